@@ -1,0 +1,66 @@
+"""What can go wrong that the user can mend: one base class, a leaf per thing to do about it.
+
+A message says what happened and where; the hint says what to do. Anything else (ValueError, assert) is a
+defect of this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class SeDeployError(Exception):
+    """An error that the user can act on; the command line prints it and exits with 1."""
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        """`message`: what happened and where; `hint`: what to do about it."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    @property
+    def kind(self) -> str:
+        """The class name, which `--json` prints as `error.kind`."""
+        return type(self).__name__
+
+
+class BadInput(SeDeployError):
+    """An argument, a file or a directory that cannot be used as it is."""
+
+
+class BadModel(BadInput):
+    """An ONNX file, a checkpoint or a network specification that cannot be read."""
+
+
+class BadData(BadInput):
+    """Calibration or evaluation data that cannot be read or does not fit the network."""
+
+
+class BadArtifact(BadInput):
+    """An engine that this runtime cannot load, or a manifest that does not match it."""
+
+
+class UnsupportedGraph(SeDeployError):
+    """A graph outside what a step is defined for."""
+
+
+class MissingRuntime(SeDeployError):
+    """A package or a device that the request needs is not on this machine."""
+
+
+class ExportFailed(SeDeployError):
+    """Neither exporter of PyTorch could write the network as ONNX."""
+
+
+class BuildFailed(SeDeployError):
+    """The compiler refused the network; the message carries its own reason."""
+
+
+class OutputExists(SeDeployError):
+    """An output file is there already and `--overwrite` was not given."""
+
+
+class CannotWrite(SeDeployError):
+    """An output path that cannot be written."""
+
+
+class StrictFailure(SeDeployError):
+    """A warning that `--strict` turned into an error."""

@@ -1,0 +1,217 @@
+"""ONNX graphs as `onnx_ir` models: read, write, edit and query; knows nothing of SE.
+
+Every node has a unique name and every value a type and, where it can be inferred, a shape: `load` and
+`rewrite` see to it, so that a pass can rely on both and a compiler's plan can be mapped back to nodes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+from onnx_ir.passes import common
+
+from se_deploy import files
+from se_deploy.errors import BadModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from se_deploy.protocols import Array
+
+    Pass = Callable[[ir.Model], int]
+
+IR_VERSION = 10
+"""Written to files: ONNX Runtime 1.18+ and TensorRT 10.3's parser (JetPack 6.1) read it."""
+
+_MAX_PROTO_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """A rewritten copy and how often each pass fired: (name, count) in the order they ran."""
+
+    model: ir.Model
+    counts: tuple[tuple[str, int], ...]
+
+
+def rewrite(model: ir.Model, *passes: Pass) -> Rewrite:
+    """Run `passes` in order on a copy; after each that fired, drop what it orphaned and check the graph."""
+    copy = model.clone()
+    counts = []
+    for apply in passes:
+        counts.append((apply.__name__, count := apply(copy)))
+        if count:
+            tidy(copy)
+    return Rewrite(copy, tuple(counts))
+
+
+def load(path: Path) -> ir.Model:
+    """Read an ONNX file; weights beside it are found there, and only there.
+
+    Raises: BadModel where it is no whole ONNX file or its external data lies outside its folder.
+    """
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        if not proto.graph.node and not proto.graph.input:
+            raise BadModel(f"'{path}' holds no ONNX graph", hint="export it again")
+        onnx.load_external_data_for_model(proto, str(path.parent))
+        model = ir.from_proto(proto)
+        onnx.checker.check_model(proto) if proto.ByteSize() < _MAX_PROTO_BYTES else None
+    except (DecodeError, onnx.checker.ValidationError, ir.serde.SerdeError, OSError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint="export it again") from e
+    return tidy(inline(model))
+
+
+def save(model: ir.Model, path: Path) -> None:
+    """Write `model` to `path`, whole or not at all, with its weights inside.
+
+    Raises: CannotWrite; BadModel where it is larger than one protobuf can be (2 GiB).
+    """
+    model.ir_version = IR_VERSION
+    files.write_bytes(path, to_bytes(model))
+
+
+def to_bytes(model: ir.Model) -> bytes:
+    """Give `model` as the bytes of an ONNX file; BadModel above 2 GiB."""
+    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    if weights > _MAX_PROTO_BYTES:
+        raise BadModel(
+            f"the graph holds {weights / 2**30:.1f} GiB of weights, one ONNX file at most 2 GiB",
+            hint="use --fp16, which halves them",
+        )
+    data: bytes = ir.to_proto(model).SerializeToString()
+    return data
+
+
+def inline(model: ir.Model) -> ir.Model:
+    """Inline local functions and turn Constant nodes into initializers, so that a pass sees one form."""
+    if model.functions:
+        common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    return model
+
+
+def tidy(model: ir.Model) -> ir.Model:
+    """Drop unused nodes and initializers, sort, name every node uniquely, and infer shapes, in place."""
+    common.RemoveUnusedNodesPass()(model)
+    common.TopologicalSortPass()(model)
+    common.NameFixPass()(model)
+    for node in model.graph.all_nodes():
+        if not node.name:
+            node.name = f"{node.op_type}:{node.outputs[0].name}"
+    common.NameFixPass()(model)
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    return model
+
+
+def check(model: ir.Model) -> None:
+    """Check `model` against the ONNX specification; a failure is a defect of the pass that wrote it."""
+    onnx.checker.check_model(ir.to_proto(model))
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """Give the array of a constant (an initializer or a Constant node's output), else None."""
+    if value is None:
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def scalar(value: ir.Value | None) -> float | None:
+    """Give the number in a constant of one element, else None."""
+    array = constant(value)
+    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+
+def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """Give the shape of a value with None for each free dimension; None where the rank is unknown."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else None for d in value.shape)
+
+
+def attribute(node: ir.Node, name: str, default: object = None) -> object:
+    """Give an attribute's Python value, or `default` where the node does not have it."""
+    found = node.attributes.get(name)
+    return default if found is None else found.value
+
+
+def opset(model: ir.Model) -> int:
+    """Give the version of the default operator set."""
+    return model.graph.opset_imports.get("", model.opset_imports.get("", 1))
+
+
+def initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
+    """Add a constant under a fresh name that starts with `name`, and give its value."""
+    fresh, n = name, 0
+    taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
+    while fresh in taken:
+        n += 1
+        fresh = f"{name}_{n}"
+    tensor = ir.tensor(np.ascontiguousarray(array), name=fresh)
+    value = ir.Value(
+        name=fresh, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    model.graph.register_initializer(value)
+    return value
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let every reader of `old`, the graph's outputs included, read `new`, which takes its name."""
+    name, graph_output = old.name, old.is_graph_output()
+    if new.shape is None:
+        new.shape = old.shape
+    if new.type is None:
+        new.type = old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=graph_output)
+    old.name = f"{name}_replaced"
+    new.name = name
+
+
+def macs(node: ir.Node) -> int:
+    """Count the multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul per image; 0 for others.
+
+    A free dimension counts as 1, and so does the batch.
+    """
+    if node.op_type not in {"Conv", "ConvTranspose", "Gemm", "MatMul"}:
+        return 0
+    x, w, y = dims(node.inputs[0]), dims(node.inputs[1]), dims(node.outputs[0])
+    if w is None or y is None or x is None:
+        return 0
+    if node.op_type == "Conv":
+        return math.prod(d or 1 for d in y[1:]) * math.prod(d or 1 for d in w[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(d or 1 for d in x[1:]) * math.prod(d or 1 for d in w[1:])
+    inner = w[1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else -2] if len(w) > 1 else w[0]
+    return math.prod(d or 1 for d in (y[1:] if len(y) > 1 else y)) * (inner or 1)
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """Give the one node that reads `value`, once; None where there are several or it is an output."""
+    uses = tuple(value.uses())
+    return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
+
+
+def ops(model: ir.Model) -> list[str]:
+    """List the operator types in order."""
+    return [node.op_type for node in model.graph]
+
+
+def insert_after(value: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Put `nodes` right behind the producer of `value`, or first where it is an input."""
+    producer = value.producer()
+    if producer is not None and producer.graph is not None:
+        producer.graph.insert_after(producer, nodes)
+        return
+    graph = nodes[0].inputs[0].graph if nodes[0].inputs[0] is not None else None
+    if graph is None:
+        raise ValueError("the nodes read no value of a graph")
+    graph.insert_before(graph[0], nodes)

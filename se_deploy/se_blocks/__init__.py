@@ -1,0 +1,7 @@
+"""Find every SE block of an FP32 graph by structure; reads, never writes."""
+
+from __future__ import annotations
+
+from se_deploy.se_blocks.types import SE_KINDS, Census, NotSE, SEBlock
+
+__all__ = ["SE_KINDS", "Census", "NotSE", "SEBlock"]

@@ -1,0 +1,61 @@
+"""What the census says: a block that it is, or a candidate that it is not, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SE_KINDS = frozenset({"se", "ese", "residual-se"})
+
+
+@dataclass(frozen=True, slots=True)
+class SEBlock:
+    """One block: y = x * gate(fc2(act(fc1(pool(x))))), or another pooled channel attention (`kind`).
+
+    Shapes: x, y (N, C, H, W); pool(x), gate (N, C, 1, 1) or (N, C); fc1 (N, R, 1, 1) or (N, R).
+    Names are value names of the graph that the block was found in, except where they say node.
+    """
+
+    output: str  # name of y: the block's identity in every later step and report
+    kind: str  # one of SE_KINDS, or "eca", "scse", "cbam-channel", "gc", "sk", "split-attention", ...
+    channels: int  # C
+    reduced: int | None  # R; None where there is one learned layer only
+    activation: str  # inner activation: "relu", "silu", "hardswish", ..., "none"
+    gate: str  # "sigmoid", "hardsigmoid", "tanh1", "softmax2", ...
+    form: Literal["conv", "linear"]
+    spelling: tuple[str, ...]  # operator types from the squeeze to the scale
+    squeeze_input: str  # x as the squeeze reads it
+    squeeze_output: str  # what the squeeze gives: the first value of size C per image
+    gate_output: str  # the gate as the scale reads it
+    scale_node: str  # node name of the Mul that applies the gate
+    nodes: tuple[str, ...]  # node names of everything in the block, squeeze first, the Mul (or Add) last
+    layers: tuple[str, ...]  # node names of the learned layers, in order
+    params: int  # with biases, BatchNorm counted as its two affine vectors
+    placement: str  # what x comes from: "linear-conv", "activation", "other"
+    followed_by: str  # what reads y: "residual-add", "conv", "other"
+
+    @property
+    def ratio(self) -> float | None:
+        """C / R."""
+        return None if self.reduced is None else self.channels / self.reduced
+
+
+@dataclass(frozen=True, slots=True)
+class NotSE:
+    """A candidate Mul (or Add) that is no block, and the reason in a user's words."""
+
+    output: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """Every block and every rejected candidate of a graph, in graph order."""
+
+    blocks: tuple[SEBlock, ...]
+    rejected: tuple[NotSE, ...]
+
+    @property
+    def se(self) -> tuple[SEBlock, ...]:
+        """The blocks of SE_KINDS."""
+        return tuple(block for block in self.blocks if block.kind in SE_KINDS)
