@@ -7,15 +7,17 @@ The verbs of the command line are the verbs of the library. They are imported on
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 
-__version__ = version("se-deploy")
 __all__ = ["__version__", "build_engine", "export", "inspect", "parity", "profile", "quantize"]
 
 _VERBS = frozenset(__all__) - {"__version__"}
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - 15 ms that --help need not pay
+
+        return version("se-deploy")
     if name in _VERBS:
         return getattr(importlib.import_module("se_deploy.pipeline"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

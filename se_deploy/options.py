@@ -1,0 +1,90 @@
+"""What a user may ask of a step, in groups that several steps share; every field has a default that works."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from se_deploy.errors import BadInput
+from se_deploy.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+Precision = Literal["fp32", "fp16", "int8"]
+RuntimeChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """How a network specification becomes an ONNX graph."""
+
+    checkpoint: Path | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    input_size: tuple[int, ...] | None = None
+    opset: int = 20
+    batch: int | None = None  # None: dynamic
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """What replaces single fields of the network's own input spec."""
+
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    resize: Literal["shortest", "squash"] | None = None
+    crop: float | None = None
+    labels: Path | None = None
+    size: tuple[int, ...] | None = None  # for a file that carries no input spec
+
+    def applied(self, spec: InputSpec | None) -> InputSpec | None:
+        """Give `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
+        if spec is None:
+            if self.size is None:
+                return None
+            if len(self.size) != 3:  # noqa: PLR2004 - (C, H, W)
+                raise BadInput(f"an image has three sizes, not {len(self.size)}", hint="as in 3x224x224")
+            channels, height, width = self.size
+            spec = InputSpec("input", channels, height, width, (0.0,) * channels, (1.0,) * channels)
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != spec.channels:
+                raise BadInput(
+                    f"--{what} has {len(values)} values for {spec.channels} channels",
+                    hint=f"give {spec.channels} numbers joined by commas",
+                )
+        return dataclasses.replace(
+            spec,
+            mean=self.mean or spec.mean,
+            std=self.std or spec.std,
+            resize=self.resize or spec.resize,
+            crop=self.crop or spec.crop,
+            labels=read_labels(self.labels) if self.labels else spec.labels,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteOptions:
+    """Which exact rewrites may be tried, and for how long."""
+
+    names: tuple[str, ...] | None = None  # None: the ones that are safe for the target; (): none
+    search_plans: int = 60
+    search_seconds: float | None = None
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read class names: a JSON list, or one name a line. Raises: BadInput."""
+    try:
+        text = path.read_text("utf-8")
+        if path.suffix == ".json":
+            names = json.loads(text)
+            if not isinstance(names, list):
+                raise BadInput(f"'{path}' holds no JSON list", hint="write the class names as a JSON list")
+            return tuple(str(name) for name in names)
+    except (OSError, ValueError) as e:
+        raise BadInput(f"'{path}' cannot be read: {e}", hint="write one class name a line") from e
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
