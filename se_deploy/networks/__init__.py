@@ -1,0 +1,8 @@
+"""The SE networks that ship: plain torch, importable as `se_deploy:NAME`; knows nothing of deployment."""
+
+from __future__ import annotations
+
+from se_deploy.networks.blocks import SqueezeExcite
+from se_deploy.networks.registry import NETWORKS, Entry
+
+__all__ = ["NETWORKS", "Entry", "SqueezeExcite"]
