@@ -1,0 +1,1 @@
+"""One file per backend behind one protocol (protocols.Runtime); each is imported only when it is used."""

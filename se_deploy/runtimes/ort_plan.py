@@ -1,0 +1,189 @@
+"""What ONNX Runtime's CPU provider will run: its optimized graph, each node of it one kernel.
+
+It fuses and renames nodes as it likes, but a tensor that survives keeps its name, and a node moved to its
+blocked layout (NCHWc) is named for the tensor that it computes. So every kernel is mapped back to the nodes
+of the original graph by the tensors at its edges.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+from se_deploy import graph
+from se_deploy.errors import BuildFailed
+from se_deploy.plan import Kernel, Plan, PlanTensor
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+SHAPE_OPS = frozenset({"Shape", "Size"})
+"""Operators that read a tensor's shape and not its numbers."""
+
+_BLOCKED = "_nchwc"
+_BLOCKED_DOMAIN = "com.microsoft.nchwc"
+_SUM_INPUT = 3  # of a blocked Conv: what is added to its result
+_CAST_PREFIX = "InsertedPrecisionFreeCast_"
+ERRORS_ONLY = 3
+"""The log level that keeps ONNX Runtime's warnings off the terminal."""
+
+REFUSALS = (
+    states.EPFail, states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf,
+    states.NoSuchFile, states.NotImplemented, states.RuntimeException,
+)  # fmt: skip
+"""What ONNX Runtime raises for a graph that it cannot load."""
+
+_PLAN_NAMES = {
+    "float": "float32",
+    "double": "float64",
+    "float8e4m3fn": "float8e4m3",
+    "uint32": "int32",
+    "uint64": "int64",
+}  # fmt: skip  (unsigned ones by their size)
+
+
+def plan(model: ir.Model) -> Plan:
+    """Give the plan of ONNX Runtime's CPU provider for `model`.
+
+    Raises: BuildFailed with ONNX Runtime's reason.
+    """
+    optimized = _optimized(model)
+    edges = _Edges(model, optimized)
+    return Plan(
+        "onnxruntime",
+        str(ort.__version__),
+        "cpu",
+        tuple(edges.kernel(node) for node in optimized.graph.node),
+    )
+
+
+class _Edges:
+    """The tensors between the kernels, and which tensor of the original graph each one is."""
+
+    def __init__(self, model: ir.Model, optimized: onnx.ModelProto) -> None:
+        self._values: dict[str, ir.Value] = _values(model)
+        self._outputs = {n.name: n.outputs[0].name or "" for n in model.graph if n.name}  # by node name
+        self._types = _types(optimized)
+        self._constants = {tensor.name: tensor for tensor in optimized.graph.initializer}
+        self._names: dict[str, str] = {}
+        for node in optimized.graph.node:
+            for i, name in enumerate(node.output):
+                self._names[name] = self._original(node, i)
+        self._stops = set(self._names.values()) | {value.name for value in optimized.graph.input}
+
+    def kernel(self, node: onnx.NodeProto) -> Kernel:
+        reads = [name for name in node.input if name]
+        inputs = tuple(self._tensor(name, node) for name in reads if name not in self._constants)
+        outputs = tuple(self._tensor(name, node) for name in node.output if name)
+        constants = tuple(
+            PlanTensor(name, _word(self._constants[name].data_type), tuple(self._constants[name].dims))
+            for name in reads
+            if name in self._constants
+        )
+        domain = node.domain.removeprefix("com.microsoft").removeprefix(".")
+        return Kernel(
+            node.name,
+            f"{domain}.{node.op_type}" if domain else node.op_type,
+            inputs,
+            outputs,
+            self._nodes(node),
+            constants,
+            host_only=node.op_type in SHAPE_OPS,
+        )
+
+    def _original(self, node: onnx.NodeProto, index: int) -> str:
+        """Name the original tensor that an output of an optimized node holds."""
+        name, label = str(node.output[index]), str(node.name)
+        if name in self._values:
+            return name
+        if node.op_type == "ReorderInput":
+            return self._names.get(node.input[0], str(node.input[0]))
+        if label.removesuffix(_BLOCKED) in self._values:
+            return self._with_epilogue(node, label.removesuffix(_BLOCKED))
+        cast = name.removeprefix(_CAST_PREFIX)
+        if cast in self._values:
+            return cast
+        kin = [
+            n for n in self._outputs if node.name.startswith(n)
+        ]  # "/act/Mul" in "/act/Mul/QuickGeluFusion/"
+        return self._outputs[max(kin, key=len)] if kin else name
+
+    def _with_epilogue(self, node: onnx.NodeProto, name: str) -> str:
+        """Follow `name` over the residual Add and the activation that the blocked node computes too."""
+        fused = ["Add"] if len(node.input) > _SUM_INPUT and node.input[_SUM_INPUT] else []
+        fused += [attr.s.decode() for attr in node.attribute if attr.name == "activation"]
+        for op in fused:
+            value = self._values[name]
+            producer = value.producer()
+            after = [use.node for use in value.uses() if use.node.op_type == op]
+            if (producer is None or producer.op_type != op) and after:
+                name = after[0].outputs[0].name or name
+        return name
+
+    def _tensor(self, name: str, node: onnx.NodeProto) -> PlanTensor:
+        known = self._values.get(self._names.get(name, name))
+        dtype, dims = self._types.get(name, ("", None))
+        if dims is None:
+            dims = tuple(-1 if d is None else d for d in (graph.dims(known) or ()))
+        if not dtype:
+            dtype = "float" if known is None or known.dtype is None else known.dtype.name.lower()
+        blocked = name not in self._values and node.domain == _BLOCKED_DOMAIN
+        return PlanTensor(name, _PLAN_NAMES.get(dtype, dtype), dims, "nchwc" if blocked else "")
+
+    def _nodes(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """Name the original nodes between this kernel's inputs and its outputs, in graph order."""
+        if node.op_type in {"ReorderInput", "ReorderOutput"}:
+            return ()  # it computes nothing: the tensor belongs to the kernel that gave it
+        originals = (self._values.get(self._names.get(name, name)) for name in node.output)
+        wanted = [value for value in originals if value is not None]
+        found: dict[str, None] = {}
+        while wanted:
+            producer = wanted.pop().producer()
+            if producer is None or producer.name is None or producer.name in found:
+                continue
+            found[producer.name] = None
+            wanted += [v for v in producer.inputs if v is not None and v.name not in self._stops]
+        return tuple(reversed(found))
+
+
+def _optimized(model: ir.Model) -> onnx.ModelProto:
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            ort.InferenceSession(graph.to_bytes(model), options, providers=["CPUExecutionProvider"])
+        except REFUSALS as e:
+            raise BuildFailed(
+                f"ONNX Runtime {ort.__version__} refused the network: {str(e).strip().splitlines()[0]}",
+                hint="export it again with `se-deploy export`",
+            ) from e
+        return onnx.load(path)
+
+
+def _values(model: ir.Model) -> dict[str, ir.Value]:
+    produced = (value for node in model.graph for value in node.outputs)
+    return {value.name: value for value in (*model.graph.inputs, *produced) if value.name}
+
+
+def _types(optimized: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...] | None]]:
+    """Give element type and shape of every tensor that the optimized graph declares, -1 where free."""
+    types = {}
+    for info in (*optimized.graph.value_info, *optimized.graph.input, *optimized.graph.output):
+        tensor = info.type.tensor_type
+        dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim)
+        types[info.name] = (_word(tensor.elem_type), dims if tensor.HasField("shape") else None)
+    return types
+
+
+def _word(elem_type: int) -> str:
+    name: str = onnx.TensorProto.DataType.Name(elem_type).lower()
+    return _PLAN_NAMES.get(name, name)
