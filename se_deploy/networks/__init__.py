@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from se_deploy.networks.adaptive import AdaptiveSE, FrozenRatio, freeze
 from se_deploy.networks.blocks import SqueezeExcite
 from se_deploy.networks.registry import NETWORKS, Entry
 
-__all__ = ["NETWORKS", "Entry", "SqueezeExcite"]
+__all__ = ["NETWORKS", "AdaptiveSE", "Entry", "FrozenRatio", "SqueezeExcite", "freeze"]

@@ -127,7 +127,10 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Recalibrate the channels of x (N, C, H, W)."""
-        return rescale(x, self.gate(self.excite(x)), residual=self.residual)
+        gate: Tensor = self.gate(self.excite(x))
+        if self.form == "linear":
+            gate = gate.unsqueeze(2).unsqueeze(3)
+        return x + x * gate if self.residual else x * gate
 
     def weight_of(self, layer: int) -> Tensor:
         """Give the weight of learned layer 1, 2, ..., in whichever form."""
@@ -136,20 +139,12 @@ class SqueezeExcite(nn.Module):
 
     def excite(self, x: Tensor) -> Tensor:
         """Compute what goes into the gate: (N, C, H, W) -> (N, C, 1, 1), or (N, C) in the linear form."""
-        squeezed: Tensor = self.excitation(squeeze(x, self.form))
-        return squeezed
+        excited: Tensor = self.excitation(self.squeezed(x))
+        return excited
 
-
-def squeeze(x: Tensor, form: Form) -> Tensor:
-    """Average over H and W: (N, C, H, W) -> (N, C, 1, 1), or (N, C) in the linear form."""
-    return x.mean((2, 3), keepdim=True) if form == "conv" else x.mean((2, 3))
-
-
-def rescale(x: Tensor, gate: Tensor, *, residual: bool = False) -> Tensor:
-    """Multiply x (N, C, H, W) by a gate (N, C, 1, 1) or (N, C); with `residual` add x."""
-    if gate.dim() == 2:  # noqa: PLR2004 - the linear form's (N, C)
-        gate = gate.unsqueeze(2).unsqueeze(3)
-    return x + x * gate if residual else x * gate
+    def squeezed(self, x: Tensor) -> Tensor:
+        """Average over H and W: (N, C, H, W) -> (N, C, 1, 1), or (N, C) in the linear form."""
+        return x.mean((2, 3), keepdim=self.form == "conv")
 
 
 def choose(table: Mapping[str, Callable[[], nn.Module]], name: str, what: str) -> nn.Module:
