@@ -1,0 +1,83 @@
+"""Parity in users' own CI: `assert_parity` as a function, and as a fixture that pytest finds by itself.
+
+Imported with every pytest run of an environment that has this package, so nothing heavy is imported here
+before a test asks for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from se_deploy.protocols import Array, Session
+
+
+def assert_parity(
+    reference: Any,  # noqa: ANN401 - a path, a torch module or a session
+    candidate: Any,  # noqa: ANN401
+    *,
+    data: Array | Mapping[str, Array] | str | Path,
+    preset: str = "fp32",
+    atol: float | None = None,
+    rtol: float | None = None,
+    min_cosine: float | None = None,
+    min_top1: float | None = None,
+) -> None:
+    """Fail the test, with what differs and by how much, unless the candidate's outputs pass the tolerance.
+
+    `reference` and `candidate`: paths (ONNX file, engine, network specification), torch modules or
+    sessions. `data`: an array whose first axis counts samples, a dict of arrays by input name, or a path.
+    """
+    from se_deploy import comparison  # noqa: PLC0415
+
+    limits = comparison.tolerance(preset, atol=atol, rtol=rtol, min_cosine=min_cosine, min_top1=min_top1)
+    with contextlib.ExitStack() as stack:
+        one = stack.enter_context(_session(reference))
+        other = stack.enter_context(_session(candidate))
+        parity = comparison.compare(one, other, _batches(data, one, other))
+    failures = [text for output in parity.outputs for text in limits.failures(output)]
+    if failures:
+        pytest.fail(f"no parity under preset '{preset}':\n  " + "\n  ".join(failures), pytrace=False)
+
+
+@pytest.fixture(name="assert_parity")
+def _assert_parity() -> Callable[..., None]:
+    """Give `assert_parity` to a test that names it as an argument."""
+    return assert_parity
+
+
+@contextlib.contextmanager
+def _session(thing: Any) -> Iterator[Session]:  # noqa: ANN401 - see assert_parity
+    if isinstance(thing, (str, Path)):
+        from se_deploy.pipeline import artifacts  # noqa: PLC0415
+
+        with artifacts.opened(str(thing), exact=True, stand_in=True) as found:
+            yield found.session
+    elif hasattr(thing, "run") and hasattr(thing, "outputs"):
+        yield thing
+    else:
+        from se_deploy.runtimes import pytorch  # noqa: PLC0415
+
+        with pytorch.TorchRuntime().open(thing) as session:
+            yield session
+
+
+def _batches(
+    data: Array | Mapping[str, Array] | str | Path, one: Session, other: Session
+) -> Iterator[Mapping[str, Array]]:
+    from se_deploy.pipeline import artifacts  # noqa: PLC0415
+
+    size = min(artifacts.batch_size(session, 16) for session in (one, other))
+    if isinstance(data, (str, Path)):
+        yield from artifacts.read_data(Path(data), one, None).batches(size)
+        return
+    feeds = data if hasattr(data, "keys") else {one.inputs[0].name: data}
+    count = min(len(value) for value in feeds.values())
+    for start in range(0, count, size):
+        yield {name: value[start : start + size] for name, value in feeds.items()}
