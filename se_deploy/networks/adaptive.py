@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from torch import nn
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _START = 2.0  # sigmoid(2) = 0.88: nearly every unit is used, and the gradient is not yet flat
+
+
+class AdaptiveArgs(TypedDict, total=False):
+    """What a network passes on to its adaptive blocks; the meaning is `AdaptiveSE`'s."""
+
+    ratio: float
+    divisor: int
+    softness: float
+    form: Form
+    activation: str
+    gate: str
+    bias: bool
+    norm: bool
+    residual: bool
 
 
 @dataclass(frozen=True, slots=True)
