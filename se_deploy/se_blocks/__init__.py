@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from se_deploy.se_blocks.census import find
 from se_deploy.se_blocks.types import SE_KINDS, Census, NotSE, SEBlock
 
-__all__ = ["SE_KINDS", "Census", "NotSE", "SEBlock"]
+__all__ = ["SE_KINDS", "Census", "NotSE", "SEBlock", "find"]

@@ -1,0 +1,376 @@
+"""Decide of every Mul whether it applies a gate pooled from what it scales, and describe the block."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from se_deploy.se_blocks import functions
+from se_deploy.se_blocks.reader import Reader
+from se_deploy.se_blocks.types import Census, NotSE, SEBlock
+from se_deploy.se_blocks.values import value_dims
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import onnx_ir as ir
+
+    from se_deploy.se_blocks.values import Vector, View
+
+_LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_PASSING = frozenset({"Identity", "Cast", "Transpose", "Dropout", "Reshape"})
+_ACTIVATIONS = functions.UNARY_OPS | {"PRelu"}
+_GATES = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Clip"})
+_FAR = 8  # nodes to look back for what an activation is spelled with
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A Mul that scales `source` by a vector pooled from it."""
+
+    mul: ir.Node
+    gate: ir.Value
+    scaled: ir.Value
+    vector: Vector
+
+
+def find(model: ir.Model) -> Census:
+    """Find every SE block, every other pooled channel attention, and every Mul that is neither.
+
+    `model` is as `graph.load` gives it: named nodes, known shapes, constants as initializers.
+    """
+    reader = Reader(model)
+    order = {node: i for i, node in enumerate(model.graph.all_nodes())}
+    blocks, rejected = [], []
+    for node in order:
+        if node.op_type not in {"Mul", "Add"} or any(v is None for v in node.inputs):
+            continue
+        if any(reader.of(v).constant or reader.of(v).of_shapes for v in node.inputs if v is not None):
+            continue
+        verdict = _judge(reader, node)
+        if isinstance(verdict, _Match):
+            blocks.append(_describe(reader, verdict, order))
+        elif verdict:
+            rejected.append(NotSE(node.outputs[0].name or "", verdict))
+    return Census(tuple(blocks), tuple(rejected))
+
+
+def _judge(reader: Reader, node: ir.Node) -> _Match | str:
+    """Give the match of a Mul, the reason against a candidate, or "" for what is no candidate."""
+    a, b = node.inputs
+    if a is None or b is None:
+        return ""
+    reasons: list[tuple[int, str]] = []
+    for gate, scaled in ((b, a), (a, b)):
+        view = reader.of(scaled).view
+        for vector in reader.of(gate).vectors:
+            match = _Match(node, gate, scaled, vector)
+            if node.op_type == "Add":
+                if vector.layers and _is_source(vector, view):
+                    reasons.append((1, "the pooled vector is added to its source, not multiplied with it"))
+                continue
+            rank, reason = _against(reader, match, view)
+            if not reason:
+                return match
+            reasons.append((rank, reason))
+    if node.op_type == "Add":
+        return reasons[0][1] if reasons else ""
+    if _of_one_vector(reader, a, b):
+        return ""  # an activation inside a block
+    ungated = _without_pool(reader, a, b)
+    return max(reasons)[1] if reasons else ungated
+
+
+def _is_source(vector: Vector, view: View) -> bool:
+    return view.root is vector.source.root and view.reduced == vector.source.reduced
+
+
+def _against(reader: Reader, match: _Match, view: View) -> tuple[int, str]:
+    """Give what speaks against a match, "" for nothing, and how far it came before it failed."""
+    vector = match.vector
+    gate = _gate(vector)
+    if not _is_source(vector, view):
+        if reader.of(match.scaled).vectors:
+            return 0, "both factors are pooled vectors"
+        pooled, scaled = vector.source.root.name, match.scaled.name
+        return 2, f"the gate is pooled from '{pooled}', but scales '{scaled}'"
+    if not vector.layers:
+        return 3, "no learned layer lies between the squeeze and the scale"
+    if gate is None:
+        return 4, "the factor pooled from its source is not bounded, so it is no gate"
+    at = next((i for i, axis in enumerate(view.axes) if axis == vector.source.axes[0]), None)
+    shape, gate_shape = value_dims(match.scaled), value_dims(match.gate)
+    if at is None or shape is None:
+        return 5, "the gate's channels do not lie along one axis of what it scales"
+    placed = None if vector.axis is None or gate_shape is None else len(gate_shape) - vector.axis
+    if placed is not None and placed != len(shape) - at:
+        return 5, "the gate lies along another axis than the channels that it was pooled over"
+    channels, split = shape[at], "softmax" in vector.traits and "part" not in vector.traits
+    branches = math.prod(d for d in shape[1:at] if isinstance(d, int)) if split else 1
+    if (
+        isinstance(channels, int)
+        and vector.size is not None
+        and vector.size not in {channels, channels * branches}
+    ):
+        return 5, f"the gate has {vector.size} channels, what it scales has {channels}"
+    return 9, ""
+
+
+def _gate(vector: Vector) -> tuple[str, float] | None:
+    """Name the bounded function that makes the gate, and its gain."""
+    if "softmax" in vector.traits:
+        return ("softmax2" if "softmax2" in vector.traits else "softmax"), 1.0
+    if vector.function is None:
+        return "other", 1.0
+    last = vector.function
+    if functions.is_identity(last) and vector.functions and "merged" not in vector.traits:
+        behind = len(vector.functions) - (len(vector.layers) - 1)
+        last = vector.functions[-1] if behind > 0 and vector.functions[-1] is not None else last
+    return functions.gate_name(last)
+
+
+def _kind(reader: Reader, match: _Match) -> str:
+    vector = match.vector
+    if "attention" in vector.pools:
+        return "gc"
+    if "eca" in vector.traits:
+        return "eca"
+    if "max" in vector.pools:
+        return "cbam-channel"
+    if vector.pools != {"mean"}:
+        return "pooled-attention"
+    if "softmax" in vector.traits and not {"softmax2", "part"} <= vector.traits:
+        root = vector.source.root.producer()
+        return "sk" if root is not None and root.op_type == "Concat" else "split-attention"
+    if "part" in vector.traits and "softmax2" not in vector.traits:
+        return "dynamic-relu"
+    if "joined" in vector.traits:
+        return "pooled-attention"
+    for use in match.mul.outputs[0].uses():
+        other = _other_operand(use.node, match.mul.outputs[0])
+        if other is None or use.node.op_type not in {"Add", "Max", "Concat"}:
+            continue
+        if use.node.op_type == "Add" and _same_tensor(reader, other, match.scaled):
+            return "residual-se"
+        spatial = other.producer()
+        if spatial is not None and spatial.op_type == "Mul" and _is_spatial(reader, spatial, match.scaled):
+            return "scse"
+    return "ese" if len(vector.layers) == 1 else "se"
+
+
+def _same_tensor(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
+    x, y = reader.of(a).view, reader.of(b).view
+    return (x.root, x.axes, x.reduced) == (y.root, y.axes, y.reduced)
+
+
+def _is_spatial(reader: Reader, mul: ir.Node, scaled: ir.Value) -> bool:
+    """Whether a Mul scales the same tensor by one bounded factor per position."""
+    for gate, other in ((mul.inputs[0], mul.inputs[1]), (mul.inputs[1], mul.inputs[0])):
+        if gate is None or other is None or not _same_tensor(reader, other, scaled):
+            continue
+        producer, shape = _through(gate).producer(), value_dims(gate)
+        if producer is not None and producer.op_type in _GATES and shape is not None and 1 in shape[1:]:
+            return True
+    return False
+
+
+def _other_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
+    if len(node.inputs) != 2:  # noqa: PLR2004
+        return None
+    a, b = node.inputs
+    return b if a is value else a
+
+
+def _of_one_vector(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
+    bases = {(v.source, v.base) for v in reader.of(a).vectors}
+    return any((v.source, v.base) in bases for v in reader.of(b).vectors)
+
+
+def _through(value: ir.Value) -> ir.Value:
+    """Walk back through changes of layout and type."""
+    while (producer := value.producer()) is not None and producer.op_type in _PASSING | {
+        "Expand",
+        "Unsqueeze",
+    }:
+        first = producer.inputs[0]
+        if first is None:
+            break
+        value = first
+    return value
+
+
+def _elementwise_of(reader: Reader, value: ir.Value, target: ir.Value) -> bool:
+    """Whether `value` is a scalar function of `target`."""
+    for _ in range(_FAR):
+        if reader.of(value).view.root is reader.of(target).view.root:
+            return True
+        producer = value.producer()
+        if producer is None or producer.op_type not in _ACTIVATIONS | functions.BINARY_OPS:
+            return False
+        computed = [v for v in producer.inputs if v is not None and not reader.of(v).constant]
+        if not computed or (len(set(computed)) > 1 and target not in computed):
+            return False
+        value = computed[0]
+    return False
+
+
+def _without_pool(reader: Reader, a: ir.Value, b: ir.Value) -> str:
+    """Say what a product of a bounded factor with no pooled vector is; "" where no factor is bounded."""
+    for gate, scaled in ((b, a), (a, b)):
+        if _elementwise_of(reader, gate, scaled):
+            return "x * f(x) of every element: an activation such as SiLU or HardSwish"
+    for gate, scaled in ((b, a), (a, b)):
+        producer = _through(gate).producer()
+        if producer is None or producer.op_type not in _GATES | {"Div", "Add", "Resize"}:
+            continue
+        if producer.op_type in {"Div", "Add"} and not _is_clipped(producer):
+            continue
+        if producer.op_type == "Resize":
+            return "the gate is resized from a coarser map: it varies with the position"
+        shape = value_dims(gate)
+        origin = _first_source(gate)
+        if origin is _first_source(scaled) and origin is not _through(scaled):
+            return "both factors are parts of one tensor: a gated linear unit"
+        if shape is not None and len(shape) > 2 and shape[1] == 1:  # noqa: PLR2004
+            return "one factor per position, not per channel: spatial attention"
+        return "the gate is not pooled over the whole map"
+    return ""
+
+
+def _is_clipped(node: ir.Node) -> bool:
+    first = node.inputs[0]
+    producer = None if first is None else first.producer()
+    return producer is not None and producer.op_type == "Clip"
+
+
+def _first_source(value: ir.Value) -> ir.Value | None:
+    """Walk back through activations and parts to the tensor that a factor was cut from."""
+    for _ in range(_FAR):
+        producer = value.producer()
+        if producer is None or producer.op_type not in _ACTIVATIONS | _PASSING | {"Slice", "Split", "Gather"}:
+            return value
+        first = producer.inputs[0]
+        if first is None:
+            return value
+        value = first
+    return value
+
+
+# ---- the description of a block
+
+
+def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlock:
+    vector, view = match.vector, reader.of(match.scaled).view
+    kind = _kind(reader, match)
+    path = vector.nodes - frozenset(view.nodes)
+    end = _residual(reader, match) if kind == "residual-se" else None
+    nodes = _with_shapes(reader, {*path, match.mul, *([end] if end else [])}, match.mul)
+    squeeze = min(path, key=order.__getitem__)
+    name, gain = _gate(vector) or ("other", 1.0)
+    shape = value_dims(match.scaled) or ()
+    channels = next(
+        (d for d, axis in zip(shape, view.axes, strict=True) if axis == vector.source.axes[0]), vector.size
+    )
+    widths = [layer.outputs for layer in vector.layers[:-1]]
+    inner = [f for f in vector.functions[: len(vector.layers) - 1] if f is not None]
+    ordered = sorted(nodes - {match.mul, end}, key=order.__getitem__) + [match.mul] + ([end] if end else [])
+    return SEBlock(
+        output=match.mul.outputs[0].name or "",
+        kind=kind,
+        channels=channels if isinstance(channels, int) else vector.size or 0,
+        reduced=min(widths) if widths else None,
+        activation=_activation(vector) if inner else "none",
+        gate=name,
+        form=vector.layers[0].form,
+        spelling=tuple(node.op_type for node in ordered),
+        squeeze_input=(squeeze.inputs[0].name if squeeze.inputs[0] is not None else None) or "",
+        squeeze_output=vector.squeeze_output.name or "",
+        gate_output=match.gate.name or "",
+        scale_node=match.mul.name or "",
+        nodes=tuple(node.name or "" for node in ordered),
+        layers=tuple(layer.node.name or "" for layer in vector.layers),
+        params=sum(
+            math.prod(int(d) for d in weight.shape or () if isinstance(d, int)) for weight in vector.weights
+        ),
+        placement=_placement(reader, match.scaled),
+        followed_by=_followed_by(reader, end or match.mul),
+        gain=gain,
+        traits=tuple(sorted(vector.traits)),
+    )
+
+
+def _activation(vector: Vector) -> str:
+    """Name the first function between learned layers that is not the identity."""
+    names = [functions.activation_name(f) for f in vector.functions[: len(vector.functions)] if f is not None]
+    return next((name for name in names if name != "none"), "none")
+
+
+def _residual(reader: Reader, match: _Match) -> ir.Node | None:
+    for use in match.mul.outputs[0].uses():
+        other = _other_operand(use.node, match.mul.outputs[0])
+        if use.node.op_type == "Add" and other is not None and _same_tensor(reader, other, match.scaled):
+            return use.node
+    return None
+
+
+def _with_shapes(reader: Reader, nodes: set[ir.Node], mul: ir.Node) -> frozenset[ir.Node]:
+    """Add the nodes that compute shapes for the block and nothing else."""
+    found = set(nodes)
+    frontier = list(nodes)
+    while frontier:
+        node = frontier.pop()
+        for value in node.inputs:
+            producer = None if value is None else value.producer()
+            if producer is None or producer in found or value is None or not reader.of(value).of_shapes:
+                continue
+            if all(use.node in found for output in producer.outputs for use in output.uses()):
+                found.add(producer)
+                frontier.extend((producer, node))
+    return frozenset(found | {mul})
+
+
+def _placement(reader: Reader, value: ir.Value) -> str:
+    """Say what x comes from: "linear-conv", "activation" or "other"."""
+    producer = reader.of(value).view.root.producer()
+    for _ in range(_FAR):
+        if producer is None:
+            return "other"
+        if producer.op_type in _LINEAR:
+            return "linear-conv"
+        if producer.op_type in _ACTIVATIONS:
+            return "activation"
+        computed = [v for v in producer.inputs if v is not None and not reader.of(v).constant]
+        if producer.op_type == "Mul" and len(computed) == 2:  # noqa: PLR2004
+            a, b = computed
+            spelled = _elementwise_of(reader, a, b) or _elementwise_of(reader, b, a)
+            return "activation" if spelled else "other"
+        affine = producer.op_type in {"BatchNormalization", "Add", "Mul", "Sub", "Div"}
+        if not (affine or producer.op_type in _PASSING) or len(computed) != 1:
+            return "other"
+        producer = computed[0].producer()
+    return "other"
+
+
+def _followed_by(reader: Reader, node: ir.Node) -> str:
+    """Say what reads y, seen through scalar gains and changes of layout: "residual-add", "conv", "other"."""
+    found: set[str] = set()
+    frontier = [node.outputs[0]]
+    for _ in range(_FAR):
+        following: list[ir.Value] = []
+        for use in _uses(frontier):
+            computed = [v for v in use.inputs if v is not None and not reader.of(v).constant]
+            if use.op_type == "Add" and len(computed) == 2:  # noqa: PLR2004
+                found.add("residual-add")
+            elif use.op_type in _LINEAR:
+                found.add("conv")
+            elif use.op_type in _PASSING or (use.op_type in {"Mul", "Div"} and len(computed) == 1):
+                following.append(use.outputs[0])
+        frontier = following
+    return next((name for name in ("residual-add", "conv") if name in found), "other")
+
+
+def _uses(values: Iterable[ir.Value]) -> Iterable[ir.Node]:
+    for value in values:
+        for use in value.uses():
+            yield use.node

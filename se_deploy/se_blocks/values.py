@@ -1,0 +1,120 @@
+"""What is known of a value while a graph is read: a view of a tensor, or a vector pooled from one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.se_blocks.functions import Samples
+
+Axis = frozenset[int]
+Dim = int | str | None
+"""A size, the name of a free size, or None where nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The same numbers as `root` in another layout or type, or their mean over some of its axes.
+
+    `axes` says of each axis which axes of the root it holds; an empty set is an axis of size one.
+    """
+
+    root: ir.Value
+    axes: tuple[Axis, ...]
+    reduced: tuple[tuple[int, str], ...] = ()  # (axis of the root, "mean" | "sum" | "max")
+    nodes: tuple[ir.Node, ...] = ()  # what led from the root to here, reductions included
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A learned layer from `inputs` to `outputs` channels."""
+
+    node: ir.Node
+    form: Literal["conv", "linear"]
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """One number per channel and image, computed from the pooled `source` alone.
+
+    The numbers are `function` of what the last learned layer gave; None where they are no scalar
+    function of it (a softmax across channels).
+    """
+
+    source: View  # of the pooled tensor: root, and which of its axes is the channel
+    squeeze_input: ir.Value
+    squeeze_output: ir.Value
+    pools: frozenset[str]  # "mean", "max", "sum", "attention"
+    size: int | None  # channels
+    axis: int | None  # where the channels lie; None where that is not known
+    base: int  # equal for values that are scalar functions of the same vector
+    function: Samples | None
+    layers: tuple[Layer, ...] = ()
+    functions: tuple[Samples | None, ...] = ()  # those before each learned or affine layer
+    weights: frozenset[ir.Value] = frozenset()
+    nodes: frozenset[ir.Node] = frozenset()
+    traits: frozenset[str] = frozenset()  # "norm", "eca", "softmax", "part", "merged", "scalar", …
+
+
+def value_dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
+    """Give a value's shape: a number, the name of a free size, or None for each axis."""
+    if value is None or value.shape is None:
+        return None
+    return tuple(d if isinstance(d, int) else d.value for d in value.shape)
+
+
+def same(a: Dim, b: Dim, *, batch: bool = False) -> bool:
+    """Whether two sizes are known to be equal; two free batch sizes are."""
+    return (a is not None and a == b) or (batch and not isinstance(a, int) and not isinstance(b, int))
+
+
+def regroup(axes: Sequence[Axis], before: Sequence[Dim], after: Sequence[Dim]) -> tuple[Axis, ...] | None:
+    """Say which axes a Reshape from `before` to `after` puts where; None where it takes one apart.
+
+    Axes may be merged with their neighbours, and axes of size one come and go.
+    """
+    old = [(axis, dim) for axis, dim in zip(axes, before, strict=True) if dim != 1]
+    new = [i for i, dim in enumerate(after) if dim != 1]
+    head = 0
+    while head < min(len(old), len(new)) and same(old[head][1], after[new[head]], batch=new[head] == 0):
+        head += 1
+    tail = 0
+    while tail < min(len(old), len(new)) - head and same(old[-1 - tail][1], after[new[-1 - tail]]):
+        tail += 1
+    middle_old, middle_new = old[head : len(old) - tail], new[head : len(new) - tail]
+    placed: dict[int, Axis] = {new[i]: old[i][0] for i in range(head)}
+    placed |= {new[-1 - i]: old[-1 - i][0] for i in range(tail)}
+    if len(middle_new) == 1 and middle_old:
+        placed[middle_new[0]] = frozenset().union(*(axis for axis, _ in middle_old))
+    elif len(middle_new) == len(middle_old) and all(
+        dim is None or after[i] is None for (_, dim), i in zip(middle_old, middle_new, strict=True)
+    ):
+        placed |= {i: axis for (axis, _), i in zip(middle_old, middle_new, strict=True)}
+    elif middle_new or middle_old:
+        return None
+    return tuple(placed.get(i, frozenset()) for i in range(len(after)))
+
+
+def locate(shape: Sequence[Dim] | None, size: int | None) -> int | None:
+    """Find the axis of `size` channels behind the batch axis; None where it is not the only candidate."""
+    if shape is None or len(shape) < 2:  # noqa: PLR2004  (batch and channels)
+        return None
+    if size == 1:
+        return 1
+    wide = [i for i in range(1, len(shape)) if shape[i] != 1]
+    if len(wide) == 1 and (size is None or shape[wide[0]] in {size, None} or isinstance(shape[wide[0]], str)):
+        return wide[0]
+    exact = [i for i in wide if shape[i] == size]
+    return exact[0] if len(exact) == 1 else None
+
+
+def permuted(axis: int | None, perm: Sequence[int]) -> int | None:
+    """Follow an axis through a Transpose."""
+    return None if axis is None else list(perm).index(axis)
