@@ -1,0 +1,8 @@
+"""Plan + SE blocks -> a verdict per block: fused, split or fallback, its cost, and what causes it."""
+
+from __future__ import annotations
+
+from se_deploy.fusion.judge import Verdict, verdicts
+from se_deploy.fusion.totals import Totals, plan_json, totals, without_gates
+
+__all__ = ["Totals", "Verdict", "plan_json", "totals", "verdicts", "without_gates"]

@@ -1,0 +1,249 @@
+"""Says of each SE block whether its compiler fused it, and what every extra kernel comes from.
+
+`fused`: the inner activation sits in its layer's kernel, the gate in the last layer's or in the scale's, a
+following residual Add and its activation in the scale's kernel or in a convolution's, and no copy, cast,
+transpose or shape kernel belongs to the block. `split` otherwise; `fallback` where a part left the accelerator
+or ran in a higher precision than the graph asks for. Four kernels are the best plan known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from se_deploy.fusion.region import LAYERS, MOVES, QUANTIZERS, REDUCTIONS, SHAPES, Graph, Region
+from se_deploy.plan import SIZE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.plan import Kernel, Plan, PlanTensor
+    from se_deploy.se_blocks.types import SEBlock
+
+_ORT_EPILOGUES = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu", "Clip", "HardSwish"})
+"""What ONNX Runtime's CPU convolutions compute themselves; it has a kernel apart for anything else."""
+
+_RESPELL = "respell the squeeze (`se-deploy export --runtime tensorrt-rtx` does)"
+_CANONICALIZE = "canonicalize the block (`se-deploy export` does)"
+_FLOAT_GATE = "leave the gate in float (`se-deploy quantize` does)"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one block in one plan; bytes per image, without constants."""
+
+    output: str  # the block's identity
+    verdict: Literal["fused", "split", "fallback"]
+    kernels: int  # launches that compute the block, without convolutions that only carry its scale
+    activation_bytes: int
+    reasons: tuple[str, ...] = ()  # cause and what to do, one for each thing that is not as it could be
+
+
+def verdicts(plan: Plan, blocks: Sequence[SEBlock], model: ir.Model) -> tuple[Verdict, ...]:
+    """Judge every block of `blocks` in `plan`, which was made for `model`."""
+    indexed, kernels = Graph(model), _Kernels(plan)
+    return tuple(_verdict(block, indexed, kernels) for block in blocks)
+
+
+class _Kernels:
+    """A plan with its kernels by ONNX node and by the tensors that they read."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.launches = [kernel for kernel in plan.layers if not kernel.host_only]
+        self.by_node: dict[str, list[int]] = {}
+        self.readers: dict[str, set[int]] = {}
+        for i, kernel in enumerate(self.launches):
+            for node in kernel.onnx_nodes:
+                self.by_node.setdefault(node, []).append(i)
+            for tensor in kernel.inputs:
+                self.readers.setdefault(tensor.name, set()).add(i)
+
+    def of(self, nodes: frozenset[str]) -> set[int]:
+        return {i for node in nodes for i in self.by_node.get(node, ())}
+
+    def with_copies(self, own: set[int]) -> set[int]:
+        """Add the kernels that compute no node and that only kernels of `own` read."""
+        own = set(own)
+        for i in range(len(self.launches) - 1, -1, -1):
+            kernel = self.launches[i]
+            readers = {r for tensor in kernel.outputs for r in self.readers.get(tensor.name, ())}
+            if not kernel.onnx_nodes and readers and readers <= own:
+                own.add(i)
+        return own
+
+
+def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
+    region = indexed.region(block)
+    if region is None:
+        reason = "it is no tensor of this graph: the block was rewritten away, or the graph is another one"
+        return Verdict(block.output, "split", 0, 0, (f"'{block.output}': {reason}",))
+    own = kernels.with_copies(kernels.of(region.nodes))
+    judged = _Judge(region, indexed, kernels, own)
+    higher = judged.higher_precision()
+    reasons = tuple(dict.fromkeys((*higher, *judged.extras(), *judged.apart())))
+    counted = [kernels.launches[i] for i in own if not judged.carries_only_the_scale(i)]
+    return Verdict(
+        block.output,
+        "fallback" if higher else "split" if reasons else "fused",
+        len(counted),
+        sum(kernel.activation_bytes for kernel in counted),
+        reasons,
+    )
+
+
+class _Judge:
+    """One block in one plan: finds what is not as it could be."""
+
+    def __init__(self, region: Region, indexed: Graph, kernels: _Kernels, own: set[int]) -> None:
+        self.region = region
+        self.indexed = indexed
+        self.kernels = kernels
+        self.own = sorted(own)
+        self.ort = kernels.plan.runtime == "onnxruntime"
+
+    def carries_only_the_scale(self, index: int) -> bool:
+        """Whether the kernel is a convolution of the network, and no layer of the block."""
+        nodes = set(self.kernels.launches[index].onnx_nodes)
+        return self._has_layer(index) and not nodes & set(self.region.layers)
+
+    def higher_precision(self) -> list[str]:
+        """Kernels that read or write wider floats than the graph has at the block."""
+        asked = self._asked_float()
+        reasons = []
+        for i in self.own:
+            kernel = self.kernels.launches[i]
+            wide = [t for t in (*kernel.inputs, *kernel.outputs) if _is_wider(t, asked)]
+            if wide and kernel.onnx_nodes:
+                what = "ONNX Runtime's CPU provider has no such kernel" if self.ort else self._source(wide[0])
+                reasons.append(
+                    f"{self._title(kernel)} works on {wide[0].dtype}, the graph asks for {asked}: {what}"
+                )
+        return reasons
+
+    def extras(self) -> list[str]:
+        """Kernels that a fused block does not have, each with its cause."""
+        reasons, squeezes = [], []
+        layers: dict[str, int] = {}
+        for i in self.own:
+            kernel = self.kernels.launches[i]
+            nodes = set(kernel.onnx_nodes) & self.region.nodes
+            if not kernel.onnx_nodes:
+                reasons += self._copy(kernel)
+            elif nodes & set(self.region.squeeze):
+                squeezes.append(i)
+            elif nodes & self.region.scale or self.region.end in nodes:
+                continue
+            elif found := nodes & set(self.region.layers):
+                for name in found:
+                    layers[name] = layers.get(name, 0) + 1
+            else:
+                reasons += self._other(kernel, nodes)
+        if len(squeezes) > 1:
+            reasons.append(f"the squeeze takes {len(squeezes)} kernels: {_RESPELL}")
+        reasons += [
+            f"layer '{name}' is taken apart into {count} kernels: write it as a 1x1 Conv, {_CANONICALIZE}"
+            for name, count in layers.items()
+            if count > 1
+        ]
+        return reasons
+
+    def apart(self) -> list[str]:
+        """Activations, gate and residual that sit in kernels of their own."""
+        with_layer = self.kernels.of(frozenset(self.region.layers))
+        with_scale = self.kernels.of(self.region.scale | {self.region.end})
+        reasons = [
+            f"the inner activation '{name}' is apart from its layer: {_CANONICALIZE}"
+            for name in sorted(self.region.inner, key=self._place)
+            if self._is_apart(name, with_layer)
+        ]
+        reasons += [
+            f"the gate '{name}' is apart from its layer and from the scale: {_CANONICALIZE}"
+            for name in sorted(self.region.gate, key=self._place)
+            if self._is_apart(name, with_layer | with_scale)
+        ]
+        return reasons if self.ort else [*reasons, *self._behind(with_scale)]
+
+    def _behind(self, with_scale: set[int]) -> list[str]:
+        """Kernels of the residual Add and its activation that are neither the scale's nor a convolution."""
+        where = self.kernels.of(frozenset(self.region.after)) - with_scale
+        pointwise = [self.kernels.launches[i] for i in sorted(where) if not self._has_layer(i)]
+        return [
+            f"{self._title(kernel)} behind the scale has a kernel of its own: keep scale, residual Add and "
+            "activation next to each other, in one precision"
+            for kernel in pointwise
+        ]
+
+    def _is_apart(self, name: str, fine: set[int]) -> bool:
+        where = set(self.kernels.by_node.get(name, ()))
+        if self.ort:
+            where = {i for i in where if self.kernels.launches[i].kind in _ORT_EPILOGUES}
+        return not where <= fine
+
+    def _has_layer(self, index: int) -> bool:
+        nodes = self.kernels.launches[index].onnx_nodes
+        return any(n in self.indexed.nodes and self.indexed.nodes[n].op_type in LAYERS for n in nodes)
+
+    def _copy(self, kernel: Kernel) -> list[str]:
+        """Say what a kernel without ONNX nodes does for the block."""
+        if kernel.kind.startswith("nchwc.Reorder"):
+            return []  # ONNX Runtime's blocked layout, which its convolutions want
+        readers = {r for t in kernel.outputs for r in self.kernels.readers.get(t.name, ())}
+        reader = next((self._title(self.kernels.launches[r]) for r in sorted(readers)), "its reader")
+        source, result = (kernel.inputs or kernel.outputs)[0], kernel.outputs[0]
+        if source.dtype != result.dtype:
+            return [f"cast {source.dtype} to {result.dtype} before {reader}: give the block one precision"]
+        way = (
+            f" {source.layout.upper()} to {result.layout.upper()}" if source.layout and result.layout else ""
+        )
+        return [f"copy{way} before {reader}: {_RESPELL}"]
+
+    def _other(self, kernel: Kernel, nodes: set[str]) -> list[str]:
+        """Say what a kernel of the block does that is neither squeeze, layer nor scale."""
+        ops = {self.indexed.nodes[name].op_type for name in nodes}
+        name = min(nodes, key=self._place)
+        if ops <= QUANTIZERS:
+            return [f"quantization kernel from '{name}' inside the block: {_FLOAT_GATE}"]
+        if nodes <= self.region.inner | self.region.gate:
+            return []  # `apart` says it
+        if ops <= SHAPES | QUANTIZERS:
+            return [f"shape kernel from '{name}' ({self._title(kernel)}): {_CANONICALIZE}"]
+        if ops <= MOVES:
+            return [f"{self._title(kernel)} '{name}' has a kernel of its own: {_CANONICALIZE}"]
+        if ops & REDUCTIONS:
+            return [f"the squeeze takes a kernel more, {self._title(kernel)} '{name}': {_RESPELL}"]
+        return (
+            [] if self.ort else [f"{self._title(kernel)} '{name}' has a kernel of its own: {_CANONICALIZE}"]
+        )
+
+    def _asked_float(self) -> str:
+        """Give the float type that the graph has at the block's output."""
+        value = self.indexed.values.get(self.indexed.nodes[self.region.end].outputs[0].name or "")
+        dtype = None if value is None or value.dtype is None else value.dtype.name.lower()
+        return {"float16": "float16", "bfloat16": "bfloat16"}.get(dtype or "", "float32")
+
+    def _source(self, tensor: PlanTensor) -> str:
+        makers = [k for k in self.kernels.launches if any(t.name == tensor.name for t in k.outputs)]
+        quantized = [k for k in makers if any(t.dtype == "int8" for t in k.inputs)]
+        if quantized:
+            return (
+                f"{tensor.dtype} convolution {self._title(quantized[0])} from per-channel Q/DQ, quantize its "
+                "weights per tensor for this target"
+            )
+        return "convert the graph with `se-deploy export --fp16`"
+
+    def _title(self, kernel: Kernel) -> str:
+        nodes = [self.indexed.nodes[n] for n in kernel.onnx_nodes if n in self.indexed.nodes]
+        telling = [n.op_type for n in nodes if n.op_type not in SHAPES | QUANTIZERS] or [
+            n.op_type for n in nodes
+        ]
+        return "+".join(telling) or kernel.name
+
+    def _place(self, name: str) -> int:
+        return self.indexed.order[self.indexed.nodes[name]]
+
+
+def _is_wider(tensor: PlanTensor, asked: str) -> bool:
+    return tensor.dtype in {"float32", "float64"} and SIZE_BYTES[tensor.dtype] > SIZE_BYTES[asked]

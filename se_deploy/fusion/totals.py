@@ -1,0 +1,129 @@
+"""What a network's SE blocks cost in a plan: their share, and the tax against the network without gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from se_deploy import graph
+from se_deploy.errors import UnsupportedGraph
+from se_deploy.fusion.region import is_map
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.fusion.judge import Verdict
+    from se_deploy.plan import Plan, PlanTensor
+    from se_deploy.se_blocks.types import SEBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A plan in numbers; bytes per image. `plain_*` are those of the network without gates."""
+
+    kernels: int
+    activation_bytes: int
+    weight_bytes: int
+    se_kernels: int
+    se_activation_bytes: int
+    plain_kernels: int | None = None
+    plain_activation_bytes: int | None = None
+
+    @property
+    def se_share(self) -> float:
+        """The SE blocks' part of all activation bytes."""
+        return self.se_activation_bytes / self.activation_bytes if self.activation_bytes else 0.0
+
+    @property
+    def tax(self) -> float | None:
+        """Activation bytes beyond the network without gates, over that network's: 0.17 is 17 % more."""
+        if not self.plain_activation_bytes:
+            return None
+        return self.activation_bytes / self.plain_activation_bytes - 1
+
+
+def totals(plan: Plan, judged: Sequence[Verdict], plain: Plan | None = None) -> Totals:
+    """Add up `plan` and its verdicts; `plain`: the plan of `without_gates`, for the tax."""
+    return Totals(
+        plan.kernels,
+        plan.activation_bytes,
+        plan.weight_bytes,
+        sum(verdict.kernels for verdict in judged),
+        sum(verdict.activation_bytes for verdict in judged),
+        None if plain is None else plain.kernels,
+        None if plain is None else plain.activation_bytes,
+    )
+
+
+def without_gates(model: ir.Model, blocks: Sequence[SEBlock]) -> ir.Model:
+    """Give a copy of `model` in which every block gives its input: y = x.
+
+    Before: x -> squeeze -> ... -> gate; Mul(x, gate) -> y     After: x -> y
+    Raises: UnsupportedGraph where a block's Mul is gone, as after the gate moved into weights.
+    """
+    copy = model.clone()
+    nodes = {node.name: node for node in copy.graph}
+    values = {value.name: value for node in copy.graph for value in node.outputs}
+    for block in blocks:
+        scale, output = nodes.get(block.scale_node), values.get(block.output)
+        if scale is None or output is None:
+            raise UnsupportedGraph(
+                f"the gate of block '{block.output}' cannot be taken out: '{block.scale_node}' is gone",
+                hint="give the graph as it was before rewrites",
+            )
+        x = _scaled(scale, block)
+        graph.replace(output, _same(copy, x, scale))
+    return graph.tidy(copy)
+
+
+def plan_json(plan: Plan, judged: Sequence[Verdict], precision: str) -> dict[str, Any]:
+    """Give the contract's PLAN object. `precision`: what the network is in, "fp32", "fp16" or "int8"."""
+    return {
+        "runtime": plan.runtime,
+        "version": plan.version,
+        "target": plan.target,
+        "precision": precision,
+        "kernels": plan.kernels,
+        "activation_bytes": plan.activation_bytes,
+        "weight_bytes": plan.weight_bytes,
+        "layers": [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "inputs": [_pair(tensor) for tensor in layer.inputs],
+                "outputs": [_pair(tensor) for tensor in layer.outputs],
+                "onnx_nodes": list(layer.onnx_nodes),
+            }
+            for layer in plan.layers
+        ],
+        "blocks": [
+            {
+                "output": verdict.output,
+                "verdict": verdict.verdict,
+                "kernels": verdict.kernels,
+                "activation_bytes": verdict.activation_bytes,
+                "reasons": list(verdict.reasons),
+            }
+            for verdict in judged
+        ],
+    }
+
+
+def _pair(tensor: PlanTensor) -> list[Any]:
+    return [tensor.dtype, list(tensor.dims)]
+
+
+def _scaled(scale: ir.Node, block: SEBlock) -> ir.Value:
+    """Give the input of the scale that is not the gate."""
+    inputs = [value for value in scale.inputs if value is not None and value.name != block.gate_output]
+    maps = [value for value in inputs if is_map(value)] or inputs
+    return next((value for value in maps if value.name == block.squeeze_input), maps[0])
+
+
+def _same(model: ir.Model, x: ir.Value, before: ir.Node) -> ir.Value:
+    """Give a fresh value equal to `x`: an Identity, so that the block's output keeps its name."""
+    identity = ir.node("Identity", [x])
+    model.graph.insert_before(before, identity)
+    return identity.outputs[0]
