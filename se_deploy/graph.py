@@ -156,7 +156,7 @@ def initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
     while fresh in taken:
         n += 1
         fresh = f"{name}_{n}"
-    tensor = ir.tensor(np.ascontiguousarray(array), name=fresh)
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=fresh)  # it makes 0-d 1-d
     value = ir.Value(
         name=fresh, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
     )

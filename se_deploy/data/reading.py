@@ -1,0 +1,217 @@
+"""Look at a path, find out what kind of data it is, and choose the samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy.data import arrays, idx, pictures
+from se_deploy.data.pictures import Picture, PictureSource
+from se_deploy.data.samples import Samples
+from se_deploy.errors import BadData
+from se_deploy.inputs import InputSpec
+from se_deploy.protocols import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+PICTURE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
+})  # fmt: skip
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
+KINDS = (
+    "a folder of pictures (class folders too), a text file of paths, .npy, .npz, or MNIST IDX (plain or gzip)"
+)
+
+
+def read(
+    path: Path,
+    inputs: Sequence[InputSpec | TensorSpec],
+    *,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    seed: int = 0,
+) -> Samples:
+    """Open calibration or evaluation data, choose at most `limit` samples and look at each of them.
+
+    Pictures need one InputSpec, which says how they are prepared; arrays are fed as they are. A limit picks
+    one sample out of each of `limit` equal stretches of the sorted data, so that every class folder keeps
+    its share: the first of each with seed 0, a random one otherwise.
+
+    Raises: BadData where nothing is found, a sample cannot be read or does not fit the network.
+    """
+    if not path.exists():
+        raise BadData(f"'{path}' does not exist", hint=f"name {KINDS}")
+    if path.suffix in {".npy", ".npz"}:
+        return _read_arrays(path, inputs, limit, seed)
+    spec = _picture_spec(path, inputs)
+    found = _pictures(path, spec, limit, seed)
+    if not found:
+        raise BadData(f"'{path}' holds no pictures", hint=f"name {KINDS}")
+    looked = pictures.inspect(found, spec, skip_unreadable=skip_unreadable)
+    kept = tuple(found[p] for p in looked.readable)
+    labels = [picture.label for picture in kept]
+    known = [label for label in labels if label is not None]
+    warnings: tuple[str, ...] = ()
+    if looked.skipped:
+        shown = ", ".join(looked.skipped[:3]) + (", ..." if len(looked.skipped) > 3 else "")  # noqa: PLR2004 - enough names to find the cause
+        warnings = (f"{len(looked.skipped)} of {len(found)} pictures were unreadable and left out: {shown}",)
+    return Samples(
+        source=PictureSource(kept, spec),
+        chosen=tuple(range(len(kept))),
+        labels=np.array(known, np.int64) if len(known) == len(labels) else None,
+        sha256=looked.sha256,
+        warnings=warnings,
+    )
+
+
+def pick(count: int, limit: int | None, seed: int) -> list[int]:
+    """Choose at most `limit` of `count` numbers, one of each of `limit` equal stretches, ascending."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    if limit < 1:
+        raise BadData(f"{limit} samples were asked for", hint="ask for at least one")
+    inside = np.zeros(limit) if seed == 0 else np.random.default_rng(seed).random(limit)
+    edges = np.arange(limit + 1) * count // limit
+    return [int(n) for n in edges[:-1] + np.floor(inside * (edges[1:] - edges[:-1]))]
+
+
+def _picture_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:
+    if len(inputs) != 1:
+        raise BadData(
+            f"'{path}' holds pictures, the network has {len(inputs)} inputs",
+            hint="give an .npz with one array per input, by name",
+        )
+    if not isinstance(inputs[0], InputSpec):
+        raise BadData(
+            f"how pictures become the input '{inputs[0].name}' is unknown: the file carries no input spec",
+            hint="pass --input-size, --mean and --std, or export the network with se-deploy",
+        )
+    return inputs[0]
+
+
+def _pictures(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
+    """Choose the pictures that `path` names; they are opened later."""
+    if path.is_dir():
+        return _folder(path, spec, limit, seed)
+    if idx.is_idx(path):
+        count, height, width, *depth = idx.shape(path) if len(idx.shape(path)) > 1 else (0, 0, 0)
+        if not count:
+            raise BadData(f"'{path}' holds labels or nothing, not pictures", hint="name the images file")
+        labels = idx.labels_beside(path, count)
+        pixels = idx.pixels(path, pick(count, limit, seed))
+        return [
+            Picture(
+                f"{path.name}[{n}]",
+                lambda data=data: data,  # type: ignore[misc]  # the default binds this picture's bytes
+                None if labels is None else int(labels[n]),
+                (height, width, depth[0] if depth else 1),
+            )
+            for n, data in pixels.items()
+        ]
+    if path.suffix.lower() in LIST_SUFFIXES:
+        return _listed(path, spec, limit, seed)
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return [_file(path, path.name, None)]
+    raise BadData(f"'{path}' is no data of a known kind", hint=f"name {KINDS}")
+
+
+def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
+    """Choose pictures below `folder`; the first level of folders names their classes."""
+    files = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
+    )
+    parts = [p.relative_to(folder).parts for p in files]
+    classes = sorted({part[0] for part in parts if len(part) > 1})
+    labelled = len(classes) > 1 and all(len(part) > 1 for part in parts)
+    index = _class_indices(classes, spec) if labelled else {}
+    return [
+        _file(files[n], "/".join(parts[n]), index.get(parts[n][0])) for n in pick(len(files), limit, seed)
+    ]
+
+
+def _class_indices(classes: list[str], spec: InputSpec) -> dict[str, int]:
+    """Give each class its index: by the network's labels, by folders that are numbers, or in sorted order."""
+    if set(classes) <= set(spec.labels):
+        return {name: spec.labels.index(name) for name in classes}
+    if all(name.isdecimal() for name in classes):
+        return {name: int(name) for name in classes}
+    return {name: i for i, name in enumerate(classes)}
+
+
+def _listed(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
+    """Choose pictures of a text file: one path a line, relative to it, and perhaps a label behind it."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (UnicodeDecodeError, OSError) as e:
+        raise BadData(f"'{path}' is no text file of paths: {e}", hint=f"name {KINDS}") from e
+    lines = [line for line in lines if line and not line.startswith("#")]
+    found = []
+    for n in pick(len(lines), limit, seed):
+        name, label = _path_and_label(path, lines[n], spec)
+        if not (path.parent / name).is_file():
+            raise BadData(
+                f"'{name}', line {n + 1} of '{path}', does not exist", hint="paths are relative to the list"
+            )
+        found.append(_file(path.parent / name, name, label))
+    return found
+
+
+def _path_and_label(path: Path, line: str, spec: InputSpec) -> tuple[str, int | None]:
+    if (path.parent / line).is_file():
+        return line, None
+    for separator in ("\t", ",", None):  # None: any blank
+        name, *label = line.rsplit(separator, 1)
+        if not label:
+            continue
+        if label[0].strip().isdecimal():
+            return name.strip(), int(label[0])
+        if label[0].strip() in spec.labels:
+            return name.strip(), spec.labels.index(label[0].strip())
+    return line, None
+
+
+def _file(path: Path, name: str, label: int | None) -> Picture:
+    return Picture(name, path.read_bytes, label)
+
+
+def _read_arrays(
+    path: Path, inputs: Sequence[InputSpec | TensorSpec], limit: int | None, seed: int
+) -> Samples:
+    """Open .npy or .npz: one array per input by name; a lone array needs no name."""
+    specs = [_tensor(spec) for spec in inputs]
+    found = {"": arrays.open_npy(path)} if path.suffix == ".npy" else arrays.open_npz(path)
+    names = [spec.name for spec in specs]
+    key = next((k for k in arrays.LABEL_KEYS if k in found and k not in names), None)
+    labels = found.pop(key) if key is not None else None
+    if len(found) == len(names) == 1:
+        found = {names[0]: next(iter(found.values()))}
+    if missing := [name for name in names if name not in found]:
+        raise BadData(
+            f"'{path}' has no array for the input '{missing[0]}'; it has {', '.join(found) or 'none'}",
+            hint="save one array per input under the input's name: numpy.savez(path, name=array)",
+        )
+    source = arrays.ArraySource({name: found[name] for name in names}, {s.name: s.dtype for s in specs})
+    warnings = arrays.check(source, specs)
+    count = source.arrays[names[0]].shape[0]
+    chosen = pick(count, limit, seed)
+    if labels is not None and labels.shape != (count,):
+        raise BadData(f"'{path}' holds labels of shape {labels.shape} for {count} samples", hint="one each")
+    return Samples(
+        source=source,
+        chosen=tuple(chosen),
+        labels=None if labels is None else labels.rows(chosen).astype(np.int64),
+        sha256=arrays.digest(source, chosen),
+        warnings=warnings,
+    )
+
+
+def _tensor(spec: InputSpec | TensorSpec) -> TensorSpec:
+    if isinstance(spec, TensorSpec):
+        return spec
+    c, h, w = spec.shape
+    return TensorSpec(
+        spec.name, np.dtype(np.float32), (None, c, h, w) if spec.layout == "NCHW" else (None, h, w, c)
+    )

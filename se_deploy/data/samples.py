@@ -1,0 +1,59 @@
+"""The samples that a step is given: counted, hashed, and read batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from se_deploy.protocols import Array
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Something on disk that gives samples by their number."""
+
+    def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
+        """Give these samples as one batch by input name, first axis = len(numbers)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """A choice of samples from one source, in a fixed order."""
+
+    source: Source
+    chosen: tuple[int, ...]  # numbers in the source, in order
+    labels: IntArray | None  # (count,) class indices of the chosen samples, None where there are none
+    sha256: str  # over the chosen samples' names and content, and how they are prepared
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many samples are chosen."""
+        return len(self.chosen)
+
+    def batches(self, size: int) -> Iterator[dict[str, Array]]:
+        """Give the samples in order, `size` at a time by input name; the last batch may be smaller."""
+        for start in range(0, self.count, size):
+            yield self.source.fetch(self.chosen[start : start + size])
+
+    def take(self, positions: Sequence[int]) -> Samples:
+        """Keep the samples at these positions, in this order; the hash stays that of the whole."""
+        return dataclasses.replace(
+            self,
+            chosen=tuple(self.chosen[p] for p in positions),
+            labels=None if self.labels is None else self.labels[list(positions)],
+        )
+
+    def split(self, every: int) -> tuple[Samples, Samples]:
+        """Hold back each `every`-th sample: (the rest, the held back); neither is empty from 2 on."""
+        every = max(2, min(every, self.count))
+        held = range(every - 1, self.count, every)
+        return self.take([p for p in range(self.count) if p not in held]), self.take(held)

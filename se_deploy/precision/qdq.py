@@ -1,0 +1,214 @@
+"""Explicit INT8: QuantizeLinear and DequantizeLinear around each quantized layer, zero points all 0.
+
+A tensor whose range does not lie around 0 is shifted, and one whose channels differ in size is divided,
+before it is quantized; the layer's weights and bias take both back, so the float network is the same:
+
+    W x + b = (W diag(d)) ((x - o) / d) + (b + W o)
+
+A layer that pads its input pads with the shifted 0 instead, in a Pad of its own in front of the quantizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from se_deploy import graph
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.protocols import Array
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators whose input and constant weights are quantized."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How an activation is quantized: q = clip(round(((x - offset) / divisor) / scale), -128, 127)."""
+
+    scale: float
+    offset: Array | None = None  # (C,) float32 over the channel axis; None: no shift
+    divisor: Array | None = None  # (C,) float32, positive; None: 1
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedLayer:
+    """One layer in INT8. The weights and the bias are those for the shifted and divided input."""
+
+    node: str
+    grid: Grid
+    weight: Array  # int8, the shape of the node's own weights
+    weight_scale: Array  # float32, () per tensor or (O,) along `axis`
+    axis: int  # of the output channels in `weight`
+    bias: Array | None  # float32 (O,): None where the layer had none and needs none
+
+
+def to_qdq(model: ir.Model, layers: Sequence[QuantizedLayer]) -> graph.Rewrite:
+    """Write the layers' Q/DQ nodes into a copy of `model` (operator set 13 or newer).
+
+    Layers that read the same tensor through the same grid, and pad it alike, share one Q/DQ pair.
+    """
+    by_node = {layer.node: layer for layer in layers}
+
+    def quantize_layers(copy: ir.Model) -> int:
+        shared: dict[tuple[object, ...], ir.Value] = {}
+        zero = graph.initializer(copy, "int8_zero", np.zeros((), np.int8))
+        done = 0
+        for node in list(copy.graph):
+            layer = by_node.get(node.name or "")
+            if layer is not None:
+                _quantize(copy, node, layer, zero, shared)
+                done += 1
+        return done
+
+    return graph.rewrite(model, quantize_layers)
+
+
+def channel_axis(node: ir.Node) -> int:
+    """Give the axis of a layer's input that its weights contract: 1 for images, the last for MatMul."""
+    return -1 if node.op_type == "MatMul" else 1
+
+
+def pads(node: ir.Node) -> tuple[int, ...] | None:
+    """Give a convolution's pads as ONNX orders them, resolved from auto_pad; None where it pads nothing.
+
+    Raises: ValueError for auto_pad with a size that is not known.
+    """
+    if node.op_type != "Conv":
+        return None
+    weight = graph.dims(node.inputs[1])
+    size = graph.dims(node.inputs[0])
+    if weight is None or size is None:
+        raise ValueError(f"Conv '{node.name}' has no known shape")
+    spatial = len(weight) - 2
+    mode = graph.attribute(node, "auto_pad", "NOTSET")
+    if mode == "VALID":
+        return None
+    if mode == "NOTSET":
+        found = tuple(int(p) for p in graph.attribute(node, "pads", (0,) * 2 * spatial))  # type: ignore[attr-defined]  # ONNX makes it a list of ints
+        return found if any(found) else None
+    strides = graph.attribute(node, "strides", (1,) * spatial)
+    dilations = graph.attribute(node, "dilations", (1,) * spatial)
+    before, after = [], []
+    for length, kernel, stride, dilation in zip(size[2:], weight[2:], strides, dilations, strict=True):  # type: ignore[call-overload]  # as above
+        if length is None or kernel is None:
+            raise ValueError(f"Conv '{node.name}' pads by auto_pad and its input size is free")
+        outputs = -(-length // stride)
+        total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - length)
+        before.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
+        after.append(total - before[-1])
+    found = (*before, *after)
+    return found if any(found) else None
+
+
+def given(node: ir.Node, slot: int) -> ir.Value:
+    """Give a node's input that must be there; a missing one is a defect of the caller."""
+    value = node.inputs[slot]
+    if value is None:
+        raise ValueError(f"'{node.name}' has no input {slot}")
+    return value
+
+
+def _quantize(
+    model: ir.Model,
+    node: ir.Node,
+    layer: QuantizedLayer,
+    zero: ir.Value,
+    shared: dict[tuple[object, ...], ir.Value],
+) -> None:
+    x = given(node, 0)
+    padding = pads(node) if layer.grid.offset is not None else None
+    grid = layer.grid
+    key = (
+        x,
+        grid.scale,
+        padding,
+        None if grid.offset is None else grid.offset.tobytes(),
+        None if grid.divisor is None else grid.divisor.tobytes(),
+    )
+    if key not in shared:
+        shared[key] = _quantized_input(model, node, grid, padding, zero)
+    if padding is not None:
+        for name in ("auto_pad", "pads"):
+            node.attributes.pop(name, None)
+    node.replace_input_with(0, shared[key])
+    _quantize_weights(model, node, layer)
+
+
+def _quantized_input(
+    model: ir.Model, node: ir.Node, grid: Grid, padding: tuple[int, ...] | None, zero: ir.Value
+) -> ir.Value:
+    """Write Pad, Sub, Div, QuantizeLinear, DequantizeLinear (what is needed of them) behind the tensor."""
+    x = given(node, 0)
+    name, rank = x.name, len(graph.dims(x) or ())
+    axis = channel_axis(node) % rank
+    along = tuple(-1 if i == axis else 1 for i in range(rank))
+    nodes: list[ir.Node] = []
+    value: ir.Value = x
+
+    def then(op: str, *others: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+        nonlocal value
+        made = ir.node(op, [value, *others])
+        made.outputs[0].dtype = dtype
+        value = made.outputs[0]
+        nodes.append(made)
+
+    if padding is not None:
+        half = len(padding) // 2
+        edges = np.array([0, 0, *padding[:half], 0, 0, *padding[half:]], np.int64)
+        then("Pad", graph.initializer(model, f"{name}_pads", edges))
+    if grid.divisor is not None:
+        inverse = (1 / grid.divisor.astype(np.float64)).astype(np.float32)
+        then("Mul", graph.initializer(model, f"{name}_inverse", inverse.reshape(along)))
+    if grid.offset is not None:
+        shift = grid.offset.astype(np.float64)
+        if grid.divisor is not None:
+            shift = shift / grid.divisor
+        then("Sub", graph.initializer(model, f"{name}_offset", shift.astype(np.float32).reshape(along)))
+    scale = graph.initializer(model, f"{name}_scale", np.array(grid.scale, np.float32))
+    then("QuantizeLinear", scale, zero, dtype=ir.DataType.INT8)
+    then("DequantizeLinear", scale, zero)
+    model.graph.insert_before(node, nodes)
+    return value
+
+
+def _quantize_weights(model: ir.Model, node: ir.Node, layer: QuantizedLayer) -> None:
+    weight = given(node, 1)
+    per_channel = layer.weight_scale.ndim > 0
+    dq = ir.node(
+        "DequantizeLinear",
+        [
+            graph.initializer(model, f"{weight.name}_int8", layer.weight),
+            graph.initializer(model, f"{weight.name}_scale", layer.weight_scale.astype(np.float32)),
+            graph.initializer(model, f"{weight.name}_zero", np.zeros(layer.weight_scale.shape, np.int8)),
+        ],
+        {"axis": layer.axis} if per_channel else {},
+    )
+    dq.outputs[0].dtype = ir.DataType.FLOAT
+    model.graph.insert_before(node, dq)
+    node.replace_input_with(1, dq.outputs[0])
+    if layer.bias is None:
+        return
+    if node.op_type == "MatMul":
+        _add_bias(model, node, layer.bias)
+        return
+    name = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else f"{node.name}_bias"  # noqa: PLR2004 - a layer's third input is its bias
+    bias = graph.initializer(model, f"{name}_folded", layer.bias.astype(np.float32))
+    if len(node.inputs) < 3:  # noqa: PLR2004 - as above
+        node.resize_inputs(3)
+    node.replace_input_with(2, bias)
+
+
+def _add_bias(model: ir.Model, node: ir.Node, bias: Array) -> None:
+    """Put an Add behind a MatMul, which has no bias of its own."""
+    y = node.outputs[0]
+    add = ir.node("Add", [y, graph.initializer(model, f"{y.name}_bias", bias.astype(np.float32))])
+    add.outputs[0].type, add.outputs[0].shape = y.type, y.shape
+    graph.insert_after(y, [add])
+    graph.replace(y, add.outputs[0])
+    add.replace_input_with(0, y)

@@ -1,0 +1,106 @@
+"""Choose each tensor's grid by the error that it makes at the outputs of the layers that read it.
+
+With x quantized in steps of d_c * s, the error of y = W x is, up to what correlates,
+
+    sum_c |W_c|^2 ((d_c s)^2 / 12 + clipped_c)  +  sum_o step_o^2 / 12 * sum_c var(x_c / d_c)
+
+Dividing each channel by its own size (d) shrinks the first sum and, where large and small columns then meet
+in one row of the weights, enlarges the second: a power between 0 and 1 of the size is chosen per tensor.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy import calibration
+from se_deploy.precision import Grid
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.calibration import Method, Statistics
+    from se_deploy.protocols import FloatArray
+    from se_deploy.quantize.layers import Layer
+
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_SMALLEST_SHARE = 1 / 64  # of the largest channel's size: a channel that was quiet so far may not stay so
+_SHARES = np.linspace(0.4, 1, 25)  # of the full range, tried as the range of the whole tensor
+_WEIGHT_FACTOR = 0.4  # what weight rounding that looks at the data leaves of the error of plain rounding
+_WEIGHT_LEVELS = 127
+_STEPS = calibration.LEVELS - 1
+
+
+def choose(
+    found: Statistics,
+    readers: Sequence[Layer],
+    method: Method,
+    *,
+    shift: bool,
+    divide: bool,
+    per_channel: bool,
+) -> Grid:
+    """Choose scale, offset and divisor of the tensor that `readers` read."""
+    low, high = calibration.interval(found, method)
+    if not divide:
+        merged = found.merged()
+        one_low, one_high = calibration.interval(merged, method)
+        low, high = np.maximum(low, one_low), np.minimum(high, one_high)
+        high = np.maximum(low, high)
+    size = (high - low) / _STEPS if shift else np.maximum(np.maximum(-low, high) / _WEIGHT_LEVELS, 0)
+    largest = max(float(size.max()), 1e-12)
+    share = np.maximum(size / largest, _SMALLEST_SHARE)
+    weight = sum(_column_power(layer) for layer in readers)
+    # minmax promises that nothing is clipped
+    scales = largest * (_SHARES if method != "minmax" else np.ones(1))
+    best: tuple[float, Grid] | None = None
+    for power in POWERS if divide else (0.0,):
+        divisor = share**power
+        reach = float((size / divisor).max())
+        noise = sum(
+            _weight_noise(layer, divisor, found.variance, per_channel=per_channel) for layer in readers
+        )
+        for scale in scales * (reach / largest):
+            step = divisor * scale
+            offset = _offset(low, high, step) if shift else np.zeros_like(low)
+            clipped = calibration.clip_error(found, offset - 128 * step, offset + 127 * step)
+            total = float((weight * (step**2 / 12 + clipped)).sum()) + noise
+            if best is None or total < best[0]:
+                grid = Grid(
+                    float(scale),
+                    offset.astype(np.float32) if shift else None,
+                    divisor.astype(np.float32) if power else None,
+                )
+                best = (total, grid)
+    if best is None:
+        raise ValueError("no grid was tried")
+    return best[1]
+
+
+def _offset(low: FloatArray, high: FloatArray, step: FloatArray) -> FloatArray:
+    """Place the 256 levels: from the low end for one-sided channels, else around the middle.
+
+    A one-sided channel (behind ReLU, an image's pixels) has a value of its own at its low end, which is met
+    exactly that way.
+    """
+    one_sided = (low >= 0) | (-low < 0.25 * high) | ((high - low) <= _STEPS * step * (1 + 1e-9))
+    return np.where(one_sided, low + 128 * step, (low + high) / 2 + step / 2)
+
+
+def _column_power(layer: Layer) -> FloatArray:
+    """Sum the squared weights that each channel meets, (C,)."""
+    power: FloatArray = np.einsum("goct,goct->gc", layer.matrix, layer.matrix, dtype=np.float64).reshape(-1)
+    return power
+
+
+def _weight_noise(layer: Layer, divisor: FloatArray, variance: FloatArray, *, per_channel: bool) -> float:
+    """Predict the output error of rounding W diag(d), summed over the output channels."""
+    groups, _, channels, taps = layer.matrix.shape
+    d = divisor.reshape(groups, channels)
+    largest = np.abs(layer.matrix).max(axis=3)  # (G, O/G, C/G)
+    steps = (largest * d[:, None, :]).max(axis=2) / _WEIGHT_LEVELS  # (G, O/G)
+    if not per_channel:
+        steps = np.full_like(steps, steps.max())
+    power = (variance.reshape(groups, channels) / d**2).sum(axis=1) * taps
+    return _WEIGHT_FACTOR * float(((steps**2).sum(axis=1) / 12 * power).sum())

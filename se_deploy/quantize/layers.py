@@ -1,0 +1,156 @@
+"""The layers that INT8 is for: what each reads, its weights as matrices, and why others are kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy import graph
+from se_deploy.precision import qdq
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from se_deploy.protocols import Array
+    from se_deploy.quantize.options import Policy
+    from se_deploy.se_blocks import Census
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A layer that stays in the graph's own precision."""
+
+    node: str
+    reason: str
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer to quantize: y = sum over taps and channels of W x, plus b."""
+
+    node: str
+    op: str
+    tensor: str  # what it reads
+    channel_axis: int  # of that tensor
+    matrix: Array  # float32 (G, O/G, C/G, taps), C the channels it reads
+    bias: Array | None  # float32 (O,)
+    macs: int
+    padded: bool
+    can_shift: bool
+    shape: tuple[int, ...]  # of the weights as the node has them
+    transposed: bool  # Gemm with transB = 0 and MatMul: (C, O)
+
+    @property
+    def groups(self) -> int:
+        """How many groups of channels do not mix."""
+        return int(self.matrix.shape[0])
+
+    @property
+    def outputs(self) -> int:
+        """O."""
+        return int(self.matrix.shape[0] * self.matrix.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return int(self.matrix.shape[0] * self.matrix.shape[2])
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether each channel is a group of its own."""
+        return self.matrix.shape[2] == 1 and self.groups > 1
+
+    @property
+    def output_axis(self) -> int:
+        """Give the axis of the output channels in the weights as the node has them."""
+        return 1 if self.transposed or self.op == "ConvTranspose" else 0
+
+    def as_stored(self, matrix: Array) -> Array:
+        """Give a (G, O/G, C/G, taps) array in the node's own layout."""
+        g, o, c, _ = matrix.shape
+        if self.op == "ConvTranspose":
+            return np.ascontiguousarray(matrix.transpose(0, 2, 1, 3)).reshape(self.shape)
+        flat = matrix.reshape(g * o, c, -1)
+        return np.ascontiguousarray(flat[:, :, 0].T if self.transposed else flat).reshape(self.shape)
+
+
+def find(model: ir.Model, census: Census, policy: Policy) -> tuple[tuple[Layer, ...], tuple[Kept, ...]]:
+    """List the layers with constant weights: those that `policy` quantizes, and those that it keeps."""
+    gates = {name: block.output for block in census.blocks for name in block.layers}
+    layers: list[Layer] = []
+    kept: list[Kept] = []
+    for node in model.graph:
+        if node.op_type not in qdq.LAYERS or node.domain:
+            continue
+        found = _layer(node)
+        name, macs = node.name or "", graph.macs(node)
+        if isinstance(found, str):
+            kept.append(Kept(name, found, macs))
+        elif name in gates:
+            kept.append(Kept(name, f"gate of SE block '{gates[name]}'", macs))
+        elif found.depthwise and not policy.depthwise:
+            kept.append(Kept(name, f"depthwise: {policy.depthwise_reason}", macs))
+        else:
+            layers.append(found)
+    return tuple(layers), tuple(kept)
+
+
+def _layer(node: ir.Node) -> Layer | str:
+    """Read a layer, or say why it cannot be quantized."""
+    x, weight = node.inputs[0], graph.constant(node.inputs[1])
+    bias = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None  # noqa: PLR2004 - its third input is the bias
+    rank = len(graph.dims(x) or ())
+    if x is None or weight is None:
+        return "its weights are not constant"
+    if not rank:
+        return "the rank of its input is unknown"
+    if bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:  # noqa: PLR2004 - as above
+        return "its bias is not constant"
+    if not np.isfinite(weight).all():
+        return "its weights are not finite"
+    transposed = False
+    padded = False
+    if node.op_type in {"Conv", "ConvTranspose"}:
+        groups = int(graph.attribute(node, "group", 1))  # type: ignore[call-overload]  # ONNX makes it an int
+        taps = math.prod(weight.shape[2:])
+        try:
+            padded = qdq.pads(node) is not None
+        except ValueError as e:
+            return str(e)
+        if node.op_type == "Conv":
+            matrix = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], taps)
+        else:
+            matrix = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], taps)
+            matrix = matrix.transpose(0, 2, 1, 3)
+    else:
+        if len(weight.shape) != 2:  # noqa: PLR2004 - a matrix
+            return "its weights are a stack of matrices"
+        if node.op_type == "Gemm":
+            plain = all(
+                graph.attribute(node, name, default) == default
+                for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
+            )
+            if not plain:
+                return "Gemm with alpha, beta or transA"
+        transposed = node.op_type == "MatMul" or not graph.attribute(node, "transB", 0)
+        matrix = (weight.T if transposed else weight)[None, :, :, None]
+    outputs = matrix.shape[0] * matrix.shape[1]
+    if bias is not None:
+        bias = np.broadcast_to(bias.reshape(-1) if bias.size in {1, outputs} else bias, (outputs,))
+    return Layer(
+        node=node.name or "",
+        op=node.op_type,
+        tensor=x.name or "",
+        channel_axis=qdq.channel_axis(node) % rank,
+        matrix=np.ascontiguousarray(matrix, np.float32),
+        bias=None if bias is None else bias.astype(np.float32),
+        macs=graph.macs(node),
+        padded=padded,
+        can_shift=node.op_type != "ConvTranspose",
+        shape=weight.shape,
+        transposed=transposed,
+    )
