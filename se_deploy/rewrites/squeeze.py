@@ -1,0 +1,83 @@
+"""Spell the squeeze the way the target's compiler reads a map only once.
+
+TensorRT-RTX lays maps out as NHWC and copies a whole map to NCHW before it computes GlobalAveragePool or
+ReduceMean over axes (2, 3): one more kernel, one more read and one more write of the map per block. Two
+spellings of the same mean avoid it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy import graph
+from se_deploy.rewrites import base
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.se_blocks.types import SEBlock
+
+AVERAGE_POOL = "squeeze-average-pool"
+NHWC_MEAN = "squeeze-nhwc-mean"
+
+
+def _pool(model: ir.Model, block: SEBlock) -> ir.Node | None:
+    found = base.parts(model, block)
+    node = None if found is None else found.squeezed.producer()
+    return node if node is not None and node.op_type == "GlobalAveragePool" else None
+
+
+def _sites(name: str, model: ir.Model, blocks: Sequence[SEBlock], *, static: bool) -> tuple[base.Site, ...]:
+    found = []
+    for block in blocks:
+        node = _pool(model, block)
+        shape = graph.dims(node.inputs[0]) if node is not None else None
+        if shape is None or len(shape) != base.SPATIAL_RANK or (static and None in shape[2:]):
+            continue
+        found.append(base.Site(name, block.output, shape[1:], block))
+    return tuple(found)
+
+
+def average_pool_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
+    """List the blocks whose squeeze is a GlobalAveragePool over a map of known height and width."""
+    return _sites(AVERAGE_POOL, model, blocks, static=True)
+
+
+def average_pool(model: ir.Model, site: base.Site) -> int:
+    """Spell the squeeze as an average pooling whose window is the whole map.
+
+    Before: GlobalAveragePool(x: (N, C, H, W)) -> (N, C, 1, 1)
+    After:  AveragePool(x, kernel_shape = (H, W)), no padding -> (N, C, 1, 1)
+    Proof:  there is one window, its H * W elements are the map's, and both divide their sum by H * W.
+    Needs:  H and W known, for they become the kernel's size.
+    """
+    node = _pool(model, site.block) if site.block is not None else None
+    shape = graph.dims(node.inputs[0]) if node is not None else None
+    if node is None or shape is None or None in shape[2:]:
+        return 0
+    x = base.input_of(node, 0)
+    graph.replace(node.outputs[0], base.put_before(node, "AveragePool", [x], kernel_shape=shape[2:]))
+    return 1
+
+
+def nhwc_mean_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
+    """List the blocks whose squeeze is a GlobalAveragePool over a map of rank 4."""
+    return _sites(NHWC_MEAN, model, blocks, static=False)
+
+
+def nhwc_mean(model: ir.Model, site: base.Site) -> int:
+    """Spell the squeeze as a mean over the NHWC view of the map.
+
+    Before: GlobalAveragePool(x: (N, C, H, W)) -> (N, C, 1, 1)
+    After:  Transpose(x) -> (N, H, W, C), ReduceMean(axes = (1, 2)) -> (N, 1, 1, C), Transpose back
+    Proof:  the transposes rename axes only; the mean runs over the same H * W elements of each channel.
+    """
+    node = _pool(model, site.block) if site.block is not None else None
+    if node is None:
+        return 0
+    nhwc = base.put_before(node, "Transpose", [base.input_of(node, 0)], perm=[0, 2, 3, 1])
+    mean = base.reduce_before(model, node, "ReduceMean", nhwc, (1, 2))
+    graph.replace(node.outputs[0], base.put_before(node, "Transpose", [mean], perm=[0, 3, 1, 2]))
+    return 1
