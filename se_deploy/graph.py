@@ -7,6 +7,7 @@ Every node has a unique name and every value a type and, where it can be inferre
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,12 +45,22 @@ class Rewrite:
 def rewrite(model: ir.Model, *passes: Pass) -> Rewrite:
     """Run `passes` in order on a copy; after each that fired, drop what it orphaned and check the graph."""
     copy = model.clone()
+    _own_types(copy)
     counts = []
     for apply in passes:
         counts.append((apply.__name__, count := apply(copy)))
         if count:
             tidy(copy)
     return Rewrite(copy, tuple(counts))
+
+
+def _own_types(copy: ir.Model) -> None:
+    """Give every value of a clone a type of its own: clones share them, and `value.dtype = ...` writes there."""
+    for node in copy.graph.all_nodes():
+        for value in node.outputs:
+            value.type = deepcopy(value.type)
+    for value in (*copy.graph.inputs, *copy.graph.initializers.values()):
+        value.type = deepcopy(value.type)
 
 
 def load(path: Path) -> ir.Model:
@@ -170,7 +181,7 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     if new.shape is None:
         new.shape = old.shape
     if new.type is None:
-        new.type = old.type
+        new.type = deepcopy(old.type)
     old.replace_all_uses_with(new, replace_graph_outputs=graph_output)
     old.name = f"{name}_replaced"
     new.name = name
