@@ -55,7 +55,7 @@ def rewrite(model: ir.Model, *passes: Pass) -> Rewrite:
 
 
 def _own_types(copy: ir.Model) -> None:
-    """Give every value of a clone a type of its own: clones share them, and `value.dtype = ...` writes there."""
+    """Give every value of a clone its own type: clones share them, and `value.dtype = ...` writes there."""
     for node in copy.graph.all_nodes():
         for value in node.outputs:
             value.type = deepcopy(value.type)

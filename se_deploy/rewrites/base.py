@@ -239,6 +239,7 @@ def put_before(anchor: ir.Node, op: str, inputs: Sequence[ir.Value], **attribute
         raise ValueError(f"'{anchor.name}' is in no graph")
     owner.insert_before(anchor, node)
     node.outputs[0].name = _fresh(owner, f"{anchor.outputs[0].name}/{op}")
+    node.name = f"{op}:{node.outputs[0].name}"
     return node.outputs[0]
 
 
