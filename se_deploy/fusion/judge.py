@@ -2,8 +2,8 @@
 
 `fused`: the inner activation sits in its layer's kernel, the gate in the last layer's or in the scale's, a
 following residual Add and its activation in the scale's kernel or in a convolution's, and no copy, cast,
-transpose or shape kernel belongs to the block. `split` otherwise; `fallback` where a part left the accelerator
-or ran in a higher precision than the graph asks for. Four kernels are the best plan known.
+transpose or shape kernel belongs to the block. `split` otherwise; `fallback` where a part left the
+accelerator or ran in a higher precision than the graph asks for. Four kernels are the best plan known.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ORT_EPILOGUES = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu", "Clip", "HardSwish"})
 """What ONNX Runtime's CPU convolutions compute themselves; it has a kernel apart for anything else."""
 
+_IMAGE_RANK = 4
 _RESPELL = "respell the squeeze (`se-deploy export --runtime tensorrt-rtx` does)"
 _CANONICALIZE = "canonicalize the block (`se-deploy export` does)"
 _FLOAT_GATE = "leave the gate in float (`se-deploy quantize` does)"
@@ -38,7 +39,7 @@ class Verdict:
     verdict: Literal["fused", "split", "fallback"]
     kernels: int  # launches that compute the block, without convolutions that only carry its scale
     activation_bytes: int
-    reasons: tuple[str, ...] = ()  # cause and what to do, one for each thing that is not as it could be
+    reasons: tuple[str, ...] = ()  # cause and what to do, of each thing that could be better, faults first
 
 
 def verdicts(plan: Plan, blocks: Sequence[SEBlock], model: ir.Model) -> tuple[Verdict, ...]:
@@ -55,11 +56,14 @@ class _Kernels:
         self.launches = [kernel for kernel in plan.layers if not kernel.host_only]
         self.by_node: dict[str, list[int]] = {}
         self.readers: dict[str, set[int]] = {}
+        self.makers: dict[str, set[int]] = {}
         for i, kernel in enumerate(self.launches):
             for node in kernel.onnx_nodes:
                 self.by_node.setdefault(node, []).append(i)
             for tensor in kernel.inputs:
                 self.readers.setdefault(tensor.name, set()).add(i)
+            for tensor in kernel.outputs:
+                self.makers.setdefault(tensor.name, set()).add(i)
 
     def of(self, nodes: frozenset[str]) -> set[int]:
         return {i for node in nodes for i in self.by_node.get(node, ())}
@@ -83,14 +87,14 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
     own = kernels.with_copies(kernels.of(region.nodes))
     judged = _Judge(region, indexed, kernels, own)
     higher = judged.higher_precision()
-    reasons = tuple(dict.fromkeys((*higher, *judged.extras(), *judged.apart())))
+    faults = (*higher, *judged.extras(), *judged.apart())
     counted = [kernels.launches[i] for i in own if not judged.carries_only_the_scale(i)]
     return Verdict(
         block.output,
-        "fallback" if higher else "split" if reasons else "fused",
+        "fallback" if higher else "split" if faults else "fused",
         len(counted),
         sum(kernel.activation_bytes for kernel in counted),
-        reasons,
+        tuple(dict.fromkeys((*faults, *judged.advice()))),
     )
 
 
@@ -110,17 +114,39 @@ class _Judge:
         return self._has_layer(index) and not nodes & set(self.region.layers)
 
     def higher_precision(self) -> list[str]:
-        """Kernels that read or write wider floats than the graph has at the block."""
+        """Kernels that compute in wider floats than the graph has at the block."""
         asked = self._asked_float()
         reasons = []
         for i in self.own:
             kernel = self.kernels.launches[i]
-            wide = [t for t in (*kernel.inputs, *kernel.outputs) if _is_wider(t, asked)]
+            read = [t for t in kernel.inputs if _is_wider(t, asked) and not self._dequantized(t)]
+            wide = read + [t for t in kernel.outputs if _is_wider(t, asked)]
             if wide and kernel.onnx_nodes:
-                what = "ONNX Runtime's CPU provider has no such kernel" if self.ort else self._source(wide[0])
+                what = "its CPU provider has no such kernel" if self.ort else "convert it with `--fp16`"
                 reasons.append(
                     f"{self._title(kernel)} works on {wide[0].dtype}, the graph asks for {asked}: {what}"
                 )
+        return reasons
+
+    def advice(self) -> list[str]:
+        """What costs the block without being part of it: the kernels that give its map."""
+        feeds = [t for i in self.own for t in self.kernels.launches[i].inputs]
+        makers = {m for t in feeds for m in self.kernels.makers.get(t.name, ())} - set(self.own)
+        reasons = []
+        for i in sorted(makers):
+            kernel = self.kernels.launches[i]
+            if self._turns_layout(kernel) and not self._has_layer(i) and kernel.onnx_nodes:
+                reasons.append(
+                    f"{self._title(kernel)} before the block is apart from its convolution and turns NHWC to "
+                    f"NCHW for the squeeze: {_RESPELL}"
+                )
+        wide = [t for t in feeds if _is_wider(t, self._asked_float()) and self._dequantized(t)]
+        wide += [t for i in makers for t in self.kernels.launches[i].inputs if self._dequantized(t)]
+        if any(_is_wider(t, self._asked_float()) for t in wide):
+            reasons.append(
+                f"{wide[0].dtype} map out of an INT8 convolution with per-channel weights before the block: "
+                "quantize its weights per tensor for this target"
+            )
         return reasons
 
     def extras(self) -> list[str]:
@@ -224,15 +250,14 @@ class _Judge:
         dtype = None if value is None or value.dtype is None else value.dtype.name.lower()
         return {"float16": "float16", "bfloat16": "bfloat16"}.get(dtype or "", "float32")
 
-    def _source(self, tensor: PlanTensor) -> str:
-        makers = [k for k in self.kernels.launches if any(t.name == tensor.name for t in k.outputs)]
-        quantized = [k for k in makers if any(t.dtype == "int8" for t in k.inputs)]
-        if quantized:
-            return (
-                f"{tensor.dtype} convolution {self._title(quantized[0])} from per-channel Q/DQ, quantize its "
-                "weights per tensor for this target"
-            )
-        return "convert the graph with `se-deploy export --fp16`"
+    def _dequantized(self, tensor: PlanTensor) -> bool:
+        """Whether `tensor` is what an INT8 convolution gives in float."""
+        makers = [self.kernels.launches[i] for i in self.kernels.makers.get(tensor.name, ())]
+        return any(t.dtype == "int8" for kernel in makers for t in kernel.inputs)
+
+    def _turns_layout(self, kernel: Kernel) -> bool:
+        given = {t.layout for t in kernel.inputs if len(t.dims) == _IMAGE_RANK}
+        return given == {"nhwc"} and any(t.layout == "nchw" for t in kernel.outputs)
 
     def _title(self, kernel: Kernel) -> str:
         nodes = [self.indexed.nodes[n] for n in kernel.onnx_nodes if n in self.indexed.nodes]

@@ -67,7 +67,10 @@ class _Edges:
 
     def __init__(self, model: ir.Model, optimized: onnx.ModelProto) -> None:
         self._values: dict[str, ir.Value] = _values(model)
-        self._outputs = {n.name: n.outputs[0].name or "" for n in model.graph if n.name}  # by node name
+        kept = {node.name for node in optimized.graph.node}
+        self._replaced = {
+            n.name: n.outputs[0].name or "" for n in model.graph if n.name and n.name not in kept
+        }
         self._types = _types(optimized)
         self._constants = {tensor.name: tensor for tensor in optimized.graph.initializer}
         self._names: dict[str, str] = {}
@@ -98,20 +101,18 @@ class _Edges:
 
     def _original(self, node: onnx.NodeProto, index: int) -> str:
         """Name the original tensor that an output of an optimized node holds."""
-        name, label = str(node.output[index]), str(node.name)
+        name = str(node.output[index]).removeprefix(_CAST_PREFIX)
+        label = str(node.name).removeprefix(_CAST_PREFIX)
         if name in self._values:
             return name
         if node.op_type == "ReorderInput":
             return self._names.get(node.input[0], str(node.input[0]))
         if label.removesuffix(_BLOCKED) in self._values:
             return self._with_epilogue(node, label.removesuffix(_BLOCKED))
-        cast = name.removeprefix(_CAST_PREFIX)
-        if cast in self._values:
-            return cast
-        kin = [
-            n for n in self._outputs if node.name.startswith(n)
-        ]  # "/act/Mul" in "/act/Mul/QuickGeluFusion/"
-        return self._outputs[max(kin, key=len)] if kin else name
+        if node.name in self._kept:
+            return self._kept[node.name]
+        kin = [n for n in self._replaced if label.startswith(n)]  # "/act/Mul" in "/act/Mul/QuickGeluFusion/"
+        return self._replaced[max(kin, key=len)] if kin else name
 
     def _with_epilogue(self, node: onnx.NodeProto, name: str) -> str:
         """Follow `name` over the residual Add and the activation that the blocked node computes too."""
@@ -130,14 +131,17 @@ class _Edges:
         dtype, dims = self._types.get(name, ("", None))
         if dims is None:
             dims = tuple(-1 if d is None else d for d in (graph.dims(known) or ()))
-        if not dtype:
+        if name.startswith(_CAST_PREFIX) or node.domain == _BLOCKED_DOMAIN:
+            dtype = "float"  # what a cast without loss is put in for, and all that the blocked layout has
+        elif not dtype:
             dtype = "float" if known is None or known.dtype is None else known.dtype.name.lower()
         blocked = name not in self._values and node.domain == _BLOCKED_DOMAIN
         return PlanTensor(name, _PLAN_NAMES.get(dtype, dtype), dims, "nchwc" if blocked else "")
 
     def _nodes(self, node: onnx.NodeProto) -> tuple[str, ...]:
         """Name the original nodes between this kernel's inputs and its outputs, in graph order."""
-        if node.op_type in {"ReorderInput", "ReorderOutput"}:
+        cast = node.op_type == "Cast" and node.name.startswith(_CAST_PREFIX)
+        if cast or node.op_type in {"ReorderInput", "ReorderOutput"}:
             return ()  # it computes nothing: the tensor belongs to the kernel that gave it
         originals = (self._values.get(self._names.get(name, name)) for name in node.output)
         wanted = [value for value in originals if value is not None]

@@ -1,0 +1,91 @@
+"""The precision that a plan really runs in, held against what the graph asks for.
+
+A compiler that cannot do what it was asked for falls back silently; its plan shows it, in the element types
+that each convolution reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from se_deploy import graph
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from se_deploy.plan import Kernel, Plan
+
+PrecisionName = Literal["fp32", "fp16", "int8"]
+
+_ORDER: tuple[PrecisionName, ...] = ("int8", "fp16", "fp32")  # narrow to wide
+_LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_NARROW = {
+    "int8": "int8", "uint8": "int8", "float8e4m3": "int8", "float16": "fp16", "bfloat16": "fp16",
+}  # fmt: skip
+_HELD = 0.95  # of the multiply-accumulates that the graph has in its narrowest type
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a plan computes in, as fractions of the multiply-accumulates of convolutions, FCs and products."""
+
+    precision: PrecisionName  # the graph's narrowest type if the plan holds it, else what most runs in
+    planned: Mapping[PrecisionName, float]
+    asked: Mapping[PrecisionName, float]  # the same by the graph's own types
+    fallen: tuple[str, ...]  # nodes that the plan runs in a wider type than the graph has
+
+    def satisfies(self, requested: PrecisionName) -> bool:
+        """Whether the plan is in the precision requested."""
+        return self.precision == requested
+
+
+def found_precision(plan: Plan, model: ir.Model) -> Found:
+    """Say what `plan`, made for `model`, computes its convolutions, FCs and matrix products in."""
+    layers = {n.name: n for n in model.graph if n.op_type in _LAYERS and n.name and graph.macs(n)}
+    asked = {name: _asked(node) for name, node in layers.items()}
+    planned = {name: _planned(name, plan, asked[name]) for name in layers}
+    weights = {name: graph.macs(node) for name, node in layers.items()}
+    shares_asked, shares = _shares(asked, weights), _shares(planned, weights)
+    narrowest: PrecisionName = next((p for p in _ORDER if shares_asked[p] > 0), _ORDER[-1])
+    held = sum(shares[p] for p in _ORDER[: _ORDER.index(narrowest) + 1]) >= _HELD * shares_asked[narrowest]
+    wider = _ORDER[_ORDER.index(narrowest) + 1 :]
+    most = max(wider or _ORDER, key=lambda p: shares[p])
+    return Found(
+        precision=narrowest if held else most,
+        planned=shares,
+        asked=shares_asked,
+        fallen=tuple(n for n in layers if _ORDER.index(planned[n]) > _ORDER.index(asked[n])),
+    )
+
+
+def _asked(node: ir.Node) -> PrecisionName:
+    """Give the graph's own type at a layer: INT8 behind Q/DQ, else the type of its result."""
+    sources = [value.producer() for value in node.inputs[:2] if value is not None]
+    if sources and all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
+        return "int8"
+    dtype = node.outputs[0].dtype
+    return "fp32" if dtype is None or _NARROW.get(dtype.name.lower()) != "fp16" else "fp16"
+
+
+def _planned(name: str, plan: Plan, asked: PrecisionName) -> PrecisionName:
+    """Give the type that the kernel of a layer reads; the graph's where the compiler names no kernel."""
+    kernels = [k for k in plan.layers if name in k.onnx_nodes and not k.host_only]
+    main = [k for k in kernels if k.constants] or kernels
+    if not main:
+        return asked
+    return min((_reads(kernel) for kernel in main), key=_ORDER.index)
+
+
+def _reads(kernel: Kernel) -> PrecisionName:
+    types = {_NARROW.get(tensor.dtype, "fp32") for tensor in kernel.inputs} or {"fp32"}
+    return next(p for p in _ORDER if p in types)
+
+
+def _shares(
+    precisions: Mapping[str, PrecisionName], weights: Mapping[str, int]
+) -> dict[PrecisionName, float]:
+    total = sum(weights.values()) or 1
+    return {p: sum(weights[n] for n, q in precisions.items() if q == p) / total for p in _ORDER}
