@@ -269,9 +269,8 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
     squeeze = min(path, key=order.__getitem__)
     name, gain = _gate(vector) or ("other", 1.0)
     shape = value_dims(match.scaled) or ()
-    channels = next(
-        (d for d, axis in zip(shape, view.axes, strict=True) if axis == vector.source.axes[0]), vector.size
-    )
+    at = view.axes.index(vector.source.axes[0])
+    channels = shape[at]
     widths = [layer.outputs for layer in vector.layers[:-1]]
     inner = [f for f in vector.functions[: len(vector.layers) - 1] if f is not None]
     ordered = sorted(nodes - {match.mul, end}, key=order.__getitem__) + [match.mul] + ([end] if end else [])
@@ -295,6 +294,7 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
         ),
         placement=_placement(reader, match.scaled),
         followed_by=_followed_by(reader, end or match.mul),
+        channel_axis=at,
         gain=gain,
         traits=tuple(sorted(vector.traits)),
     )

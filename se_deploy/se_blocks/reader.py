@@ -319,7 +319,7 @@ class Reader:
             return self._with_constant(node, position, vector, other)
         if facts.of_shapes:
             divides = node.op_type == "Div" and position == 0 and vector.pools == {"sum"}
-            return replace(vector, pools=frozenset({"mean"})) if divides else None
+            return _as_mean(node, vector) if divides else None
         for partner in facts.vectors if position == 0 else ():
             if partner.source == vector.source:
                 return self._with_vector(node, vector, partner)
@@ -336,7 +336,7 @@ class Reader:
         if vector.pools == {"sum"} and not vector.layers and node.op_type in {"Div", "Mul"}:
             count = number if node.op_type == "Div" else 1 / number if number else math.inf
             if self._is_area(vector, count):
-                return replace(vector, pools=frozenset({"mean"}))
+                return _as_mean(node, vector)
         if vector.function is None:
             return vector if node.op_type in _AFFINE else None
         constant = functions.identity() * 0 + number
@@ -500,6 +500,11 @@ def _distinct(vectors: Iterable[Vector]) -> tuple[Vector, ...]:
     for vector in vectors:
         kept.setdefault((vector.source, vector.pools), vector)
     return tuple(itertools.islice(kept.values(), _MOST_GUESSES))
+
+
+def _as_mean(node: ir.Node, vector: Vector) -> Vector:
+    """A sum over the map that `node` divides by its area."""
+    return replace(vector, pools=frozenset({"mean"}), squeeze_output=node.outputs[0])
 
 
 def _moved(

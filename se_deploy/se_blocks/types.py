@@ -33,6 +33,7 @@ class SEBlock:
     params: int  # with biases, BatchNorm counted as its two affine vectors
     placement: str  # what x comes from: "linear-conv", "activation", "other"
     followed_by: str  # what reads y: "residual-add", "conv", "other"
+    channel_axis: int = 1  # where the scaled tensor has its channels; its last axis in NHWC
     gain: float = 1.0  # constant factor on the gate: 2.0 in NFNet
     traits: tuple[str, ...] = ()  # what else is in it: "norm", "merged" (two branches), "softmax2", ...
 

@@ -1,0 +1,156 @@
+"""Fold constant arithmetic into the constants and weights that it works on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy import graph
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from se_deploy.protocols import Array
+
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
+
+
+def fold_affine(model: ir.Model) -> int:
+    """Fold BatchNormalization and Add, Sub, Mul or Div by a constant per channel into the convolution before.
+
+    Before: Conv(x, w, b) -> y * s + t, s and t one number per channel (or one for all)
+    After:  Conv(x, w * s, b * s + t), computed in double precision; equal up to its rounding.
+    Needs: the convolution is read by this node only, and all weights are constants.
+    """
+    folded = 0
+    for node in [node for node in model.graph.all_nodes() if node.op_type in _CONVOLUTIONS]:
+        while (consumer := graph.sole_consumer(node.outputs[0])) is not None:
+            affine = _affine(consumer, node)
+            if affine is None or not _fold(model, node, *affine):
+                break
+            graph.replace(consumer.outputs[0], node.outputs[0])
+            if consumer.graph is not None:
+                consumer.graph.remove(consumer, safe=True)
+            folded += 1
+    return folded
+
+
+def _affine(node: ir.Node, convolution: ir.Node) -> tuple[Array, Array] | None:
+    """Read `node` as y * s + t per channel of the convolution's output y; None where it is none."""
+    shape = graph.dims(convolution.outputs[0])
+    channels = None if shape is None or len(shape) < 3 else shape[1]  # noqa: PLR2004  (N, C, L)
+    if shape is None or channels is None:
+        return None
+    if node.op_type == "BatchNormalization":
+        return _batch_norm(node)
+    if node.op_type not in _ARITHMETIC:
+        return None
+    at = 0 if node.inputs[0] is convolution.outputs[0] else 1
+    constant = graph.constant(node.inputs[1 - at])
+    c = None if constant is None else _per_channel(constant, channels, len(shape))
+    if c is None or (node.op_type == "Div" and at == 1):
+        return None
+    one, zero = np.ones(channels), np.zeros(channels)
+    if node.op_type == "Add":
+        return one, c
+    if node.op_type == "Sub":
+        return (one, -c) if at == 0 else (-one, c)
+    return (c, zero) if node.op_type == "Mul" else (1 / c, zero)
+
+
+def _per_channel(array: Array, channels: int, rank: int) -> Array | None:
+    """Give a constant that broadcasts to (N, C, *) as one number per channel; None where it is none."""
+    if array.dtype.kind != "f" or array.ndim > rank:
+        return None
+    shape = (1,) * (rank - array.ndim) + array.shape
+    if any(d != 1 for i, d in enumerate(shape) if i != 1) or shape[1] not in {1, channels}:
+        return None
+    return np.broadcast_to(array.reshape(-1).astype(np.float64), (channels,))
+
+
+def _batch_norm(node: ir.Node) -> tuple[Array, Array] | None:
+    arrays = [graph.constant(v) for v in node.inputs[1:5]]
+    training = graph.attribute(node, "training_mode", 0)
+    others_used = any(True for output in node.outputs[1:] for _ in output.uses())
+    if training or others_used or any(a is None for a in arrays):
+        return None
+    gamma, beta, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
+    epsilon = graph.attribute(node, "epsilon", 1e-5)
+    scale = gamma / np.sqrt(var + (epsilon if isinstance(epsilon, float) else 1e-5))
+    return scale, beta - mean * scale
+
+
+def _fold(model: ir.Model, node: ir.Node, scale: Array, shift: Array) -> bool:
+    """Give the convolution new weights; False, and nothing done, where they would not be finite."""
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
+    w, b = graph.constant(weight), graph.constant(bias)
+    if w is None or weight is None or w.dtype.kind != "f" or (bias is not None and b is None):
+        return False
+    double = w.astype(np.float64)
+    if node.op_type == "Conv":
+        scaled = double * scale.reshape((-1,) + (1,) * (w.ndim - 1))
+    else:  # ConvTranspose: (C in, C out / groups, k, k), groups one after the other along the first axis
+        group = graph.attribute(node, "group", 1)
+        groups = group if isinstance(group, int) else 1
+        grouped = double.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+        per_group = scale.reshape((groups, 1, w.shape[1]) + (1,) * (w.ndim - 2))
+        scaled = (grouped * per_group).reshape(w.shape)
+    shifted = (0.0 if b is None else b.astype(np.float64)) * scale + shift
+    made_w, made_b = scaled.astype(w.dtype), np.asarray(shifted).astype(w.dtype)
+    if not (np.isfinite(made_w).all() and np.isfinite(made_b).all()):
+        return False
+    if not np.array_equal(made_w, w):
+        node.replace_input_with(1, graph.initializer(model, f"{weight.name}_folded", made_w))
+    made = graph.initializer(model, f"{bias.name if bias else weight.name}_bias", made_b)
+    if bias is None:
+        node.resize_inputs(3)
+    node.replace_input_with(2, made)
+    return True
+
+
+def fold_constant_layout(model: ir.Model) -> int:
+    """Compute what only lays out or converts constants: Reshape, Transpose, Cast, … of weights.
+
+    Before: Add(y, Reshape(bias: (C,), (1, C, 1, 1)))
+    After:  Add(y, bias: (1, C, 1, 1)), bit for bit the same.
+    """
+    folded = 0
+    for node in list(model.graph.all_nodes()):
+        array = _laid_out(node)
+        if array is None:
+            continue
+        output = node.outputs[0]
+        output.replace_all_uses_with(graph.initializer(model, output.name or "constant", array))
+        folded += 1
+    return folded
+
+
+def _laid_out(node: ir.Node) -> Array | None:
+    operations = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast"}
+    if node.op_type not in operations or node.outputs[0].is_graph_output():
+        return None
+    array = graph.constant(node.inputs[0])
+    if array is None:
+        return None
+    if node.op_type == "Identity":
+        return array
+    if node.op_type == "Cast":
+        kind = node.outputs[0].dtype
+        return None if kind is None else array.astype(kind.numpy())
+    if node.op_type == "Transpose":
+        perm = graph.attribute(node, "perm")
+        return np.transpose(array, perm if isinstance(perm, (list, tuple)) else None)
+    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = graph.attribute(node, "axes") if given is None else given.reshape(-1).tolist()
+    if len(node.inputs) > 1 and given is None:
+        return None
+    if node.op_type == "Reshape":
+        if not isinstance(axes, (list, tuple)):
+            return None
+        copied = not graph.attribute(node, "allowzero", 0)
+        return array.reshape([array.shape[i] if d == 0 and copied else d for i, d in enumerate(axes)])
+    if node.op_type == "Squeeze":
+        return np.squeeze(array, tuple(axes) if isinstance(axes, (list, tuple)) else None)
+    return np.expand_dims(array, tuple(axes)) if isinstance(axes, (list, tuple)) else None

@@ -1,0 +1,108 @@
+"""Recognize HardSigmoid and HardSwish in whatever arithmetic they are spelled, and use the operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from se_deploy import graph
+from se_deploy.se_blocks import functions
+
+if TYPE_CHECKING:
+    from se_deploy.se_blocks.functions import Samples
+
+_DEPTH = 5  # nodes that x * clip(x + 3, 0, 6) / 6 is spelled with, and one more
+_STARTS = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "HardSigmoid", "Relu", "Max", "Min"})
+_HARD_SWISH_OPSET = 14
+_EXACT = 1e-6  # relative: constants such as 0.1667 are another function than 1/6
+_SIXTH = 1 / 6
+
+
+def recompose_hard(model: ir.Model) -> int:
+    """Spell HardSwish and HardSigmoid as the operators that they are.
+
+    Before: Add(x, 3) -> Clip(0, 6) -> Div(6) [-> Mul(x)], in any order and with any constants that agree
+    After:  HardSigmoid(x, alpha, beta), or HardSwish(x) from opset 14; equal up to rounding.
+    Needs: every constant a scalar, and the function equal to the operator's to 1e-6.
+    """
+    found: dict[ir.Value, ir.Node] = {}
+    with_swish = graph.opset(model) >= _HARD_SWISH_OPSET
+    for base in _bases(model):
+        for value, samples in _functions_of(base).items():
+            made = _operator(samples, base, with_swish=with_swish)
+            if made is not None:
+                found.setdefault(value, made)  # of the first base, which leaves the fewest nodes
+    for value, made in found.items():
+        producer = value.producer()
+        if producer is None or producer.graph is None:
+            continue
+        producer.graph.insert_after(producer, made)
+        graph.replace(value, made.outputs[0])
+    return len(found)
+
+
+def _bases(model: ir.Model) -> list[ir.Value]:
+    """Give every value that such a spelling may start from."""
+    nodes = [node for node in model.graph.all_nodes() if node.op_type in _STARTS]
+    values = dict.fromkeys(v for node in nodes for v in node.inputs if v is not None)
+    return [v for v in values if graph.constant(v) is None]
+
+
+def _functions_of(base: ir.Value) -> dict[ir.Value, Samples]:
+    """Give the values that are functions of `base` spelled with two nodes or more."""
+    known: dict[ir.Value, Samples] = {base: functions.identity()}
+    direct: set[ir.Value] = set()
+    frontier = [base]
+    for depth in range(_DEPTH):
+        following = []
+        for node in dict.fromkeys(use.node for value in frontier for use in value.uses()):
+            samples = _sampled(node, known)
+            if samples is None or node.outputs[0] in known:
+                continue
+            known[node.outputs[0]] = samples
+            following.append(node.outputs[0])
+            if depth == 0:
+                direct.add(node.outputs[0])
+        frontier = following + [v for v in known if v is base and depth == 0]
+    return {v: f for v, f in known.items() if v is not base and v not in direct}
+
+
+def _sampled(node: ir.Node, known: dict[ir.Value, Samples]) -> Samples | None:
+    if node.op_type in {"HardSigmoid", "Relu", "Clip"}:
+        first = node.inputs[0]
+        return None if first is None or first not in known else functions.unary(node, known[first])
+    if node.op_type not in functions.BINARY_OPS or len(node.inputs) != 2:  # noqa: PLR2004
+        return None
+    operands = []
+    for value in node.inputs:
+        if value is None:
+            return None
+        number = graph.scalar(value)
+        if value in known:
+            operands.append(known[value])
+        elif number is not None:
+            operands.append(functions.identity() * 0 + number)
+        else:
+            return None
+    return functions.binary(node.op_type, operands[0], operands[1])
+
+
+def _operator(samples: Samples, base: ir.Value, *, with_swish: bool) -> ir.Node | None:
+    """Give the one operator that computes a function of `base`; None where there is none."""
+    x = functions.GRID
+    if with_swish and _equal(samples, x * np.clip(x / 6 + 0.5, 0, 1)):
+        return ir.node("HardSwish", [base])
+    inside = (samples > _EXACT) & (samples < 1 - _EXACT)
+    if inside.sum() < 2:  # noqa: PLR2004  (a line needs two points)
+        return None
+    alpha, beta = np.polyfit(x[inside], samples[inside], 1)
+    if alpha <= 0 or not _equal(samples, np.clip(alpha * x + beta, 0, 1)):
+        return None
+    slope = _SIXTH if abs(alpha - _SIXTH) < _EXACT else round(float(alpha), 7)
+    return ir.node("HardSigmoid", [base], {"alpha": slope, "beta": round(float(beta), 7)})
+
+
+def _equal(a: Samples, b: Samples) -> bool:
+    return bool(np.isfinite(a).all() and np.allclose(a, b, rtol=_EXACT, atol=_EXACT))
