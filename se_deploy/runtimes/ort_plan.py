@@ -67,10 +67,10 @@ class _Edges:
 
     def __init__(self, model: ir.Model, optimized: onnx.ModelProto) -> None:
         self._values: dict[str, ir.Value] = _values(model)
-        kept = {node.name for node in optimized.graph.node}
-        self._replaced = {
-            n.name: n.outputs[0].name or "" for n in model.graph if n.name and n.name not in kept
-        }
+        outputs: dict[str, str] = {n.name: n.outputs[0].name or "" for n in model.graph if n.name}
+        names = {str(node.name) for node in optimized.graph.node}
+        self._kept = {name: output for name, output in outputs.items() if name in names}
+        self._replaced = {name: output for name, output in outputs.items() if name not in names}
         self._types = _types(optimized)
         self._constants = {tensor.name: tensor for tensor in optimized.graph.initializer}
         self._names: dict[str, str] = {}
@@ -110,7 +110,7 @@ class _Edges:
         if label.removesuffix(_BLOCKED) in self._values:
             return self._with_epilogue(node, label.removesuffix(_BLOCKED))
         if node.name in self._kept:
-            return self._kept[node.name]
+            return self._kept[str(node.name)]
         kin = [n for n in self._replaced if label.startswith(n)]  # "/act/Mul" in "/act/Mul/QuickGeluFusion/"
         return self._replaced[max(kin, key=len)] if kin else name
 
