@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from se_deploy.networks.accounting import Description, describe
 from se_deploy.networks.adaptive import AdaptiveSE, FrozenRatio, freeze
 from se_deploy.networks.blocks import SqueezeExcite
 from se_deploy.networks.registry import NETWORKS, Entry
 
-__all__ = ["NETWORKS", "AdaptiveSE", "Entry", "FrozenRatio", "SqueezeExcite", "freeze"]
+__all__ = [
+    "NETWORKS",
+    "AdaptiveSE",
+    "Description",
+    "Entry",
+    "FrozenRatio",
+    "SqueezeExcite",
+    "describe",
+    "freeze",
+]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import nn
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from typing_extensions import Unpack
+
+
+class MobileArgs(SEArgs, total=False):
+    """The options of the networks for ImageNet: 1000 classes and 3 channels unless given."""
+
+    num_classes: int
+    in_channels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +127,46 @@ class MobileNetV3(nn.Module):
         return logits
 
 
+def mobilenet_v3_large(**options: Unpack[MobileArgs]) -> MobileNetV3:
+    """MobileNetV3-Large for 224x224 images, table 1."""
+    rows = (
+        Bottleneck(3, 16, 16, False, "relu", 1),
+        Bottleneck(3, 64, 24, False, "relu", 2),
+        Bottleneck(3, 72, 24, False, "relu", 1),
+        Bottleneck(5, 72, 40, True, "relu", 2),
+        Bottleneck(5, 120, 40, True, "relu", 1),
+        Bottleneck(5, 120, 40, True, "relu", 1),
+        Bottleneck(3, 240, 80, False, "hardswish", 2),
+        Bottleneck(3, 200, 80, False, "hardswish", 1),
+        Bottleneck(3, 184, 80, False, "hardswish", 1),
+        Bottleneck(3, 184, 80, False, "hardswish", 1),
+        Bottleneck(3, 480, 112, True, "hardswish", 1),
+        Bottleneck(3, 672, 112, True, "hardswish", 1),
+        Bottleneck(5, 672, 160, True, "hardswish", 2),
+        Bottleneck(5, 960, 160, True, "hardswish", 1),
+        Bottleneck(5, 960, 160, True, "hardswish", 1),
+    )
+    return _imagenet(rows, last_width=960, head_width=1280, options=options)
+
+
+def mobilenet_v3_small(**options: Unpack[MobileArgs]) -> MobileNetV3:
+    """MobileNetV3-Small for 224x224 images, table 2."""
+    rows = (
+        Bottleneck(3, 16, 16, True, "relu", 2),
+        Bottleneck(3, 72, 24, False, "relu", 2),
+        Bottleneck(3, 88, 24, False, "relu", 1),
+        Bottleneck(5, 96, 40, True, "hardswish", 2),
+        Bottleneck(5, 240, 40, True, "hardswish", 1),
+        Bottleneck(5, 240, 40, True, "hardswish", 1),
+        Bottleneck(5, 120, 48, True, "hardswish", 1),
+        Bottleneck(5, 144, 48, True, "hardswish", 1),
+        Bottleneck(5, 288, 96, True, "hardswish", 2),
+        Bottleneck(5, 576, 96, True, "hardswish", 1),
+        Bottleneck(5, 576, 96, True, "hardswish", 1),
+    )
+    return _imagenet(rows, last_width=576, head_width=1024, options=options)
+
+
 def mobilenet_digits(
     *, num_classes: int = 10, in_channels: int = 1, width: float = 1.0, **se: Unpack[SEArgs]
 ) -> MobileNetV3:
@@ -150,6 +197,23 @@ def mobile_se(se: SEArgs) -> SEFactory:
     merged: SEArgs = {"ratio": 4, "divisor": 8, "gate": "hardsigmoid"}
     merged.update(se)
     return partial(SqueezeExcite, **merged)
+
+
+def _imagenet(
+    rows: Sequence[Bottleneck], *, last_width: int, head_width: int, options: MobileArgs
+) -> MobileNetV3:
+    rest = options.copy()
+    num_classes, in_channels = rest.pop("num_classes", 1000), rest.pop("in_channels", 3)
+    return MobileNetV3(
+        rows,
+        stem_width=16,
+        stem_stride=2,
+        last_width=last_width,
+        head_width=head_width,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        se=mobile_se(cast("SEArgs", rest)),
+    )
 
 
 def _widen(row: Bottleneck, width: float) -> Bottleneck:

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from se_deploy.networks import NETWORKS, resnet
+
+timm = pytest.importorskip("timm")
+
+PAIRS = {
+    "se_resnet18": "legacy_seresnet18",
+    "se_resnet34": "legacy_seresnet34",
+    "se_resnet50": "legacy_seresnet50",
+    "se_resnet101": "legacy_seresnet101",
+    "se_resnet152": "legacy_seresnet152",
+    "se_resnext50_32x4d": "legacy_seresnext50_32x4d",
+    "se_resnext101_32x4d": "legacy_seresnext101_32x4d",
+    "senet154": "legacy_senet154",
+}
+QUICK = ("se_resnet18", "se_resnext50_32x4d")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PAIRS]
+)
+def test_timms_weights_give_timms_outputs(name):
+    torch.manual_seed(0)
+    theirs = timm.create_model(PAIRS[name]).eval()
+    ours = NETWORKS[name].build().eval()
+    ours.load_state_dict(resnet.from_timm(theirs.state_dict()))
+    x = torch.randn(1, 3, 71, 65)  # odd sides: the pool that rounds up matters
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_foreign_key_is_named():
+    with pytest.raises(ValueError, match=r"blocks\.0\.conv_pw\.weight"):
+        resnet.from_timm({"blocks.0.conv_pw.weight": torch.zeros(1)})
