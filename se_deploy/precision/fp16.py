@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph
+from se_deploy.canonical.fold import fold_affine
 from se_deploy.precision import opsets
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32") -> Fp16:
     def fp32_to_fp16(copy: ir.Model) -> int:
         return _convert(copy, io, losses)
 
-    done = graph.rewrite(model, fp32_to_fp16)
+    # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
+    done = graph.rewrite(model, fold_affine, fp32_to_fp16)
     return Fp16(done.model, done.counts, tuple(losses.warnings()))
 
 
@@ -100,7 +102,7 @@ def _convert(model: ir.Model, io: str, losses: _Losses) -> int:
     if io == "fp16":
         for value in model.graph.inputs:
             if value.dtype == ir.DataType.FLOAT:
-                value.dtype = ir.DataType.FLOAT16
+                value.type = ir.TensorType(ir.DataType.FLOAT16)  # copies share types: never write into one
                 changed += 1
     changed += _cast_edges(model, nodes, kept)
     if io == "fp32":
@@ -144,7 +146,7 @@ def _retype(node: ir.Node) -> int:
     changed = 0
     for value in node.outputs:
         if value.dtype == ir.DataType.FLOAT:
-            value.dtype = ir.DataType.FLOAT16
+            value.type = ir.TensorType(ir.DataType.FLOAT16)  # copies share types: never write into one
             changed += 1
     for name in ("to", "dtype", "output_dtype"):
         found = node.attributes.get(name)
@@ -218,7 +220,7 @@ def _cast(
     if (value, wanted) not in casts:
         node = ir.node("Cast", [value], {"to": wanted})
         out = node.outputs[0]
-        out.dtype, out.shape = wanted, value.shape
+        out.type, out.shape = ir.TensorType(wanted), value.shape
         out.name = f"{value.name}_{'fp16' if wanted == ir.DataType.FLOAT16 else 'fp32'}"
         graph.insert_after(value, [node])
         casts[value, wanted] = out
@@ -229,7 +231,7 @@ def _restore_output(model: ir.Model, index: int, value: ir.Value) -> None:
     """Put the one Cast behind a graph output, which keeps its name and its float32."""
     node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
     out, name = node.outputs[0], value.name
-    out.dtype, out.shape = ir.DataType.FLOAT, value.shape
+    out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
     value.name = f"{name}_fp16"
     out.name = name
     model.graph.append(node)

@@ -35,6 +35,21 @@ class Grid:
     offset: Array | None = None  # (C,) float32 over the channel axis; None: no shift
     divisor: Array | None = None  # (C,) float32, positive; None: 1
 
+    @property
+    def low(self) -> float:
+        """The smallest value of any channel that is not clipped."""
+        return float(np.min(self._at(-128)))
+
+    @property
+    def high(self) -> float:
+        """The largest value of any channel that is not clipped."""
+        return float(np.max(self._at(127)))
+
+    def _at(self, level: int) -> Array:
+        divisor = 1.0 if self.divisor is None else self.divisor.astype(np.float64)
+        offset = 0.0 if self.offset is None else self.offset.astype(np.float64)
+        return np.asarray(level * self.scale * divisor + offset)
+
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLayer:
@@ -154,7 +169,7 @@ def _quantized_input(
     def then(op: str, *others: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         nonlocal value
         made = ir.node(op, [value, *others])
-        made.outputs[0].dtype = dtype
+        made.outputs[0].type = ir.TensorType(dtype)
         value = made.outputs[0]
         nodes.append(made)
 
@@ -189,7 +204,7 @@ def _quantize_weights(model: ir.Model, node: ir.Node, layer: QuantizedLayer) -> 
         ],
         {"axis": layer.axis} if per_channel else {},
     )
-    dq.outputs[0].dtype = ir.DataType.FLOAT
+    dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     model.graph.insert_before(node, dq)
     node.replace_input_with(1, dq.outputs[0])
     if layer.bias is None:

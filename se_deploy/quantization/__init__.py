@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from se_deploy.quantize.options import POLICIES, Policy, Quantized, QuantizeOptions
-from se_deploy.quantize.verb import quantize
+from se_deploy.quantization.options import POLICIES, Policy, Quantized, QuantizeOptions
+from se_deploy.quantization.verb import quantize
 
 __all__ = ["POLICIES", "Policy", "QuantizeOptions", "Quantized", "quantize"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.protocols import Array
-    from se_deploy.quantize.options import Policy
+    from se_deploy.quantization.options import Policy
     from se_deploy.se_blocks import Census
 
 

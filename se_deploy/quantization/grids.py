@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method, Statistics
     from se_deploy.protocols import FloatArray
-    from se_deploy.quantize.layers import Layer
+    from se_deploy.quantization.layers import Layer
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SMALLEST_SHARE = 1 / 64  # of the largest channel's size: a channel that was quiet so far may not stay so

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method
     from se_deploy.precision import Grid
-    from se_deploy.quantize.layers import Kept
+    from se_deploy.quantization.layers import Kept
 
 
 @dataclass(frozen=True, slots=True)

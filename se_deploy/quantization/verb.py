@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import calibration, se_blocks
+from se_deploy import calibration, graph, se_blocks
+from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.precision import opsets, to_fp16, to_qdq
 from se_deploy.protocols import silent
-from se_deploy.quantize import grids, layers, rounding
-from se_deploy.quantize.layers import Kept, Layer
-from se_deploy.quantize.options import POLICIES, Policy, Quantized, QuantizeOptions
+from se_deploy.quantization import grids, layers, rounding
+from se_deploy.quantization.layers import Kept, Layer
+from se_deploy.quantization.options import POLICIES, Policy, Quantized, QuantizeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,7 @@ def quantize(
     if policy is None:
         raise BadInput(f"there is no policy '{options.policy}'", hint=f"choose one of {', '.join(POLICIES)}")
     model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
+    model = graph.rewrite(model, fold_affine).model
     found, kept = _placed(model, policy, options)
     chosen, held = samples.split(options.hold_back)
     statistics = calibration.measure(

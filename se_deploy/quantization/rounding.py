@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from se_deploy.calibration import Statistics
     from se_deploy.precision import Grid
     from se_deploy.protocols import Array, FloatArray
-    from se_deploy.quantize.layers import Layer
+    from se_deploy.quantization.layers import Layer
 
 LEVELS = 127
 _SHRINKS = np.linspace(0.7, 1, 16)
