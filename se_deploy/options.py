@@ -76,6 +76,24 @@ class RewriteOptions:
     search_seconds: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CalibrationOptions:
+    """What INT8 is calibrated on, and how far it may go."""
+
+    data: Path | None = None
+    samples: int | None = None
+    method: Literal["minmax", "percentile", "entropy", "mse"] | None = None  # None: the best of them
+    cache: Path | None = None
+    exclude_nodes: str | None = None  # regular expression over node names
+    skip_unreadable: bool = False
+    allow_random: bool = False
+    policy: str | None = None  # None: the target's
+    min_sqnr_db: float | None = None
+    max_drop_points: float | None = None
+    keep_fraction: float | None = None  # of the multiply-accumulates, left in FP16
+    seed: int = 0
+
+
 def read_labels(path: Path) -> tuple[str, ...]:
     """Read class names: a JSON list, or one name a line. Raises: BadInput."""
     try:

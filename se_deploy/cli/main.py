@@ -58,14 +58,14 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
-    def main(  # type: ignore[override] # click's overloads say the same in two signatures
+    def main(
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        **extra: Any,  # noqa: ANN401 - click's own
-    ) -> Any:  # noqa: ANN401
+        **extra: Any,
+    ) -> Any:
         """Run a command; every way out passes here."""
         words = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in words

@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from se_deploy.options import Precision
+
     ParamType = click.ParamType[Any]
 else:
     ParamType = click.ParamType  # generic from click 8.4 on only
@@ -298,8 +300,8 @@ tolerance = group(
 )
 
 
-def chosen_precision(precision: str | None, short: str | None, default: str) -> str:
+def chosen_precision(precision: Precision | None, short: Precision | None) -> Precision | None:
     """Join --precision with its short forms. Raises: click.UsageError where they contradict."""
     if precision and short and precision != short:
         raise click.UsageError(f"--precision {precision} and --{short} contradict each other")
-    return precision or short or default
+    return precision or short

@@ -7,8 +7,9 @@ which samples were used.
 
 from __future__ import annotations
 
+from se_deploy.data.noise import random
 from se_deploy.data.pictures import preprocess
 from se_deploy.data.reading import read
 from se_deploy.data.samples import Samples, Source
 
-__all__ = ["Samples", "Source", "preprocess", "read"]
+__all__ = ["Samples", "Source", "preprocess", "random", "read"]

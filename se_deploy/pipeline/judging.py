@@ -1,0 +1,240 @@
+"""`parity` and `profile`: outputs and time of artifacts against a reference."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import comparison, latency
+from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.pipeline import artifacts
+from se_deploy.pipeline.results import Json, Judged, Timed, head, relative
+from se_deploy.protocols import silent
+from se_deploy.runtimes.ort import OrtRuntime
+from se_deploy.simplify import random_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.comparison import Tolerance
+    from se_deploy.data import Samples
+    from se_deploy.inputs import InputSpec
+    from se_deploy.options import ImageOptions, NetworkOptions
+    from se_deploy.protocols import Arrays, Progress
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What replaces single limits of a preset; per-output limits by output name."""
+
+    preset: str | None = None  # None: by the candidate's precision
+    atol: tuple[tuple[str, float], ...] = ()  # (output name or "" for all, value)
+    rtol: tuple[tuple[str, float], ...] = ()
+    min_cosine: float | None = None
+    min_top1: float | None = None
+
+    def tolerance(self, precision: str, output: str) -> Tolerance:
+        """Give what one output of a candidate is judged by."""
+        every = {name: value for name, value in self.atol if name in {"", output}}
+        each = {name: value for name, value in self.rtol if name in {"", output}}
+        return comparison.tolerance(
+            self.preset or precision,
+            atol=every.get(output, every.get("")),
+            rtol=each.get(output, each.get("")),
+            min_cosine=self.min_cosine,
+            min_top1=self.min_top1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParityResult:
+    """Every candidate measured on the same samples, and judged."""
+
+    reference: str
+    preset: str
+    candidates: tuple[Judged, ...]
+    reference_accuracy: float | None
+    warnings: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every candidate passed."""
+        return all(candidate.passed for candidate in self.candidates)
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        return {
+            **head("parity", self.warnings),
+            "reference": self.reference,
+            "reference_accuracy": self.reference_accuracy,
+            "preset": self.preset,
+            "candidates": [candidate.json() for candidate in self.candidates],
+            "passed": self.passed,
+        }
+
+
+def parity(
+    reference: str | artifacts.Opened,
+    candidates: Sequence[str | Path],
+    *,
+    data: Path,
+    limits: Limits | None = None,
+    samples: int | None = None,
+    skip_unreadable: bool = False,
+    threads: int = 0,
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    relative_to: Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ParityResult:
+    """Compare every candidate with the reference on the same data.
+
+    An ONNX file is run node by node as it stands; an engine runs itself where a GPU is, else through the
+    ONNX file beside it, and the result says so. Raises: BadData, BadModel, BadArtifact, BadInput.
+    """
+    limits = limits or Limits()
+    judged: list[Judged] = []
+    notes: list[str] = []
+    accuracy = None
+    with artifacts.opened(reference, exact=True, threads=threads, network=network, image=image) as ref:
+        spec = ref.image or _first_image(candidates, image)
+        found = artifacts.read_data(
+            data, ref.session, spec, limit=samples, skip_unreadable=skip_unreadable, seed=seed
+        )
+        notes += found.warnings
+        for done, candidate in enumerate(candidates):
+            progress("parity", done, len(candidates))
+            with artifacts.opened(
+                str(candidate), exact=True, threads=threads, stand_in=True, image=image
+            ) as one:
+                size = min(artifacts.batch_size(s, _BATCH) for s in (ref.session, one.session))
+                measured = comparison.compare(
+                    ref.session, one.session, found.batches(size), labels=found.labels
+                )
+                accuracy = measured.reference_accuracy
+                failures = tuple(
+                    text
+                    for output in measured.outputs
+                    for text in limits.tolerance(one.precision, output.name).failures(output)
+                )
+                tolerance = limits.tolerance(one.precision, measured.outputs[0].name)
+                divergence = None
+                if failures and ref.model is not None and one.model is not None:
+                    divergence = _divergence(ref.model, one.model, found, size, tolerance)
+            if one.checked_as:
+                notes.append(f"{_name(candidate, relative_to)}: {one.checked_as}")
+            name = _name(candidate, relative_to)
+            judged.append(Judged(name, measured, tolerance, failures, divergence, one.checked_as))
+        progress("parity", len(candidates), len(candidates))
+    return ParityResult(
+        _name(reference, relative_to), limits.preset or "auto", tuple(judged), accuracy, tuple(notes)
+    )
+
+
+def _name(artifact: str | Path | artifacts.Opened, folder: Path | None) -> str:
+    if isinstance(artifact, artifacts.Opened):
+        return artifact.name
+    return relative(artifact, folder) if folder and isinstance(artifact, Path) else str(artifact)
+
+
+def _first_image(candidates: Sequence[str | Path], image: ImageOptions | None) -> InputSpec | None:
+    """Give the input spec of the first candidate that has one: the reference has none."""
+    for candidate in candidates:
+        if artifacts.kind_of(str(candidate)) != "network":
+            with artifacts.opened(str(candidate), stand_in=True, image=image) as one:
+                if one.image is not None:
+                    return one.image
+    return None
+
+
+def _divergence(
+    reference: ir.Model, candidate: ir.Model, samples: Samples, size: int, tolerance: Tolerance
+) -> comparison.Divergence | None:
+    feeds: Arrays = next(iter(samples.batches(size)))
+    return comparison.first_divergence(
+        reference, candidate, feeds, runtime=OrtRuntime(optimize=False), limit=tolerance.divergence
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """Latencies, the reference first where there is one."""
+
+    artifacts: tuple[Timed, ...]
+    threads: int
+    warnings: tuple[str, ...]
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        return {
+            **head("profile", self.warnings),
+            "threads": self.threads,
+            "artifacts": [artifact.json() for artifact in self.artifacts],
+        }
+
+
+def profile(
+    files: Sequence[str | Path],
+    *,
+    reference: str | artifacts.Opened | None = None,
+    batch: int = 1,
+    threads: int = 0,
+    warmup_ms: float = 200,
+    duration_s: float = 3,
+    iterations: int = 10,
+    skip_missing: bool = False,
+    relative_to: Path | None = None,
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ProfileResult:
+    """Measure the latency of artifacts, and of the reference for the speed-up.
+
+    `skip_missing` turns an artifact that cannot run here (an engine without a GPU) into a warning.
+    Raises: MissingRuntime, BadArtifact, BadModel; BadInput where there is nothing to measure.
+    """
+    named = [*([reference] if reference else []), *files]
+    if not named:
+        raise BadInput("there is nothing to measure", hint="name an ONNX file or an engine")
+    timed: list[Timed] = []
+    notes: list[str] = []
+    base: float | None = None
+    for done, artifact in enumerate(named):
+        progress("profile", done, len(named))
+        name = _name(artifact, relative_to)
+        with contextlib.ExitStack() as stack:
+            try:
+                one = stack.enter_context(
+                    artifacts.opened(
+                        str(artifact) if isinstance(artifact, Path) else artifact,
+                        threads=threads,
+                        network=network,
+                        image=image,
+                    )
+                )
+            except MissingRuntime as e:
+                if not skip_missing:
+                    raise
+                notes.append(f"{name} was not timed: {e.message}")
+                continue
+            size = artifacts.batch_size(one.session, batch)
+            feeds = random_feeds(one.session.inputs, batch=size, seed=seed)
+            measured = latency.measure(
+                one.session, feeds, warmup_ms=warmup_ms, duration_s=duration_s, iterations=iterations
+            )
+        is_reference = reference is not None and done == 0
+        base = measured.p50_ms if is_reference else base
+        speedup = None if base is None or is_reference else base / measured.p50_ms
+        if not measured.stable:
+            notes.append(f"{name}: the timing is unstable, do not rely on it ({measured.rule})")
+        timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference))
+    progress("profile", len(named), len(named))
+    return ProfileResult(tuple(timed), threads, tuple(notes))

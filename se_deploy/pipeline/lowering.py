@@ -1,0 +1,251 @@
+"""A canonical FP32 graph becomes the form that a target likes, in the precision asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from se_deploy import data, engine, graph, inputs, quantization, rewrites, se_blocks
+from se_deploy.errors import BadData, BadInput, MissingRuntime
+from se_deploy.precision import to_fp16
+from se_deploy.protocols import TensorSpec, silent
+from se_deploy.runtimes.ort import OrtRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import onnx_ir as ir
+
+    from se_deploy.engine import Planner, RuntimeName
+    from se_deploy.inputs import InputSpec
+    from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
+    from se_deploy.plan import Plan
+    from se_deploy.protocols import Progress
+    from se_deploy.rewrites import Found
+
+PORTABLE_TARGETS = ("sm80", "sm86", "sm89", "sm120")
+"""What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A graph in its final precision, and what was done to get there."""
+
+    model: ir.Model
+    rewritten: ir.Model  # the FP32 graph that it was lowered from
+    blocks: tuple[se_blocks.SEBlock, ...]  # as the rewritten graph spells them
+    found: Found | None  # the search for exact rewrites; None where none was asked for
+    quantized: quantization.Quantized | None
+    samples: data.Samples | None
+    warnings: tuple[str, ...]
+
+
+def compiler_for(runtime: RuntimeChoice, targets: Sequence[str]) -> RuntimeName:
+    """Choose the compiler: TensorRT-RTX unless asked for, or unless it cannot build for a target."""
+    if runtime == "onnxruntime":
+        raise BadInput(
+            "ONNX Runtime runs ONNX files and builds no engine",
+            hint="use --runtime tensorrt-rtx or tensorrt, or run the ONNX file as it is",
+        )
+    if runtime in {"tensorrt", "tensorrt-rtx"}:
+        return runtime
+    try:
+        rtx = engine.compiler("tensorrt-rtx")
+    except MissingRuntime:
+        return "tensorrt"
+    try:
+        for target in targets:
+            rtx.check_target(target)
+    except BadInput:
+        return "tensorrt"
+    finally:
+        rtx.close()
+    return "tensorrt-rtx"
+
+
+def planner_for(runtime: RuntimeName, targets: Sequence[str]) -> Planner | None:
+    """Start the planner of a compiler that plans without a device; None for full TensorRT."""
+    if runtime != "tensorrt-rtx":
+        return None
+    return engine.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
+
+
+def half(model: ir.Model) -> ir.Model:
+    """Give `model` in FP16, inputs and outputs in FP32."""
+    return to_fp16(model).model
+
+
+def optimized(
+    model: ir.Model,
+    *,
+    runtime: RuntimeChoice,
+    precision: Precision,
+    options: RewriteOptions,
+    planner: Planner | None,
+    progress: Progress = silent,
+) -> Found | None:
+    """Search for the cheapest exact form for a runtime; None where no rewrite was asked for."""
+    if options.names == () or runtime == "auto":
+        return None
+    return rewrites.optimize(
+        model,
+        runtime,
+        planner,
+        names=options.names,
+        lower=half if precision != "fp32" else None,
+        constant_weights=precision == "int8",
+        budget_plans=options.search_plans,
+        seconds=options.search_seconds,
+        progress=progress,
+    )
+
+
+def lowered(
+    model: ir.Model,
+    *,
+    precision: Precision,
+    runtime: RuntimeChoice = "auto",
+    rewriting: RewriteOptions,
+    calibration: CalibrationOptions,
+    io: str = "fp32",
+    base: str | None = None,
+    planner: Planner | None = None,
+    progress: Progress = silent,
+) -> Lowered:
+    """Rewrite, quantize and lower a canonical FP32 graph.
+
+    `base` is the precision of what is not INT8: FP16 for a TensorRT target, else FP32.
+    Raises: BadData where INT8 has no calibration data.
+    """
+    found = optimized(
+        model, runtime=runtime, precision=precision, options=rewriting, planner=planner, progress=progress
+    )
+    form = found.model if found else model
+    blocks = _blocks(model, form)
+    notes = list(found.warnings) if found else []
+    if precision == "fp32":
+        return Lowered(form, form, blocks, found, None, None, tuple(notes))
+    if precision == "fp16":
+        done = to_fp16(form, io="fp16" if io == "fp16" else "fp32")
+        return Lowered(done.model, form, blocks, found, None, None, (*notes, *done.warnings))
+    samples = calibration_samples(form, calibration)
+    made = quantized(form, samples, runtime=runtime, calibration=calibration, base=base, progress=progress)
+    return Lowered(made.model, form, blocks, found, made, samples, (*notes, *made.warnings))
+
+
+def as_it_stands(model: ir.Model) -> Lowered:
+    """Take a graph that is in its final precision already."""
+    return Lowered(model, model, se_blocks.find(model).se, None, None, None, ())
+
+
+def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
+    """Every block of `before`, as `after` spells it; a gate that moved into weights keeps its entry."""
+    now = {block.output: block for block in se_blocks.find(after).se}
+    return tuple(now.get(block.output, block) for block in se_blocks.find(before).se)
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """INT8 against FP16 on the same target, as planned: bytes per image and kernels, nothing was timed."""
+
+    int8: Plan
+    fp16: Plan
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether INT8 is planned to move fewer bytes."""
+        return self.int8.activation_bytes < self.fp16.activation_bytes
+
+    @property
+    def reason(self) -> str:
+        """The comparison in one sentence."""
+        a, b = self.int8, self.fp16
+        word = "less" if self.worth_it else "no less"
+        return (
+            f"the INT8 plan moves {word} than the FP16 plan: {a.activation_bytes / 1e6:.2f} MB in "
+            f"{a.kernels} kernels against {b.activation_bytes / 1e6:.2f} MB in {b.kernels} per image "
+            f"({a.runtime} {a.version}, {a.target}; planned, not timed)"
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to tell the user; empty where INT8 pays."""
+        return () if self.worth_it else (f"INT8 is not recommended here, use FP16: {self.reason}",)
+
+    def json(self) -> dict[str, object]:
+        """Give `worth` of the JSON objects."""
+        return {
+            "fp16_bytes": self.fp16.activation_bytes,
+            "int8_bytes": self.int8.activation_bytes,
+            "fp16_kernels": self.fp16.kernels,
+            "int8_kernels": self.int8.kernels,
+            "recommended": "int8" if self.worth_it else "fp16",
+            "reason": self.reason,
+        }
+
+
+def worth(int8: ir.Model, fp16: ir.Model, *, planner: Planner) -> Worth:
+    """Plan both forms. Raises: BuildFailed."""
+    return Worth(planner.plan(int8), planner.plan(fp16))
+
+
+def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
+    """Read the calibration data by the graph's own input spec. Raises: BadData."""
+    spec = inputs.read(model.metadata_props)
+    specs: list[InputSpec | TensorSpec] = [spec] if spec else list(tensor_specs(model))
+    if options.data is None:
+        if not options.allow_random:
+            raise BadData(
+                "INT8 needs calibration data, and random data would ruin the answers",
+                hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
+            )
+        return data.random(tensor_specs(model), count=options.samples or 32, seed=options.seed)
+    if spec is None and options.data.suffix not in {".npy", ".npz"}:
+        raise BadData(
+            f"the graph does not say how images become its input, so '{options.data}' cannot be used",
+            hint="pass --input-size, --mean and --std, or give .npy/.npz arrays",
+        )
+    return data.read(
+        options.data,
+        specs,
+        limit=options.samples,
+        skip_unreadable=options.skip_unreadable,
+        seed=options.seed,
+    )
+
+
+def quantized(
+    model: ir.Model,
+    samples: data.Samples,
+    *,
+    runtime: RuntimeChoice,
+    calibration: CalibrationOptions,
+    base: str | None,
+    progress: Progress = silent,
+) -> quantization.Quantized:
+    """Quantize by the runtime's rules, or by the policy named."""
+    policies: dict[str, str] = {"tensorrt-rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+    wanted = base or ("fp16" if runtime in policies else "fp32")
+    options = quantization.QuantizeOptions(
+        policy=calibration.policy or policies.get(runtime, "portable"),
+        method=calibration.method,
+        precision="fp16" if wanted == "fp16" else "fp32",
+        exclude_nodes=calibration.exclude_nodes,
+    )
+    return quantization.quantize(
+        model, samples, runtime=OrtRuntime(optimize=False), options=options, progress=progress
+    )
+
+
+def tensor_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Give the graph's inputs as a session would."""
+    return tuple(
+        TensorSpec(str(value.name), _dtype(value), graph.dims(value) or ()) for value in model.graph.inputs
+    )
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    if value.dtype is None:
+        raise BadData(f"input '{value.name}' has no element type", hint="export the network again")
+    return value.dtype.numpy()

@@ -1,0 +1,337 @@
+"""`run` and `demo`: the whole flow on one screen, one directory, one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import files, graph, inputs, precision, report
+from se_deploy.errors import BadData, BadInput, CannotWrite
+from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.pipeline import artifacts, building, exporting, inspecting, judging, lowering, source
+from se_deploy.pipeline.results import Json, head
+from se_deploy.protocols import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.options import RuntimeChoice
+    from se_deploy.pipeline.building import BuildResult
+    from se_deploy.pipeline.exporting import ExportResult, QuantizeResult
+    from se_deploy.pipeline.inspecting import InspectResult
+    from se_deploy.pipeline.judging import ParityResult, ProfileResult
+    from se_deploy.pipeline.source import Source
+    from se_deploy.protocols import Progress
+
+PACKAGES = (
+    "torch", "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime-gpu",
+    "onnxruntime", "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Everything that a run found, and where its files are."""
+
+    folder: Path
+    command: str
+    export: ExportResult
+    inspection: InspectResult
+    quantize: QuantizeResult
+    engines: dict[str, BuildResult]  # "fp16" and "int8"
+    parity: ParityResult
+    profile: ProfileResult
+    warnings: tuple[str, ...]
+
+    @property
+    def failures(self) -> dict[str, tuple[str, ...]]:
+        """Say per verdict what failed; an empty tuple is a pass."""
+        slow = [
+            f"'{a.path}' is slower than PyTorch: {a.latency.p50_ms:.3g} ms"
+            for a in self.profile.artifacts
+            if a.path == "model.onnx" and a.speedup is not None and a.speedup < 1
+        ]
+        return {
+            "parity": tuple(text for c in self.parity.candidates for text in c.failures),
+            "fusion": self.engines["fp16"].fusion_failures,
+            "precision": tuple(text for e in self.engines.values() for text in e.precision_failures),
+            "latency": tuple(slow),
+        }
+
+    @property
+    def recommended(self) -> str:
+        """The engine to deploy: INT8 only where its plan is cheaper and its answers pass."""
+        worth = self.engines["int8"].worth
+        right = all(c.passed for c in self.parity.candidates if c.path == "model.int8.engine")
+        return "int8" if worth is not None and worth.worth_it and right else "fp16"
+
+    def json(self) -> Json:
+        """The object of the contract: report.json."""
+        taken = self.export.source
+        engines = {name: built.json() for name, built in self.engines.items()}
+        spec = inputs.read(taken.model.metadata_props)
+        return {
+            **head("run" if self.command.startswith("se-deploy run") else "demo", self.warnings),
+            "command": self.command,
+            "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            "network": {
+                "spec": taken.spec,
+                "weights": taken.network.weights if taken.network else "in the ONNX file",
+                "params": sum(
+                    v.const_value.size for v in taken.model.graph.initializers.values() if v.const_value
+                ),
+                "macs": sum(graph.macs(node) for node in taken.model.graph),
+                "input": dataclasses.asdict(spec) if spec else None,
+            },
+            "machine": machine(),
+            "report": "report.html",
+            "artifacts": {
+                path.name.replace(".", "_"): path.name
+                for path in sorted(self.folder.iterdir())
+                if path.name.startswith("model.")
+            },
+            "export": self.export.json(),
+            "inspect": self.inspection.json(),
+            "quantize": self.quantize.json(),
+            "build-engines": engines,
+            "build-engine": engines[self.recommended],
+            "parity": self.parity.json(),
+            "profile": self.profile.json(),
+            "verdicts": {name: not texts for name, texts in self.failures.items()},
+            "recommendation": self._recommendation(),
+        }
+
+    def _recommendation(self) -> str:
+        worth = self.engines["int8"].worth
+        why = worth.reason if worth else "no compiler could plan both forms on this machine"
+        return f"deploy the {self.recommended.upper()} engine: {why}"
+
+
+def run(
+    model: str,
+    folder: str | Path,
+    *,
+    calibration: CalibrationOptions,
+    data: Path | None = None,
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    rewrites: RewriteOptions | None = None,
+    threads: int = 0,
+    warmup_ms: float = 200,
+    duration_s: float = 3,
+    iterations: int = 10,
+    overwrite: bool = False,
+    command: str | None = None,
+    progress: Progress = silent,
+) -> RunResult:
+    """Export, inspect, quantize, build, compare and time a network; leave everything in `folder`.
+
+    `data`: what parity is judged on; the calibration data where None, and a warning says so.
+    Raises: whatever a step raises; files that were finished before it stay.
+    """
+    folder = Path(folder)
+    image, rewriting = image or ImageOptions(), rewrites or RewriteOptions()
+    if calibration.data is None and not calibration.allow_random:
+        raise BadData("INT8 needs calibration data", hint="pass --calib-data: a folder of images, .npy, ...")
+    paths = _claim(folder, overwrite=overwrite)
+    steps = _Steps(progress, 8)
+
+    steps.next()
+    taken = source.read(model, options=network, image=image, progress=progress)
+    exported = _write_fp32(taken, paths["onnx"])
+    steps.next()
+    half = precision.to_fp16(taken.model)
+    graph.save(half.model, paths["fp16"])
+    steps.next()
+    quantized = exporting.quantize(
+        paths["onnx"], paths["int8"], image=image, calibration=calibration, overwrite=True, progress=progress
+    )
+    steps.next()
+    compiler = lowering.compiler_for(runtime, targets)
+    engines = {}
+    for name in ("fp16", "int8"):
+        engines[name] = building.build_engine(
+            paths["onnx"],
+            folder / f"model.{name}.engine",
+            precision="fp16" if name == "fp16" else "int8",
+            runtime=compiler,
+            targets=targets,
+            rewrites=rewriting,
+            calibration=calibration,
+            overwrite=True,
+            progress=progress,
+        )
+        steps.next()
+    plans, plan_notes = inspecting.planned(taken.model, taken.census, "auto", targets[:1], progress)
+    inspection = inspecting.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
+    names = ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.fp16.engine", "model.int8.engine"]
+    reference = _reference(model, taken, threads)
+    parity = judging.parity(
+        reference,
+        [folder / name for name in names],
+        data=data or _calibration_data(calibration, taken, folder),
+        samples=calibration.samples if data is None else None,
+        skip_unreadable=calibration.skip_unreadable,
+        threads=threads,
+        relative_to=folder,
+        progress=progress,
+    )
+    steps.next()
+    profile = judging.profile(
+        [folder / name for name in names],
+        reference=reference,
+        threads=threads,
+        warmup_ms=warmup_ms,
+        duration_s=duration_s,
+        iterations=iterations,
+        skip_missing=True,
+        relative_to=folder,
+        progress=progress,
+    )
+    steps.next()
+    notes = [*exported.warnings, *half.warnings, *quantized.warnings, *plan_notes]
+    for built in engines.values():
+        notes += built.warnings
+    if data is None:
+        notes.append("parity was judged on the calibration data: name other data with --data")
+    notes += [*parity.warnings, *profile.warnings]
+    result = RunResult(
+        folder,
+        command or f"se-deploy run {model} -o {folder}",
+        exported,
+        inspection,
+        quantized,
+        engines,
+        parity,
+        profile,
+        tuple(dict.fromkeys(notes)),
+    )
+    payload = result.json()
+    files.write_text(folder / "report.json", json.dumps(payload, indent=2, allow_nan=False) + "\n")
+    files.write_text(folder / "report.html", report.html(payload))
+    steps.next()
+    return result
+
+
+def demo(
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    rewrites: RewriteOptions | None = None,
+    threads: int = 0,
+    warmup_ms: float = 200,
+    duration_s: float = 3,
+    iterations: int = 10,
+    command: str | None = None,
+    progress: Progress = silent,
+) -> RunResult:
+    """Run the shipped SE-ResNet-20 on the shipped digits; parity is judged on the 1,000 held out."""
+    from se_deploy.shipped import shipped  # noqa: PLC0415 - only here
+
+    return run(
+        "se_deploy:se_resnet20",
+        folder,
+        network=NetworkOptions(checkpoint=shipped("se_resnet20_digits.safetensors")),
+        calibration=CalibrationOptions(data=shipped("calibration-images-idx3-ubyte.gz")),
+        data=shipped("heldout-images-idx3-ubyte.gz"),
+        runtime=runtime,
+        targets=targets,
+        rewrites=rewrites,
+        threads=threads,
+        warmup_ms=warmup_ms,
+        duration_s=duration_s,
+        iterations=iterations,
+        overwrite=overwrite,
+        command=command or f"se-deploy demo -o {folder}",
+        progress=progress,
+    )
+
+
+def machine() -> Json:
+    """Say what this run ran on: processor, cores, Python and the packages that matter."""
+    installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    found = {name: installed[name] for name in PACKAGES if name in installed}
+    return {
+        "platform": platform.platform(),
+        "cpu": artifacts.cpu_name(),
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "packages": found,
+    }
+
+
+def read_report(folder: Path) -> Json:
+    """Read the report.json that a run left. Raises: BadInput."""
+    path = folder / "report.json"
+    try:
+        payload: Json = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise BadInput(
+            f"'{path}' cannot be read: {e}", hint="name folders that `se-deploy run` filled"
+        ) from e
+    if not str(payload.get("schema", "")).startswith(("se-deploy/run/", "se-deploy/demo/")):
+        raise BadInput(f"'{path}' is no report of a run", hint="name folders that `se-deploy run` filled")
+    return payload
+
+
+class _Steps:
+    """Counts the steps of the run for the overall bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def next(self) -> None:
+        self._progress("all steps", self._done, self._total)
+        self._done += 1
+
+
+def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
+    if folder.exists() and not folder.is_dir():
+        raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
+    paths = {name: folder / f"model.{name}" for name in ("onnx", "fp16.onnx", "int8.onnx")}
+    engines = [folder / f"model.{name}.engine" for name in ("fp16", "int8")]
+    sides = [p for e in engines for p in (building.manifest_path(e), building.onnx_path(e))]
+    for path in (*paths.values(), *engines, *sides, folder / "report.json", folder / "report.html"):
+        files.claim(path, overwrite=overwrite)
+    return {"onnx": paths["onnx"], "fp16": paths["fp16.onnx"], "int8": paths["int8.onnx"]}
+
+
+def _write_fp32(taken: Source, path: Path) -> ExportResult:
+    graph.save(taken.model, path)
+    done = lowering.as_it_stands(taken.model)
+    return exporting.ExportResult(
+        path, taken, done, "fp32", "auto", taken.max_abs_error, taken.failures, taken.warnings
+    )
+
+
+def _reference(model: str, taken: Source, threads: int) -> artifacts.Opened | str:
+    """PyTorch where the network came from it, else the ONNX file that was given."""
+    if taken.network is None:
+        return model
+    session = source.torch_session(taken.network, threads)
+    spec = inputs.read(taken.model.metadata_props)
+    return artifacts.Opened(session, "torch", artifacts.cpu_name(), "fp32", spec, None, name=taken.spec)
+
+
+def _calibration_data(calibration: CalibrationOptions, taken: Source, folder: Path) -> Path:
+    """Give the calibration data's path; random calibration is written out, so that parity can read it."""
+    if calibration.data is not None:
+        return calibration.data
+    import numpy as np  # noqa: PLC0415 - only for this case
+
+    samples = lowering.calibration_samples(taken.model, calibration)
+    path = folder / "random-calibration.npz"
+    np.savez(path, allow_pickle=False, **next(samples.batches(samples.count)))
+    return path

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import helper, parser
+
+from se_deploy import graph
+from se_deploy.errors import BadModel
+
+CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4,8,8] x) => (float[N,4,8,8] y) <float[1] unused = {1.0}> {
+    a = Relu(x)
+    b = Constant<value = float[1] {2.0}>()
+    dead = Sigmoid(x)
+    y = Mul(a, b)
+}"""
+
+
+def chain():
+    return graph.tidy(graph.inline(ir.from_proto(parser.parse_model(CHAIN))))
+
+
+def test_tidy_drops_what_nothing_reads_and_names_every_node():
+    model = chain()
+    assert graph.ops(model) == ["Relu", "Mul"]
+    names = [node.name for node in model.graph]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    assert "unused" not in model.graph.initializers
+
+
+def test_a_written_file_reads_back_the_same(tmp_path):
+    graph.save(chain(), tmp_path / "m.onnx")
+    again = graph.load(tmp_path / "m.onnx")
+    assert graph.ops(again) == ["Relu", "Mul"]
+    assert graph.dims(again.graph.outputs[0]) == (None, 4, 8, 8)
+    assert again.ir_version == graph.IR_VERSION
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", None], ids=["empty", "junk", "truncated"])
+def test_what_is_no_onnx_is_refused(tmp_path, content):
+    path = tmp_path / "m.onnx"
+    graph.save(chain(), path)
+    path.write_bytes(path.read_bytes()[:-7] if content is None else content)
+    with pytest.raises(BadModel, match=r"m\.onnx"):
+        graph.load(path)
+
+
+def test_external_data_outside_the_folder_is_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(b"\0" * 16)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    weight = helper.make_tensor("w", onnx.TensorProto.FLOAT, [4], b"\0" * 16, raw=True)
+    weight.ClearField("raw_data")
+    weight.data_location = onnx.TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Add", ["x", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [4])],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [4])],
+            [weight],
+        )
+    )
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(BadModel, match=r"m\.onnx"):
+        graph.load(folder / "m.onnx")
+
+
+def test_rewrite_works_on_a_copy_and_counts():
+    model = chain()
+
+    def double(copy):
+        node = next(n for n in copy.graph if n.op_type == "Relu")
+        new = ir.node("Relu", [node.outputs[0]])
+        graph.insert_after(node.outputs[0], [new])
+        node.outputs[0].replace_all_uses_with(new.outputs[0])
+        new.replace_input_with(0, node.outputs[0])
+        return 1
+
+    result = graph.rewrite(model, double)
+    assert result.counts == (("double", 1),)
+    assert graph.ops(result.model) == ["Relu", "Relu", "Mul"]
+    assert graph.ops(model) == ["Relu", "Mul"]
+    graph.check(result.model)
+
+
+def test_replace_keeps_the_name_of_a_graph_output():
+    model = chain()
+    old = model.graph.outputs[0]
+    new = ir.node("Neg", [model.graph.inputs[0]])
+    model.graph.insert_after(old.producer(), new)
+    graph.replace(old, new.outputs[0])
+    graph.tidy(model)
+    assert [v.name for v in model.graph.outputs] == ["y"]
+    assert graph.ops(model) == ["Neg"]
+
+
+def test_initializer_takes_a_fresh_name():
+    model = chain()
+    one = graph.initializer(model, "w", np.zeros(2, np.float32))
+    two = graph.initializer(model, "w", np.ones(2, np.float32))
+    assert one.name != two.name
+    assert graph.constant(two).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "macs"),
+    [
+        ("y = Conv(x, w)", 8 * 4 * 3 * 3 * 6 * 6),
+        ("y = Relu(x)", 0),
+    ],
+)
+def test_macs_count_one_image(text, macs):
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,4,8,8] x, float[8,4,3,3] w) => (float y) {'
+        + text
+        + "}"
+    )
+    proto.graph.output[0].type.tensor_type.ClearField("shape")
+    model = graph.tidy(ir.from_proto(proto))
+    assert graph.macs(model.graph[0]) == macs
