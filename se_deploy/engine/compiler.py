@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from se_deploy import devices, graph, inputs
-from se_deploy.engine import layers
+from se_deploy.engine import inspector, layers
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
 from se_deploy.plan import Plan
 from se_deploy.protocols import silent
@@ -70,8 +70,10 @@ class Engine:
 
     data: bytes
     plan: Plan
+    runtime: RuntimeName
     shapes: Mapping[str, Profile]  # of every input
     seconds: float
+    workspace_bytes: int | None = None  # as asked for
     warnings: tuple[str, ...] = ()  # the compiler's own, and what was asked for and ignored
     log_errors: tuple[str, ...] = ()  # ERROR lines of a build that succeeded: mostly noise
     skipped_tactics: int = 0  # for want of memory
@@ -102,22 +104,29 @@ class Compiler:
         """
         options = options or BuildOptions()
         with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
-            reply, plan, shapes = self._ask(model, options, Path(folder), "model.engine", progress)
+            reply, plan, shapes = self._ask(model, options, Path(folder), "model.engine", progress=progress)
             data = (Path(folder) / "model.engine").read_bytes()
         return Engine(
-            data,
-            plan,
-            shapes,
-            reply["seconds"],
-            (*self._ignored(options), *reply["warnings"]),
-            tuple(reply["errors"]),
-            reply["skipped_tactics"],
+            data=data,
+            plan=plan,
+            runtime=self.runtime,
+            shapes=shapes,
+            seconds=reply["seconds"],
+            workspace_bytes=options.workspace_bytes,
+            warnings=(*self._ignored(options), *reply["warnings"]),
+            log_errors=tuple(reply["errors"]),
+            skipped_tactics=reply["skipped_tactics"],
         )
 
-    def plan(self, model: ir.Model, options: BuildOptions | None = None) -> Plan:
-        """Give what `build` would build, without the engine. Raises as `build` does."""
+    def plan(
+        self, model: ir.Model, options: BuildOptions | None = None, *, onnx: bytes | None = None
+    ) -> Plan:
+        """Give what `build` would build, without the engine; `onnx`: the model's bytes, where at hand.
+
+        Raises as `build` does.
+        """
         with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
-            return self._ask(model, options or BuildOptions(), Path(folder), None, silent)[1]
+            return self._ask(model, options or BuildOptions(), Path(folder), None, data=onnx)[1]
 
     def check_target(self, text: str) -> devices.Target:
         """Resolve a target and check that this compiler can build for it. Raises: BadInput."""
@@ -136,13 +145,20 @@ class Compiler:
         self._process.end()
 
     def _ask(
-        self, model: ir.Model, options: BuildOptions, folder: Path, engine: str | None, progress: Progress
+        self,
+        model: ir.Model,
+        options: BuildOptions,
+        folder: Path,
+        engine: str | None,
+        *,
+        progress: Progress = silent,
+        data: bytes | None = None,
     ) -> tuple[dict[str, Any], Plan, Mapping[str, Profile]]:
         targets = [self.check_target(text) for text in options.targets]
         self._check_int8(model)
         shapes = profiles(model, options.shapes)
         onnx = folder / "model.onnx"
-        onnx.write_bytes(graph.to_bytes(model))
+        onnx.write_bytes(graph.to_bytes(model) if data is None else data)
         request = {
             "onnx": str(onnx),
             "engine": None if engine is None else str(folder / engine),
@@ -157,13 +173,19 @@ class Compiler:
                 f"{_TITLES[self.runtime]} {self.version} refused the network: {reply['reason']}",
                 hint=_hint(reply["reason"]),
             )
-        plan = Plan(
-            self.runtime,
-            self.version,
-            "+".join(target.name for target in targets),
-            layers.parse_layers(reply["layers"]),
-        )
-        return reply, plan, shapes
+        names = "+".join(target.name for target in targets) if self.targets else reply["device"]
+        return reply, self._plan(reply, names), shapes
+
+    def _plan(self, reply: dict[str, Any], target: str) -> Plan:
+        if reply["inspector"] is not None:
+            return inspector.plan_from_inspector(reply["inspector"], version=self.version, target=target)
+        kernels = layers.parse_layers(reply["layers"])
+        if not kernels:
+            raise BuildFailed(
+                f"{_TITLES[self.runtime]} {self.version} built the network but did not say what it planned",
+                hint="report it with the version of the compiler",
+            )
+        return Plan(self.runtime, self.version, target, kernels)
 
     def _check_int8(self, model: ir.Model) -> None:
         if not self.targets or _version(self.version) >= _INT8_SINCE:

@@ -29,7 +29,7 @@ _HELD = 0.95  # of the multiply-accumulates that the graph has in its narrowest 
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPrecision:
     """What a plan computes in, as fractions of the multiply-accumulates of convolutions, FCs and products."""
 
     precision: PrecisionName  # the graph's narrowest type if the plan holds it, else what most runs in
@@ -37,12 +37,19 @@ class Found:
     asked: Mapping[PrecisionName, float]  # the same by the graph's own types
     fallen: tuple[str, ...]  # nodes that the plan runs in a wider type than the graph has
 
-    def satisfies(self, requested: PrecisionName) -> bool:
-        """Whether the plan is in the precision requested."""
-        return self.precision == requested
+    def failures(self, requested: PrecisionName) -> tuple[str, ...]:
+        """Say why the plan is not in the precision requested; empty where it is."""
+        if self.precision == requested:
+            return ()
+        shares = ", ".join(f"{share:.0%} in {name}" for name, share in self.planned.items() if share)
+        if self.asked[requested] == 0:
+            return (f"{requested} was asked for, but nothing in the graph is in {requested}: {shares}",)
+        some = f", among them '{self.fallen[0]}'" if self.fallen else ""
+        fell = f"{len(self.fallen)} layers fell back{some}"
+        return (f"{requested} was asked for, but the plan runs in {self.precision}: {shares}; {fell}",)
 
 
-def found_precision(plan: Plan, model: ir.Model) -> Found:
+def found_precision(plan: Plan, model: ir.Model) -> FoundPrecision:
     """Say what `plan`, made for `model`, computes its convolutions, FCs and matrix products in."""
     layers = {n.name: n for n in model.graph if n.op_type in _LAYERS and n.name and graph.macs(n)}
     asked = {name: _asked(node) for name, node in layers.items()}
@@ -53,7 +60,7 @@ def found_precision(plan: Plan, model: ir.Model) -> Found:
     held = sum(shares[p] for p in _ORDER[: _ORDER.index(narrowest) + 1]) >= _HELD * shares_asked[narrowest]
     wider = _ORDER[_ORDER.index(narrowest) + 1 :]
     most = max(wider or _ORDER, key=lambda p: shares[p])
-    return Found(
+    return FoundPrecision(
         precision=narrowest if held else most,
         planned=shares,
         asked=shares_asked,

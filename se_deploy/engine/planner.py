@@ -32,18 +32,19 @@ class Planner:
 
     def plan(self, model: ir.Model) -> Plan:
         """Plan `model`: 0.2 to 1 s, nothing where it is known. Raises BuildFailed with the reason."""
-        key = self._key(model)
+        onnx = graph.to_bytes(model)
+        key = self._key(onnx)
         if key not in self._known:
-            self._known[key] = self._read(key) or self._ask(model, key)
+            self._known[key] = self._read(key) or self._ask(model, onnx, key)
         return self._known[key]
 
     def close(self) -> None:
         """End the compiler's process."""
         self._compiler.close()
 
-    def _ask(self, model: ir.Model, key: str) -> Plan:
+    def _ask(self, model: ir.Model, onnx: bytes, key: str) -> Plan:
         self.asked += 1
-        plan = self._compiler.plan(model, self._options)
+        plan = self._compiler.plan(model, self._options, onnx=onnx)
         if self._cache is not None:
             self._cache.mkdir(parents=True, exist_ok=True)
             files.write_text(self._cache / f"{key}.json", json.dumps(dataclasses.asdict(plan)))
@@ -53,8 +54,8 @@ class Planner:
         path = None if self._cache is None else self._cache / f"{key}.json"
         return None if path is None or not path.exists() else _plan(json.loads(path.read_text("utf-8")))
 
-    def _key(self, model: ir.Model) -> str:
-        digest = hashlib.sha256(graph.to_bytes(model))
+    def _key(self, onnx: bytes) -> str:
+        digest = hashlib.sha256(onnx)
         digest.update(f"{_FORMAT}|{self._compiler.runtime}|{self._compiler.version}|{self._options}".encode())
         return digest.hexdigest()
 

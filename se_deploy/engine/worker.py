@@ -8,7 +8,8 @@ time that the compiler's own module takes.
     first    {"version", "targets", "strongly_typed"} or {"missing"}
     request  {"onnx": path, "engine": path | null, "targets", "shapes", "workspace_bytes", "timing_cache"}
     replies  {"progress": [step, done, total]} any number of times, then
-             {"ok", "reason", "layers", "inspector", "warnings", "errors", "skipped_tactics", "seconds"}
+             {"ok", "reason", "layers", "inspector", "device", "warnings", "errors", "skipped_tactics",
+             "seconds"}
 """
 
 from __future__ import annotations
@@ -93,7 +94,8 @@ class Builder:
             "ok": True,
             "reason": "",
             "layers": self.log.layers,
-            "inspector": None if self.log.layers else self._inspect(data),
+            "inspector": None if hasattr(trt, "ComputeCapability") else self._inspect(data),
+            "device": _device(),
             "seconds": time.perf_counter() - start,
             **self._messages(),
         }
@@ -143,9 +145,7 @@ class Builder:
         return text
 
     def _failed(self, reason: str) -> dict[str, Any]:
-        return {"ok": False, "reason": reason, "layers": "", "inspector": None, "seconds": 0.0} | (
-            self._messages()
-        )
+        return {"ok": False, "reason": reason, **self._messages()}
 
     def _messages(self) -> dict[str, Any]:
         return {
@@ -157,6 +157,22 @@ class Builder:
     def _reason(self, otherwise: str) -> str:
         telling = [e for e in self.log.errors if not any(word in e for word in _SPURIOUS)]
         return "; ".join(dict.fromkeys(telling[:3])) or "; ".join(self.log.errors[:1]) or otherwise
+
+
+def _device() -> str:
+    """Name the compute capability of the first device as "sm86"; "" where there is none."""
+    try:
+        cudart = importlib.import_module("cuda.bindings.runtime")
+    except ImportError:
+        return ""
+    kinds = cudart.cudaDeviceAttr
+    parts = []
+    for kind in (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor):
+        error, value = cudart.cudaDeviceGetAttribute(kind, 0)
+        if error != cudart.cudaError_t.cudaSuccess:
+            return ""
+        parts.append(value)
+    return f"sm{parts[0]}{parts[1]}"
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401

@@ -94,7 +94,7 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
         "fallback" if higher else "split" if faults else "fused",
         len(counted),
         sum(kernel.activation_bytes for kernel in counted),
-        tuple(dict.fromkeys((*faults, *judged.advice()))),
+        tuple(dict.fromkeys((*faults, *(() if judged.ort else judged.advice())))),
     )
 
 
