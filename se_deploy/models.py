@@ -12,7 +12,9 @@ import dataclasses
 import importlib
 import importlib.util
 import pickle
+import struct
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,11 @@ _EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
 _NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN_KEYS = 6
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, struct.error,
+)  # fmt: skip
+"""What torch's restricted unpickler stumbles over in bytes that are no checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +100,7 @@ def load(
             module, image = _from_callable(source, name, args), None
     if pretrained and source not in {"timm", "torchvision"}:
         raise BadInput(f"'{source}' has no pretrained weights", hint="name a file with --checkpoint")
-    warnings = []
+    notes = []
     if checkpoint is not None:
         load_checkpoint(module, checkpoint)
         weights = f"checkpoint {checkpoint.name} (sha256 {files.sha256(checkpoint)[:12]})"
@@ -101,7 +108,7 @@ def load(
         weights = "pretrained"
     else:
         weights = f"random, seed {seed}"
-        warnings.append(
+        notes.append(
             f"'{spec}' has random weights (seed {seed}): its answers mean nothing; "
             "name weights with --checkpoint FILE or --pretrained"
         )
@@ -120,7 +127,7 @@ def load(
         output_names=_output_names(module, examples, spec),
         image=image,
         weights=weights,
-        warnings=tuple(warnings),
+        warnings=tuple(notes),
         frozen=frozen,
     )
 
@@ -167,8 +174,10 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError) as e:
             raise BadModel(f"'{path}' cannot be read as safetensors: {e}", hint="save it again") from e
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as e:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it refuses it
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as e:
         raise BadModel(
             f"'{path}' is no plain state dict, and what else is in it is never executed",
             hint="save it with torch.save(network.state_dict(), FILE) or as safetensors",
@@ -367,7 +376,7 @@ def _constructor(spec: str) -> Iterator[None]:
     """Name the network where its constructor refuses an argument."""
     try:
         yield
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         raise BadInput(f"'{spec}' does not take these arguments: {e}", hint="check --model-arg") from e
 
 

@@ -10,7 +10,7 @@ from se_deploy import canonical, engine, files, fusion, graph, inputs
 from se_deploy.engine import manifest as manifests
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.pipeline import artifacts, lowering, source
-from se_deploy.pipeline.results import Json, head, relative, waterfall_json
+from se_deploy.pipeline.results import Json, block_json, head, relative, waterfall_json
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def build_engine(
     """
     rewriting, calibration = rewrites or RewriteOptions(), calibration or CalibrationOptions()
     output = Path(output)
-    for path in (output, manifest_path(output), onnx_path(output)):
+    for path in (output, manifests.path_of(output), onnx_path(output)):
         files.claim(path, overwrite=overwrite)
     given = source.load_onnx(Path(model), image or ImageOptions())
     stored = artifacts.precision_of(given)
@@ -180,21 +180,19 @@ def finish(
             onnx,
             built,
             precision=found.precision,
+            requested=wanted,
+            plan=fusion.plan_json(built.plan, verdicts, found.precision),
+            blocks=[block_json(block) for block in done.blocks],
             calibration_sha256=done.samples.sha256 if done.samples else None,
             cache=calibration.cache,
             image=inputs.read(done.model.metadata_props),
         ),
-        manifest_path(output),
+        manifests.path_of(output),
     )
     warnings = (*done.warnings, *built.warnings, *(worth.warnings if worth else ()))
     return BuildResult(
-        output, manifest_path(output), onnx, built, verdicts, wanted, found, done, worth, warnings
+        output, manifests.path_of(output), onnx, built, verdicts, wanted, found, done, worth, warnings
     )
-
-
-def manifest_path(output: Path) -> Path:
-    """OUT.engine.json, beside the engine."""
-    return output.with_name(f"{output.name}.json")
 
 
 def onnx_path(output: Path) -> Path:

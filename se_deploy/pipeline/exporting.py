@@ -11,6 +11,7 @@ from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, 
 from se_deploy.pipeline import lowering, source
 from se_deploy.pipeline.results import Json, census_json, finite, head, relative, waterfall_json
 from se_deploy.protocols import silent
+from se_deploy.rewrites import replay
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,7 +109,7 @@ def export(
         failures = list(taken.failures)
     graph.save(done.model, output)
     if done.found is not None:
-        files.write_text(choices_path(output), done.found.choices_json())
+        files.write_text(choices_path(output), replay.to_json(done.found.choices))
     return ExportResult(
         output, taken, done, precision, runtime, error, tuple(failures), (*taken.warnings, *done.warnings)
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph, inputs, precision, report
+from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadData, BadInput, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.pipeline import artifacts, building, exporting, inspecting, judging, lowering, source
@@ -302,7 +303,7 @@ def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
         raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
     paths = {name: folder / f"model.{name}" for name in ("onnx", "fp16.onnx", "int8.onnx")}
     engines = [folder / f"model.{name}.engine" for name in ("fp16", "int8")]
-    sides = [p for e in engines for p in (building.manifest_path(e), building.onnx_path(e))]
+    sides = [p for e in engines for p in (manifests.path_of(e), building.onnx_path(e))]
     for path in (*paths.values(), *engines, *sides, folder / "report.json", folder / "report.html"):
         files.claim(path, overwrite=overwrite)
     return {"onnx": paths["onnx"], "fp16": paths["fp16.onnx"], "int8": paths["int8.onnx"]}
