@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from se_deploy.rewrites import excite, gate, hoist, layout, squeeze, stem
+from se_deploy.rewrites import excite, gate, hoist, layout, residual, squeeze, stem
 from se_deploy.rewrites.base import Rewriter
 
 REWRITES = (
@@ -38,6 +38,7 @@ REWRITES = (
         gate.next_batched,
         run_time_weights=True,
     ),
+    Rewriter(residual.NAME, "two added 1x1 convolutions as one", residual.sites, residual.apply),
     Rewriter(excite.NAME, "last layer as a sum that merges with the gate", excite.sites, excite.apply),
     Rewriter(
         squeeze.AVERAGE_POOL,
