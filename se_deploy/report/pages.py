@@ -1,0 +1,148 @@
+"""The HTML pages: one file each, no script, nothing fetched, readable in light and dark and on a phone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from se_deploy.report import facts, units
+from se_deploy.report.templating import render
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from se_deploy.report.facts import BlockRow
+
+
+def html(report: Mapping[str, Any]) -> str:
+    """Write the page of a `run` or `demo`; what the report does not hold is called not measured."""
+    from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
+
+    plans = facts.plans(report)
+    blocks = facts.block_rows(facts.objects(facts.at(report, "inspect", "blocks")), plans)
+    waterfalls = [plots.waterfall(found, i) for i, found in enumerate(facts.waterfalls(report))]
+    return render(
+        "run.html.j2",
+        {
+            "report": report,
+            "verdicts": facts.verdicts(report),
+            "artifacts": facts.artifacts(report),
+            "plans": facts.plan_rows(plans),
+            "blocks": blocks,
+            "reasons": _reasons(blocks),
+            "rejected": facts.objects(facts.at(report, "inspect", "rejected")),
+            "totals": facts.at(report, "inspect", "totals"),
+            "timings": facts.timings(report),
+            "errors": facts.errors(report),
+            "quantize": facts.at(report, "quantize"),
+            "sqnr": facts.sqnr_text(report),
+            "input": facts.input_text(report),
+            "ranges": facts.ranges(report),
+            "rewrites": facts.rewrites(report),
+            "waterfalls": facts.waterfalls(report),
+            "engines": facts.engines(report),
+            "notes": facts.notes(report),
+            "latency_plot": plots.latency(facts.timings(report)),
+            "error_plot": plots.errors(facts.errors(report)),
+            "range_plot": plots.ranges(facts.ranges(report)),
+            "curve_plot": plots.curve(facts.curve(report)),
+            "waterfall_plots": waterfalls,
+        },
+    )
+
+
+def inspect_html(inspection: Mapping[str, Any], drawings: Mapping[str, str]) -> str:
+    """Write the page of `inspect`: its tables, and the graph around each block.
+
+    `drawings` gives SVG from `drawing.block_svg` by the block's output; it goes into the page as it is.
+    """
+    plans = facts.objects(inspection.get("plans"))
+    blocks = facts.block_rows(facts.objects(inspection.get("blocks")), plans)
+    return render(
+        "inspect.html.j2",
+        {
+            "inspection": inspection,
+            "plans": facts.plan_rows(plans),
+            "blocks": blocks,
+            "reasons": _reasons(blocks),
+            "rejected": facts.objects(inspection.get("rejected")),
+            "totals": inspection.get("totals"),
+            "drawings": {output: Markup(svg) for output, svg in drawings.items()},  # noqa: S704 - made by drawing.py
+            "notes": [facts.Note("inspect", text) for text in facts.texts(inspection.get("warnings"))],
+        },
+    )
+
+
+def compare_html(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """Write several runs side by side; each is a name, mostly its folder, and its report."""
+    from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
+
+    names = [name for name, _ in reports]
+    artifacts = [{row.name: row for row in facts.artifacts(report)} for _, report in reports]
+    rows = list(dict.fromkeys(path for run in artifacts for path in run))
+    timed = [{t.label: t.p50_ms for t in facts.timings(report)} for _, report in reports]
+    planned = [{p.label: p for p in facts.plan_rows(facts.plans(report))} for _, report in reports]
+    labels = list(dict.fromkeys(label for run in timed for label in run))
+    plans = list(dict.fromkeys(label for run in planned for label in run))
+    machines = {
+        str((facts.at(report, "machine", "cpu"), facts.at(report, "machine", "platform")))
+        for _, report in reports
+    }
+    versions = [facts.at(report, "machine", "packages") or {} for _, report in reports]
+    packages = sorted({name for run in versions for name in run})
+    return render(
+        "compare.html.j2",
+        {
+            "names": names,
+            "reports": [report for _, report in reports],
+            "gates": facts.GATES,
+            "verdicts": [{v.gate: v.passed for v in facts.verdicts(report)} for _, report in reports],
+            "artifacts": artifacts,
+            "paths": rows,
+            "planned": planned,
+            "plan_labels": plans,
+            "versions": versions,
+            "differing": [name for name in packages if len({run.get(name) for run in versions}) > 1],
+            "notes": [facts.notes(report) for _, report in reports],
+            "several_machines": len(machines) > 1,
+            "plots": [
+                plots.groups(
+                    "compare-latency",
+                    "Latency, p50",
+                    "Fewer milliseconds are better.",
+                    "ms per batch",
+                    {
+                        label: {n: run.get(label) for n, run in zip(names, timed, strict=True)}
+                        for label in labels
+                    },
+                ),
+                plots.groups(
+                    "compare-bytes",
+                    "Planned activation bytes",
+                    "Bytes are planned, not timed: what each compiler's plan reads and writes per image.",
+                    "MB per image",
+                    {
+                        label: {
+                            n: units.mega(run[label].activation_bytes) if label in run else None
+                            for n, run in zip(names, planned, strict=True)
+                        }
+                        for label in plans
+                    },
+                ),
+            ],
+        },
+    )
+
+
+def _reasons(blocks: Sequence[BlockRow]) -> list[tuple[str, str, int]]:
+    """Count each reason of each plan over the blocks: (plan, reason, blocks), the most frequent first."""
+    counts = Counter(
+        (verdict.plan, reason)
+        for block in blocks
+        for verdict in block.verdicts
+        if verdict is not None
+        for reason in dict.fromkeys(verdict.reasons)
+    )
+    return [(plan, reason, times) for (plan, reason), times in counts.most_common()]

@@ -1,0 +1,355 @@
+"""The plots of a report as inline SVG: text stays text, colours follow the page's light or dark scheme.
+
+matplotlib is imported with this module, so only what writes a page imports it. No pyplot, no global state:
+every figure is drawn under its own style, and the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.style
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from se_deploy.report import units
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+
+    from se_deploy.report.facts import CurvePoint, ErrorRow, Range, Timing, Waterfall
+
+# Stand-ins that become the page's CSS variables: matplotlib takes no variable for a colour.
+_INK, _FAINT = "#010101", "#020202"
+_SERIES = ("#030303", "#040404", "#050505", "#060606")
+_CSS = {
+    _INK: "var(--ink)",
+    _FAINT: "var(--line)",
+    **{colour: f"var(--series-{i + 1})" for i, colour in enumerate(_SERIES)},
+}
+
+_STYLE: Mapping[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "se-deploy",
+    "text.parse_math": False,  # a tensor may be called $x$
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.facecolor": "none",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "figure.facecolor": "none",
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "savefig.bbox": "tight",
+    "savefig.pad_inches": 0.05,
+}
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+
+_WIDTH_IN = 7.6
+_ROW_IN = 0.3
+_PX_PER_PT = 1.35
+_NAME_LENGTH = 44
+_NAMED_RANGES = 24
+_OUTLIER = 20.0  # ranges this far above the median would squash all others on a linear axis
+_MEGA = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """An inline SVG with its heading and a sentence that says how to read it."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+
+
+def latency(timings: Sequence[Timing]) -> Plot | None:
+    """Draw p50 as bars with whiskers to p90 and p99; None where nothing was timed."""
+    timed = [t for t in timings if t.p50_ms is not None]
+    if not timed:
+        return None
+
+    def draw(axes: Axes) -> None:
+        reach = max(max(t.p50_ms or 0, t.p90_ms or 0, t.p99_ms or 0) for t in timed)
+        for row, t in enumerate(timed):
+            p50 = t.p50_ms or 0.0
+            axes.barh(row, p50, height=0.56, color=_SERIES[3 if t.runtime == "torch" else 0])
+            for value, width, size in ((t.p99_ms, 0.9, 0.16), (t.p90_ms, 2.4, 0.0)):
+                if value is not None:
+                    axes.plot([p50, value], [row, row], color=_INK, linewidth=width, solid_capstyle="butt")
+                    axes.plot([value, value], [row - size, row + size], color=_INK, linewidth=width)
+            end = max(p50, t.p90_ms or 0, t.p99_ms or 0)
+            axes.text(end + 0.012 * reach, row, f"{p50:.3g} ms", va="center")
+        _rows(axes, [t.label for t in timed])
+        axes.set_xlim(0, reach * 1.14)
+        axes.set_xlabel("ms per batch")
+
+    return _plot(
+        "latency",
+        "Time per batch",
+        "Bars: p50, grey for PyTorch. Thick whisker: to p90. Thin whisker: to p99.",
+        draw,
+        rows=len(timed),
+    )
+
+
+def errors(rows: Sequence[ErrorRow]) -> Plot | None:
+    """Draw the signal-to-noise ratio of every output of every artifact; None where nothing was compared."""
+    measured = [row for row in rows if row.sqnr_db is not None]
+    if not measured:
+        return None
+    several = len({row.output for row in measured}) > 1
+
+    def draw(axes: Axes) -> None:
+        for position, row in enumerate(measured):
+            db = row.sqnr_db or 0.0
+            colour = _SERIES[1 if row.passed is False else 0]
+            shown = min(db, 140.0) if db >= units.IDENTICAL_DB else db
+            axes.barh(position, shown, height=0.56, color=colour)
+            label = "identical" if db >= units.IDENTICAL_DB else f"{db:.1f} dB"
+            if row.max_abs is not None:
+                label += f", largest error {row.max_abs:.2g}"
+            axes.annotate(
+                label,
+                (max(shown, 0.0), position),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        _rows(axes, [f"{row.artifact} · {row.output}" if several else row.artifact for row in measured])
+        axes.set_xlabel("SQNR in dB")
+
+    return _plot(
+        "errors",
+        "Error of each output against PyTorch",
+        "Signal-to-quantization-noise ratio: more is better, 20 dB is an error of 10 % of the signal's RMS, "
+        "40 dB of 1 %. Orange: outside its tolerance.",
+        draw,
+        rows=len(measured),
+    )
+
+
+def ranges(found: Sequence[Range]) -> Plot | None:
+    """Draw what calibration saw of each quantized tensor and where it is clipped; None without ranges."""
+    if not found:
+        return None
+    named = len(found) <= _NAMED_RANGES
+
+    def draw(axes: Axes) -> None:
+        at = list(range(len(found)))
+        low, high, clip = ([getattr(r, key) for r in found] for key in ("low", "high", "threshold"))
+        reach = sorted(max(abs(r.low), abs(r.high)) for r in found)
+        middle = reach[len(reach) // 2]
+        skewed = middle > 0 and reach[-1] > _OUTLIER * middle
+        draw_seen = axes.hlines if named else axes.vlines
+        draw_seen(at, low, high, color=_SERIES[0], linewidth=5 if named else max(1, 300 / len(found)))
+        draw_seen([], [], [], color=_SERIES[0], linewidth=5, label="seen")
+        for sign, label in ((-1, None), (1, "clipped at")):
+            ends = [sign * c for c in clip]
+            axes.scatter(
+                ends if named else at,
+                at if named else ends,
+                s=80 if named else 16,
+                linewidths=1.6,
+                marker="|" if named else "_",
+                color=_SERIES[1],
+                label=label,
+            )
+        (axes.axvline if named else axes.axhline)(0, color=_INK, linewidth=0.8)
+        if named:
+            _rows(axes, [r.tensor for r in found])
+            axes.set_xlabel("value")
+        else:
+            axes.grid(axis="y")
+            axes.set_xlabel("quantized tensors in graph order (names in the table)")
+            axes.set_ylabel("value")
+        if skewed:
+            (axes.set_xscale if named else axes.set_yscale)("symlog", linthresh=middle)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+    return _plot(
+        "ranges",
+        "Ranges of the quantized tensors",
+        "Bars: the values that calibration saw. Ticks: where quantization clips, the same on both sides "
+        "of zero.",
+        draw,
+        rows=len(found) if named else 10,
+    )
+
+
+def waterfall(found: Waterfall, index: int) -> Plot:
+    """Draw the planned bytes that each rewrite saves, steps of one rewrite taken together.
+
+    `index` tells the plots of one page apart.
+    """
+    first, last = found.steps[0], found.steps[-1]
+    saved: dict[str, tuple[int, int]] = {}  # planned bytes and kernels, by rewrite
+    for before, after in pairwise(found.steps):
+        size, kernels = saved.get(after.rewrite, (0, 0))
+        saved[after.rewrite] = (
+            size + after.activation_bytes - before.activation_bytes,
+            kernels + after.kernels - before.kernels,
+        )
+
+    def draw(axes: Axes) -> None:
+        reach = max(step.activation_bytes for step in found.steps) / _MEGA or 1.0
+
+        def bar(row: int, left: float, width: float, colour: str, label: str) -> None:
+            axes.barh(row, width, left=left, height=0.56, color=colour)
+            axes.text(max(left, left + width) + 0.012 * reach, row, label, va="center")
+
+        level = first.activation_bytes / _MEGA
+        bar(0, 0.0, level, _SERIES[3], _cost(first.activation_bytes, first.kernels))
+        for row, (size, kernels) in enumerate(saved.values(), start=1):
+            colour = _SERIES[2] if size <= 0 else _SERIES[1]
+            bar(row, level, size / _MEGA, colour, _cost(size, kernels, sign="+"))
+            axes.plot([level, level], [row - 1, row], color=_INK, linewidth=0.7)
+            level += size / _MEGA
+        bar(len(saved) + 1, 0.0, level, _SERIES[0], _cost(last.activation_bytes, last.kernels))
+        axes.plot([level, level], [len(saved), len(saved) + 1], color=_INK, linewidth=0.7)
+        _rows(axes, [first.rewrite, *saved, "result"])
+        axes.set_xlim(0, reach * 1.22)
+        axes.set_xlabel("planned activation bytes per image, MB")
+
+    return _plot(
+        f"waterfall-{index}",
+        f"What each rewrite brought: {found.artifact}",
+        "Bytes are planned, not timed: what the compiler's plan reads and writes per image.",
+        draw,
+        rows=len(saved) + 2,
+    )
+
+
+def curve(points: Sequence[CurvePoint]) -> Plot | None:
+    """Draw accuracy against the share of multiply-accumulates left in FP16; None below two points."""
+    if len(points) < 2:  # noqa: PLR2004 - a curve needs two
+        return None
+
+    def draw(axes: Axes) -> None:
+        axes.plot(
+            [100 * point.macs_fp16_fraction for point in points],
+            [point.sqnr_db for point in points],
+            color=_SERIES[0],
+            linewidth=1.8,
+            marker="o",
+            markersize=4,
+        )
+        axes.grid()
+        axes.set_xlabel("multiply-accumulates left in FP16, %")
+        axes.set_ylabel("SQNR in dB")
+
+    return _plot(
+        "curve",
+        "Accuracy against cost of mixed precision",
+        "Each point leaves one more of the most sensitive layers in FP16; measured on held-back samples.",
+        draw,
+        rows=9,
+    )
+
+
+def groups(
+    name: str, title: str, caption: str, unit: str, values: Mapping[str, Mapping[str, float | None]]
+) -> Plot | None:
+    """Draw {row: {run: value}} as bars in groups, a colour per run; None where no value is there."""
+    runs = list(dict.fromkeys(run for row in values.values() for run in row))
+    rows = {row: by for row, by in values.items() if any(v is not None for v in by.values())}
+    if not rows:
+        return None
+    step = 0.8 / len(runs)
+
+    def draw(axes: Axes) -> None:
+        reach = max(v for by in rows.values() for v in by.values() if v is not None)
+        for i, run in enumerate(runs):
+            places = [row - 0.4 + (i + 0.5) * step for row in range(len(rows))]
+            widths = [by.get(run) for by in rows.values()]
+            axes.barh(
+                places,
+                [w or 0.0 for w in widths],
+                height=step * 0.86,
+                color=_SERIES[i % len(_SERIES)],
+                label=run,
+            )
+            for place, width in zip(places, widths, strict=True):
+                text = "not measured" if width is None else f"{width:.3g}"
+                axes.text((width or 0.0) + 0.012 * reach, place, text, va="center")
+        _rows(axes, list(rows))
+        axes.set_xlim(0, reach * 1.14 or 1.0)
+        axes.set_xlabel(unit)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(runs), 3))
+
+    return _plot(name, title, caption, draw, rows=len(rows) * max(1, round(len(runs) * 0.8)))
+
+
+def _cost(size: int, kernels: int, *, sign: str = "") -> str:
+    """Label planned bytes and kernels; `sign` "+" for a change."""
+    lead = sign if size > 0 else ""
+    unit = "kernel" if abs(kernels) == 1 else "kernels"
+    number = f"{kernels:{sign or '-'}d}" if kernels else "0"
+    return f"{lead}{units.size(size)}, {number} {unit}"
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name horizontal rows, the first on top."""
+    axes.set_yticks(range(len(names)), labels=[_short(name) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x")
+
+
+def _short(name: str) -> str:
+    """Keep both ends of a long name: its end tells layers apart."""
+    half = _NAME_LENGTH // 2
+    return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _plot(name: str, title: str, caption: str, draw: Callable[[Axes], None], *, rows: int) -> Plot:
+    with matplotlib.style.context(["default", dict(_STYLE)]), warnings.catch_warnings():
+        # Text is drawn by the browser with its own fonts; matplotlib only measures it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure = Figure(figsize=(_WIDTH_IN, 0.9 + _ROW_IN * rows))
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
+    return Plot(name, title, caption, _inline(buffer.getvalue(), name, title, caption))
+
+
+def _inline(document: str, name: str, title: str, caption: str) -> Markup:
+    """Make matplotlib's SVG document a part of a page: unique ids, the page's colours, no outside names."""
+    body = document[document.index("<svg") :]
+    box = re.search(r'viewBox="([^"]*)"', body)
+    if box is None:
+        raise ValueError("matplotlib wrote an SVG without a view box")
+    body = body[body.index(">") + 1 :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'(xlink:href="|url\()#', rf"\1#{name}-", body).replace("xlink:href", "href")
+    for colour, variable in _CSS.items():
+        body = body.replace(colour, variable)
+    width = _PX_PER_PT * float(box[1].split()[2])  # the same letter size in every plot
+    head = (
+        f'<svg class="plot" role="img" width="{width:.0f}" viewBox="{box[1]}" '
+        f'aria-labelledby="{name}-title {name}-desc">\n'
+        f'<title id="{name}-title">{escape(title)}</title>\n<desc id="{name}-desc">{escape(caption)}</desc>'
+    )
+    return Markup(head + body.rstrip())  # noqa: S704 - matplotlib escapes what it draws

@@ -1,0 +1,41 @@
+"""The one place where text becomes markup: templates of this package, every value escaped."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from se_deploy.report import facts, units
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LONG_TABLE = 20  # rows from which a table starts folded
+
+
+def render(template: str, values: Mapping[str, object]) -> str:
+    """Fill a template; a name that it reads and `values` lacks is a defect and raises."""
+    return _environment().get_template(template).render(values)
+
+
+@functools.cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("se_deploy.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= units.FILTERS
+    made.globals |= {
+        "at": facts.at,
+        "objects": facts.objects,
+        "change": facts.change,
+        "formats": units.FILTERS,
+        "long_table": _LONG_TABLE,
+    }
+    return made

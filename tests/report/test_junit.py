@@ -1,0 +1,66 @@
+import xml.etree.ElementTree as ET
+
+import pytest
+import sample
+
+from se_deploy import report
+
+
+def cases(result):
+    root = ET.fromstring(report.junit(result))  # noqa: S314 - our own document
+    assert root.tag == "testsuites"
+    for suite in root:
+        assert suite.tag == "testsuite"
+        found = suite.findall("testcase")
+        assert int(suite.get("tests")) == len(found)
+        for key, tag in (("failures", "failure"), ("skipped", "skipped")):
+            assert int(suite.get(key)) == sum(case.find(tag) is not None for case in found)
+    for key in ("tests", "failures", "errors", "skipped"):
+        assert int(root.get(key)) == sum(int(suite.get(key)) for suite in root)
+    return {(case.get("classname"), case.get("name")): case for case in root.iter("testcase")}
+
+
+def test_a_parity_result_is_a_case_per_output():
+    found = cases(sample.report()["parity"])
+    assert len(found) == 5
+    assert all(case.find("failure") is None for case in found.values())
+    out = found["se-deploy.parity.model.int8.engine", "output"].find("system-out").text
+    assert "SQNR: 33.7 dB" in out
+    assert "checked as: no GPU on this machine" in out
+
+
+def test_a_failed_output_carries_its_reason_and_where_it_began():
+    parity = sample.report()["parity"]
+    broken = parity["candidates"][2]
+    broken["outputs"][0]["passed"] = broken["passed"] = False
+    broken["failures"] = ["'output': cosine 0.91 is below 0.98", "'other': not mine"]
+    broken["first_divergence"] = {"tensor": "t", "node": "Conv:t", "op_type": "Conv", "relative_rms": 0.4}
+    failure = cases(parity)["se-deploy.parity.model.int8.onnx", "output"].find("failure")
+    assert failure.get("message") == "'output': cosine 0.91 is below 0.98"
+    assert "first divergence: Conv 'Conv:t', tensor 't'" in failure.text
+
+
+@pytest.mark.parametrize(("passed", "tag"), [(False, "failure"), (None, "skipped"), (True, None)])
+def test_gates_fail_skip_or_pass(passed, tag):
+    gate = {"gate": "fusion", "subject": "sm86", "passed": passed, "reasons": ["2 of 9 blocks are split"]}
+    case = cases({"gates": [gate]})["se-deploy.gates.fusion", "sm86"]
+    assert {child.tag for child in case} - {"system-out"} == ({tag} if tag else set())
+
+
+def test_a_run_gives_its_verdicts_and_its_parity():
+    found = cases(sample.report())
+    assert found["se-deploy.gates.verdicts", "fusion"].find("failure") is not None
+    assert found["se-deploy.gates.verdicts", "latency"].find("skipped") is not None
+    assert ("se-deploy.parity.model.onnx", "output") in found
+
+
+@pytest.mark.parametrize("name", ["<b>&\"'", "nul\x00bell\x07", "\ud800", "猫\N{CAT FACE}"])
+def test_any_name_is_well_formed(name):
+    parity = sample.report()["parity"]
+    parity["candidates"][0]["outputs"][0]["name"] = name
+    assert len(cases(parity)) == 5
+    report.junit(parity).encode("utf-8")
+
+
+def test_nothing_is_still_a_document():
+    assert cases({}) == {}

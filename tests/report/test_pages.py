@@ -1,0 +1,296 @@
+import copy
+import html as escapes
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import sample
+from markupsafe import Markup
+
+from se_deploy import comparison, report
+from se_deploy.report import facts, plots, units
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+PLOTS = {"latency", "errors", "ranges", "waterfall-0", "curve"}
+
+
+class Page(HTMLParser):
+    """A page's tags, ids and text; fails on markup that does not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.ids, self.tags, self.text, self.references = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.references += [v for k, v in attrs if k in {"src", "href", "data", "action", "srcset", "poster"}]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.text.append(data)
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def full():
+    return report.html(sample.report())
+
+
+@pytest.fixture(scope="module")
+def page(full):
+    return Page(full)
+
+
+def pages_of(given):
+    """Every page that the package writes, with `given` in it."""
+    inspection = {**given["inspect"], "warnings": given["warnings"]}
+    return [
+        report.html(given),
+        report.inspect_html(inspection, {}),
+        report.compare_html([("first", given), ("second", given)]),
+    ]
+
+
+def plots_in(page):
+    return {
+        attrs["aria-labelledby"].split()[0].removesuffix("-title") for t, attrs in page.tags if t == "svg"
+    }
+
+
+def without(*path):
+    """The sample with one of its keys gone."""
+    given = sample.report()
+    inner = given
+    for key in path[:-1]:
+        inner = inner[key]
+    del inner[path[-1]]
+    return given
+
+
+def test_a_whole_report_shows_every_plot_and_section(page):
+    assert plots_in(page) == PLOTS
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert sections == [
+        "summary",
+        "blocks",
+        "latency",
+        "parity",
+        "rewrites",
+        "int8",
+        "unchecked",
+        "reproduce",
+    ]
+    assert len(set(page.ids)) == len(page.ids)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "parity: passed", "fusion: failed", "latency: not judged",
+        "se_deploy:se_resnet20", "277 k", "1.90 MB", "99.10 %", "33.7 dB", "6.83 ms",
+        "6.70\N{MULTIPLICATION SIGN}", "copy NHWC to NCHW before ReduceMean: respell the squeeze",
+        "layer2.1.se.scaled", "7 fused", "2 split",
+        "its gate has another source", "+157 %", "fold_batch_norm",
+        "Bytes are planned, not timed", "mse, 128 samples", "99.81 %",
+        "checked through its ONNX file model.int8.onnx", "no GPU on this machine: the engines were not timed",
+        "se-deploy demo -o out/", "AMD EPYC 9R14", "2.14.1", "Deploy model.fp16.engine",
+    ],
+)  # fmt: skip
+def test_a_whole_report_says(page, words):
+    assert words in page.words
+
+
+@pytest.mark.parametrize(
+    ("path", "gone", "said"),
+    [
+        (("profile",), {"latency"}, "Latency was not measured"),
+        (("parity",), {"errors"}, "Parity was not measured"),
+        (("quantize", "curve"), {"curve"}, ""),
+        (("quantize", "ranges"), {"ranges"}, ""),
+        (("quantize",), {"curve", "ranges"}, "The network was not quantized"),
+        (("build-engines", "fp16", "waterfall"), {"waterfall-0"}, "brought in the plan was not measured"),
+        (("verdicts",), set(), "fusion: not judged"),
+        (("machine",), set(), "not known cores"),
+        (("network",), set(), "not known"),
+        (("inspect",), set(), "9 fused"),
+        (("inspect", "blocks"), set(), "layer2.1.se.scaled"),
+        (("sizes",), set(), "not measured"),
+        (("export",), set(), "No rewrite was recorded"),
+    ],
+)
+def test_what_is_missing_takes_its_plot_away_and_nothing_else(path, gone, said):
+    page = Page(report.html(without(*path)))
+    assert plots_in(page) == PLOTS - gone
+    assert said in page.words
+
+
+def paths_of(value, depth=4):
+    """Every key of nested objects, and of the first object of each list."""
+    if isinstance(value, list) and value:
+        yield [0]
+        yield from ([0, *rest] for rest in paths_of(value[0], depth))
+    if isinstance(value, dict) and depth:
+        for key, inner in value.items():
+            yield [key]
+            yield from ([key, *rest] for rest in paths_of(inner, depth - 1))
+
+
+def test_no_key_is_needed(monkeypatch):
+    drawn = plots.Plot("p", "p", "p", Markup("<svg></svg>"))  # a figure each is too slow
+    monkeypatch.setattr(plots, "_plot", lambda *_, **__: drawn)
+    for path in paths_of(sample.report(), depth=5):
+        for value in ("missing", None):
+            given = sample.report()
+            inner = given
+            for key in path[:-1]:
+                inner = inner[key]
+            if value is None:
+                inner[path[-1]] = None
+            elif isinstance(inner, dict):
+                del inner[path[-1]]
+            assert "</html>" in report.html(given), path
+            assert report.markdown(given), path
+            assert report.junit(given), path
+
+
+@pytest.mark.parametrize(
+    "empty", [{}, {"schema": "se-deploy/run/1", "tool_version": "0.1.0", "warnings": []}]
+)
+def test_an_empty_report_is_a_page_that_says_so(empty):
+    page = Page(report.html(empty))
+    assert plots_in(page) == set()
+    for words in ("Latency was not measured", "Parity was not measured", "No SE block was found"):
+        assert words in page.words
+    assert "no runs" not in Page(report.compare_html([("a", empty)])).words
+    assert "No SE block was found" in Page(report.inspect_html(empty, {})).words
+
+
+HOSTILE = "</title><script>alert('x')</script>\"&$x^2$"
+
+
+def test_every_text_is_escaped():
+    def poison(value):
+        if isinstance(value, dict):
+            return {key: poison(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [poison(inner) for inner in value]
+        return f"{value}{HOSTILE}" if isinstance(value, str) else value
+
+    given = poison(sample.report())
+    for text in pages_of(given):
+        assert "<script" not in text
+        assert "script" not in {tag for tag, _ in Page(text).tags}
+        assert escapes.escape(HOSTILE, quote=False)[:30] in text
+    assert "<script" not in report.markdown(given)
+
+
+def test_nothing_is_fetched_and_no_script_runs(full):
+    inspection = sample.report()["inspect"]
+    both = [("a", sample.report()), ("b", sample.report())]
+    for text in (full, report.inspect_html(inspection, {}), report.compare_html(both)):
+        page = Page(text)
+        assert all(reference.startswith("#") for reference in page.references)
+        assert {name[1:] for name in page.references} <= set(page.ids)
+        assert not {"script", "img", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+        assert re.search(r"url\((?!#)|@import|https?://", text) is None
+        assert any("default-src 'none'" in (attrs.get("content") or "") for _, attrs in page.tags)
+
+
+def test_clip_paths_lead_somewhere(full):
+    assert set(re.findall(r"url\(#([^)]*)\)", full)) <= set(Page(full).ids)
+
+
+def test_the_same_report_gives_the_same_bytes(full):
+    assert report.html(sample.report()) == full
+
+
+def test_pages_can_be_read_without_seeing_them(page):
+    drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert all(attrs["role"] == "img" for attrs in drawings)
+    for attrs in drawings:
+        assert set(attrs["aria-labelledby"].split()) <= set(page.ids)
+    assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
+    assert ("html", {"lang": "en"}) in page.tags
+
+
+@pytest.mark.parametrize(("count", "folded"), [(20, False), (21, True)])
+def test_a_long_block_table_is_folded(count, folded):
+    given = {"blocks": sample.blocks(count), "plans": []}
+    assert (f"SE blocks ({count})" in Page(report.inspect_html(given, {})).words) is folded
+
+
+def test_a_block_that_only_a_plan_knows_is_shown():
+    plan = sample.plan("tensorrt-rtx", "sm86", "fp16", kernels=9, megabytes=1)
+    rows = facts.block_rows(sample.blocks(2), [plan])
+    assert len(rows) == 9
+    assert rows[8].channels is None
+
+
+def test_a_warning_that_two_stages_repeat_is_one_note():
+    notes = [note for note in facts.notes(sample.report()) if note.text.startswith("power was not measured")]
+    assert [note.source for note in notes] == ["profile"]
+
+
+def test_numbers_that_are_none_are_never_shown_as_numbers():
+    for name, write in units.FILTERS.items():
+        for value in (None, float("nan"), float("inf")) if name != "word" else (None, ""):
+            assert write(value) in {units.MISSING, "not known"}
+
+
+def test_identical_is_said_where_the_comparison_stops_counting():
+    assert comparison.IDENTICAL_DB == units.IDENTICAL_DB
+    assert units.decibel(comparison.IDENTICAL_DB) == "identical"
+
+
+def test_runs_side_by_side():
+    other = copy.deepcopy(sample.report())
+    other["machine"]["packages"]["torch"] = "2.13.0"
+    other["machine"]["cpu"] = "another"
+    del other["artifacts"]["int8"]
+    page = Page(report.compare_html([("out", sample.report()), ("out-b", other)]))
+    assert plots_in(page) == {"compare-latency", "compare-bytes"}
+    assert "torch (differs)" in page.words
+    assert "onnx (differs)" not in page.words
+    assert "different machines" in page.words
+
+
+def test_the_summary_is_a_table_with_the_verdicts():
+    lines = report.markdown(sample.report()).splitlines()
+    assert "Verdicts: parity passed, fusion **failed**, precision passed, latency not judged" in lines
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + 6
+    assert len({row.count("|") for row in rows}) == 1
+    assert report.markdown({}).startswith("## se-deploy: not known")
+
+
+def test_a_name_with_a_bar_stays_in_its_cell():
+    given = sample.report()
+    given["parity"]["candidates"][0]["path"] = "a|b.onnx"
+    rows = [line for line in report.markdown(given).splitlines() if line.startswith("|")]
+    assert any("a\\|b.onnx" in row for row in rows)
+
+
+def test_importing_the_package_draws_nothing():
+    heavy = {"matplotlib", "torch", "onnx", "numpy"}
+    code = f"import sys, se_deploy.report; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
