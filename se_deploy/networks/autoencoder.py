@@ -45,6 +45,20 @@ class L2Pool(nn.Module):
         return torch.sqrt(4 * self.mean(x * x) + 1e-12)
 
 
+class ToMap(nn.Module):
+    """(N, C * side * side) -> (N, C, side, side); unlike nn.Unflatten it asks for no shape in a trace."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        """Take the sizes of the map."""
+        super().__init__()
+        self.channels = channels
+        self.side = side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Reshape x."""
+        return x.reshape(-1, self.channels, self.side, self.side)
+
+
 class Autoencoder(nn.Module):
     """x -> code -> x again; with `code` smaller than x it is undercomplete.
 
@@ -176,7 +190,7 @@ def _halves(  # noqa: PLR0917 - called twice, in the order of the networks' own 
 
     decoder: OrderedDict[str, nn.Module] = OrderedDict()
     decoder["code"] = nn.Linear(code, features)
-    decoder["unflatten"] = nn.Unflatten(1, (widths[-1], side // 8, side // 8))
+    decoder["map"] = ToMap(widths[-1], side // 8)
     for index, outputs in enumerate((*reversed(widths[:-1]), width), 1):
         decoder[f"up{index}"] = _up(channels, outputs, up)
         decoder[f"block{index}"] = _block(outputs, make)

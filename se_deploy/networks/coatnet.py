@@ -56,6 +56,8 @@ class RelativeAttention(nn.Module):
     def __init__(self, channels: int, side: int, heads: int) -> None:
         """`heads` divides `channels`."""
         super().__init__()
+        self.channels = channels
+        self.places = side * side
         self.heads = heads
         self.scale = (channels // heads) ** -0.5
         self.project = nn.Linear(channels, 3 * channels)
@@ -70,10 +72,13 @@ class RelativeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend."""
         offset: Tensor = self.get_buffer("offset")
-        parts = self.project(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = parts.unbind(0)  # each (N, heads, places, channels / heads)
+        parts = self.project(x).reshape(-1, self.places, 3, self.heads, self.channels // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(
+            0
+        )  # each (N, heads, places, channels / heads)
         scores = query @ key.transpose(2, 3) * self.scale + self.bias[:, offset]
-        y: Tensor = self.merge((scores.softmax(3) @ value).transpose(1, 2).flatten(2))
+        attended = (scores.softmax(3) @ value).transpose(1, 2)
+        y: Tensor = self.merge(attended.reshape(-1, self.places, self.channels))
         return y
 
 
@@ -86,6 +91,7 @@ class Transformer(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, side: int, heads: int) -> None:
         """`side`: of the map that it attends over, after the stride."""
         super().__init__()
+        self.channels = outputs
         self.side = side
         self.enter = _shortcut(inputs, outputs, stride)
         self.norm1 = nn.LayerNorm(outputs)
@@ -99,10 +105,10 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the block on x."""
-        places = self.enter(x).flatten(2).transpose(1, 2)
+        places = self.enter(x).reshape(-1, self.channels, self.side * self.side).transpose(1, 2)
         places = places + self.attention(self.norm1(places))
         places = places + self.perceptron(self.norm2(places))
-        y: Tensor = places.transpose(1, 2).unflatten(2, (self.side, self.side))
+        y: Tensor = places.transpose(1, 2).reshape(-1, self.channels, self.side, self.side)
         return y
 
 
