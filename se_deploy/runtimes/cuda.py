@@ -1,0 +1,122 @@
+"""The few CUDA runtime calls that an engine needs, each checked: the bindings return errors, never raise."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from se_deploy.errors import MissingRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from se_deploy.protocols import Array
+
+
+class Cuda:
+    """The first device of this machine, with one stream and the memory taken on it."""
+
+    def __init__(self) -> None:
+        """Raises: MissingRuntime where there are no bindings, no driver or no device."""
+        self.api = api()
+        count = self._asked("cudaGetDeviceCount")
+        if not count:
+            raise MissingRuntime("this machine has no NVIDIA device", hint=_HINT)
+        self.call("cudaSetDevice", 0)
+        self.stream: int = self.call("cudaStreamCreateWithFlags", self.api.cudaStreamNonBlocking)
+        self._taken: set[int] = set()
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        name = self.call("cudaGetDeviceProperties", 0).name
+        return name.decode().rstrip("\0") if isinstance(name, bytes) else str(name)
+
+    def call(self, function: str, *args: object) -> Any:  # noqa: ANN401  (the bindings are untyped)
+        """Call a function of the runtime API and give its result. Raises: MissingRuntime with its error."""
+        error, *results = getattr(self.api, function)(*args)
+        if error != self.api.cudaError_t.cudaSuccess:
+            raise MissingRuntime(
+                f"CUDA: {function} failed with {error.name}",
+                hint="free memory on the device, or use a smaller batch",
+            )
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def take(self, size_bytes: int) -> int:
+        """Take device memory; `close` gives it back."""
+        pointer = int(self.call("cudaMalloc", max(1, size_bytes)))
+        self._taken.add(pointer)
+        return pointer
+
+    def give(self, pointer: int) -> None:
+        """Give device memory back."""
+        self._taken.discard(pointer)
+        self.call("cudaFree", pointer)
+
+    def upload(self, array: Array, pointer: int) -> None:
+        """Copy a contiguous host array to the device, in stream order."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self.call("cudaMemcpyAsync", pointer, array.ctypes.data, array.nbytes, kind, self.stream)
+
+    def download(self, pointer: int, array: Array) -> None:
+        """Copy from the device into a contiguous host array, in stream order."""
+        kind = self.api.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self.call("cudaMemcpyAsync", array.ctypes.data, pointer, array.nbytes, kind, self.stream)
+
+    def synchronize(self) -> None:
+        """Wait until the stream is done."""
+        self.call("cudaStreamSynchronize", self.stream)
+
+    def elapsed_ms(self, work: Callable[[], None]) -> float:
+        """Time what `work` puts on the stream, between two events on the device."""
+        before, after = self.call("cudaEventCreate"), self.call("cudaEventCreate")
+        try:
+            self.call("cudaEventRecord", before, self.stream)
+            work()
+            self.call("cudaEventRecord", after, self.stream)
+            self.call("cudaEventSynchronize", after)
+            return float(self.call("cudaEventElapsedTime", before, after))
+        finally:
+            self.call("cudaEventDestroy", before)
+            self.call("cudaEventDestroy", after)
+
+    def capture(self, work: Callable[[], None]) -> int:
+        """Record what `work` puts on the stream as a graph; give its executable form."""
+        mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.call("cudaStreamBeginCapture", self.stream, mode)
+        work()
+        graph = self.call("cudaStreamEndCapture", self.stream)
+        try:
+            executable: int = self.call("cudaGraphInstantiate", graph, 0)
+            return executable
+        finally:
+            self.call("cudaGraphDestroy", graph)
+
+    def close(self) -> None:
+        """Give back everything that was taken."""
+        self.synchronize()
+        for pointer in tuple(self._taken):
+            self.give(pointer)
+        self.call("cudaStreamDestroy", self.stream)
+
+    def _asked(self, function: str) -> int:
+        error, count = getattr(self.api, function)()
+        if error == self.api.cudaError_t.cudaSuccess:
+            return int(count)
+        if error == self.api.cudaError_t.cudaErrorNoDevice:
+            return 0
+        raise MissingRuntime(f"no CUDA driver: {error.name}", hint=_HINT)
+
+
+_HINT = "run on a machine with an NVIDIA GPU and its driver; `se-deploy doctor` says what is here"
+
+
+def api() -> Any:  # noqa: ANN401  (the bindings are untyped)
+    """Import the runtime API. Raises: MissingRuntime with the install command."""
+    try:
+        return importlib.import_module("cuda.bindings.runtime")
+    except ImportError as e:
+        raise MissingRuntime(
+            f"the CUDA bindings cannot be used: {e}",
+            hint="pip install 'cuda-bindings>=13' (12.x beside CUDA 12)",
+        ) from e
