@@ -171,6 +171,16 @@ class ProfileResult:
     threads: int
     warnings: tuple[str, ...]
 
+    def failures(
+        self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
+    ) -> tuple[str, ...]:
+        """Say which artifact does not keep which limit. Raises: BadInput without a reference to compare."""
+        return tuple(
+            f"{artifact.path}: {text}"
+            for artifact in self.artifacts
+            for text in artifact.failures(max_p50_ms=max_p50_ms, min_speedup=min_speedup)
+        )
+
     def json(self) -> Json:
         """The object of the contract."""
         return {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import se_deploy
+from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,6 +130,32 @@ class Timed:
     latency: Latency
     speedup: float | None  # the reference's p50 over this one's
     reference: bool = False
+
+    def failures(
+        self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
+    ) -> tuple[str, ...]:
+        """Say in words which limits it does not keep; the reference is held to none.
+
+        Raises: BadInput where a speed-up is asked for that was not measured.
+        """
+        if self.reference:
+            return ()
+        found = []
+        p50 = self.latency.p50_ms
+        if max_p50_ms is not None and not p50 <= max_p50_ms:
+            found.append(f"the median is {p50:.4g} ms, above {max_p50_ms:g} ms")
+        if min_speedup is not None:
+            if self.speedup is None:
+                raise BadInput(
+                    f"the speed-up of '{self.path}' is not known: nothing was measured beside it",
+                    hint="name a reference",
+                )
+            if not self.speedup >= min_speedup:
+                found.append(
+                    f"it is {self.speedup:.2f} times as fast as the reference, below {min_speedup:g}"
+                )
+        unstable = "" if self.latency.stable else " (the timing is unstable, do not rely on it)"
+        return tuple(f"{text}{unstable}" for text in found)
 
     def json(self) -> Json:
         """One entry of `artifacts`."""
