@@ -6,8 +6,25 @@ a run that happened on another machine. Plots, and with them matplotlib, are imp
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from se_deploy.report.pages import compare_html, html, inspect_html
 from se_deploy.report.summary import markdown
 from se_deploy.report.xunit import junit
 
-__all__ = ["compare_html", "html", "inspect_html", "junit", "markdown"]
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from se_deploy.se_blocks import SEBlock
+
+__all__ = ["block_svg", "compare_html", "html", "inspect_html", "junit", "markdown"]
+
+
+def block_svg(model: ir.Model, block: SEBlock) -> str:
+    """Draw `block` with what feeds it and what reads it, as inline SVG for `inspect_html`.
+
+    Raises: ValueError where no node of the block is in `model`.
+    """
+    from se_deploy.report import drawing  # noqa: PLC0415 - onnx: a page from JSON needs none
+
+    return drawing.block_svg(model, block)

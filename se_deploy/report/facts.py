@@ -69,6 +69,19 @@ class PlanRow:
 
 
 @dataclass(frozen=True, slots=True)
+class TaxRow:
+    """What the SE blocks cost in one plan: the network, their share, and the network without its gates."""
+
+    label: str
+    kernels: int | None
+    activation_bytes: int | None
+    se_kernels: int | None
+    se_bytes: int | None
+    bare_kernels: int | None
+    bare_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorRow:
     """One output of one candidate against the reference."""
 
@@ -147,12 +160,15 @@ class Waterfall:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What calibration saw of a tensor, and where quantization clips it (symmetric)."""
+    """What calibration saw of a tensor, and where quantization clips it on both sides of zero.
+
+    Without a threshold, `low` and `high` are the ends of what INT8 covers.
+    """
 
     tensor: str
     low: float
     high: float
-    threshold: float
+    threshold: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +253,26 @@ def plan_rows(plans: Sequence[Json]) -> tuple[PlanRow, ...]:
             ),
         )
         for plan in plans
+    )
+
+
+def tax_rows(inspection: Json) -> tuple[TaxRow, ...]:
+    """Give the totals of each plan, or those of the whole object where the plans have none."""
+    plans = objects(inspection.get("plans"))
+    found = [(plan_label(plan), plan["totals"]) for plan in plans if isinstance(plan.get("totals"), Mapping)]
+    if not found and isinstance(inspection.get("totals"), Mapping):
+        found = [(plan_label(plans[0]) if plans else "network", inspection["totals"])]
+    return tuple(
+        TaxRow(
+            label=label,
+            kernels=count(totals.get("kernels")),
+            activation_bytes=count(totals.get("activation_bytes")),
+            se_kernels=count(totals.get("se_kernels")),
+            se_bytes=count(totals.get("se_bytes")),
+            bare_kernels=count(at(totals, "without_se", "kernels")),
+            bare_bytes=count(at(totals, "without_se", "activation_bytes")),
+        )
+        for label, totals in found
     )
 
 
@@ -331,8 +367,10 @@ def artifacts(report: Json) -> tuple[Artifact, ...]:
     for timing in timings(report):
         timed.setdefault(timing.artifact, timing)
     built = {str(engine.get("engine")): engine for engine in engines(report).values()}
+    beside = {str(engine.get("onnx")) for engine in built.values()}  # what an engine was built from
+    shown = [p for p in named if p not in beside or p in candidates or p in timed]
     rows = []
-    for path in dict.fromkeys([*(p for p in timed if p not in named), *named, *candidates, *built]):
+    for path in dict.fromkeys([*(p for p in timed if p not in named), *shown, *candidates, *built]):
         candidate, engine, time = candidates.get(path, {}), built.get(path, {}), timed.get(path)
         compared = [row for row in errors(report) if row.artifact == path]
         rows.append(
@@ -382,11 +420,9 @@ def waterfalls(report: Json) -> tuple[Waterfall, ...]:
 def ranges(report: Json) -> tuple[Range, ...]:
     """Give the calibrated ranges in graph order."""
     return tuple(
-        Range(str(entry.get("tensor")), low, high, threshold)
+        Range(str(entry.get("tensor")), low, high, number(entry.get("threshold")))
         for entry in objects(at(report, "quantize", "ranges"))
-        if (low := number(entry.get("low"))) is not None
-        and (high := number(entry.get("high"))) is not None
-        and (threshold := number(entry.get("threshold"))) is not None
+        if (low := number(entry.get("low"))) is not None and (high := number(entry.get("high"))) is not None
     )
 
 
@@ -402,7 +438,7 @@ def curve(report: Json) -> tuple[CurvePoint, ...]:
 
 
 def notes(report: Json) -> tuple[Note, ...]:
-    """Collect every warning and every stand-in, each once, with all that said it."""
+    """Collect what was not judged, every stand-in and every warning, each once, with all that said it."""
     said: dict[str, list[str]] = {}
     for candidate in objects(at(report, "parity", "candidates")):
         if candidate.get("checked_as"):
@@ -414,7 +450,9 @@ def notes(report: Json) -> tuple[Note, ...]:
             said.setdefault(text, []).append(stage)
     for text in texts(report.get("warnings")):
         said.setdefault(text, [])
-    return tuple(Note(", ".join(dict.fromkeys(sources)) or "run", text) for text, sources in said.items())
+    unjudged = [Note(v.gate, "this gate was not judged") for v in verdicts(report) if v.passed is None]
+    found = [Note(", ".join(dict.fromkeys(sources)) or "run", text) for text, sources in said.items()]
+    return (*unjudged, *found)
 
 
 def input_text(report: Json) -> str | None:

@@ -33,7 +33,7 @@ def html(report: Mapping[str, Any]) -> str:
             "blocks": blocks,
             "reasons": _reasons(blocks),
             "rejected": facts.objects(facts.at(report, "inspect", "rejected")),
-            "totals": facts.at(report, "inspect", "totals"),
+            "taxes": facts.tax_rows(facts.at(report, "inspect") or {}),
             "timings": facts.timings(report),
             "errors": facts.errors(report),
             "quantize": facts.at(report, "quantize"),
@@ -68,7 +68,7 @@ def inspect_html(inspection: Mapping[str, Any], drawings: Mapping[str, str]) -> 
             "blocks": blocks,
             "reasons": _reasons(blocks),
             "rejected": facts.objects(inspection.get("rejected")),
-            "totals": inspection.get("totals"),
+            "taxes": facts.tax_rows(inspection),
             "drawings": {output: Markup(svg) for output, svg in drawings.items()},  # noqa: S704 - made by drawing.py
             "notes": [facts.Note("inspect", text) for text in facts.texts(inspection.get("warnings"))],
         },

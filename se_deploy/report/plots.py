@@ -153,26 +153,23 @@ def ranges(found: Sequence[Range]) -> Plot | None:
     if not found:
         return None
     named = len(found) <= _NAMED_RANGES
+    clipped = [(place, r.threshold) for place, r in enumerate(found) if r.threshold is not None]
 
     def draw(axes: Axes) -> None:
-        at = list(range(len(found)))
-        low, high, clip = ([getattr(r, key) for r in found] for key in ("low", "high", "threshold"))
-        reach = sorted(max(abs(r.low), abs(r.high)) for r in found)
+        places, low, high = list(range(len(found))), [r.low for r in found], [r.high for r in found]
+        reach = sorted(max(abs(r.low), abs(r.high), r.threshold or 0) for r in found)
         middle = reach[len(reach) // 2]
-        skewed = middle > 0 and reach[-1] > _OUTLIER * middle
-        draw_seen = axes.hlines if named else axes.vlines
-        draw_seen(at, low, high, color=_SERIES[0], linewidth=5 if named else max(1, 300 / len(found)))
-        draw_seen([], [], [], color=_SERIES[0], linewidth=5, label="seen")
-        for sign, label in ((-1, None), (1, "clipped at")):
-            ends = [sign * c for c in clip]
+        bars = axes.hlines if named else axes.vlines
+        bars(places, low, high, color=_SERIES[0], linewidth=5 if named else max(1, 300 / len(found)))
+        for sign in (-1, 1):
+            where, ends = [place for place, _ in clipped], [sign * clip for _, clip in clipped]
             axes.scatter(
-                ends if named else at,
-                at if named else ends,
+                ends if named else where,
+                where if named else ends,
                 s=80 if named else 16,
                 linewidths=1.6,
                 marker="|" if named else "_",
                 color=_SERIES[1],
-                label=label,
             )
         (axes.axvline if named else axes.axhline)(0, color=_INK, linewidth=0.8)
         if named:
@@ -182,15 +179,16 @@ def ranges(found: Sequence[Range]) -> Plot | None:
             axes.grid(axis="y")
             axes.set_xlabel("quantized tensors in graph order (names in the table)")
             axes.set_ylabel("value")
-        if skewed:
+        if 0 < _OUTLIER * middle < reach[-1]:
             (axes.set_xscale if named else axes.set_yscale)("symlog", linthresh=middle)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
     return _plot(
         "ranges",
         "Ranges of the quantized tensors",
         "Bars: the values that calibration saw. Ticks: where quantization clips, the same on both sides "
-        "of zero.",
+        "of zero."
+        if clipped
+        else "Bars: the values that INT8 covers; what lies outside is clipped.",
         draw,
         rows=len(found) if named else 10,
     )

@@ -32,12 +32,13 @@ class _Case:
 def junit(result: Mapping[str, Any]) -> str:
     """Write a result of `parity`, `check`, `run` or `demo` as a JUnit document.
 
-    `parity` gives a case per output of each candidate, `gates` (a list of {"gate", "passed", "reasons"},
-    and "subject" where there are several) or `verdicts` one per gate. Null is a skipped case.
+    Compared outputs are a case each, grouped by candidate; `gates` of `check`, or `verdicts` of a run, one
+    per gate and file. Null is a skipped case.
     """
     suites = ET.Element("testsuites", name="se-deploy")
-    compared = result.get("parity") if "candidates" not in result else result
-    for name, cases in (("parity", _outputs(compared)), ("gates", _gates(result))):
+    compared = [result, *_listed(result.get("parity"))]  # `check` has one per table of its configuration
+    outputs = [case for parity in compared for case in _outputs(parity)]
+    for name, cases in (("parity", outputs), ("gates", _gates(result))):
         if cases:
             _suite(suites, name, cases)
     for key in ("tests", "failures", "errors", "skipped"):
@@ -46,6 +47,10 @@ def junit(result: Mapping[str, Any]) -> str:
     return ET.tostring(suites, encoding="unicode", xml_declaration=False).join(
         ('<?xml version="1.0" encoding="utf-8"?>\n', "\n")
     )
+
+
+def _listed(value: object) -> list[object]:
+    return list(value) if isinstance(value, list) else [value]
 
 
 def _outputs(parity: object) -> list[_Case]:
@@ -98,10 +103,10 @@ def _gates(result: Json) -> list[_Case]:
         return [
             _Case(
                 group=str(entry.get("gate")),
-                name=str(entry.get("subject") or entry.get("gate")),
+                name=str(entry.get("name") or entry.get("gate")),
                 passed=entry.get("passed"),
-                message="; ".join(facts.texts(entry.get("reasons"))) or f"{entry.get('gate')} failed",
-                details="\n".join(facts.texts(entry.get("reasons"))),
+                message="; ".join(facts.texts(entry.get("details"))) or f"{entry.get('gate')} failed",
+                details="\n".join(facts.texts(entry.get("details"))),
             )
             for entry in gates
         ]

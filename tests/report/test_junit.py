@@ -42,7 +42,7 @@ def test_a_failed_output_carries_its_reason_and_where_it_began():
 
 @pytest.mark.parametrize(("passed", "tag"), [(False, "failure"), (None, "skipped"), (True, None)])
 def test_gates_fail_skip_or_pass(passed, tag):
-    gate = {"gate": "fusion", "subject": "sm86", "passed": passed, "reasons": ["2 of 9 blocks are split"]}
+    gate = {"gate": "fusion", "name": "sm86", "passed": passed, "details": ["2 of 9 blocks are split"]}
     case = cases({"gates": [gate]})["se-deploy.gates.fusion", "sm86"]
     assert {child.tag for child in case} - {"system-out"} == ({tag} if tag else set())
 
@@ -60,6 +60,13 @@ def test_any_name_is_well_formed(name):
     parity["candidates"][0]["outputs"][0]["name"] = name
     assert len(cases(parity)) == 5
     report.junit(parity).encode("utf-8")
+
+
+def test_check_has_a_parity_result_per_table():
+    gate = {"gate": "parity", "name": "model.onnx", "passed": True, "details": ["SQNR 127.9 dB"]}
+    found = cases({"gates": [gate], "parity": [sample.report()["parity"]] * 2})
+    assert ("se-deploy.gates.parity", "model.onnx") in found
+    assert ("se-deploy.parity.model.onnx", "output") in found
 
 
 def test_nothing_is_still_a_document():

@@ -119,6 +119,15 @@ def test_a_whole_report_says(page, words):
     assert words in page.words
 
 
+def draw_nothing(monkeypatch):
+    """Keep which plots there are, without drawing each of hundreds."""
+
+    def stub(name, title, caption, *_, **__):
+        return plots.Plot(name, title, caption, Markup(f'<svg aria-labelledby="{name}-title"></svg>'))  # noqa: S704
+
+    monkeypatch.setattr(plots, "_plot", stub)
+
+
 @pytest.mark.parametrize(
     ("path", "gone", "said"),
     [
@@ -129,7 +138,7 @@ def test_a_whole_report_says(page, words):
         (("quantize",), {"curve", "ranges"}, "The network was not quantized"),
         (("build-engines", "fp16", "waterfall"), {"waterfall-0"}, "brought in the plan was not measured"),
         (("verdicts",), set(), "fusion: not judged"),
-        (("machine",), set(), "not known cores"),
+        (("machine",), set(), "Processor not known"),
         (("network",), set(), "not known"),
         (("inspect",), set(), "9 fused"),
         (("inspect", "blocks"), set(), "layer2.1.se.scaled"),
@@ -137,7 +146,8 @@ def test_a_whole_report_says(page, words):
         (("export",), set(), "No rewrite was recorded"),
     ],
 )
-def test_what_is_missing_takes_its_plot_away_and_nothing_else(path, gone, said):
+def test_what_is_missing_takes_its_plot_away_and_nothing_else(monkeypatch, path, gone, said):
+    draw_nothing(monkeypatch)
     page = Page(report.html(without(*path)))
     assert plots_in(page) == PLOTS - gone
     assert said in page.words
@@ -155,10 +165,9 @@ def paths_of(value, depth=4):
 
 
 def test_no_key_is_needed(monkeypatch):
-    drawn = plots.Plot("p", "p", "p", Markup("<svg></svg>"))  # a figure each is too slow
-    monkeypatch.setattr(plots, "_plot", lambda *_, **__: drawn)
+    draw_nothing(monkeypatch)
     for path in paths_of(sample.report(), depth=5):
-        for value in ("missing", None):
+        for value in ("missing", None) if len(path) < 3 else (None,):
             given = sample.report()
             inner = given
             for key in path[:-1]:
@@ -230,6 +239,35 @@ def test_pages_can_be_read_without_seeing_them(page):
         assert set(attrs["aria-labelledby"].split()) <= set(page.ids)
     assert all("scope" in attrs for tag, attrs in page.tags if tag == "th")
     assert ("html", {"lang": "en"}) in page.tags
+
+
+@pytest.mark.parametrize("tensors", [3, 24, 25, 400])
+@pytest.mark.parametrize("clipped", [True, False])
+def test_ranges_are_drawn_however_many_and_however_known(tensors, clipped):
+    found = [
+        facts.Range(f"t{i}", -1.0 - i, 900.0 if i == 2 else 2.0, 1.5 if clipped else None)
+        for i in range(tensors)
+    ]
+    plot = plots.ranges(found)
+    assert ("t0" in plot.svg) is (tensors <= 24)
+    assert ("clips" in plot.caption) is clipped
+
+
+def test_taxes_come_from_each_plan_or_from_the_whole():
+    inspection = sample.report()["inspect"]
+    (whole,) = facts.tax_rows(inspection)
+    assert (whole.label, whole.bare_kernels) == ("ONNX Runtime 1.31.1 cpu fp32", 23)
+    inspection["plans"] = [{**plan, "totals": inspection["totals"]} for plan in inspection["plans"] * 2]
+    assert len(facts.tax_rows(inspection)) == 2
+
+
+def test_the_graph_behind_an_engine_is_no_artifact_of_its_own():
+    given = sample.report()
+    given["artifacts"]["fp16_engine_onnx"] = "model.fp16.engine.onnx"
+    given["build-engines"]["fp16"]["onnx"] = "model.fp16.engine.onnx"
+    assert [row.name for row in facts.artifacts(given)] == [
+        row.name for row in facts.artifacts(sample.report())
+    ]
 
 
 @pytest.mark.parametrize(("count", "folded"), [(20, False), (21, True)])
