@@ -168,7 +168,8 @@ class _Judge:
             else:
                 reasons += self._other(kernel, nodes)
         if len(squeezes) > 1:
-            reasons.append(f"the squeeze takes {len(squeezes)} kernels: {_RESPELL}")
+            what = _CANONICALIZE if self.ort else _RESPELL
+            reasons.append(f"the squeeze takes {len(squeezes)} kernels: {what}")
         reasons += [
             f"layer '{name}' is taken apart into {count} kernels: write it as a 1x1 Conv, {_CANONICALIZE}"
             for name, count in layers.items()
@@ -181,14 +182,12 @@ class _Judge:
         with_layer = self.kernels.of(frozenset(self.region.layers))
         with_scale = self.kernels.of(self.region.scale | {self.region.end})
         reasons = [
-            f"the inner activation '{name}' is apart from its layer: {_CANONICALIZE}"
-            for name in sorted(self.region.inner, key=self._place)
-            if self._is_apart(name, with_layer)
+            f"the inner activation ({what}) has a kernel of its own: {_CANONICALIZE}"
+            for what in self._apart_from(with_layer, self.region.inner)
         ]
         reasons += [
-            f"the gate '{name}' is apart from its layer and from the scale: {_CANONICALIZE}"
-            for name in sorted(self.region.gate, key=self._place)
-            if self._is_apart(name, with_layer | with_scale)
+            f"the gate ({what}) is neither in its layer's kernel nor in the scale's: {_CANONICALIZE}"
+            for what in self._apart_from(with_layer | with_scale, self.region.gate)
         ]
         return reasons if self.ort else [*reasons, *self._behind(with_scale)]
 
@@ -202,11 +201,11 @@ class _Judge:
             for kernel in pointwise
         ]
 
-    def _is_apart(self, name: str, fine: set[int]) -> bool:
-        where = set(self.kernels.by_node.get(name, ()))
-        if self.ort:
-            where = {i for i in where if self.kernels.launches[i].kind in _ORT_EPILOGUES}
-        return not where <= fine
+    def _apart_from(self, fine: set[int], nodes: frozenset[str]) -> list[str]:
+        """Title the kernels that compute some of `nodes` and are not among `fine`."""
+        where = sorted(self.kernels.of(nodes) - fine)
+        kernels = [self.kernels.launches[i] for i in where]
+        return [self._title(k) for k in kernels if not self.ort or k.kind in _ORT_EPILOGUES]
 
     def _has_layer(self, index: int) -> bool:
         nodes = self.kernels.launches[index].onnx_nodes
@@ -224,7 +223,7 @@ class _Judge:
         way = (
             f" {source.layout.upper()} to {result.layout.upper()}" if source.layout and result.layout else ""
         )
-        return [f"copy{way} before {reader}: {_RESPELL}"]
+        return [f"copy{way} before {reader}: {_CANONICALIZE if self.ort else _RESPELL}"]
 
     def _other(self, kernel: Kernel, nodes: set[str]) -> list[str]:
         """Say what a kernel of the block does that is neither squeeze, layer nor scale."""
