@@ -133,7 +133,7 @@ def check(config: Path | None, **params: Any) -> None:
         se-deploy check --junit verdicts.xml
     """
     from se_deploy import files, report
-    from se_deploy.cli import render
+    from se_deploy.cli import render_use
     from se_deploy.pipeline import checking
 
     say = talk.of(params)
@@ -145,4 +145,4 @@ def check(config: Path | None, **params: Any) -> None:
     payload = result.json()
     if params["junit"]:
         files.write_text(params["junit"], report.junit(payload))
-    say.finish(payload, warnings=result.warnings, table=render.checked(payload), failed=result.failures)
+    say.finish(payload, warnings=result.warnings, table=render_use.checked(payload), failed=result.failures)

@@ -26,17 +26,18 @@ OUT_DIR = click.Path(file_okay=False, path_type=Path)
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "M": 2**20, "MIB": 2**20, "G": 2**30, "GIB": 2**30,
           "KB": 10**3, "MB": 10**6, "GB": 10**9}  # fmt: skip
+_FILES = (".onnx", ".pt2", ".engine", ".plan", ".trt")
 
 
 class Model(ParamType):
-    """A network specification, or an ONNX file, which must then be there."""
+    """A network specification, or the file of an artifact, which must then be there."""
 
     name = "model"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuse a path to a file that is not there, as click.Path does."""
         text = str(value)
-        looks_like_a_file = text.endswith((".onnx", ".pt2")) or (":" not in text and "/" in text)
+        looks_like_a_file = text.endswith(_FILES) or (":" not in text and "/" in text)
         if looks_like_a_file and not Path(text).is_file():
             self.fail(f"File '{text}' does not exist.", param, ctx)
         return text
@@ -210,13 +211,16 @@ gate = click.option(
     type=click.Choice(["parity", "fusion", "fused", "precision", "latency"]),
     help="Exit with 3 where this verdict fails; repeatable.",
 )
-network = group(
+weights = group(
     click.option("--checkpoint", type=IN_FILE, help="Weights: safetensors or a .pth state dict."),
     click.option(
         "--model-arg", "model_args", type=KeyValue(), multiple=True, help="Passed to the constructor."
     ),
     click.option("--pretrained", is_flag=True, help="Let timm or torchvision load its own weights."),
     click.option("--input-size", type=Dims(), help="What the network is fed, as 3x224x224."),
+)
+network = group(
+    weights,
     click.option("--opset", type=click.IntRange(11, 26), default=20, show_default=True, help="ONNX opset."),
     click.option(
         "--batch", type=Batch(), default="dynamic", show_default=True, help="Frozen batch, or dynamic."
