@@ -6,6 +6,13 @@ from se_deploy.rewrites import excite, gate, hoist, layout, residual, squeeze, s
 from se_deploy.rewrites.base import Rewriter
 
 REWRITES = (
+    Rewriter(
+        layout.BEHIND_DEPTHWISE,
+        "concatenate behind the depthwise convolution",
+        layout.behind_depthwise_sites,
+        layout.behind_depthwise,
+    ),
+    Rewriter(residual.PADDED, "add a padded shortcut", residual.padded_sites, residual.padded),
     Rewriter(layout.SPLIT, "convolve a concatenation part by part", layout.split_sites, layout.split),
     Rewriter(
         hoist.POINTWISE, "squeeze before the linear 1x1 convolution", hoist.pointwise_sites, hoist.pointwise

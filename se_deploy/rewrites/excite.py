@@ -26,7 +26,7 @@ _LARGEST = 64  # hidden units; beyond it the sum is a kernel of its own again an
 
 
 def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the blocks whose last layer is a 1x1 convolution of a 1x1 map with few inputs."""
+    """List the blocks with a gate moved into weights and few hidden units."""
     return tuple(
         base.Site(NAME, block.output, fc2.weights.shape, block)
         for block in blocks
@@ -36,7 +36,7 @@ def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
 
 def _last_layer(model: ir.Model, block: SEBlock) -> base.Conv | None:
     found = base.parts(model, block)
-    if found is None or len(found.layers) < 2:  # noqa: PLR2004 - with one layer it is the first one
+    if found is None or found.scale is not None or len(found.layers) < 2:  # noqa: PLR2004 - one: the first
         return None
     fc2 = base.conv(found.layers[-1])
     if fc2 is None or fc2.groups != 1 or not fc2.is_pointwise or fc2.weights.shape[1] > _LARGEST:
@@ -51,8 +51,10 @@ def apply(model: ir.Model, site: base.Site) -> int:
     Before: e = W2 a + b2,  a: (N, R, 1, 1), W2: (C, R, 1, 1)
     After:  e = sum_r (a' * W2')[n, c, r] + b2,  a': (N, 1, R), W2': (1, C, R), back to (N, C, 1, 1)
     Proof:  the definition of the matrix product.
-    Needs:  a map of 1x1, kernel 1x1, one group, constant weights. At most 64 hidden units are offered: the
-            product is recomputed for each element that the gate is merged with.
+    Needs:  a map of 1x1, kernel 1x1, one group, constant weights. Offered only where the gate multiplies
+            weights, not a map, and for at most 64 hidden units: the sum is computed again for each element
+            that it is merged with, R operations for each of the O x C weights, which the convolution
+            multiplies H x W times anyway.
     """
     fc2 = _last_layer(model, site.block) if site.block is not None else None
     if fc2 is None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CONVOLVE = "pointwise-as-convolution"
 SPLIT = "concat-as-sum"
 COPY = "concat-of-copies"
+BEHIND_DEPTHWISE = "concat-behind-depthwise"
 
 _IDEMPOTENT = frozenset({"Relu"})
 _FC = 256  # TensorRT-RTX makes a matrix product of a 1x1 convolution from this many channels on
@@ -74,10 +75,7 @@ def split_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, 
 
 
 def _concat_readers(node: ir.Node | None) -> tuple[base.Conv, ...]:
-    if node is None or node.op_type != "Concat" or graph.attribute(node, "axis") != 1:
-        return ()
-    parts = [graph.dims(v) for v in node.inputs]
-    if any(p is None or len(p) != base.SPATIAL_RANK or p[1] is None for p in parts):
+    if node is None or not _is_channel_concat(node):
         return ()
     y = node.outputs[0]
     convs = [base.conv(use.node) for use in y.uses()]
@@ -111,6 +109,60 @@ def split(model: ir.Model, site: base.Site) -> int:
         if total is not None:
             graph.replace(conv.y, total)
     return len(convs)
+
+
+def behind_depthwise_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:  # noqa: ARG001
+    """List the channel concatenations that only one depthwise convolution reads."""
+    found = []
+    for node in model.graph:
+        conv = _depthwise_reader(node)
+        if conv is not None:
+            shape = (*(graph.dims(v) for v in node.inputs), conv.weights.shape, conv.strides)
+            found.append(base.Site(BEHIND_DEPTHWISE, str(conv.y.name), shape))
+    return tuple(found)
+
+
+def _depthwise_reader(node: ir.Node | None) -> base.Conv | None:
+    if node is None or not _is_channel_concat(node):
+        return None
+    conv = base.conv(graph.sole_consumer(node.outputs[0]))
+    per_channel = conv is not None and conv.groups == conv.weights.shape[0] and conv.weights.shape[1] == 1
+    return conv if conv is not None and per_channel and conv.x is node.outputs[0] else None
+
+
+def behind_depthwise(model: ir.Model, site: base.Site) -> int:
+    """Concatenate behind a depthwise convolution, where a stride has made the maps smaller.
+
+    Before: y = depthwise(concat(x1, ..., xk); W, b)
+    After:  y = concat(depthwise(x1; W1, b1), ..., depthwise(xk; Wk, bk)),  W and b cut along channels
+    Proof:  a depthwise convolution computes each channel from that channel alone.
+    Needs:  concatenation along channels of known numbers, read by the depthwise convolution only (one
+            output per channel, constant weights), and no graph output.
+    """
+    after = base.producer(model, site.at)
+    source = after.inputs[0].producer() if after is not None and after.inputs[0] is not None else None
+    conv = _depthwise_reader(source)
+    if source is None or conv is None:
+        return 0
+    inputs = [base.input_of(source, i) for i in range(len(source.inputs))]
+    cuts = np.cumsum([(graph.dims(v) or ())[1] or 0 for v in inputs])[:-1]
+    weights = np.split(conv.weights, cuts)
+    biases = [None] * len(inputs) if conv.bias is None else np.split(conv.bias, cuts)
+    parts = []
+    for i, (x, w, b) in enumerate(zip(inputs, weights, biases, strict=True)):
+        given = [x, graph.initializer(model, f"{site.at}/part{i}", w)]
+        given += [] if b is None else [graph.initializer(model, f"{site.at}/bias{i}", b)]
+        attributes = {name: attr.value for name, attr in conv.node.attributes.items()}
+        parts.append(base.put_before(conv.node, "Conv", given, **{**attributes, "group": len(w)}))
+    graph.replace(conv.y, base.put_before(conv.node, "Concat", parts, axis=1))
+    return 1
+
+
+def _is_channel_concat(node: ir.Node) -> bool:
+    if node.op_type != "Concat" or graph.attribute(node, "axis") != 1:
+        return False
+    parts = [graph.dims(v) for v in node.inputs]
+    return all(p is not None and len(p) == base.SPATIAL_RANK and p[1] is not None for p in parts)
 
 
 def copy_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:  # noqa: ARG001

@@ -1,4 +1,8 @@
-"""Add two 1x1 convolutions inside one: a block's last convolution and the projection of its shortcut."""
+"""Spell the addition at a block's end so that it happens inside a convolution.
+
+A block's last convolution and the projection of its shortcut become one; a shortcut with fewer channels
+than the block (ReXNet) is padded instead of cut.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from se_deploy.se_blocks.types import SEBlock
 
 NAME = "add-as-concat"
+PADDED = "partial-add-as-pad"
 
 _END = np.iinfo(np.int64).max
 
@@ -132,3 +137,74 @@ def _pixels(model: ir.Model, anchor: ir.Node, term: _Term) -> ir.Value:
     bounds = {"start": [0, 0], "end": [_END, _END], "axes": [2, 3], "step": [term.stride] * 2}
     given = [graph.initializer(model, f"{name}/{k}", np.array(v, np.int64)) for k, v in bounds.items()]
     return base.put_before(anchor, "Slice", [term.x, *given])
+
+
+def padded_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:  # noqa: ARG001
+    """List the additions to the first channels of a map only."""
+    found = []
+    for node in model.graph:
+        if (partial := _partial(node)) is not None:
+            shape = (graph.dims(partial.whole), graph.dims(partial.shortcut))
+            found.append(base.Site(PADDED, str(node.outputs[0].name), shape))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    """concat(whole[:, :k] + shortcut, whole[:, k:])."""
+
+    whole: ir.Value
+    shortcut: ir.Value
+
+
+def _partial(node: ir.Node | None) -> _Partial | None:
+    if node is None or node.op_type != "Concat" or graph.attribute(node, "axis") != 1:
+        return None
+    added, *rest = node.inputs
+    last = rest[0] if len(rest) == 1 else None
+    add = added.producer() if added is not None else None
+    if add is None or add.op_type != "Add" or last is None:
+        return None
+    tail = _channels(last)
+    for first, shortcut in (tuple(add.inputs), tuple(add.inputs)[::-1]):
+        head = _channels(first) if first is not None else None
+        if head is None or tail is None or shortcut is None or head[0] is not tail[0]:
+            continue
+        whole, shape = graph.dims(head[0]), graph.dims(shortcut)
+        if whole is None or shape is None or whole[1] is None or shape[1] is None or whole[2:] != shape[2:]:
+            continue
+        if (head[1], head[2], tail[1]) == (0, shape[1], shape[1]) and tail[2] >= whole[1]:
+            return _Partial(head[0], shortcut)
+    return None
+
+
+def _channels(value: ir.Value) -> tuple[ir.Value, int, int] | None:
+    """Give (x, from, to) of a Slice of channels with step 1; None for anything else."""
+    node = value.producer()
+    if node is None or node.op_type != "Slice" or len(node.inputs) < 4:  # noqa: PLR2004 - X, starts, ends, axes
+        return None
+    start, end, axis = (graph.scalar(v) for v in tuple(node.inputs)[1:4])
+    step = graph.scalar(node.inputs[4]) if len(node.inputs) > 4 else 1  # noqa: PLR2004 - the optional steps
+    if start is None or end is None or axis != 1 or step != 1 or start < 0 or end < 0:
+        return None
+    return base.input_of(node, 0), int(start), int(end)
+
+
+def padded(model: ir.Model, site: base.Site) -> int:
+    """Add a shortcut with fewer channels as one padded with zero channels.
+
+    Before: y = concat(c[:, :k] + x, c[:, k:]),  x: (N, k, H, W), c: (N, C, H, W), k < C
+    After:  y = c + Pad(x with C - k zero channels)
+    Proof:  the first k channels are c + x in both, the others c and c + 0.
+    Needs:  the cut is at x's number of channels, both parts are the whole of c, shapes known but the batch.
+    """
+    node = base.producer(model, site.at)
+    partial = _partial(node)
+    if node is None or partial is None:
+        return 0
+    more = (graph.dims(partial.whole) or ())[1] or 0
+    more -= (graph.dims(partial.shortcut) or ())[1] or 0
+    pads = graph.initializer(model, f"{site.at}/pads", np.array([0, 0, 0, 0, 0, more, 0, 0], np.int64))
+    wide = base.put_before(node, "Pad", [partial.shortcut, pads])
+    graph.replace(node.outputs[0], base.put_before(node, "Add", [partial.whole, wide]))
+    return 1

@@ -84,11 +84,7 @@ def search(
     return run.run(baseline_kernels)
 
 
-_SQUEEZES = ("squeeze-average-pool", "squeeze-nhwc-mean")
 _HOISTS = ("hoist-squeeze-1x1", "hoist-squeeze-kxk")
-_GATES = ("gate-behind-pool", "gate-into-previous", "gate-into-next", "gate-into-next-batched")
-_EXCITES = ("excite-as-sum",)
-_BLOCK_KINDS = (_SQUEEZES, _HOISTS, _GATES, _EXCITES)
 
 _MOVES: tuple[tuple[str, ...], ...] = (
     ("squeeze-average-pool",),
@@ -101,9 +97,18 @@ _MOVES: tuple[tuple[str, ...], ...] = (
     ("squeeze-average-pool", "gate-into-next", "excite-as-sum"),
     ("squeeze-average-pool", "gate-into-next-batched"),
     ("squeeze-average-pool", "gate-into-next-batched", "excite-as-sum"),
-    ("squeeze-average-pool", "excite-as-sum"),
 )
 """What a block can become; what does not apply to it is left out. A block takes one of them."""
+
+_PLACES: tuple[tuple[str, ...], ...] = (
+    ("pointwise-as-convolution",),
+    ("concat-behind-depthwise",),
+    ("partial-add-as-pad",),
+    ("concat-of-copies", "concat-as-sum"),
+    ("add-as-concat",),
+    ("stem-space-to-depth",),
+)
+"""Rewrites about a place in the graph, in the order in which they are tried; a place takes one of a row."""
 
 
 class _Search:
@@ -140,9 +145,9 @@ class _Search:
         for group in self.groups():
             for move in _MOVES:
                 self.try_block_move(group, move)
-        for rewriter in catalogue.REWRITES:
-            if rewriter.name not in {n for kind in _BLOCK_KINDS for n in kind}:
-                self.try_sites(rewriter.name)
+        for row in _PLACES:
+            for name in row:
+                self.try_places(name, row)
         done = self.replayed(self.state)
         return Found(
             done.model,
@@ -170,21 +175,27 @@ class _Search:
         added = frozenset(Choice(name, at) for name in move for at in group if name in self.allowed)
         self.consider(kept | added, move[-1], group)
 
-    def try_sites(self, name: str) -> None:
-        """Try all sites of a rewrite that is about no block, then group by group."""
+    def try_places(self, name: str, row: tuple[str, ...]) -> None:
+        """Try a rewrite at all its places, then at each group of equal ones."""
         if name not in self.allowed:
             return
         rewriter = next(r for r in catalogue.REWRITES if r.name == name)
+        free = frozenset(c for c in self.state if c.rewrite not in row)
         groups: dict[tuple[object, ...], list[str]] = {}
-        for site in rewriter.sites(self.replayed(self.state).model, self.blocks):
+        for site in rewriter.sites(self.replayed(free).model, self.blocks):
             groups.setdefault(site.shape, []).append(site.at)
         everything = tuple(at for group in groups.values() for at in group)
-        if not everything:
-            return
-        self.consider(self.state | {Choice(name, at) for at in everything}, name, everything)
+        if everything:
+            self.consider(self.put(name, row, everything), name, everything)
         for group in groups.values() if len(groups) > 1 else ():
             here = frozenset(Choice(name, at) for at in group)
-            self.consider(self.state - here if here <= self.state else self.state | here, name, tuple(group))
+            state = self.state - here if here <= self.state else self.put(name, row, group)
+            self.consider(state, name, tuple(group))
+
+    def put(self, name: str, row: tuple[str, ...], places: Sequence[str]) -> State:
+        """Give the state with `name` at `places` instead of any other rewrite of its row."""
+        kept = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
+        return kept | frozenset(Choice(name, at) for at in places)
 
     def consider(self, state: State, name: str, at: tuple[str, ...]) -> None:
         """Take `state` if its plan is better than the best so far."""
