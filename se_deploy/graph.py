@@ -103,9 +103,10 @@ def to_bytes(model: ir.Model) -> bytes:
 
 
 def inline(model: ir.Model) -> ir.Model:
-    """Inline local functions and turn Constant nodes into initializers, so that a pass sees one form."""
+    """Inline functions and make every constant an initializer and no input, so that a pass sees one form."""
     if model.functions:
         common.InlinePass()(model)
+    common.RemoveInitializersFromInputsPass()(model)  # PyTorch before 1.3 listed the weights as inputs too
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     return model
 

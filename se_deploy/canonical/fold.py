@@ -98,7 +98,8 @@ def _fold(model: ir.Model, node: ir.Node, scale: Array, shift: Array) -> bool:
         per_group = scale.reshape((groups, 1, w.shape[1]) + (1,) * (w.ndim - 2))
         scaled = (grouped * per_group).reshape(w.shape)
     shifted = (0.0 if b is None else b.astype(np.float64)) * scale + shift
-    made_w, made_b = scaled.astype(w.dtype), np.asarray(shifted).astype(w.dtype)
+    with np.errstate(over="ignore"):  # what does not fit its type is asked for in the next line
+        made_w, made_b = scaled.astype(w.dtype), np.asarray(shifted).astype(w.dtype)
     if not (np.isfinite(made_w).all() and np.isfinite(made_b).all()):
         return False
     if not np.array_equal(made_w, w):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,15 @@ _EXACT = 1e-6  # relative: constants such as 0.1667 are another function than 1/
 _SIXTH = 1 / 6
 
 
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """One operator on `base`; no node yet, since even an unused node counts as a reader."""
+
+    base: ir.Value
+    op_type: str
+    slope: tuple[tuple[str, float], ...] = ()
+
+
 def recompose_hard(model: ir.Model) -> int:
     """Spell HardSwish and HardSigmoid as the operators that they are.
 
@@ -27,7 +37,7 @@ def recompose_hard(model: ir.Model) -> int:
     After:  HardSigmoid(x, alpha, beta), or HardSwish(x) from opset 14; equal up to rounding.
     Needs: every constant a scalar, and the function equal to the operator's to 1e-6.
     """
-    found: dict[ir.Value, ir.Node] = {}
+    found: dict[ir.Value, _Operator] = {}
     with_swish = graph.opset(model) >= _HARD_SWISH_OPSET
     for base in _bases(model):
         for value, samples in _functions_of(base).items():
@@ -38,8 +48,9 @@ def recompose_hard(model: ir.Model) -> int:
         producer = value.producer()
         if producer is None or producer.graph is None:
             continue
-        producer.graph.insert_after(producer, made)
-        graph.replace(value, made.outputs[0])
+        node = ir.node(made.op_type, [made.base], dict(made.slope))
+        producer.graph.insert_after(producer, node)
+        graph.replace(value, node.outputs[0])
     return len(found)
 
 
@@ -63,7 +74,7 @@ def _functions_of(base: ir.Value) -> dict[ir.Value, Samples]:
                 continue
             known[node.outputs[0]] = samples
             following.append(node.outputs[0])
-            if depth == 0:
+            if all(v is base or graph.constant(v) is not None for v in node.inputs):
                 direct.add(node.outputs[0])
         frontier = following + [v for v in known if v is base and depth == 0]
     return {v: f for v, f in known.items() if v is not base and v not in direct}
@@ -89,11 +100,11 @@ def _sampled(node: ir.Node, known: dict[ir.Value, Samples]) -> Samples | None:
     return functions.binary(node.op_type, operands[0], operands[1])
 
 
-def _operator(samples: Samples, base: ir.Value, *, with_swish: bool) -> ir.Node | None:
+def _operator(samples: Samples, base: ir.Value, *, with_swish: bool) -> _Operator | None:
     """Give the one operator that computes a function of `base`; None where there is none."""
     x = functions.GRID
     if with_swish and _equal(samples, x * np.clip(x / 6 + 0.5, 0, 1)):
-        return ir.node("HardSwish", [base])
+        return _Operator(base, "HardSwish")
     inside = (samples > _EXACT) & (samples < 1 - _EXACT)
     if inside.sum() < 2:  # noqa: PLR2004  (a line needs two points)
         return None
@@ -101,7 +112,7 @@ def _operator(samples: Samples, base: ir.Value, *, with_swish: bool) -> ir.Node 
     if alpha <= 0 or not _equal(samples, np.clip(alpha * x + beta, 0, 1)):
         return None
     slope = _SIXTH if abs(alpha - _SIXTH) < _EXACT else round(float(alpha), 7)
-    return ir.node("HardSigmoid", [base], {"alpha": slope, "beta": round(float(beta), 7)})
+    return _Operator(base, "HardSigmoid", (("alpha", slope), ("beta", round(float(beta), 7))))
 
 
 def _equal(a: Samples, b: Samples) -> bool:

@@ -140,11 +140,15 @@ class Reader:
         view, op = self.of(source).view, node.op_type
         if op in _SAME:
             return replace(view, nodes=(*view.nodes, node))
-        if op in _LAYOUT and len(view.axes) == len(value_dims(source) or ()):
-            axes = _moved(node, view.axes, value_dims(source) or (), value_dims(output))
+        before = self._dims(source)
+        if before is None or len(view.axes) != len(before):
+            return None
+        if op in _LAYOUT:
+            after = value_dims(output) or self._target(node, before)
+            axes = _moved(node, view.axes, before, after)
             return None if axes is None else replace(view, axes=axes, nodes=(*view.nodes, node))
         gone = self._reduced_axes(node)
-        if gone is None or len(view.axes) != len(value_dims(source) or ()):
+        if gone is None:
             return None
         stat = _REDUCE.get(op) or _POOL[op]
         names = [i for axis in gone for i in sorted(view.axes[axis])] or [-1]
@@ -159,9 +163,53 @@ class Reader:
         reduced = (*view.reduced, *((name, stat) for name in names))
         return replace(view, axes=axes, reduced=reduced, nodes=(*view.nodes, node))
 
+    def _dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """Give a value's shape, from the tensor that it views where inference did not say."""
+        if value is None or (shape := value_dims(value)) is not None:
+            return None if value is None else shape
+        view = self.of(value).view
+        sizes = value_dims(view.root)
+        if sizes is None:
+            return None
+        return tuple(_product([sizes[i] for i in sorted(axis)]) for axis in view.axes)
+
+    def _target(self, node: ir.Node, before: Sequence[Dim]) -> tuple[Dim, ...] | None:
+        """Give the shape that a Reshape asks for, computed from shapes; None where it is anything else."""
+        sizes = self._sizes(node.inputs[1]) if node.op_type == "Reshape" and len(node.inputs) > 1 else None
+        if sizes is None:
+            return None
+        return tuple(
+            None if d == -1 else before[i] if d == 0 and i < len(before) else d for i, d in enumerate(sizes)
+        )
+
+    def _sizes(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """Evaluate arithmetic on shapes, where shape inference (before opset 13) does not."""
+        array = graph.constant(value)
+        if array is not None and array.dtype.kind == "i":
+            return tuple(int(d) for d in array.reshape(-1))
+        node = None if value is None else value.producer()
+        if node is None:
+            return None
+        if node.op_type == "Shape":
+            return self._dims(node.inputs[0])
+        if node.op_type in {"Unsqueeze", "Squeeze", "Cast", "Identity"}:
+            return self._sizes(node.inputs[0])
+        parts = [self._sizes(v) for v in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) != len(parts):
+            return None
+        if node.op_type == "Concat":
+            return tuple(itertools.chain.from_iterable(known))
+        numbers = [d for part in known[1:] for d in part if isinstance(d, int)]
+        if node.op_type == "Gather" and numbers:
+            return tuple(known[0][i] for i in numbers if -len(known[0]) <= i < len(known[0]))
+        if node.op_type == "Slice" and len(numbers) in {2, 3}:
+            return known[0][numbers[0] : numbers[1]]
+        return None
+
     def _reduced_axes(self, node: ir.Node) -> frozenset[int] | None:
         """Give the axes that a reduction or pool removes whole; None where it does anything else."""
-        shape = value_dims(node.inputs[0])
+        shape = self._dims(node.inputs[0])
         if shape is None:
             return None
         rank = len(shape)
@@ -191,16 +239,16 @@ class Reader:
     def _pooled(self, node: ir.Node, view: View) -> Iterable[Vector]:
         """Read a view as a pooled vector, once for each tensor on the way that the squeeze may start at."""
         output = node.outputs[0]
-        shape = value_dims(output)
         if node.op_type == "MatMul":
             yield from self._attention_pooled(node)
         if node.op_type not in _REDUCE and node.op_type not in _POOL:
             return
         wide = [(i, axis) for i, axis in enumerate(view.axes) if axis and axis != {0}]
-        if not view.reduced or len(wide) != 1 or shape is None:
+        if not view.reduced or len(wide) != 1:
             return
         at, channel = wide[0]
-        size = shape[at]
+        sizes = value_dims(view.root) or ()
+        size = _product([sizes[i] for i in sorted(channel)])
         for start in range(len(view.reduced)):
             before, now = view.reduced[:start], view.reduced[start:]
             if before and before[-1][0] == now[0][0]:
@@ -327,7 +375,10 @@ class Reader:
 
     def _with_constant(self, node: ir.Node, position: int, vector: Vector, other: ir.Value) -> Vector | None:
         number, shape = graph.scalar(other), value_dims(other)
-        if number is None or vector.size == 1:
+        only_channel = (
+            vector.size == 1 and bool(shape) and node.op_type == "Add" and self._just_learned(vector)
+        )
+        if number is None or only_channel:
             sizes = [d for d in shape or () if d != 1]
             fits = shape is not None and (not sizes or (len(sizes) == 1 and vector.size in {None, sizes[0]}))
             if node.op_type in _AFFINE and fits and not (node.op_type == "Div" and position == 1):
@@ -342,6 +393,12 @@ class Reader:
         constant = functions.identity() * 0 + number
         pair = (vector.function, constant) if position == 0 else (constant, vector.function)
         return replace(vector, function=functions.binary(node.op_type, *pair))
+
+    @staticmethod
+    def _just_learned(vector: Vector) -> bool:
+        """Whether nothing has been done yet with what the last learned layer gave."""
+        known = vector.function is not None and functions.is_identity(vector.function)
+        return bool(vector.layers) and known
 
     def _is_area(self, vector: Vector, count: float) -> bool:
         shape = value_dims(vector.source.root) or ()
@@ -502,6 +559,14 @@ def _distinct(vectors: Iterable[Vector]) -> tuple[Vector, ...]:
     return tuple(itertools.islice(kept.values(), _MOST_GUESSES))
 
 
+def _product(sizes: Sequence[Dim]) -> Dim:
+    """Multiply sizes; one free size alone keeps its name."""
+    if len(sizes) == 1:
+        return sizes[0]
+    numbers = [d for d in sizes if isinstance(d, int)]
+    return math.prod(numbers) if len(numbers) == len(sizes) else None
+
+
 def _as_mean(node: ir.Node, vector: Vector) -> Vector:
     """A sum over the map that `node` divides by its area."""
     return replace(vector, pools=frozenset({"mean"}), squeeze_output=node.outputs[0])
@@ -576,11 +641,11 @@ def _gemm(node: ir.Node, position: int, vector: Vector, weight: list[int]) -> La
 
 
 def _matmul(node: ir.Node, position: int, vector: Vector, weight: list[int]) -> Layer | None:
-    rank = len(value_dims(node.inputs[position]) or ())
+    shape = value_dims(node.inputs[position])
     if len(weight) < 2 or any(d != 1 for d in weight[:-2]):  # noqa: PLR2004
         return None
     inputs, outputs = (weight[-2], weight[-1]) if position == 0 else (weight[-1], weight[-2])
-    at = rank - 1 if position == 0 else rank - 2
+    at = vector.axis if shape is None else len(shape) - (1 if position == 0 else 2)
     fits = vector.axis in {at, None} and vector.size in {inputs, None}
     return Layer(node, "linear", inputs, outputs) if fits else None
 

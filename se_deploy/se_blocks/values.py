@@ -91,7 +91,7 @@ def regroup(axes: Sequence[Axis], before: Sequence[Dim], after: Sequence[Dim]) -
     middle_old, middle_new = old[head : len(old) - tail], new[head : len(new) - tail]
     placed: dict[int, Axis] = {new[i]: old[i][0] for i in range(head)}
     placed |= {new[-1 - i]: old[-1 - i][0] for i in range(tail)}
-    if len(middle_new) == 1 and middle_old:
+    if len(middle_new) == 1 and (middle_old or not isinstance(after[middle_new[0]], int)):
         placed[middle_new[0]] = frozenset().union(*(axis for axis, _ in middle_old))
     elif len(middle_new) == len(middle_old) and all(
         dim is None or after[i] is None for (_, dim), i in zip(middle_old, middle_new, strict=True)
