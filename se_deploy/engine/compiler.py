@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -290,82 +291,94 @@ class _Process:
 
     def __init__(self, runtime: RuntimeName) -> None:
         self._runtime = runtime
-        self._alive: subprocess.Popen[str] | None = None
-        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (as long as the process)
         self.capabilities: dict[str, Any] = {}
-        self._start()
+        self._worker = self._start()
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._worker.process.pid
 
     def ask(self, request: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """Send one request and wait for its last reply. Raises: BuildFailed where the process died."""
-        process = self._alive if self._alive is not None and self._alive.poll() is None else self._start()
+        if not self.alive:
+            self._worker = self._start()
+        worker = self._worker
         try:
-            self._write(process, request)
-            while (reply := self._read(process)) is not None:
+            worker.write(request)
+            while (reply := worker.read()) is not None:
                 if "progress" not in reply:
                     return reply
                 progress(*reply["progress"])
         except BaseException:
-            self.end()  # an interrupted build must not go on
+            worker.end()  # an interrupted build must not go on
             raise
-        code = process.wait()
-        self._alive = None
-        killed = code in (-9, 137)
+        code, words = worker.process.wait(), worker.last_words()
+        worker.end()
+        killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        how = "was killed, most likely for want of memory" if killed else f"crashed (exit status {code})"
         raise BuildFailed(
-            f"the {_TITLES[self._runtime]} compiler "
-            + ("was killed, most likely for want of memory" if killed else f"crashed (exit status {code})")
-            + self._last_words(),
-            hint="free memory or give a smaller --workspace and --max-shapes" if killed else "report it",
+            f"the {_TITLES[self._runtime]} compiler {how}{words}",
+            hint="free memory, or give a smaller --workspace and --max-shapes" if killed else "report it",
         )
 
     def end(self) -> None:
-        if self._alive is not None:
-            _kill(self._alive)
-            self._alive = None
+        self._worker.end()
 
-    def _start(self) -> subprocess.Popen[str]:
-        module = self._runtime.replace("-", "_")
-        process = subprocess.Popen(
+    def _start(self) -> _Worker:
+        worker = _Worker(self._runtime.replace("-", "_"))
+        hello = worker.read()
+        if hello is None or "missing" in hello:
+            worker.process.wait()
+            reason = f"it crashed when imported{worker.last_words()}" if hello is None else hello["missing"]
+            worker.end()
+            raise MissingRuntime(
+                f"{_TITLES[self._runtime]} cannot be used: {reason}", hint=INSTALL[self._runtime]
+            )
+        self.capabilities = hello
+        return worker
+
+
+class _Worker:
+    """One process of the worker script, its pipes and what it wrote to stderr."""
+
+    def __init__(self, module: str) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        self.process = subprocess.Popen(
             [sys.executable, str(_WORKER), module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
             text=True,
-            start_new_session=True,  # Ctrl-C is this process's to handle: `ask` ends the worker then
+            start_new_session=True,  # Ctrl-C is for the caller to handle, which then ends this process
         )
-        self._alive = process
-        weakref.finalize(self, _kill, process)
-        hello = self._read(process)
-        if hello is None or "missing" in hello:
-            reason = "it crashed when imported" + self._last_words() if hello is None else hello["missing"]
-            self.end()
-            raise MissingRuntime(
-                f"{_TITLES[self._runtime]} cannot be used: {reason}", hint=INSTALL[self._runtime]
-            )
-        self.capabilities = hello
-        return process
+        self.end = weakref.finalize(self, _end, self.process, self._stderr)
 
-    def _write(self, process: subprocess.Popen[str], request: dict[str, Any]) -> None:
-        assert process.stdin is not None  # noqa: S101  (opened as a pipe above)
+    def write(self, request: dict[str, Any]) -> None:
+        assert self.process.stdin is not None  # noqa: S101  (opened as a pipe above)
         with contextlib.suppress(BrokenPipeError):  # the read that follows sees that it died
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
 
-    def _read(self, process: subprocess.Popen[str]) -> dict[str, Any] | None:
-        assert process.stdout is not None  # noqa: S101  (opened as a pipe above)
-        line = process.stdout.readline()
+    def read(self) -> dict[str, Any] | None:
+        assert self.process.stdout is not None  # noqa: S101  (opened as a pipe above)
+        line = self.process.stdout.readline()
         reply: dict[str, Any] | None = json.loads(line) if line else None
         return reply
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[str], stderr: IO[bytes]) -> None:
     process.kill()
     process.wait()
-    for pipe in (process.stdin, process.stdout):
+    for pipe in (process.stdin, process.stdout, stderr):
         if pipe is not None:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()

@@ -149,12 +149,12 @@ def _gate_path(end: ir.Node) -> set[ir.Node]:
 
 
 def _prelude(members: set[ir.Node]) -> set[ir.Node]:
-    """Transposes, casts and reshapes that feed the squeeze and nothing else."""
+    """Transposes, casts, reshapes and partial reductions that feed the squeeze and nothing else."""
     found: set[ir.Node] = set()
     wanted = [n for n in members if n.op_type in REDUCTIONS]
     while wanted:
         for producer in wanted.pop().predecessors():
-            helper = producer.op_type in MOVES | QUANTIZERS | {"Reshape"}
+            helper = producer.op_type in MOVES | QUANTIZERS | REDUCTIONS | {"Reshape"}
             if (
                 helper
                 and producer not in members | found
