@@ -24,7 +24,8 @@ POOLS = {
 LAYERS = {
     "conv": "f1 = Conv(p, v1, b1) a = ACT(f1) f2 = Conv(a, v2, b2) g = Sigmoid(f2)",
     "view": "sh = Shape(m) i0 = Gather<axis=0>(sh, zero) u = Unsqueeze(i0, zero1) "
-    "s2 = Concat<axis=0>(u, minus1) pl = Reshape(p, s2) f1 = Gemm<transB=1>(pl, w1, b1) a = ACT(f1) f2 = Gemm<transB=1>(a, w2, b2) "
+    "s2 = Concat<axis=0>(u, minus1) pl = Reshape(p, s2) "
+    "f1 = Gemm<transB=1>(pl, w1, b1) a = ACT(f1) f2 = Gemm<transB=1>(a, w2, b2) "
     "gl = Sigmoid(f2) s4 = Concat<axis=0>(u, c11) g = Reshape(gl, s4)",
 }
 TAILS = {

@@ -19,6 +19,7 @@ from se_deploy.errors import BadArtifact
 from se_deploy.plan import SIZE_BYTES, Kernel, Plan, PlanTensor
 
 _NO_LAUNCH = frozenset({"shape_call", "noop", "constant", "signal", "wait", "assertion"})
+_LANES = {"two": 2, "four": 4, "sixteen": 16, "thirty-two": 32}
 _WRAPPERS = re.compile(r"\b(?:PWN|ForeignNode)\(|[()]")  # PWN(PWN(Sigmoid_1), Mul_2): fused pointwise nodes
 
 
@@ -84,9 +85,9 @@ def _dtype_in(sentence: str) -> str:
 
 def _layout(sentence: str) -> str:
     words = sentence.lower()
-    for count, lanes in (("two", 2), ("four", 4), ("sixteen", 16), ("thirty", 32)):
-        if f"{count} wide channel vectorized" in words or f"{count}-two wide channel vectorized" in words:
-            return f"nchw{lanes}"
+    lanes = re.search(r"(\S+) wide channel vectorized", words)
+    if lanes is not None:
+        return f"nchw{_LANES.get(lanes[1], '')}"
     if "channel major" in words or "nhwc" in words:
         return "nhwc"
     return "nchw" if "row major" in words else ""
