@@ -60,7 +60,8 @@ def bundle(artifact: Path, output: Path, **params: Any) -> None:
     """Gather what goes to the device: ARTIFACT, labels, input spec, checksums and how to run it.
 
     ARTIFACT: an engine, which takes its manifest and the ONNX file that it was built from along, or an
-    ONNX file. With --triton the folder is a model repository instead, with a config.pbtxt.
+    ONNX file. With --triton the folder is a model repository instead, with a config.pbtxt, which
+    `tritonserver --model-repository` takes.
 
     \b
     Examples:

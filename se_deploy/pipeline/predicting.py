@@ -96,7 +96,7 @@ def predict(
             progress("predict", start, len(images))
             names = [str(name) for name in images[start : start + size]]
             scores = _scores(one.session, spec, names, size)
-            for name, row in zip(names, _probabilities(scores), strict=True):
+            for name, row in zip(names, probabilities(scores), strict=True):
                 best = np.argsort(-row, kind="stable")[:top]
                 guesses = (Guess(int(i), _label(spec, int(i)), float(row[i])) for i in best)
                 guessed.append(Prediction(name, tuple(guesses)))
@@ -200,7 +200,7 @@ def _check_classes(output: TensorSpec, scores: Array, batch: int) -> None:
         )
 
 
-def _probabilities(scores: FloatArray) -> FloatArray:
+def probabilities(scores: FloatArray) -> FloatArray:
     """Softmax over (N, classes), but for a network that ends in one itself."""
     if (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) <= _SUM_TOLERANCE).all():
         return scores
