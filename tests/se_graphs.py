@@ -6,13 +6,14 @@ one of the tables below. What the census must say of it follows from the recipe 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 
 from se_deploy import graph
 
@@ -269,6 +270,16 @@ GATES = {
             "Div", net.number(1.0), net.op("Add", net.op("Exp", net.op("Neg", y)), net.number(1.0))
         ),
     ),
+    "sigmoid-steep": (
+        "sigmoid",
+        1.0,
+        lambda net, y: net.op("Sigmoid", net.op("Mul", y, net.number(1.7))),
+    ),
+    "one-plus-sigmoid": (
+        "sigmoid1",
+        1.0,
+        lambda net, y: net.op("Add", net.op("Sigmoid", y), net.number(1.0)),
+    ),
     "hardsigmoid": ("hardsigmoid", 1.0, lambda net, y: net.op("HardSigmoid", y)),
     "hardsigmoid-sixth": ("hardsigmoid", 1.0, lambda net, y: net.op("HardSigmoid", y, alpha=1 / 6, beta=0.5)),
     "relu6": ("hardsigmoid", 1.0, _relu6),
@@ -360,3 +371,34 @@ def run(model, *feeds):
     session = ort.InferenceSession(graph.to_bytes(model), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
     return session.run(None, dict(zip(names, feeds, strict=True)))
+
+
+WEIGHTS = {
+    "w1": (2, 4, 1, 1),
+    "w2": (4, 2, 1, 1),
+    "full": (4, 4, 1, 1),
+    "k1": (2, 4, 1),
+    "k2": (4, 2, 1),
+    "spatial": (1, 2, 7, 7),
+    "point": (1, 4, 1, 1),
+    "along": (1, 1, 3),
+    "twice": (8, 2, 1, 1),
+    "stack1": (4, 8, 1, 1),
+    "b1": (2,),
+    "b2": (4,),
+    "m1": (4, 2),
+    "m2": (2, 4),
+}
+
+
+def written(body, *, opset=17, x="float[N,4,6,6] x", constants="", outputs="float[N,M,K,L] y"):
+    """Read a graph written as ONNX text, in which the names in WEIGHTS are random weights."""
+    used = [name for name in WEIGHTS if re.search(rf"\b{name}\b", body)]
+    inputs = ", ".join([x, *(f"float[{','.join(map(str, WEIGHTS[n]))}] {n}" for n in used)])
+    head = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    proto = parser.parse_model(f"{head} g ({inputs}) => ({outputs}) <{constants}> {{ {body} }}")
+    rng = np.random.default_rng(0)
+    for name in used:
+        array = rng.standard_normal(WEIGHTS[name]).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    return read(proto)

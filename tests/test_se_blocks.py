@@ -103,7 +103,7 @@ recipes = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(recipe=recipes)
 def test_any_mixture_of_spellings_is_found(recipe):
     check(recipe)

@@ -170,7 +170,8 @@ def _is_spatial(reader: Reader, mul: ir.Node, scaled: ir.Value) -> bool:
         if gate is None or other is None or not _same_tensor(reader, other, scaled):
             continue
         producer, shape = _through(gate).producer(), value_dims(gate)
-        if producer is not None and producer.op_type in _GATES and shape is not None and 1 in shape[1:]:
+        bounded = producer is not None and producer.op_type in _GATES and not reader.of(gate).vectors
+        if bounded and shape is not None and 1 in {shape[1], shape[-1]}:
             return True
     return False
 

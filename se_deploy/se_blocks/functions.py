@@ -192,6 +192,14 @@ def gate_name(samples: Samples) -> tuple[str, float] | None:
         gain = far / float(known[-1])
         if gain > 0 and _is(samples, gain * known):
             return name, round(gain, 6)
+    low = float(samples[-2])
+    if 0 < low < far and (shifted := gate_name(samples - low)) and shifted[0] != "other":
+        return f"{shifted[0]}{low:g}", shifted[1]  # 1 + sigmoid(x): a residual inside the gate
+    inner = samples[24:73] / far if far > 0 else samples[24:73]  # -6..6
+    if ((inner > 0) & (inner < 1)).all() and abs(low) < _TINY * far:
+        logit = np.diff(np.log(inner / (1 - inner)))
+        if np.ptp(logit) < _TINY * float(np.abs(logit).max()):
+            return "sigmoid", round(far, 6)  # of another slope
     rising = np.diff(samples[:-2])
     if far > 0 and abs(samples[-2]) < _TINY * far and (rising >= -_TINY * far).all():
         inside = (samples[:-2] > _TINY * far) & (samples[:-2] < (1 - _TINY) * far)

@@ -5,12 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from se_deploy import graph
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx_ir as ir
 
     from se_deploy.se_blocks.functions import Samples
+
+SAME = frozenset({"Identity", "Cast", "CastLike", "Dropout", "QuantizeLinear", "DequantizeLinear"})
+LAYOUT = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"})
+REDUCE = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max"}
+POOL = {"GlobalAveragePool": "mean", "GlobalMaxPool": "max", "AveragePool": "mean", "MaxPool": "max"}
 
 Axis = frozenset[int]
 Dim = int | str | None
@@ -118,3 +125,9 @@ def locate(shape: Sequence[Dim] | None, size: int | None) -> int | None:
 def permuted(axis: int | None, perm: Sequence[int]) -> int | None:
     """Follow an axis through a Transpose."""
     return None if axis is None else list(perm).index(axis)
+
+
+def permutation(node: ir.Node, rank: int) -> tuple[int, ...]:
+    """Give a Transpose's permutation, the reversed order where it names none."""
+    perm = graph.attribute(node, "perm")
+    return tuple(perm) if isinstance(perm, (list, tuple)) else tuple(reversed(range(rank)))
