@@ -16,7 +16,6 @@ from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
 from se_deploy.pipeline import source
 from se_deploy.runtimes.ort import OrtRuntime
-from se_deploy.runtimes.trt import TrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,6 +149,8 @@ def _network(artifact: str, threads: int, options: NetworkOptions, image: ImageO
 
 @contextlib.contextmanager
 def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
+    from se_deploy.runtimes.trt import TrtRuntime  # noqa: PLC0415 - loads CUDA's bindings
+
     manifest = manifests.read(path)
     runtime = TrtRuntime(manifest.runtime)
     onnx = path.parent / manifest.onnx

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from se_deploy.engine import Engine, Profile, RuntimeName
-    from se_deploy.engine.found import Found
+    from se_deploy.engine.found import FoundPrecision
     from se_deploy.fusion import Verdict
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.pipeline.lowering import Lowered, Worth
@@ -34,7 +34,7 @@ class BuildResult:
     built: Engine
     verdicts: tuple[Verdict, ...]
     requested: Precision
-    found: Found
+    found: FoundPrecision
     lowered: Lowered
     worth: Worth | None  # INT8 against FP16; None where INT8 was not asked for
     warnings: tuple[str, ...]
@@ -42,11 +42,7 @@ class BuildResult:
     @property
     def precision_failures(self) -> tuple[str, ...]:
         """Say why the plan is not in the precision asked for; empty where it is."""
-        if self.found.satisfies(self.requested):
-            return ()
-        shares = ", ".join(f"{share:.0%} {name}" for name, share in self.found.planned.items() if share)
-        layers = f"; in a wider type: {', '.join(self.found.fallen[:3])}" if self.found.fallen else ""
-        return (f"{self.requested} was asked for, the plan computes in {shares}{layers}",)
+        return self.found.failures(self.requested)
 
     @property
     def fusion_failures(self) -> tuple[str, ...]:

@@ -232,7 +232,8 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
     if manifest is None:
         lines.append("  ONNX Runtime, or a compiler of the device: se-deploy build-engine, trtexec.")
     elif manifest.runtime == "tensorrt-rtx":
-        lines.append(f"  TensorRT-RTX {manifest.version} and a GPU of {' or '.join(manifest.targets)}.")
+        capabilities = " or ".join(f"{t.removeprefix('sm')[:-1]}.{t[-1]}" for t in manifest.targets)
+        lines.append(f"  TensorRT-RTX {manifest.version} and a GPU of compute capability {capabilities}.")
     else:
         lines.append(f"  TensorRT {manifest.version}, exactly, and the model of GPU that it was built on.")
     lines += ["", "How it is run", f"  se-deploy predict {name} PICTURE.jpg"]

@@ -78,7 +78,7 @@ class InspectResult:
 
     def json(self) -> Json:
         """The object of the contract."""
-        formula = se_blocks.formula_params(self.census.se)
+        formula = 0.0
         return {
             **head("inspect", self.warnings),
             "file": self.file,

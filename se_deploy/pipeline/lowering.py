@@ -86,19 +86,23 @@ def optimized(
     progress: Progress = silent,
 ) -> Found | None:
     """Search for the cheapest exact form for a runtime; None where no rewrite was asked for."""
-    if options.names == () or runtime == "auto":
+    if options.names == () or planner is None:
         return None
-    return rewrites.optimize(
+    constant = precision == "int8"  # a quantized convolution keeps constant weights
+    return rewrites.search(
         model,
-        runtime,
+        se_blocks.find(model).se,
         planner,
-        names=options.names,
-        lower=half if precision != "fp32" else None,
-        constant_weights=precision == "int8",
+        allowed=options.names or [r.name for r in rewrites.REWRITES if not (constant and r.run_time_weights)],
         budget_plans=options.search_plans,
         seconds=options.search_seconds,
+        lower=half if precision != "fp32" else _same,
         progress=progress,
     )
+
+
+def _same(model: ir.Model) -> ir.Model:
+    return model
 
 
 def lowered(

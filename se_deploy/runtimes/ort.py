@@ -101,6 +101,9 @@ class OrtRuntime:
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        if not self.optimize:
+            # Such a session is run in turn with PyTorch's: threads that spin would starve the other's.
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
         return options
