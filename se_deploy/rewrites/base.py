@@ -42,7 +42,6 @@ class Rewriter:
     sites: Callable[[ir.Model, Sequence[SEBlock]], tuple[Site, ...]]
     apply: Callable[[ir.Model, Site], int]
     run_time_weights: bool = False  # it makes a convolution's weights something computed per image
-    portable: bool = False  # it helps, or harms nothing, on any runtime
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ class Found:
 
     model: ir.Model  # in the precision that it was given in
     choices: tuple[Choice, ...]
-    baseline: Cost
-    best: Cost
+    baseline: Cost | None  # None where no plan was asked for
+    best: Cost | None
     steps: tuple[Step, ...]
     plans_used: int
     counts: tuple[tuple[str, int], ...]
@@ -142,6 +142,7 @@ class _Search:
         self.limit = baseline.kernels if baseline_kernels is None else baseline_kernels
         self.state: State = frozenset()
         self.best = baseline
+        self.try_places("dead-hidden-units", ("dead-hidden-units",))
         for group in self.groups():
             for move in _MOVES:
                 self.try_block_move(group, move)
