@@ -30,7 +30,8 @@ STRING, INT32, INT64, MESSAGE, ENUM = 9, 5, 3, 11, 14
 SCHEMA = {
     "ModelConfig": [
         ("name", 1, STRING), ("platform", 2, STRING), ("max_batch_size", 4, INT32),
-        ("input", 5, "ModelInput[]"), ("output", 6, "ModelOutput[]"), ("dynamic_batching", 11, "ModelDynamicBatching"),
+        ("input", 5, "ModelInput[]"), ("output", 6, "ModelOutput[]"),
+        ("dynamic_batching", 11, "ModelDynamicBatching"),
         ("parameters", 14, "ParametersEntry[]"), ("backend", 17, STRING),
     ],
     "ModelInput": [("name", 1, STRING), ("data_type", 2, "DataType"), ("dims", 4, "int64[]"),
@@ -108,13 +109,13 @@ def test_an_onnx_file_comes_with_all_that_explains_it(net, tmp_path):
 
 
 def test_an_engine_takes_its_manifest_and_its_onnx_along(tmp_path):
-    path = engine(tmp_path / "in")
+    path = engine(tmp_path / "in", targets=("sm86", "sm120"))
     bundling.bundle(path, tmp_path / "out")
     found = contents(tmp_path / "out")
     assert {"net.engine", "net.engine.json", "net.engine.onnx"} <= set(found)
     assert manifests.check(tmp_path / "out" / "net.engine").warnings == ()
     readme = found["README.txt"].read_text()
-    assert "TensorRT-RTX 1.7.1" in readme
+    assert "TensorRT-RTX 1.7.1 and a GPU of compute capability 8.6 or 12.0." in readme
     assert "--saveEngine=net.engine" in readme
     assert "--loadEngine=net.engine" in readme
 

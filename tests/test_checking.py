@@ -8,7 +8,7 @@ import use_graphs
 
 from se_deploy.cli.main import main
 from se_deploy.engine import manifest as manifests
-from se_deploy.errors import BadArtifact, BadInput, BadModel
+from se_deploy.errors import BadArtifact, BadInput, BadModel, MissingRuntime
 from se_deploy.latency import Latency
 from se_deploy.pipeline import checking
 from se_deploy.pipeline.judging import ProfileResult
@@ -105,6 +105,7 @@ def test_an_engine_is_judged_by_its_manifest(folder):
         (["split", "fused"], 1, True),
         (["split", "split"], 1, False),
         (["fallback", "fused"], 9, False),
+        (["split"] * 7, 6, False),
         (["fused"] * 2, 0, True),
     ],
 )
@@ -115,6 +116,19 @@ def test_split_blocks_are_allowed_by_number_and_a_fallback_never(folder, found, 
     assert result.passed is passed
     if not passed:
         assert "why" in " ".join(result.failures)
+
+
+def test_a_network_without_se_blocks_is_said_to_have_nothing_to_fuse(folder):
+    result = check(folder, FUSION.replace("se.onnx", "other.onnx"))
+    assert result.passed
+    assert "no SE block" in result.warnings[0]
+
+
+def test_a_graph_that_no_compiler_takes_is_an_error_and_no_pass(folder):
+    text = use_graphs.MEANS.replace('["" : 17]', '["" : 17, "odd" : 1]').replace("Mul(f", "odd.Twist(f")
+    use_graphs.save(folder / "se.onnx", text)
+    with pytest.raises(MissingRuntime, match="no compiler"):
+        check(folder, FUSION.replace('runtime = "onnxruntime"\n', ""))
 
 
 def test_an_engine_that_is_not_the_one_described_is_an_error(folder):
@@ -204,6 +218,7 @@ def test_network_options_and_specifications_reach_the_reference(folder):
         (PARITY + 'preset = "fp8"\n', "none of fp32, fp16, int8"),
         (PARITY + "min_top1 = true\n", "no number"),
         (PARITY + "samples = 0\n", "from 1 up"),
+        (PARITY.replace('"photos"', "1"), "no text"),
         (PARITY + "pretrained = 1\n", "neither true nor false"),
         (PARITY + 'input_size = "3x?"\n', "no size"),
         (PARITY + "mean = 0.5\n", "no list of numbers"),

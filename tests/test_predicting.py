@@ -126,6 +126,13 @@ REFUSED = {
         "no classifier",
     ),
     "nan": (use_graphs.ending("nan"), BadArtifact, "NaN"),
+    "bytes": (
+        use_graphs.MEANS.replace("float[{batch},3,8,8] x", "uint8[{batch},3,8,8] x")
+        .replace("p = ", "c = Cast<to = 1>(x)\n    p = ")
+        .replace("Pool(x)", "Pool(c)"),
+        BadInput,
+        "takes uint8",
+    ),
     "two inputs": (
         use_graphs.MEANS.replace("8,8] x)", "8,8] x, float[N,3] w)").replace("gain)", "w)"),
         BadInput,
@@ -171,6 +178,12 @@ def test_an_engine_without_its_gpu_points_to_the_onnx_beside_it(pictures, tmp_pa
     with pytest.raises(MissingRuntime) as e:
         predicting.predict(path, pictures)
     assert "net.engine.onnx" not in e.value.hint
+
+
+def test_a_network_whose_package_is_missing_is_not_an_engine(pictures):
+    with pytest.raises((MissingRuntime, BadInput)) as e:
+        predicting.predict("nowhere.to.be:found", pictures)
+    assert "predict" not in e.value.hint
 
 
 def test_json_is_one_object_of_the_contract(capsys, net, pictures):

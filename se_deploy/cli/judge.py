@@ -124,10 +124,22 @@ def check(config: Path | None, **params: Any) -> None:
 
     \b
     Example of se-deploy.toml:
-        [parity]
+        [parity]                  # also: atol, rtol, min_cosine, samples, checkpoint, model_args, ...
         reference = "timm:seresnet50"
         candidates = ["net.onnx", "net.engine"]
         data = "photos"
+        min_top1 = 0.99
+        [fusion]                  # also: runtime, target
+        files = ["net.onnx"]
+        allow_split = 0
+        [precision]
+        files = {"net.engine" = "fp16"}
+        [latency]                 # also: threads, batch, duration_s
+        files = ["net.onnx"]
+        reference = "timm:seresnet50"
+        min_speedup = 1.2         # or max_p50_ms
+    \b
+    Sections repeat as [[parity]]; paths are relative to the file.
     \b
     Example:
         se-deploy check --junit verdicts.xml

@@ -148,6 +148,8 @@ def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progres
         )
     if not all("blocks" in plan for plan in plans):
         raise BadArtifact(f"the manifest of '{file}' holds no plan", hint="build the engine again")
+    if not any(plan["blocks"] for plan in plans):
+        warnings.append(f"'{file}' has no SE block: its fusion gate had nothing to judge")
     failures = [text for plan in plans for text in _unfused(plan, gate.allow_split)]
     return Outcome("fusion", str(file), not failures, tuple(failures or map(_counted, plans)))
 
