@@ -180,6 +180,22 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True)
+class WidthRow:
+    """What calibration data says of one block's hidden units and gates (`inspect --calib-data`)."""
+
+    output: str
+    hidden: int | None
+    effective_rank: float | None
+    idle: int  # hidden units that never move: they can go exactly
+    gates_shut: int | None
+    gates_open: int | None
+    gates_constant: int | None
+    suggested: int | None
+    mean_gate_error: float | None  # of the suggested width
+    max_gate_error: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A warning, or something that stood in for what could not be run, and where it was said."""
 
@@ -303,6 +319,52 @@ def block_rows(blocks: Sequence[Json], plans: Sequence[Json]) -> tuple[BlockRow,
         )
         for output, block in known.items()
     )
+
+
+def width_rows(inspection: Json) -> tuple[WidthRow, ...]:
+    """Give the advice on each block's width; () where no data was looked at."""
+    advice = inspection.get("advice")
+    rows = []
+    for entry in objects(advice) or objects(at(advice, "blocks")):
+        suggested = count(entry.get("suggested"))
+        chosen = [w for w in objects(entry.get("widths")) if count(w.get("hidden")) == suggested]
+        still = [entry.get("dead"), entry.get("constant")]
+        rows.append(
+            WidthRow(
+                output=str(entry.get("output")),
+                hidden=count(entry.get("hidden")),
+                effective_rank=number(entry.get("effective_rank")),
+                idle=sum(len(_sequence(units)) or count(units) or 0 for units in still),
+                gates_shut=count(entry.get("gates_shut")),
+                gates_open=count(entry.get("gates_open")),
+                gates_constant=count(entry.get("gates_constant")),
+                suggested=suggested,
+                mean_gate_error=number(chosen[0].get("mean_gate_error")) if chosen else None,
+                max_gate_error=number(chosen[0].get("max_gate_error")) if chosen else None,
+            )
+        )
+    return tuple(rows)
+
+
+def manifest_rows(inspection: Json) -> tuple[tuple[str, str], ...]:
+    """Give an engine's provenance as the manifest has it, plan and blocks left out; () for an ONNX file."""
+    manifest = inspection.get("manifest")
+    if not isinstance(manifest, Mapping):
+        return ()
+    shown = {key: value for key, value in manifest.items() if key not in {"plan", "blocks", "schema"}}
+    return tuple(
+        (str(key).replace("_", " "), _flat(value)) for key, value in shown.items() if value is not None
+    )
+
+
+def _flat(value: object) -> str:
+    """Write nested JSON on one line, as a reader would say it."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner is not None)
+    if isinstance(value, list):
+        whole = all(isinstance(entry, int) for entry in value)
+        return ("x" if whole else ", ").join(_flat(entry) for entry in value)
+    return str(value)
 
 
 def engines(report: Json) -> Mapping[str, Json]:

@@ -69,6 +69,9 @@ def inspect_html(inspection: Mapping[str, Any], drawings: Mapping[str, str]) -> 
             "reasons": _reasons(blocks),
             "rejected": facts.objects(inspection.get("rejected")),
             "taxes": facts.tax_rows(inspection),
+            "widths": facts.width_rows(inspection),
+            "skipped": facts.objects(facts.at(inspection, "advice", "skipped")),
+            "manifest": facts.manifest_rows(inspection),
             "drawings": {output: Markup(svg) for output, svg in drawings.items()},  # noqa: S704 - made by drawing.py
             "notes": [facts.Note("inspect", text) for text in facts.texts(inspection.get("warnings"))],
         },

@@ -261,6 +261,54 @@ def test_taxes_come_from_each_plan_or_from_the_whole():
     assert len(facts.tax_rows(inspection)) == 2
 
 
+def advice_of(output):
+    return {
+        "output": output,
+        "hidden": 4,
+        "effective_rank": 2.31,
+        "dead": [3],
+        "constant": [],
+        "gates_shut": 0,
+        "gates_open": 5,
+        "gates_constant": 2,
+        "widths": [
+            {"hidden": 3, "mean_gate_error": 0.001, "max_gate_error": 0.02},
+            {"hidden": 1, "mean_gate_error": 0.0137, "max_gate_error": 0.2},
+        ],
+        "suggested": 1,
+    }
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_what_the_data_says_of_widths_is_shown(wrapped):
+    advice = [advice_of("mul_35"), {"output": "mul_68"}]
+    skipped = [{"output": "mul_70", "reason": "it has one learned layer: no hidden units"}]
+    given = {"advice": {"blocks": advice, "skipped": skipped} if wrapped else advice}
+    first, second = facts.width_rows(given)
+    assert (first.idle, first.suggested, first.mean_gate_error) == (1, 1, 0.0137)
+    assert (second.hidden, second.suggested) == (None, None)
+    words = Page(report.inspect_html(given, {})).words
+    assert "mul_35 4 1 2.31" in words
+    assert ("it has one learned layer" in words) is wrapped
+
+
+def test_an_engine_shows_its_manifest():
+    manifest = {
+        "schema": "se-deploy/manifest/1",
+        "engine_sha256": "eb41",
+        "shapes": {"input": {"min": [1, 1, 32, 32], "max": [16, 1, 32, 32]}},
+        "targets": ["sm80", "sm86"],
+        "calibration_sha256": None,
+        "plan": {"kernels": 3},
+    }
+    page = Page(report.inspect_html({"file": "net.engine", "manifest": manifest}, {}))
+    assert "engine sha256 eb41" in page.words
+    assert "input min 1x1x32x32; max 16x1x32x32" in page.words
+    assert "sm80, sm86" in page.words
+    assert "calibration" not in page.words
+    assert "No graph was drawn" not in page.words
+
+
 def test_the_graph_behind_an_engine_is_no_artifact_of_its_own():
     given = sample.report()
     given["artifacts"]["fp16_engine_onnx"] = "model.fp16.engine.onnx"
