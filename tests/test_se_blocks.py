@@ -139,3 +139,11 @@ def test_a_function_keeps_its_name_at_any_gain(seed, spread):
     rng = np.random.default_rng(seed)
     name, samples = functions._ACTIVATIONS[rng.integers(len(functions._ACTIVATIONS))]
     assert functions.activation_name(spread * samples) == name
+
+
+def test_the_formula_counts_weights_without_biases():
+    conv = check(Recipe(channels=16, reduced=4))
+    effective = check(Recipe(channels=6, reduced=None))
+    assert se_blocks.formula_params([conv, conv, effective]) == 2 * (2 * 16 * 16 // 4) + 6 * 6
+    assert conv.params == se_blocks.formula_params([conv]) + 16 + 4
+    assert se_blocks.formula_params([]) == 0

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from se_deploy.se_blocks.census import find
-from se_deploy.se_blocks.types import SE_KINDS, Census, NotSE, SEBlock
+from se_deploy.se_blocks.types import SE_KINDS, Census, NotSE, SEBlock, formula_params
 
-__all__ = ["SE_KINDS", "Census", "NotSE", "SEBlock", "find"]
+__all__ = ["SE_KINDS", "Census", "NotSE", "SEBlock", "find", "formula_params"]

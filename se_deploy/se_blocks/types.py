@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 SE_KINDS = frozenset({"se", "ese", "residual-se"})
 
@@ -62,3 +65,11 @@ class Census:
     def se(self) -> tuple[SEBlock, ...]:
         """The blocks of SE_KINDS."""
         return tuple(block for block in self.blocks if block.kind in SE_KINDS)
+
+
+def formula_params(blocks: Iterable[SEBlock]) -> int:
+    """Count the blocks' weights as the literature does: 2/r * sum of N_s * C_s^2 over stages, no biases.
+
+    Each block adds 2 * C * R, which is 2/r * C^2 for its own r = C/R; one with a single learned layer C^2.
+    """
+    return sum(b.channels * (b.channels if b.reduced is None else 2 * b.reduced) for b in blocks)
