@@ -74,6 +74,7 @@ class RewriteOptions:
     names: tuple[str, ...] | None = None  # None: the ones that are safe for the target; (): none
     search_plans: int = 60
     search_seconds: float | None = None
+    replay: Path | None = None  # choices that an earlier search saved, applied without a search
 
 
 @dataclass(frozen=True, slots=True)

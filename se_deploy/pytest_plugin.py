@@ -7,13 +7,14 @@ before a test asks for it.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from se_deploy.protocols import Array, Session
 
@@ -77,7 +78,7 @@ def _batches(
     if isinstance(data, (str, Path)):
         yield from artifacts.read_data(Path(data), one, None).batches(size)
         return
-    feeds = data if hasattr(data, "keys") else {one.inputs[0].name: data}
+    feeds = data if isinstance(data, Mapping) else {one.inputs[0].name: data}
     count = min(len(value) for value in feeds.values())
     for start in range(0, count, size):
         yield {name: value[start : start + size] for name, value in feeds.items()}

@@ -41,13 +41,15 @@ def image(params: Params) -> ImageOptions:
 
 
 def rewrites(params: Params) -> RewriteOptions:
-    """--rewrites, --no-rewrites, --search-plans, --search-seconds."""
-    if params["no_rewrites"] and params["rewrites"]:
-        raise click.UsageError("--rewrites and --no-rewrites contradict each other")
+    """--rewrites, --no-rewrites, --replay, --search-plans, --search-seconds."""
+    given = [f"--{flag.replace('_', '-')}" for flag in ("no_rewrites", "rewrites", "replay") if params[flag]]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} contradict each other")
     return RewriteOptions(
         names=() if params["no_rewrites"] else params["rewrites"],
         search_plans=params["search_plans"],
         search_seconds=params["search_seconds"],
+        replay=params["replay"],
     )
 
 

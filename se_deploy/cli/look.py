@@ -70,11 +70,11 @@ def doctor(**params: Any) -> None:
     Example:
         se-deploy doctor
     """
-    from se_deploy import doctor as diagnosis
     from se_deploy.cli import render
+    from se_deploy.doctor import diagnose
     from se_deploy.pipeline import results
 
-    found = diagnosis.diagnose()
+    found = diagnose()
     payload = {**results.head("doctor", ()), **found.json()}
     talk.of(params).finish(payload, table=render.doctor(payload))
 

@@ -269,6 +269,7 @@ rewriting = group(
         show_default=True,
         help="Plans that the search for the cheapest form may ask for.",
     ),
+    click.option("--replay", type=IN_FILE, help="Apply the choices that an earlier search saved."),
     click.option("--search-seconds", type=click.FloatRange(min=0), help="End the search early."),
 )
 calibration = group(

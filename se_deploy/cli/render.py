@@ -37,7 +37,9 @@ def passed(value: bool | None) -> Text:
 
 
 def _table(title: str, columns: Sequence[str], *, right: Sequence[int] = ()) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", header_style="bold", pad_edge=False, show_header=any(columns)
+    )
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i in right else "left", overflow="fold")
     return table
@@ -286,3 +288,16 @@ def networks(result: Mapping[str, Any]) -> Table:
             f"{row['macs'] / 1e6:,.0f} M", str(row["blocks"]), row["reference"],
         )  # fmt: skip
     return table
+
+
+def doctor(result: Mapping[str, Any]) -> list[Table]:
+    """Draw what was looked at, and what follows from it."""
+    table = _table("This machine", ["what", "state", "detail", "to mend it"])
+    style = {"ok": "green", "missing": "yellow", "broken": "red"}
+    for check in result["checks"]:
+        state = Text(check["state"], style=style[check["state"]])
+        table.add_row(check["name"], state, check["detail"], check["fix"] or "")
+    follows = _table("What follows", ["", ""])
+    follows.add_row("builds", "\n".join(result["can_build"]) or "nothing")
+    follows.add_row("runs", "\n".join(result["can_run"]) or "nothing")
+    return [table, follows]

@@ -99,11 +99,11 @@ def of(params: Mapping[str, Any]) -> Talk:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Give a console; tables keep their width when they are piped."""
+    """Give a console; tables keep their width when they are piped, and brackets are no markup."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False)
+    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, markup=False)
 
 
 def show(table: object) -> None:

@@ -113,6 +113,7 @@ def build_engine(
                 rewriting=rewriting,
                 calibration=calibration,
                 planner=planner,
+                targets=targets,
                 progress=progress,
             )
         else:

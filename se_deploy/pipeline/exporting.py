@@ -93,6 +93,7 @@ def export(
             calibration=calibration or CalibrationOptions(),
             io=io,
             planner=planner,
+            targets=targets,
             progress=progress,
         )
     finally:
@@ -182,6 +183,7 @@ def quantize(
             calibration=calibration or CalibrationOptions(),
             base="fp16" if base == "fp16" else None,
             planner=planner,
+            targets=targets,
             progress=progress,
         )
         worth = None if planner is None else lowering.worth(done.model, lowering.half(form), planner=planner)

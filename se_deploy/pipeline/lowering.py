@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import data, engine, graph, inputs, quantization, rewrites, se_blocks
+from se_deploy import data, devices, engine, graph, inputs, quantization, rewrites, se_blocks
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.precision import to_fp16
 from se_deploy.protocols import TensorSpec, silent
 from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import onnx_ir as ir
@@ -82,23 +82,54 @@ def optimized(
     runtime: RuntimeChoice,
     precision: Precision,
     options: RewriteOptions,
-    planner: Planner | None,
+    planner: Planner | None = None,
+    targets: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Found | None:
-    """Search for the cheapest exact form for a runtime; None where no rewrite was asked for."""
-    if options.names == () or planner is None:
+    """Rewrite for a runtime: as saved, or what the planner says is cheapest; None where nothing was asked.
+
+    Cost is planned bytes, or the roofline time where a device is named whose figures have a source.
+    """
+    if options.names == ():
         return None
-    constant = precision == "int8"  # a quantized convolution keeps constant weights
-    return rewrites.search(
+    blocks = se_blocks.find(model).se
+    if options.replay is not None:
+        choices = rewrites.from_json(options.replay.read_text("utf-8"))
+        done = rewrites.replay(model, blocks, choices)
+        lost = len(choices) - len(done.applied)
+        notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
+        return rewrites.Found(done.model, done.applied, None, None, (), 0, done.counts, notes)
+    names = rewrites.allowed(runtime, options.names)
+    if precision == "int8":  # a quantized convolution keeps constant weights
+        computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
+        names = tuple(name for name in names if name not in computed)
+    return rewrites.optimize(
         model,
-        se_blocks.find(model).se,
-        planner,
-        allowed=options.names or [r.name for r in rewrites.REWRITES if not (constant and r.run_time_weights)],
+        blocks,
+        runtime=runtime,
+        planner=planner,
+        only=names,
         budget_plans=options.search_plans,
         seconds=options.search_seconds,
+        cost=_cost(model, targets),
         lower=half if precision != "fp32" else _same,
         progress=progress,
     )
+
+
+def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:
+    """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
+    device = devices.resolve_target(targets[0]).device if targets else None
+    if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
+        return rewrites.planned_bytes
+    known = device
+    macs = {str(node.name): graph.macs(node) for node in model.graph}
+
+    def milliseconds(plan: Plan) -> float:
+        time = devices.roofline_ms(plan, macs, known)
+        return rewrites.planned_bytes(plan) if time is None else time
+
+    return milliseconds
 
 
 def _same(model: ir.Model) -> ir.Model:
@@ -115,6 +146,7 @@ def lowered(
     io: str = "fp32",
     base: str | None = None,
     planner: Planner | None = None,
+    targets: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Lowered:
     """Rewrite, quantize and lower a canonical FP32 graph.
@@ -123,7 +155,13 @@ def lowered(
     Raises: BadData where INT8 has no calibration data.
     """
     found = optimized(
-        model, runtime=runtime, precision=precision, options=rewriting, planner=planner, progress=progress
+        model,
+        runtime=runtime,
+        precision=precision,
+        options=rewriting,
+        planner=planner,
+        targets=targets,
+        progress=progress,
     )
     form = found.model if found else model
     blocks = _blocks(model, form)

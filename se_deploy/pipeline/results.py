@@ -181,6 +181,8 @@ class Timed:
 
 def waterfall_json(found: Found) -> list[Json]:
     """The planned cost after each rewrite, the graph as given first."""
+    if found.baseline is None:
+        return []
     states = [("as given", (), found.baseline), *((s.rewrite, s.at, s.after) for s in found.steps)]
     return [
         {

@@ -94,11 +94,8 @@ class RunResult:
             },
             "machine": machine(),
             "report": "report.html",
-            "artifacts": {
-                path.name.replace(".", "_"): path.name
-                for path in sorted(self.folder.iterdir())
-                if path.name.startswith("model.")
-            },
+            "artifacts": {path.name.removeprefix("model."): path.name for path in self._files()},
+            "sizes": {path.name: path.stat().st_size for path in self._files()},
             "export": self.export.json(),
             "inspect": self.inspection.json(),
             "quantize": self.quantize.json(),
@@ -109,6 +106,9 @@ class RunResult:
             "verdicts": {name: not texts for name, texts in self.failures.items()},
             "recommendation": self._recommendation(),
         }
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.name.startswith("model."))
 
     def _recommendation(self) -> str:
         worth = self.engines["int8"].worth
