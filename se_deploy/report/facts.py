@@ -1,4 +1,4 @@
-"""What the pages show, read from the JSON objects of the contract: rows and series, no markup.
+"""What a run found, read from its JSON: rows and series for the page and the summary, no markup.
 
 A report may be old, cut short or from another machine, so every key but `schema` may be missing or null:
 what is not there becomes None here and "not measured" on the page.
@@ -6,12 +6,12 @@ what is not there becomes None here and "not measured" on the page.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Json = Mapping[str, Any]
+from se_deploy.report.tables import plan_label
+from se_deploy.report.values import Json, at, count, flag, number, objects, sequence, texts, wording
 
 GATES = ("parity", "fusion", "precision", "latency")
 
@@ -25,60 +25,6 @@ class Verdict:
 
     gate: str
     passed: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class BlockVerdict:
-    """What one plan makes of one SE block; the numbers are per image."""
-
-    plan: str
-    verdict: str  # "fused" | "split" | "fallback"
-    kernels: int | None
-    activation_bytes: int | None
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRow:
-    """An SE block of the census and its verdict per plan, in the plans' order; None where it has none."""
-
-    output: str
-    kind: str
-    channels: int | None
-    reduced: int | None
-    ratio: float | None
-    activation: str | None
-    gate: str | None
-    form: str | None
-    spelling: tuple[str, ...]
-    placement: str | None
-    followed_by: str | None
-    params: int | None
-    verdicts: tuple[BlockVerdict | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRow:
-    """One compiler's plan in total, per image, with the verdicts counted."""
-
-    label: str
-    kernels: int | None
-    activation_bytes: int | None
-    weight_bytes: int | None
-    verdicts: tuple[tuple[str, int], ...]  # ("fused", 9), ("split", 0), ("fallback", 0)
-
-
-@dataclass(frozen=True, slots=True)
-class TaxRow:
-    """What the SE blocks cost in one plan: the network, their share, and the network without its gates."""
-
-    label: str
-    kernels: int | None
-    activation_bytes: int | None
-    se_kernels: int | None
-    se_bytes: int | None
-    bare_kernels: int | None
-    bare_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,22 +126,6 @@ class CurvePoint:
 
 
 @dataclass(frozen=True, slots=True)
-class WidthRow:
-    """What calibration data says of one block's hidden units and gates (`inspect --calib-data`)."""
-
-    output: str
-    hidden: int | None
-    effective_rank: float | None
-    idle: int  # hidden units that never move: they can go exactly
-    gates_shut: int | None
-    gates_open: int | None
-    gates_constant: int | None
-    suggested: int | None
-    mean_gate_error: float | None  # of the suggested width
-    max_gate_error: float | None
-
-
-@dataclass(frozen=True, slots=True)
 class Note:
     """A warning, or something that stood in for what could not be run, and where it was said."""
 
@@ -203,41 +133,9 @@ class Note:
     text: str
 
 
-def at(value: object, *path: str) -> Any:  # noqa: ANN401 - a value of a JSON object
-    """Walk into nested objects; None where a key is missing or leads nowhere."""
-    for key in path:
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(key)
-    return value
-
-
-def number(value: object) -> float | None:
-    """Give a finite number, else None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def count(value: object) -> int | None:
-    """Give a whole number, else None."""
-    found = number(value)
-    return None if found is None else round(found)
-
-
-def objects(value: object) -> tuple[Json, ...]:
-    """Give the objects in a list; () where there is none."""
-    return tuple(entry for entry in _sequence(value) if isinstance(entry, Mapping))
-
-
-def texts(value: object) -> tuple[str, ...]:
-    """Give the entries of a list as text; () where there is none."""
-    return tuple(str(entry) for entry in _sequence(value))
-
-
 def verdicts(report: Json) -> tuple[Verdict, ...]:
     """Give every gate in its usual order."""
-    return tuple(Verdict(gate, _flag(at(report, "verdicts", gate))) for gate in GATES)
+    return tuple(Verdict(gate, flag(at(report, "verdicts", gate))) for gate in GATES)
 
 
 def plans(report: Json) -> tuple[Json, ...]:
@@ -245,126 +143,6 @@ def plans(report: Json) -> tuple[Json, ...]:
     found = [*objects(at(report, "inspect", "plans"))]
     found += [plan for engine in engines(report).values() if isinstance(plan := engine.get("plan"), Mapping)]
     return tuple({plan_label(plan): plan for plan in found}.values())
-
-
-def plan_label(plan: Json) -> str:
-    """Name a plan by what it was made with and for."""
-    named = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
-    runtime = str(plan.get("runtime") or "unknown compiler")
-    words = [named.get(runtime, runtime), *(plan.get(key) for key in ("version", "target", "precision"))]
-    return " ".join(str(word) for word in words if word)
-
-
-def plan_rows(plans: Sequence[Json]) -> tuple[PlanRow, ...]:
-    """Sum up each plan."""
-    return tuple(
-        PlanRow(
-            label=plan_label(plan),
-            kernels=count(plan.get("kernels")),
-            activation_bytes=count(plan.get("activation_bytes")),
-            weight_bytes=count(plan.get("weight_bytes")),
-            verdicts=tuple(
-                (word, sum(block.get("verdict") == word for block in objects(plan.get("blocks"))))
-                for word in ("fused", "split", "fallback")
-            ),
-        )
-        for plan in plans
-    )
-
-
-def tax_rows(inspection: Json) -> tuple[TaxRow, ...]:
-    """Give the totals of each plan, or those of the whole object where the plans have none."""
-    plans = objects(inspection.get("plans"))
-    found = [(plan_label(plan), plan["totals"]) for plan in plans if isinstance(plan.get("totals"), Mapping)]
-    if not found and isinstance(inspection.get("totals"), Mapping):
-        found = [(plan_label(plans[0]) if plans else "network", inspection["totals"])]
-    return tuple(
-        TaxRow(
-            label=label,
-            kernels=count(totals.get("kernels")),
-            activation_bytes=count(totals.get("activation_bytes")),
-            se_kernels=count(totals.get("se_kernels")),
-            se_bytes=count(totals.get("se_bytes")),
-            bare_kernels=count(at(totals, "without_se", "kernels")),
-            bare_bytes=count(at(totals, "without_se", "activation_bytes")),
-        )
-        for label, totals in found
-    )
-
-
-def block_rows(blocks: Sequence[Json], plans: Sequence[Json]) -> tuple[BlockRow, ...]:
-    """Join the census with the plans by the block's output name; a plan's own blocks stay in."""
-    judged = [{str(b.get("output")): b for b in objects(plan.get("blocks"))} for plan in plans]
-    known = {str(block.get("output")): block for block in blocks}
-    for by_output in judged:
-        for output in by_output:
-            known.setdefault(output, {})
-    return tuple(
-        BlockRow(
-            output=output,
-            kind=str(block.get("kind") or "se"),
-            channels=count(block.get("channels")),
-            reduced=count(block.get("reduced")),
-            ratio=number(block.get("ratio")),
-            activation=_text(block.get("activation")),
-            gate=_text(block.get("gate")),
-            form=_text(block.get("form")),
-            spelling=texts(block.get("spelling")),
-            placement=_text(block.get("placement")),
-            followed_by=_text(block.get("followed_by")),
-            params=count(block.get("params")),
-            verdicts=tuple(
-                _verdict(plan, by_output.get(output)) for plan, by_output in zip(plans, judged, strict=True)
-            ),
-        )
-        for output, block in known.items()
-    )
-
-
-def width_rows(inspection: Json) -> tuple[WidthRow, ...]:
-    """Give the advice on each block's width; () where no data was looked at."""
-    advice = inspection.get("advice")
-    rows = []
-    for entry in objects(advice) or objects(at(advice, "blocks")):
-        suggested = count(entry.get("suggested"))
-        chosen = [w for w in objects(entry.get("widths")) if count(w.get("hidden")) == suggested]
-        still = [entry.get("dead"), entry.get("constant")]
-        rows.append(
-            WidthRow(
-                output=str(entry.get("output")),
-                hidden=count(entry.get("hidden")),
-                effective_rank=number(entry.get("effective_rank")),
-                idle=sum(len(_sequence(units)) or count(units) or 0 for units in still),
-                gates_shut=count(entry.get("gates_shut")),
-                gates_open=count(entry.get("gates_open")),
-                gates_constant=count(entry.get("gates_constant")),
-                suggested=suggested,
-                mean_gate_error=number(chosen[0].get("mean_gate_error")) if chosen else None,
-                max_gate_error=number(chosen[0].get("max_gate_error")) if chosen else None,
-            )
-        )
-    return tuple(rows)
-
-
-def manifest_rows(inspection: Json) -> tuple[tuple[str, str], ...]:
-    """Give an engine's provenance as the manifest has it, plan and blocks left out; () for an ONNX file."""
-    manifest = inspection.get("manifest")
-    if not isinstance(manifest, Mapping):
-        return ()
-    shown = {key: value for key, value in manifest.items() if key not in {"plan", "blocks", "schema"}}
-    return tuple(
-        (str(key).replace("_", " "), _flat(value)) for key, value in shown.items() if value is not None
-    )
-
-
-def _flat(value: object) -> str:
-    """Write nested JSON on one line, as a reader would say it."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner is not None)
-    if isinstance(value, list):
-        whole = all(isinstance(entry, int) for entry in value)
-        return ("x" if whole else ", ").join(_flat(entry) for entry in value)
-    return str(value)
 
 
 def engines(report: Json) -> Mapping[str, Json]:
@@ -387,7 +165,7 @@ def errors(report: Json) -> tuple[ErrorRow, ...]:
             cosine=number(output.get("cosine")),
             sqnr_db=number(output.get("sqnr_db")),
             top1_agreement=number(output.get("top1_agreement")),
-            passed=_flag(output.get("passed")),
+            passed=flag(output.get("passed")),
         )
         for candidate in objects(at(report, "parity", "candidates"))
         for output in objects(candidate.get("outputs"))
@@ -399,8 +177,8 @@ def timings(report: Json) -> tuple[Timing, ...]:
     return tuple(
         Timing(
             artifact=str(entry.get("path")),
-            runtime=_text(entry.get("runtime")),
-            device=_text(entry.get("device")),
+            runtime=wording(entry.get("runtime")),
+            device=wording(entry.get("device")),
             batch=count(entry.get("batch")),
             p50_ms=number(entry.get("p50_ms")),
             p90_ms=number(entry.get("p90_ms")),
@@ -409,7 +187,7 @@ def timings(report: Json) -> tuple[Timing, ...]:
             std_ms=number(entry.get("std_ms")),
             throughput_per_s=number(entry.get("throughput_per_s")),
             samples=count(entry.get("samples")),
-            stable=_flag(entry.get("stable")),
+            stable=flag(entry.get("stable")),
             power_w=number(entry.get("power_w")),
             energy_mj=number(entry.get("energy_mj")),
             speedup=number(entry.get("speedup_vs_reference")),
@@ -449,8 +227,8 @@ def artifacts(report: Json) -> tuple[Artifact, ...]:
                 speedup=time.speedup if time else None,
                 kernels=count(at(engine, "plan", "kernels")),
                 activation_bytes=count(at(engine, "plan", "activation_bytes")),
-                passed=_flag(candidate.get("passed")),
-                checked_as=_text(candidate.get("checked_as")),
+                passed=flag(candidate.get("passed")),
+                checked_as=wording(candidate.get("checked_as")),
             )
         )
     return tuple(rows)
@@ -458,7 +236,7 @@ def artifacts(report: Json) -> tuple[Artifact, ...]:
 
 def rewrites(report: Json) -> tuple[tuple[str, int], ...]:
     """Give the passes of the export and how often each fired."""
-    pairs = [_sequence(entry) for entry in _sequence(at(report, "export", "rewrites"))]
+    pairs = [sequence(entry) for entry in sequence(at(report, "export", "rewrites"))]
     return tuple((str(pair[0]), count(pair[1]) or 0) for pair in pairs if len(pair) == 2)  # noqa: PLR2004
 
 
@@ -469,7 +247,7 @@ def waterfalls(report: Json) -> tuple[Waterfall, ...]:
     found = []
     for artifact, entries in sources:
         steps = tuple(
-            Step(str(entry.get("rewrite")), _text(entry.get("block")), kernels, size)
+            Step(str(entry.get("rewrite")), wording(entry.get("block")), kernels, size)
             for entry in objects(entries)
             if (kernels := count(entry.get("kernels"))) is not None
             and (size := count(entry.get("activation_bytes"))) is not None
@@ -538,29 +316,11 @@ def sqnr_text(report: Json) -> str | None:
     return ", ".join(parts) or None
 
 
-def change(value: object, base: object) -> float | None:
-    """Give the relative change from `base`; None where either is unknown or the base is zero."""
-    now, before = number(value), number(base)
-    return now / before - 1 if now is not None and before else None
-
-
-def _verdict(plan: Json, block: Json | None) -> BlockVerdict | None:
-    if block is None:
-        return None
-    return BlockVerdict(
-        plan=plan_label(plan),
-        verdict=str(block.get("verdict") or "not judged"),
-        kernels=count(block.get("kernels")),
-        activation_bytes=count(block.get("activation_bytes")),
-        reasons=texts(block.get("reasons")),
-    )
-
-
 def _precision(engine: Json, candidate: Json, timing: Timing | None) -> str | None:
     """What an engine was found to be, or the preset that an ONNX file is judged by."""
     if timing is not None and timing.runtime == "torch":
         return "reference"
-    return _text(engine.get("found_precision") or candidate.get("preset"))
+    return wording(engine.get("found_precision") or candidate.get("preset"))
 
 
 def _reference_accuracy(report: Json, path: str, named: Mapping[str, str]) -> object:
@@ -574,15 +334,3 @@ def _least(values: Any) -> float | None:  # noqa: ANN401 - a generator of number
 
 def _runnable(path: str) -> bool:
     return path.endswith(_RUNNABLE)
-
-
-def _flag(value: object) -> bool | None:
-    return value if isinstance(value, bool) else None
-
-
-def _text(value: object) -> str | None:
-    return str(value) if value not in (None, "") else None
-
-
-def _sequence(value: object) -> Sequence[object]:
-    return value if isinstance(value, Sequence) and not isinstance(value, str) else ()

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from se_deploy.report import facts, units
+from se_deploy.report import facts, tables, units, values
 from se_deploy.report.templating import render
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.report.facts import BlockRow
+    from se_deploy.report.tables import BlockRow
 
 
 def html(report: Mapping[str, Any]) -> str:
@@ -21,7 +21,7 @@ def html(report: Mapping[str, Any]) -> str:
     from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
 
     plans = facts.plans(report)
-    blocks = facts.block_rows(facts.objects(facts.at(report, "inspect", "blocks")), plans)
+    blocks = tables.block_rows(values.objects(values.at(report, "inspect", "blocks")), plans)
     waterfalls = [plots.waterfall(found, i) for i, found in enumerate(facts.waterfalls(report))]
     return render(
         "run.html.j2",
@@ -29,14 +29,14 @@ def html(report: Mapping[str, Any]) -> str:
             "report": report,
             "verdicts": facts.verdicts(report),
             "artifacts": facts.artifacts(report),
-            "plans": facts.plan_rows(plans),
+            "plans": tables.plan_rows(plans),
             "blocks": blocks,
             "reasons": _reasons(blocks),
-            "rejected": facts.objects(facts.at(report, "inspect", "rejected")),
-            "taxes": facts.tax_rows(facts.at(report, "inspect") or {}),
+            "rejected": values.objects(values.at(report, "inspect", "rejected")),
+            "taxes": tables.tax_rows(values.at(report, "inspect") or {}),
             "timings": facts.timings(report),
             "errors": facts.errors(report),
-            "quantize": facts.at(report, "quantize"),
+            "quantize": values.at(report, "quantize"),
             "sqnr": facts.sqnr_text(report),
             "input": facts.input_text(report),
             "ranges": facts.ranges(report),
@@ -58,22 +58,22 @@ def inspect_html(inspection: Mapping[str, Any], drawings: Mapping[str, str]) -> 
 
     `drawings` gives SVG from `drawing.block_svg` by the block's output; it goes into the page as it is.
     """
-    plans = facts.objects(inspection.get("plans"))
-    blocks = facts.block_rows(facts.objects(inspection.get("blocks")), plans)
+    plans = values.objects(inspection.get("plans"))
+    blocks = tables.block_rows(values.objects(inspection.get("blocks")), plans)
     return render(
         "inspect.html.j2",
         {
             "inspection": inspection,
-            "plans": facts.plan_rows(plans),
+            "plans": tables.plan_rows(plans),
             "blocks": blocks,
             "reasons": _reasons(blocks),
-            "rejected": facts.objects(inspection.get("rejected")),
-            "taxes": facts.tax_rows(inspection),
-            "widths": facts.width_rows(inspection),
-            "skipped": facts.objects(facts.at(inspection, "advice", "skipped")),
-            "manifest": facts.manifest_rows(inspection),
+            "rejected": values.objects(inspection.get("rejected")),
+            "taxes": tables.tax_rows(inspection),
+            "widths": tables.width_rows(inspection),
+            "skipped": values.objects(values.at(inspection, "advice", "skipped")),
+            "manifest": tables.manifest_rows(inspection),
             "drawings": {output: Markup(svg) for output, svg in drawings.items()},  # noqa: S704 - made by drawing.py
-            "notes": [facts.Note("inspect", text) for text in facts.texts(inspection.get("warnings"))],
+            "notes": [facts.Note("inspect", text) for text in values.texts(inspection.get("warnings"))],
         },
     )
 
@@ -86,14 +86,14 @@ def compare_html(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     artifacts = [{row.name: row for row in facts.artifacts(report)} for _, report in reports]
     rows = list(dict.fromkeys(path for run in artifacts for path in run))
     timed = [{t.label: t.p50_ms for t in facts.timings(report)} for _, report in reports]
-    planned = [{p.label: p for p in facts.plan_rows(facts.plans(report))} for _, report in reports]
+    planned = [{p.label: p for p in tables.plan_rows(facts.plans(report))} for _, report in reports]
     labels = list(dict.fromkeys(label for run in timed for label in run))
     plans = list(dict.fromkeys(label for run in planned for label in run))
     machines = {
-        str((facts.at(report, "machine", "cpu"), facts.at(report, "machine", "platform")))
+        str((values.at(report, "machine", "cpu"), values.at(report, "machine", "platform")))
         for _, report in reports
     }
-    versions = [facts.at(report, "machine", "packages") or {} for _, report in reports]
+    versions = [values.at(report, "machine", "packages") or {} for _, report in reports]
     packages = sorted({name for run in versions for name in run})
     return render(
         "compare.html.j2",

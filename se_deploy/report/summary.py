@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.report import facts, units
+from se_deploy.report import facts, tables, units, values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,11 +15,11 @@ _STATES = {True: "passed", False: "**failed**", None: "not judged"}
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Write the network, the verdicts, a table of the artifacts, the advice and the warnings."""
-    lines = [f"## se-deploy: {_cell(units.word(facts.at(report, 'network', 'spec')))}", ""]
+    lines = [f"## se-deploy: {_cell(units.word(values.at(report, 'network', 'spec')))}", ""]
     lines += ["Verdicts: " + ", ".join(f"{v.gate} {_STATES[v.passed]}" for v in facts.verdicts(report)), ""]
-    blocks = facts.objects(facts.at(report, "inspect", "blocks"))
+    blocks = values.objects(values.at(report, "inspect", "blocks"))
     lines += [f"SE blocks: {len(blocks)}" if blocks else "SE blocks: none found", ""]
-    for plan in facts.plan_rows(facts.plans(report)):
+    for plan in tables.plan_rows(facts.plans(report)):
         counted = ", ".join(f"{times} {verdict}" for verdict, times in plan.verdicts if times)
         lines.append(
             f"- {_cell(plan.label)}: {units.whole(plan.kernels)} kernels, "

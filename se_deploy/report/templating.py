@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from se_deploy.report import facts, units
+from se_deploy.report import units, values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 _LONG_TABLE = 20  # rows from which a table starts folded
 
 
-def render(template: str, values: Mapping[str, object]) -> str:
-    """Fill a template; a name that it reads and `values` lacks is a defect and raises."""
-    return _environment().get_template(template).render(values)
+def render(template: str, shown: Mapping[str, object]) -> str:
+    """Fill a template; a name that it reads and `shown` lacks is a defect and raises."""
+    return _environment().get_template(template).render(shown)
 
 
 @functools.cache
@@ -32,9 +32,9 @@ def _environment() -> Environment:
     )
     made.filters |= units.FILTERS
     made.globals |= {
-        "at": facts.at,
-        "objects": facts.objects,
-        "change": facts.change,
+        "at": values.at,
+        "objects": values.objects,
+        "change": values.change,
         "formats": units.FILTERS,
         "long_table": _LONG_TABLE,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.report.facts import number
+from se_deploy.report.values import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,13 +7,13 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from se_deploy.report import facts, units
+from se_deploy.report import facts, units, values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from se_deploy.report.facts import Json
+    from se_deploy.report.values import Json
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML 1.0, section 2.2
 
@@ -55,16 +55,16 @@ def _listed(value: object) -> list[object]:
 
 def _outputs(parity: object) -> list[_Case]:
     cases = []
-    for candidate in facts.objects(facts.at(parity, "candidates")):
+    for candidate in values.objects(values.at(parity, "candidates")):
         path = str(candidate.get("path"))
-        failures = facts.texts(candidate.get("failures"))
-        for output in facts.objects(candidate.get("outputs")):
+        failures = values.texts(candidate.get("failures"))
+        for output in values.objects(candidate.get("outputs")):
             name = str(output.get("name"))
             mine = [text for text in failures if f"'{name}'" in text]
             lines = [*_measures(output), *_context(candidate)]
             message = "; ".join(mine) or f"output '{name}' is outside the tolerance"
             cases.append(_Case(path, name, output.get("passed"), message, "\n".join(lines)))
-        if not facts.objects(candidate.get("outputs")):
+        if not values.objects(candidate.get("outputs")):
             message = "; ".join(failures) or "the candidate failed"
             cases.append(_Case(path, "outputs", candidate.get("passed"), message, ""))
     return cases
@@ -89,8 +89,8 @@ def _context(candidate: Json) -> list[str]:
     where = candidate.get("first_divergence")
     if where:
         lines.append(
-            f"first divergence: {facts.at(where, 'op_type')} '{facts.at(where, 'node')}', "
-            f"tensor '{facts.at(where, 'tensor')}'"
+            f"first divergence: {values.at(where, 'op_type')} '{values.at(where, 'node')}', "
+            f"tensor '{values.at(where, 'tensor')}'"
             if isinstance(where, dict)
             else f"first divergence: {where}"
         )
@@ -98,15 +98,15 @@ def _context(candidate: Json) -> list[str]:
 
 
 def _gates(result: Json) -> list[_Case]:
-    gates = facts.objects(result.get("gates"))
+    gates = values.objects(result.get("gates"))
     if gates:
         return [
             _Case(
                 group=str(entry.get("gate")),
                 name=str(entry.get("name") or entry.get("gate")),
                 passed=entry.get("passed"),
-                message="; ".join(facts.texts(entry.get("details"))) or f"{entry.get('gate')} failed",
-                details="\n".join(facts.texts(entry.get("details"))),
+                message="; ".join(values.texts(entry.get("details"))) or f"{entry.get('gate')} failed",
+                details="\n".join(values.texts(entry.get("details"))),
             )
             for entry in gates
         ]

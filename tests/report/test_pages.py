@@ -10,7 +10,7 @@ import sample
 from markupsafe import Markup
 
 from se_deploy import comparison, report
-from se_deploy.report import facts, plots, units
+from se_deploy.report import facts, plots, tables, units
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 PLOTS = {"latency", "errors", "ranges", "waterfall-0", "curve"}
@@ -255,10 +255,10 @@ def test_ranges_are_drawn_however_many_and_however_known(tensors, clipped):
 
 def test_taxes_come_from_each_plan_or_from_the_whole():
     inspection = sample.report()["inspect"]
-    (whole,) = facts.tax_rows(inspection)
+    (whole,) = tables.tax_rows(inspection)
     assert (whole.label, whole.bare_kernels) == ("ONNX Runtime 1.31.1 cpu fp32", 23)
     inspection["plans"] = [{**plan, "totals": inspection["totals"]} for plan in inspection["plans"] * 2]
-    assert len(facts.tax_rows(inspection)) == 2
+    assert len(tables.tax_rows(inspection)) == 2
 
 
 def advice_of(output):
@@ -284,7 +284,7 @@ def test_what_the_data_says_of_widths_is_shown(wrapped):
     advice = [advice_of("mul_35"), {"output": "mul_68"}]
     skipped = [{"output": "mul_70", "reason": "it has one learned layer: no hidden units"}]
     given = {"advice": {"blocks": advice, "skipped": skipped} if wrapped else advice}
-    first, second = facts.width_rows(given)
+    first, second = tables.width_rows(given)
     assert (first.idle, first.suggested, first.mean_gate_error) == (1, 1, 0.0137)
     assert (second.hidden, second.suggested) == (None, None)
     words = Page(report.inspect_html(given, {})).words
@@ -326,7 +326,7 @@ def test_a_long_block_table_is_folded(count, folded):
 
 def test_a_block_that_only_a_plan_knows_is_shown():
     plan = sample.plan("tensorrt-rtx", "sm86", "fp16", kernels=9, megabytes=1)
-    rows = facts.block_rows(sample.blocks(2), [plan])
+    rows = tables.block_rows(sample.blocks(2), [plan])
     assert len(rows) == 9
     assert rows[8].channels is None
 
