@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from se_deploy import graph
+from se_deploy.errors import BuildFailed
 from se_deploy.protocols import silent
-from se_deploy.rewrites import catalogue
+from se_deploy.rewrites import base, catalogue, dead
 from se_deploy.rewrites.replay import Choice, Replayed, replay
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Cost:
 class Step:
     """What one rewrite brought when it was taken: a bar of the waterfall. Planned, not timed."""
 
-    rewrite: str
+    rewrite: str  # names joined by " + " where several came together
     at: tuple[str, ...]
     before: Cost
     after: Cost
@@ -106,9 +108,16 @@ _PLACES: tuple[tuple[str, ...], ...] = (
     ("partial-add-as-pad",),
     ("concat-of-copies", "concat-as-sum"),
     ("add-as-concat",),
+    ("squeeze-average-pool", "squeeze-nhwc-mean"),
     ("stem-space-to-depth",),
 )
 """Rewrites about a place in the graph, in the order in which they are tried; a place takes one of a row."""
+
+
+_SMALL_GATES = (
+    "gates are multiplied into weights at run time: in FP16, gates below about 1e-3 lose precision there; "
+    "compare outputs with `se-deploy parity` on your data"
+)
 
 
 class _Search:
@@ -130,7 +139,7 @@ class _Search:
         self.allowed, self.budget, self.cost, self.lower = allowed, budget, cost, lower
         self.progress = progress
         self.deadline = None if seconds is None else time.monotonic() + seconds
-        self.known: dict[State, Cost] = {}
+        self.known: dict[State, Cost | None] = {}
         self.plans = 0
         self.warnings: list[str] = []
         self.steps: list[Step] = []
@@ -138,18 +147,22 @@ class _Search:
     def run(self, baseline_kernels: int | None) -> Found:
         baseline = self.measure(frozenset())
         if baseline is None:
-            raise ValueError("a search needs a budget of at least one plan")
+            raise ValueError("the plan of the graph as given was refused without an error")
         self.limit = baseline.kernels if baseline_kernels is None else baseline_kernels
         self.state: State = frozenset()
         self.best = baseline
-        self.try_places("dead-hidden-units", ("dead-hidden-units",))
-        for group in self.groups():
-            for move in _MOVES:
-                self.try_block_move(group, move)
+        self.drop_dead_units()
+        moves = [(group, move) for group in self.groups() for move in _MOVES]
+        postponed = [(group, move) for group, move in moves if not self.try_block_move(group, move)]
         for row in _PLACES:
             for name in row:
                 self.try_places(name, row)
+        for group, move in postponed:
+            self.try_block_move(group, move)
         done = self.replayed(self.state)
+        computed = {r.name for r in catalogue.REWRITES if r.run_time_weights}
+        if any(choice.rewrite in computed for choice in self.state):
+            self.warnings.append(_SMALL_GATES)
         return Found(
             done.model,
             tuple(sorted(self.state)),
@@ -163,71 +176,96 @@ class _Search:
 
     def groups(self) -> list[tuple[str, ...]]:
         """Give the blocks' outputs, equal blocks together, in graph order."""
+        maps = base.values(self.model)
         found: dict[tuple[object, ...], list[str]] = {}
         for block in self.blocks:
-            found.setdefault(self.signature(block), []).append(block.output)
+            shape = graph.dims(maps.get(block.squeeze_input))
+            alike = (shape, block.reduced, block.placement, block.followed_by, block.activation)
+            found.setdefault(alike, []).append(block.output)
         return [tuple(group) for group in found.values()]
 
-    def signature(self, block: SEBlock) -> tuple[object, ...]:
-        return (block.channels, block.reduced, block.placement, block.followed_by, block.activation)
+    def drop_dead_units(self) -> None:
+        """Take what is provably less work, unless the compiler makes more of it."""
+        if dead.NAME in self.allowed:
+            state = frozenset(Choice(dead.NAME, site.at) for site in dead.sites(self.model, self.blocks))
+            cost = self.measure(state) if state else None
+            if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
+                self.take(cost, tuple(choice.at for choice in sorted(state)))
 
-    def try_block_move(self, group: tuple[str, ...], move: tuple[str, ...]) -> None:
-        kept = frozenset(c for c in self.state if c.at not in group)
+    def try_block_move(self, group: tuple[str, ...], move: tuple[str, ...]) -> bool:
+        """Give the blocks of `group` this form instead of theirs; False where only kernels forbid it."""
+        kept = frozenset(c for c in self.state if c.at not in group or c.rewrite == dead.NAME)
         added = frozenset(Choice(name, at) for name in move for at in group if name in self.allowed)
-        self.consider(kept | added, move[-1], group)
+        return self.consider(kept | added, group)
 
     def try_places(self, name: str, row: tuple[str, ...]) -> None:
         """Try a rewrite at all its places, then at each group of equal ones."""
         if name not in self.allowed:
             return
         rewriter = next(r for r in catalogue.REWRITES if r.name == name)
-        free = frozenset(c for c in self.state if c.rewrite not in row)
+        places = {c.at for c in self.state if c.rewrite in row} - {b.output for b in self.blocks}
+        free = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
         groups: dict[tuple[object, ...], list[str]] = {}
         for site in rewriter.sites(self.replayed(free).model, self.blocks):
-            groups.setdefault(site.shape, []).append(site.at)
+            if site.block is None:
+                groups.setdefault(site.shape, []).append(site.at)
         everything = tuple(at for group in groups.values() for at in group)
         if everything:
-            self.consider(self.put(name, row, everything), name, everything)
+            self.consider(self.put(name, row, everything), everything)
         for group in groups.values() if len(groups) > 1 else ():
             here = frozenset(Choice(name, at) for at in group)
             state = self.state - here if here <= self.state else self.put(name, row, group)
-            self.consider(state, name, tuple(group))
+            self.consider(state, tuple(group))
 
     def put(self, name: str, row: tuple[str, ...], places: Sequence[str]) -> State:
         """Give the state with `name` at `places` instead of any other rewrite of its row."""
         kept = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
         return kept | frozenset(Choice(name, at) for at in places)
 
-    def consider(self, state: State, name: str, at: tuple[str, ...]) -> None:
-        """Take `state` if its plan is better than the best so far."""
+    def consider(self, state: State, at: tuple[str, ...]) -> bool:
+        """Take `state` if its plan is better than the best so far; False where only kernels forbid it."""
         cost = self.measure(state)
-        if cost is None or not self.better(cost):
-            return
-        self.steps.append(Step(name, at, self.best, cost))
-        self.state, self.best = self.applied, cost
-
-    def better(self, cost: Cost) -> bool:
+        if cost is None or (cost.value, cost.kernels) >= (self.best.value, self.best.kernels):
+            return True
         if cost.kernels > self.limit:
             return False
-        return (cost.value, cost.kernels) < (self.best.value, self.best.kernels)
+        self.take(cost, at)
+        return True
+
+    def take(self, cost: Cost, at: tuple[str, ...]) -> None:
+        new = {choice.rewrite for choice in self.applied - self.state}
+        gone = {choice.rewrite for choice in self.state - self.applied} - new
+        names = [name for name in catalogue.NAMES if name in new] + [f"without {n}" for n in sorted(gone)]
+        self.steps.append(Step(" + ".join(names), at, self.best, cost))
+        self.state, self.best = self.applied, cost
 
     def measure(self, state: State) -> Cost | None:
-        """Plan the graph that `state` makes; None where the budget or the time is used up."""
-        if self.spent():
-            return None
+        """Plan the graph that `state` makes; None where it cannot be built or the budget is used up."""
         done = self.replayed(state)
         self.applied = frozenset(done.applied)
         if self.applied not in self.known:
-            plan = self.planner.plan(self.lower(done.model))
+            if self.known and self.spent():  # the graph as given is always planned
+                return None
             self.plans += 1
             self.progress("planning rewrites", self.plans, self.budget)
-            self.known[self.applied] = Cost(plan.kernels, plan.activation_bytes, self.cost(plan))
+            self.known[self.applied] = self.planned(done.model)
         return self.known[self.applied]
+
+    def planned(self, model: ir.Model) -> Cost | None:
+        try:
+            plan = self.planner.plan(self.lower(model))
+        except BuildFailed as e:
+            if not self.known:
+                raise
+            self.warnings.append(f"the compiler refused a rewritten graph, which was left out: {e.message}")
+            return None
+        return Cost(plan.kernels, plan.activation_bytes, self.cost(plan))
 
     def spent(self) -> bool:
         late = self.deadline is not None and time.monotonic() > self.deadline
-        if late and not self.warnings:
-            self.warnings.append(f"the search for rewrites ended at its time limit, after {self.plans} plans")
+        message = "the search for rewrites ended at its time limit: another run may choose differently"
+        if late and message not in self.warnings:
+            self.warnings.append(message)
         return late or self.plans >= self.budget
 
     def replayed(self, choices: Iterable[Choice]) -> Replayed:

@@ -23,25 +23,33 @@ AVERAGE_POOL = "squeeze-average-pool"
 NHWC_MEAN = "squeeze-nhwc-mean"
 
 
-def _pool(model: ir.Model, block: SEBlock) -> ir.Node | None:
-    found = base.parts(model, block)
-    node = None if found is None else found.squeezed.producer()
+def _pool(model: ir.Model, site: base.Site) -> ir.Node | None:
+    """Give the GlobalAveragePool of a site: a block's squeeze, or the one that writes the tensor `at`."""
+    if site.block is None:
+        node = base.producer(model, site.at)
+    else:
+        found = base.parts(model, site.block)
+        node = None if found is None else found.squeezed.producer()
     return node if node is not None and node.op_type == "GlobalAveragePool" else None
 
 
 def _sites(name: str, model: ir.Model, blocks: Sequence[SEBlock], *, static: bool) -> tuple[base.Site, ...]:
+    """List the blocks' squeezes and the network's other global poolings."""
+    of_blocks = [base.Site(name, block.output, (), block) for block in blocks]
+    squeezes = [_pool(model, site) for site in of_blocks]
+    others = [node for node in model.graph if node.op_type == "GlobalAveragePool" and node not in squeezes]
     found = []
-    for block in blocks:
-        node = _pool(model, block)
+    for site in (*of_blocks, *(base.Site(name, str(node.outputs[0].name)) for node in others)):
+        node = _pool(model, site)
         shape = graph.dims(node.inputs[0]) if node is not None else None
         if shape is None or len(shape) != base.SPATIAL_RANK or (static and None in shape[2:]):
             continue
-        found.append(base.Site(name, block.output, shape[1:], block))
+        found.append(base.Site(name, site.at, shape[1:], site.block))
     return tuple(found)
 
 
 def average_pool_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the blocks whose squeeze is a GlobalAveragePool over a map of known height and width."""
+    """List the squeezes, and other global poolings, over a map of known height and width."""
     return _sites(AVERAGE_POOL, model, blocks, static=True)
 
 
@@ -53,7 +61,7 @@ def average_pool(model: ir.Model, site: base.Site) -> int:
     Proof:  there is one window, its H * W elements are the map's, and both divide their sum by H * W.
     Needs:  H and W known, for they become the kernel's size.
     """
-    node = _pool(model, site.block) if site.block is not None else None
+    node = _pool(model, site)
     shape = graph.dims(node.inputs[0]) if node is not None else None
     if node is None or shape is None or None in shape[2:]:
         return 0
@@ -63,7 +71,7 @@ def average_pool(model: ir.Model, site: base.Site) -> int:
 
 
 def nhwc_mean_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the blocks whose squeeze is a GlobalAveragePool over a map of rank 4."""
+    """List the squeezes, and other global poolings, over a map of rank 4."""
     return _sites(NHWC_MEAN, model, blocks, static=False)
 
 
@@ -74,7 +82,7 @@ def nhwc_mean(model: ir.Model, site: base.Site) -> int:
     After:  Transpose(x) -> (N, H, W, C), ReduceMean(axes = (1, 2)) -> (N, 1, 1, C), Transpose back
     Proof:  the transposes rename axes only; the mean runs over the same H * W elements of each channel.
     """
-    node = _pool(model, site.block) if site.block is not None else None
+    node = _pool(model, site)
     if node is None:
         return 0
     nhwc = base.put_before(node, "Transpose", [base.input_of(node, 0)], perm=[0, 2, 3, 1])

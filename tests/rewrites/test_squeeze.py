@@ -54,10 +54,11 @@ def test_average_pool_needs_a_known_height_and_width():
     assert "ReduceMean" in graph.ops(after)
 
 
-def test_a_head_is_left_alone():
+def test_a_head_is_a_place_of_its_own():
     body, shapes = se(8, 2)
     before = build("float[N,8,4,4] x", "float[N,8,1,1] z", body + "z = GlobalAveragePool(y)", shapes)
     for name in SPELLINGS:
         after, applied = apply(before, name)
-        assert [c.at for c in applied] == ["y"]
-        assert_only_touches(before, after, {"n_s"})
+        assert [c.at for c in applied] == ["y", "z"]
+        assert_same(before, after)
+        assert_only_touches(before, after, {"n_s", "n_z"})
