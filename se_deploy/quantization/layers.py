@@ -10,6 +10,7 @@ import numpy as np
 
 from se_deploy import graph
 from se_deploy.precision import qdq
+from se_deploy.quantization.windows import Window
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -43,6 +44,7 @@ class Layer:
     can_shift: bool
     shape: tuple[int, ...]  # of the weights as the node has them
     transposed: bool  # Gemm with transB = 0 and MatMul: (C, O)
+    window: Window | None  # None for ConvTranspose, whose outputs do not all see the same taps
 
     @property
     def groups(self) -> int:
@@ -153,4 +155,19 @@ def _layer(node: ir.Node) -> Layer | str:
         can_shift=node.op_type != "ConvTranspose",
         shape=weight.shape,
         transposed=transposed,
+        window=_window(node, weight.shape[2:]),
+    )
+
+
+def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
+    if node.op_type == "ConvTranspose":
+        return None
+    if node.op_type != "Conv":
+        return Window((), (), (), (), qdq.channel_axis(node) % len(graph.dims(node.inputs[0]) or ()))
+    ones = (1,) * len(kernel)
+    return Window(
+        tuple(kernel),
+        tuple(graph.attribute(node, "strides", ones)),  # type: ignore[arg-type]  # ONNX makes it a list of ints
+        tuple(graph.attribute(node, "dilations", ones)),  # type: ignore[arg-type]  # as above
+        qdq.pads(node) or (0,) * 2 * len(kernel),
     )

@@ -26,6 +26,7 @@ class Policy:
     depthwise_reason: str = ""
     shift: Literal["all", "unpadded", "none"] = "all"  # of ranges that do not lie around 0
     divide: bool = True  # each channel by its size
+    float_macs: float = 0.0  # share of MACs that may stay in float, spent where INT8 hurts most
 
 
 POLICIES = {
@@ -35,6 +36,7 @@ POLICIES = {
         "every runtime reads",
         per_channel=True,
         depthwise=True,
+        float_macs=0.045,
     ),
     "tensorrt-rtx": Policy(
         "tensorrt-rtx",
@@ -68,6 +70,8 @@ class QuantizeOptions:
     exclude_nodes: str | None = None  # a regular expression on node names: these are kept
     shift: bool = True
     divide: bool = True
+    reconstruct: bool = True  # second-order weight rounding
+    keep: float | None = None  # share of MACs that may stay in float; None: the policy's
 
 
 @dataclass(frozen=True, slots=True)

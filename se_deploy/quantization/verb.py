@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from se_deploy import calibration, graph, se_blocks
 from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.precision import opsets, to_fp16, to_qdq
 from se_deploy.protocols import silent
-from se_deploy.quantization import grids, layers, rounding
+from se_deploy.quantization import grids, layers, reconstruct, rounding, sensitivity
+from se_deploy.quantization.judge import Judge
 from se_deploy.quantization.layers import Kept, Layer
 from se_deploy.quantization.options import POLICIES, Policy, Quantized, QuantizeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import onnx_ir as ir
-
     from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
     from se_deploy.precision import Grid, QuantizedLayer
-    from se_deploy.protocols import Array, Progress, Runtime
+    from se_deploy.protocols import Progress, Runtime
 
 
 def quantize(
@@ -50,22 +50,62 @@ def quantize(
     model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
     model = graph.rewrite(model, fold_affine).model
     found, kept = _placed(model, policy, options)
+    macs = _macs(model, samples)
+    found = tuple(dataclasses.replace(layer, macs=macs[layer.node]) for layer in found)
+    kept = tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept)
     chosen, held = samples.split(options.hold_back)
     statistics = calibration.measure(
         model, {layer.tensor: layer.channel_axis for layer in found}, chosen, runtime, progress=progress
     )
-    judge = Judge.of(model, held, runtime)
+    judge = Judge.of(model, _last(model, found), held, runtime)
     tried = []
     for method in (options.method,) if options.method else calibration.METHODS:
         planned = _round(found, statistics, method, policy, options)
-        tried.append((judge.sqnr_db(to_qdq(model, planned).model), method, planned))
-    sqnr, method, planned = max(tried, key=lambda t: min(t[0].values()))
+        tried.append((judge(to_qdq(model, planned).model), method, planned))
+    judgement, method, planned = max(tried, key=lambda t: t[0].score_db)
+    total = sum(layer.macs for layer in found) + sum(k.macs for k in kept)
+    budget = (policy.float_macs if options.keep is None else options.keep) * total - sum(k.macs for k in kept)
+    if budget > 0:
+        noise = sensitivity.measure(model, planned, judge, progress=progress)
+        spared = sensitivity.within(sensitivity.order(found, noise), budget)
+        kept = (
+            *kept,
+            *(
+                Kept(
+                    layer.node,
+                    f"alone in INT8 it adds noise of {10 * np.log10(noise[layer.node]):.0f} dB",
+                    layer.macs,
+                )
+                for layer in spared
+            ),
+        )
+        names = {layer.node for layer in spared}
+        found = tuple(layer for layer in found if layer.node not in names)
+        planned = [layer for layer in planned if layer.node not in names]
+        judgement = judge(to_qdq(model, planned).model)
+    if options.reconstruct:
+        chosen_grids = {layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)}
+        for upstream in (False, True):
+            rounded = reconstruct.reconstruct(
+                model,
+                found,
+                chosen_grids,
+                planned,
+                chosen,
+                runtime=runtime,
+                per_channel=policy.per_channel,
+                upstream=upstream,
+                progress=progress,
+            )
+            found_better = judge(to_qdq(model, rounded).model)
+            if found_better.score_db > judgement.score_db:
+                planned, judgement = rounded, found_better
     result = to_qdq(model, planned).model
     warnings = samples.warnings
     if options.precision == "fp16":
         half = to_fp16(result)
         result, warnings = half.model, (*warnings, *half.warnings)
-        sqnr = judge.sqnr_db(result)
+        judgement = judge(result)
     inside = sum(layer.macs for layer in found)
     return Quantized(
         model=result,
@@ -74,11 +114,39 @@ def quantize(
         samples=chosen.count,
         quantized=tuple(dict.fromkeys(layer.tensor for layer in found)),
         kept=kept,
-        sqnr_db=sqnr,
-        macs_int8_fraction=inside / max(1, inside + sum(k.macs for k in kept)),
+        sqnr_db=judgement.sqnr_db(),
+        macs_int8_fraction=inside / max(1, total),
         grids={layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)},
         warnings=warnings,
     )
+
+
+def _macs(model: ir.Model, samples: Samples) -> dict[str, int]:
+    """Count each node's multiply-accumulates per sample at the samples' own size, by node name."""
+    copy = model.clone()
+    first = next(samples.batches(1))
+    for value in copy.graph.inputs:
+        if value.name in first:
+            value.shape = ir.Shape(first[value.name].shape)
+    for node in copy.graph:
+        for value in node.outputs:
+            value.shape = None
+    graph.tidy(copy)
+    return {node.name or "": graph.macs(node) for node in copy.graph}
+
+
+def _last(model: ir.Model, found: Sequence[Layer]) -> tuple[str, ...]:
+    """Name the outputs of layers behind which there is no other layer."""
+    names = {layer.node for layer in found}
+    before: set[ir.Value] = set()  # values with a layer behind them
+    last = []
+    for node in reversed(list(model.graph)):
+        behind = any(value in before for value in node.outputs)
+        if node.name in names and not behind:
+            last.append(node.outputs[0].name or "")
+        if behind or node.name in names:
+            before.update(value for value in node.inputs if value is not None)
+    return tuple(reversed(last))
 
 
 def _placed(
@@ -131,34 +199,3 @@ def _round(
         )
         for layer in found
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """Compares a graph's outputs with the float network's on the samples held back."""
-
-    held: Samples
-    runtime: Runtime
-    size: int  # samples in one run
-    wanted: tuple[dict[str, Array], ...]  # outputs of the float network, batch by batch
-
-    @classmethod
-    def of(cls, model: ir.Model, held: Samples, runtime: Runtime) -> Judge:
-        """Run the float network once."""
-        size = min(calibration.batch_size(model, sample_bytes=1 << 20), held.count)
-        with runtime.open(model) as session:
-            return cls(held, runtime, size, tuple(session.run(feeds) for feeds in held.batches(size)))
-
-    def sqnr_db(self, model: ir.Model) -> dict[str, float]:
-        """Give signal over quantization noise of every output, in dB."""
-        noise: dict[str, float] = {}
-        power: dict[str, float] = {}
-        with self.runtime.open(model) as session:
-            for feeds, wanted in zip(self.held.batches(self.size), self.wanted, strict=True):
-                got = session.run(feeds)
-                for name, array in wanted.items():
-                    error = array.astype(np.float64) - got[name]
-                    noise[name] = noise.get(name, 0.0) + float((error**2).sum())
-                    power[name] = power.get(name, 0.0) + float((array.astype(np.float64) ** 2).sum())
-        tiny = 1e-30
-        return {n: float(10 * np.log10(max(power[n], tiny) / max(noise[n], tiny))) for n in power}

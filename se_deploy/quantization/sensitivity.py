@@ -1,0 +1,55 @@
+"""Which layers are worth their float cost: each alone in INT8, then the dearest in error per MAC first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from se_deploy.precision import to_qdq
+from se_deploy.protocols import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.precision import QuantizedLayer
+    from se_deploy.protocols import Progress
+    from se_deploy.quantization.judge import Judge
+    from se_deploy.quantization.layers import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of the curve: what is left in float, what that costs and what it brings."""
+
+    kept: int  # layers
+    macs_int8_fraction: float
+    score_db: float  # on the samples held back
+
+
+def measure(
+    model: ir.Model, planned: Sequence[QuantizedLayer], judge: Judge, *, progress: Progress = silent
+) -> dict[str, float]:
+    """Give the relative noise at the outputs with each layer alone in INT8, by node name."""
+    noise = {}
+    for i, layer in enumerate(planned):
+        noise[layer.node] = judge(to_qdq(model, [layer]).model).total_noise
+        progress("sensitivity", i + 1, len(planned))
+    return noise
+
+
+def order(layers: Sequence[Layer], noise: Mapping[str, float]) -> list[Layer]:
+    """Sort by noise per multiply-accumulate, the best bargain first."""
+    return sorted(layers, key=lambda layer: noise[layer.node] / max(1, layer.macs), reverse=True)
+
+
+def within(ranked: Sequence[Layer], budget_macs: float) -> list[Layer]:
+    """Take layers in order as long as they fit into the budget; what does not fit is passed over."""
+    taken: list[Layer] = []
+    spent = 0
+    for layer in ranked:
+        if spent + layer.macs <= budget_macs:
+            taken.append(layer)
+            spent += layer.macs
+    return taken
