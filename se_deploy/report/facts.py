@@ -6,7 +6,7 @@ what is not there becomes None here and "not measured" on the page.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,9 +199,9 @@ def timings(report: Json) -> tuple[Timing, ...]:
 def artifacts(report: Json) -> tuple[Artifact, ...]:
     """Join what was written, compared, timed and planned, by path; the timed reference comes first.
 
-    Sizes come from the optional key `sizes`: {artifact name: bytes}.
+    Sizes come from the optional key `sizes`: {path: bytes}.
     """
-    named = {str(p): str(n) for n, p in (at(report, "artifacts") or {}).items() if _runnable(str(p))}
+    named = [str(path) for path in (at(report, "artifacts") or {}).values() if _runnable(str(path))]
     candidates = {str(c.get("path")): c for c in objects(at(report, "parity", "candidates"))}
     timed: dict[str, Timing] = {}
     for timing in timings(report):
@@ -217,7 +217,7 @@ def artifacts(report: Json) -> tuple[Artifact, ...]:
             Artifact(
                 name=path,
                 precision=_precision(engine, candidate, time),
-                size_bytes=count(at(report, "sizes", named.get(path, path))),
+                size_bytes=count(at(report, "sizes", path)),
                 accuracy=number(
                     candidate.get("accuracy") if candidate else _reference_accuracy(report, path, named)
                 ),
@@ -323,7 +323,7 @@ def _precision(engine: Json, candidate: Json, timing: Timing | None) -> str | No
     return wording(engine.get("found_precision") or candidate.get("preset"))
 
 
-def _reference_accuracy(report: Json, path: str, named: Mapping[str, str]) -> object:
+def _reference_accuracy(report: Json, path: str, named: Sequence[str]) -> object:
     """Only what is timed without being written or compared is the reference."""
     return None if path in named else at(report, "parity", "reference_accuracy")
 

@@ -247,11 +247,11 @@ def report():
                 "int8_manifest": "model.int8.engine.json",
             },
             "sizes": {
-                "onnx": 1_121_330,
-                "fp16": 566_120,
-                "int8": 318_511,
-                "fp16_engine": 1_904_412,
-                "int8_engine": 1_513_908,
+                "model.onnx": 1_121_330,
+                "model.fp16.onnx": 566_120,
+                "model.int8.onnx": 318_511,
+                "model.fp16.engine": 1_904_412,
+                "model.int8.engine": 1_513_908,
             },
             "export": head("export")
             | {

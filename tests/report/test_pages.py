@@ -212,6 +212,12 @@ def test_every_text_is_escaped():
     assert "<script" not in report.markdown(given)
 
 
+def test_dollars_and_foreign_letters_in_names_are_no_markup():
+    for name in ("$x^2$", r"$\frac$.onnx", "\N{CJK UNIFIED IDEOGRAPH-732B}.onnx"):
+        row = facts.ErrorRow(name, "output", 0.1, 0.1, 0.9, 20.0, None, passed=True)
+        assert name in plots.errors([row]).svg
+
+
 def test_nothing_is_fetched_and_no_script_runs(full):
     inspection = sample.report()["inspect"]
     both = [("a", sample.report()), ("b", sample.report())]
