@@ -1,0 +1,101 @@
+"""Export every network that ships, count its SE blocks and plan it in FP16 with TensorRT-RTX; needs no GPU.
+
+    python scripts/plan_networks.py [--only TEXT] [--target sm86] [--output FILE.json]
+
+One line a network: parameters, multiply-accumulates, blocks found of those that PyTorch has, how many the
+compiler fuses, its kernels. Exits with 1 where a block is missed or a network cannot be planned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from se_deploy import canonical, engine, exporter, fusion, models, networks, se_blocks
+from se_deploy.errors import SeDeployError
+from se_deploy.precision import to_fp16
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one network."""
+
+    name: str
+    params: int
+    macs: int
+    blocks: int  # that the network has
+    found: int  # by the census of the exported graph
+    fused: int
+    split: int
+    fallback: int
+    kernels: int
+    exporter: str
+    seconds: float
+
+
+def row(name: str, opset: int, planner: engine.Planner) -> Row:
+    """Take one network from PyTorch to an FP16 plan; random weights, a free batch, no target's rewrites."""
+    start = time.perf_counter()
+    facts = networks.describe(name)
+    exported = exporter.export(models.load(f"se_deploy:{name}"), opset=opset)
+    made = canonical.canonicalize(exported.model).model
+    blocks = se_blocks.find(made).se
+    half = to_fp16(made).model
+    plan = planner.plan(half)
+    said = [verdict.verdict for verdict in fusion.verdicts(plan, blocks, half)]
+    return Row(
+        name=name,
+        params=facts.params,
+        macs=facts.macs,
+        blocks=facts.blocks,
+        found=len(blocks),
+        fused=said.count("fused"),
+        split=said.count("split"),
+        fallback=said.count("fallback"),
+        kernels=len(plan.layers),
+        exporter=exported.exporter,
+        seconds=round(time.perf_counter() - start, 1),
+    )
+
+
+def main() -> int:
+    """Print a table; write it as JSON where asked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--target", default="sm86")
+    parser.add_argument("--opset", type=int, default=20)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    planner = engine.planner("tensorrt-rtx", arguments.target)
+    rows, failed = [], []
+    print(f"{'network':22} {'M params':>8} {'GMACs':>7} {'blocks':>7} {'fused':>6} {'kernels':>8} {'s':>6}")
+    for name in networks.NETWORKS:
+        if arguments.only not in name:
+            continue
+        try:
+            r = row(name, arguments.opset, planner)
+        except SeDeployError as e:
+            print(f"{name:22} {e.message}")
+            failed.append(name)
+            continue
+        rows.append(r)
+        print(
+            f"{name:22} {r.params / 1e6:8.2f} {r.macs / 1e9:7.3f} {f'{r.found}/{r.blocks}':>7} {r.fused:6d} "
+            f"{r.kernels:8d} {r.seconds:6.1f}",
+            flush=True,
+        )
+    planner.close()
+    if arguments.output:
+        arguments.output.write_text(json.dumps([dataclasses.asdict(r) for r in rows], indent=1) + "\n")
+    return 1 if failed or any(r.found != r.blocks for r in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
