@@ -35,6 +35,8 @@ class Recipe:
     reduced: int | None = 4  # None: one learned layer
     groups: int = 1
     opset: int = 17
+    batch: object = "N"
+    free_map: bool = False  # H and W are not known
     constants: str = "initializer"
     seed: int = 0
 
@@ -346,11 +348,12 @@ def build(recipe):
     out = net.op("Add", x, scaled) if recipe.residual else scaled
     out = net.op("Conv", out, net.weight(2, c, *[1] * len(spatial)), net.weight(2))
     net.nodes.append(helper.make_node("Identity", [out], ["output"], name="out"))
+    sizes = list("HWD"[: len(spatial)]) if recipe.free_map else spatial
     made = helper.make_graph(
         net.nodes,
         "g",
-        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 3, *spatial])],
-        [helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, ["N", 2, *spatial])],
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [recipe.batch, 3, *sizes])],
+        [helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [recipe.batch, 2, *sizes])],
         net.initializers,
     )
     proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", recipe.opset)], ir_version=8)

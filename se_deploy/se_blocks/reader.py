@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from se_deploy.se_blocks.values import Axis, Dim
 
+_SMALL = 16  # numbers in a constant that may be axes, a slice's start, a shape
 _MOST_GUESSES = 4  # ways to read one value as a pooled vector
 
 
@@ -139,9 +140,9 @@ class Reader:
         return None if twin is node.outputs[index] else self._stands_for.get(twin, twin)
 
     def _identity(self, value: ir.Value) -> object:
-        if self.of(value).constant:
+        if self.of(value).constant and (value.const_value is None or value.const_value.size <= _SMALL):
             array = graph.constant(value)
-            if array is not None and array.size <= 16:  # noqa: PLR2004  (axes, starts, shapes)
+            if array is not None:
                 return (array.shape, array.dtype.str, array.tobytes())
         return id(self._stands_for.get(value, value))
 
