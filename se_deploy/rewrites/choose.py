@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from se_deploy.errors import BadInput
 from se_deploy.protocols import silent
-from se_deploy.rewrites import catalogue, dead, gate, hoist
+from se_deploy.rewrites import catalogue, dead, gate, hoist, identity
 from se_deploy.rewrites.replay import Choice, replay
 from se_deploy.rewrites.search import Found, planned_bytes, search
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     TargetRuntime = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
-_ALWAYS = (dead.NAME,)
-_LESS_WORK = (dead.NAME, hoist.POINTWISE, gate.BEHIND_POOL)
+_ALWAYS = (identity.NAME, dead.NAME)
+_LESS_WORK = (*_ALWAYS, hoist.POINTWISE, gate.BEHIND_POOL)
 """What is less arithmetic and less traffic on any machine, so that it needs no measurement."""
 
 

@@ -54,6 +54,12 @@ def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
     )
 
 
+def removable(model: ir.Model, block: SEBlock) -> tuple[int, ...]:
+    """Number the hidden units of a canonical block, from 0, that `apply` would remove."""
+    found = _dead(model, block)
+    return () if found is None else tuple(np.flatnonzero(~found.alive).tolist())
+
+
 def _dead(model: ir.Model, block: SEBlock) -> _Dead | None:
     found = base.parts(model, block)
     if found is None or len(found.layers) != 2:  # noqa: PLR2004 - squeeze and excite

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from se_deploy import graph
 from se_deploy.errors import BuildFailed
 from se_deploy.protocols import silent
-from se_deploy.rewrites import base, catalogue, dead
+from se_deploy.rewrites import base, catalogue, dead, identity
 from se_deploy.rewrites.replay import Choice, Replayed, replay
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ _PLACES: tuple[tuple[str, ...], ...] = (
 """Rewrites about a place in the graph, in the order in which they are tried; a place takes one of a row."""
 
 
+_USELESS = frozenset({identity.NAME, dead.NAME})
+
 _SMALL_GATES = (
     "gates are multiplied into weights at run time: in FP16, gates below about 1e-3 lose precision there; "
     "compare outputs with `se-deploy parity` on your data"
@@ -151,7 +153,7 @@ class _Search:
         self.limit = baseline.kernels if baseline_kernels is None else baseline_kernels
         self.state: State = frozenset()
         self.best = baseline
-        self.drop_dead_units()
+        self.drop_what_does_nothing()
         moves = [(group, move) for group in self.groups() for move in _MOVES]
         postponed = [(group, move) for group, move in moves if not self.try_block_move(group, move)]
         for row in _PLACES:
@@ -184,17 +186,19 @@ class _Search:
             found.setdefault(alike, []).append(block.output)
         return [tuple(group) for group in found.values()]
 
-    def drop_dead_units(self) -> None:
+    def drop_what_does_nothing(self) -> None:
         """Take what is provably less work, unless the compiler makes more of it."""
-        if dead.NAME in self.allowed:
-            state = frozenset(Choice(dead.NAME, site.at) for site in dead.sites(self.model, self.blocks))
-            cost = self.measure(state) if state else None
-            if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
-                self.take(cost, tuple(choice.at for choice in sorted(state)))
+        useless = [(r, r.sites(self.model, self.blocks)) for r in catalogue.REWRITES if r.name in _USELESS]
+        state = frozenset(
+            Choice(r.name, site.at) for r, sites in useless for site in sites if r.name in self.allowed
+        )
+        cost = self.measure(state) if state else None
+        if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
+            self.take(cost, tuple(choice.at for choice in sorted(state)))
 
     def try_block_move(self, group: tuple[str, ...], move: tuple[str, ...]) -> bool:
         """Give the blocks of `group` this form instead of theirs; False where only kernels forbid it."""
-        kept = frozenset(c for c in self.state if c.at not in group or c.rewrite == dead.NAME)
+        kept = frozenset(c for c in self.state if c.at not in group or c.rewrite in _USELESS)
         added = frozenset(Choice(name, at) for name in move for at in group if name in self.allowed)
         return self.consider(kept | added, group)
 

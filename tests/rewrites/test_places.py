@@ -258,3 +258,33 @@ def test_a_rewrite_leaves_weights_of_the_caller_alone():
     weights = graph.constant(before.graph.initializers["w"]).copy()
     apply(before, "stem-space-to-depth")
     np.testing.assert_array_equal(graph.constant(before.graph.initializers["w"]), weights)
+
+
+def sliced(bounds, end="z = Relu(y)", axes="1", out="z"):
+    text = f"y = Slice(x, starts, ends, axes, steps)\n{end}"
+    given = {"starts": bounds[0], "ends": bounds[1], "axes": [int(axes)], "steps": bounds[2]}
+    arrays = {name: np.array(value, np.int64) for name, value in given.items()}
+    return build("float[N,4,H,6] x", f"float[N,M,P,Q] {out}", text, arrays)
+
+
+@pytest.mark.parametrize("end", [4, 9, 2**62])
+def test_a_whole_slice_goes(end):
+    before = sliced(([0], [end], [1]))
+    after, applied = apply(before, "drop-whole-slice")
+    assert [c.at for c in applied] == ["y"]
+    assert graph.ops(after) == ["Relu"]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        sliced(([1], [4], [1])),
+        sliced(([0], [3], [1])),
+        sliced(([0], [4], [2])),
+        sliced(([0], [4], [1]), axes="2"),
+        sliced(([0], [4], [1]), end="z = Relu(x)", out="y"),
+    ],
+    ids=["a later start", "an earlier end", "a step", "an unknown size", "an output of the graph"],
+)
+def test_a_slice_of_less_stays(before):
+    assert apply(before, "drop-whole-slice")[1] == ()
