@@ -84,11 +84,10 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
     if region is None:
         reason = "it is no tensor of this graph: the block was rewritten away, or the graph is another one"
         return Verdict(block.output, "split", 0, 0, (f"'{block.output}': {reason}",))
-    own = kernels.with_copies(kernels.of(region.nodes))
-    judged = _Judge(region, indexed, kernels, own)
+    judged = _Judge(region, indexed, kernels)
     higher = judged.higher_precision()
     faults = (*higher, *judged.extras(), *judged.apart())
-    counted = [kernels.launches[i] for i in own if not judged.carries_only_the_scale(i)]
+    counted = [kernels.launches[i] for i in judged.own if i not in judged.carriers]
     return Verdict(
         block.output,
         "fallback" if higher else "split" if faults else "fused",
@@ -101,14 +100,16 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
 class _Judge:
     """One block in one plan: finds what is not as it could be."""
 
-    def __init__(self, region: Region, indexed: Graph, kernels: _Kernels, own: set[int]) -> None:
+    def __init__(self, region: Region, indexed: Graph, kernels: _Kernels) -> None:
         self.region = region
         self.indexed = indexed
         self.kernels = kernels
-        self.own = sorted(own)
         self.ort = kernels.plan.runtime == "onnxruntime"
+        computing = kernels.of(region.nodes)
+        self.carriers = {i for i in computing if self._carries_only_the_scale(i)}
+        self.own = sorted(kernels.with_copies(computing - self.carriers) | self.carriers)
 
-    def carries_only_the_scale(self, index: int) -> bool:
+    def _carries_only_the_scale(self, index: int) -> bool:
         """Whether the kernel is a convolution of the network, and no layer of the block."""
         nodes = set(self.kernels.launches[index].onnx_nodes)
         return self._has_layer(index) and not nodes & set(self.region.layers)

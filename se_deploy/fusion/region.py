@@ -2,7 +2,8 @@
 
 The census names a block's nodes in the graph that it was found in. In the graph that a compiler was given
 there may be more (casts, Q/DQ between them) and others (a rewrite moved the squeeze or the gate), so what
-lies between is added, and what is gone is found again from the block's output, which keeps its name.
+lies between is added, and what is gone is found again from the gate, which keeps its name as the block's
+output does.
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ class Region:
     layers: tuple[str, ...]  # the learned layers, in order
     inner: frozenset[str]  # what computes between the first and the last layer: bias, norm, activation
     gate: frozenset[str]  # what computes between the last layer and the scale
-    scale: frozenset[str]  # what applies the gate: a Mul (and its Add), or the product with weights
-    end: str  # the node that gives the block's output: the scale, or a convolution with run-time weights
+    scale: frozenset[
+        str
+    ]  # what applies the gate: a Mul (and its Add), or products with weights and their Conv
+    end: str  # the node that gives the block's output, or the last that applies the gate
     after: tuple[str, ...]  # the residual Add behind it and its activation, where they are
 
 
@@ -70,22 +73,29 @@ class Graph:
         self.values: dict[str, ir.Value] = {v.name: v for n in model.graph for v in n.outputs if v.name}
 
     def region(self, block: SEBlock) -> Region | None:
-        """Find `block`; None where its output is no tensor of this graph."""
-        output = self.values.get(block.output)
-        end = None if output is None else output.producer()
-        if output is None or end is None or end.name is None:
-            return None
+        """Find `block`; None where neither its output nor its gate is a tensor of this graph."""
+        output, gate = self.values.get(block.output), self.values.get(block.gate_output)
         members = {self.nodes[name] for name in block.nodes if name in self.nodes}
-        if len(members) < len(block.nodes):
-            members |= _gate_path(end)
+        whole = output is not None and len(members) == len(block.nodes)
+        applying = set() if whole or gate is None else _downstream(gate)
+        end = None if output is None else output.producer()
+        if end is None:
+            end = max(applying, key=self.order.__getitem__, default=None)
+        if end is None or end.name is None:
+            return None
+        if not whole:
+            known = None if gate is None else gate.producer()
+            members |= applying | ({known} | _upstream(known) if known is not None else _upstream(end))
         members.add(end)
         members |= self._between(members)
         members |= _prelude(members)
         ordered = sorted(members, key=self.order.__getitem__)
-        layers = [n for n in ordered if n.name in block.layers] or [
-            n for n in ordered if n.op_type in LAYERS and n is not end
-        ]
-        return self._roles(ordered, layers, end, output, self.nodes.get(block.scale_node))
+        if not applying:
+            applying = {n for n in (self.nodes.get(block.scale_node), end) if n in members}
+        layers = [n for n in ordered if n.name in block.layers]
+        if len(layers) < len(block.layers):
+            layers = [n for n in ordered if n.op_type in LAYERS and n not in applying | {end}]
+        return self._roles(ordered, layers, applying, end, output)
 
     def _between(self, members: set[ir.Node]) -> set[ir.Node]:
         """Everything on a path from one member to another."""
@@ -98,24 +108,21 @@ class Graph:
         self,
         ordered: list[ir.Node],
         layers: list[ir.Node],
+        applying: set[ir.Node],
         end: ir.Node,
-        output: ir.Value,
-        mul: ir.Node | None,
+        output: ir.Value | None,
     ) -> Region:
         first = self.order[layers[0]] if layers else len(self.order)
         last = self.order[layers[-1]] if layers else -1
-        scale = {n for n in (mul, end) if n is not None and n in ordered}
-        if end.op_type in LAYERS:  # the gate went into its weights: what prepares them scales
-            scale = {n for n in ordered if n.op_type == "Mul" and _reads_constant(n) and self.order[n] > last}
         pointwise = [n for n in ordered if n.op_type not in SHAPES | MOVES | QUANTIZERS | LAYERS]
-        behind = _after(output)
+        behind = [] if output is None else _after(output)
         return Region(
             nodes=_names(ordered),
             squeeze=tuple(str(n.name) for n in ordered if n.op_type in REDUCTIONS and self.order[n] <= first),
             layers=tuple(str(n.name) for n in layers),
             inner=_names(n for n in pointwise if first < self.order[n] < last),
-            gate=_names(n for n in pointwise if self.order[n] > last and n not in scale and n is not end),
-            scale=_names(scale),
+            gate=_names(n for n in pointwise if self.order[n] > last and n not in applying | {end}),
+            scale=_names(applying),
             end=str(end.name),
             after=tuple(str(n.name) for n in behind),
         )
@@ -129,8 +136,8 @@ def is_map(value: ir.Value | None) -> bool:
     return any(d is None for d in dims[2:]) or math.prod(d or 1 for d in dims[2:]) > 1
 
 
-def _gate_path(end: ir.Node) -> set[ir.Node]:
-    """Walk back from `end` along the gate: tensors without space, and weights that the gate multiplies."""
+def _upstream(end: ir.Node) -> set[ir.Node]:
+    """Walk back from `end` over tensors without space, to the squeeze."""
     found: set[ir.Node] = set()
     wanted = [end]
     while wanted:
@@ -139,12 +146,31 @@ def _gate_path(end: ir.Node) -> set[ir.Node]:
             producer = None if value is None else value.producer()
             if producer is None or producer in found:
                 continue
-            weights = producer.op_type == "Mul" and _reads_constant(producer)
-            pooled = node is not end and producer.op_type in REDUCTIONS  # a hoisted squeeze keeps 3x3 means
-            if not is_map(value) or weights or pooled:
+            # a squeeze hoisted over a 3x3 convolution keeps 3x3 means; next to the scale it is another's pool
+            pooled = node.op_type in LAYERS | MOVES | SHAPES and producer.op_type in REDUCTIONS
+            if not is_map(value) or pooled:
                 found.add(producer)
-                if not pooled and producer.op_type not in REDUCTIONS:
+                if producer.op_type not in REDUCTIONS:
                     wanted.append(producer)
+    return found
+
+
+def _downstream(gate: ir.Value) -> set[ir.Node]:
+    """Walk from the gate to what applies it: a Mul with a tensor, or the product with weights, then a Conv.
+
+    A bias scaled by the gate ends in the Add that gives it to the convolution's result.
+    """
+    found: set[ir.Node] = set()
+    wanted = [gate]
+    while wanted:
+        for use in wanted.pop().uses():
+            node = use.node
+            if node in found:
+                continue
+            found.add(node)
+            onward = node.op_type in SHAPES | MOVES | QUANTIZERS
+            if onward or (node.op_type == "Mul" and _reads_constant(node)):
+                wanted += node.outputs
     return found
 
 

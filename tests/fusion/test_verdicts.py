@@ -4,7 +4,7 @@ import numpy as np
 import plan_graphs
 import pytest
 
-from se_deploy import engine, fusion, se_blocks
+from se_deploy import engine, fusion, rewrites, se_blocks
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.plan import Kernel, Plan, PlanTensor
 from se_deploy.runtimes import ort
@@ -108,9 +108,27 @@ def test_the_census_and_the_hand_agree(planner):
     assert verdict == judge(plan, model)
 
 
+REWRITTEN = [
+    ("none", ("hoist-squeeze-1x1", "gate-into-previous", "squeeze-nhwc-mean")),
+    ("conv", ("gate-into-next", "squeeze-nhwc-mean")),
+    ("conv", ("gate-into-next", "squeeze-average-pool")),
+    ("residual", ("hoist-squeeze-1x1", "squeeze-nhwc-mean")),
+]
+
+
+@pytest.mark.parametrize(("tail", "names"), REWRITTEN)
+def test_a_block_is_followed_through_rewrites(planner, tail, names):
+    model = plan_graphs.se_net(tail=tail, batch=1)
+    blocks = se_blocks.find(model).se
+    done = rewrites.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
+    assert {choice.rewrite for choice in done.choices} == set(names)
+    (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model)
+    assert (verdict.verdict, verdict.kernels) == ("fused", 4)
+
+
 def test_a_block_that_is_gone_is_said_to_be(planner):
     model = plan_graphs.se_net()
-    gone = dataclasses.replace(plan_graphs.block(model), output="elsewhere")
+    gone = dataclasses.replace(plan_graphs.block(model), output="elsewhere", gate_output="nowhere")
     (verdict,) = fusion.verdicts(planner.plan(model), [gone], model)
     assert verdict.verdict == "split"
     assert "no tensor of this graph" in verdict.reasons[0]
