@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from onnx_ir.passes import common
 
 from se_deploy import graph
 from se_deploy.errors import BadData
@@ -70,7 +71,8 @@ def observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     values = {v.name: v for node in copy.graph for v in node.outputs}
     copy.graph.outputs.clear()
     copy.graph.outputs.extend(values[name] for name in tensors if name in values)
-    return graph.tidy(copy)
+    common.RemoveUnusedNodesPass()(copy)  # no more: this graph is run and thrown away
+    return copy
 
 
 def batch_size(model: ir.Model, *, sample_bytes: int = 0) -> int:

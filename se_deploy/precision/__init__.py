@@ -6,6 +6,6 @@ The same file then means the same numbers in every runtime, and no builder flag 
 from __future__ import annotations
 
 from se_deploy.precision.fp16 import Fp16, to_fp16
-from se_deploy.precision.qdq import Grid, QuantizedLayer, to_qdq
+from se_deploy.precision.qdq import Grid, QuantizedLayer, to_qdq, trial
 
-__all__ = ["Fp16", "Grid", "QuantizedLayer", "to_fp16", "to_qdq"]
+__all__ = ["Fp16", "Grid", "QuantizedLayer", "to_fp16", "to_qdq", "trial"]

@@ -68,20 +68,29 @@ def to_qdq(model: ir.Model, layers: Sequence[QuantizedLayer]) -> graph.Rewrite:
 
     Layers that read the same tensor through the same grid, and pad it alike, share one Q/DQ pair.
     """
-    by_node = {layer.node: layer for layer in layers}
 
     def quantize_layers(copy: ir.Model) -> int:
-        shared: dict[tuple[object, ...], ir.Value] = {}
-        zero = graph.initializer(copy, "int8_zero", np.zeros((), np.int8))
-        done = 0
-        for node in list(copy.graph):
-            layer = by_node.get(node.name or "")
-            if layer is not None:
-                _quantize(copy, node, layer, zero, shared)
-                done += 1
-        return done
+        return write(copy, layers)
 
     return graph.rewrite(model, quantize_layers)
+
+
+def trial(model: ir.Model, layers: Sequence[QuantizedLayer]) -> ir.Model:
+    """Give the same graph as `to_qdq` to run and throw away: without names and shapes for what is new."""
+    copy = model.clone()
+    write(copy, layers)
+    return copy
+
+
+def write(model: ir.Model, layers: Sequence[QuantizedLayer]) -> int:
+    """Write the layers' Q/DQ nodes into `model` itself; the pass behind `to_qdq`."""
+    by_node = {layer.node: layer for layer in layers}
+    shared: dict[tuple[object, ...], ir.Value] = {}
+    zero = graph.initializer(model, "int8_zero", np.zeros((), np.int8))
+    found = [node for node in model.graph if node.name in by_node]
+    for node in found:
+        _quantize(model, node, by_node[node.name or ""], zero, shared)
+    return len(found)
 
 
 def channel_axis(node: ir.Node) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import calibration
-from se_deploy.precision import to_qdq
+from se_deploy.precision import trial
 from se_deploy.protocols import silent
 from se_deploy.quantization import rounding
 
@@ -124,7 +124,7 @@ def _measure(
     sums = {layer.node: _Sums(layer) for layer in reached}
     random = np.random.default_rng(0)
     floats = calibration.observe(model, tensors, samples, runtime)
-    quantized = calibration.observe(to_qdq(model, done).model, tensors, samples, runtime) if done else floats
+    quantized = calibration.observe(trial(model, done), tensors, samples, runtime) if done else floats
     for wanted, given in _together(floats, quantized):
         for layer in reached:
             count = len(wanted[layer.tensor])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from se_deploy.precision import to_qdq
+from se_deploy.precision import trial
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def measure(
     """Give the relative noise at the outputs with each layer alone in INT8, by node name."""
     noise = {}
     for i, layer in enumerate(planned):
-        noise[layer.node] = judge(to_qdq(model, [layer]).model).total_noise
+        noise[layer.node] = judge(trial(model, [layer])).total_noise
         progress("sensitivity", i + 1, len(planned))
     return noise
 

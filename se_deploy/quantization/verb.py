@@ -12,7 +12,7 @@ import onnx_ir as ir
 from se_deploy import calibration, graph, se_blocks
 from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.precision import opsets, to_fp16, to_qdq
+from se_deploy.precision import opsets, to_fp16, to_qdq, trial
 from se_deploy.protocols import silent
 from se_deploy.quantization import grids, layers, reconstruct, rounding, sensitivity
 from se_deploy.quantization.judge import Judge
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.precision import Grid, QuantizedLayer
     from se_deploy.protocols import Progress, Runtime
+
+
+_JUDGED = 32  # samples held back that every choice is judged on
+_RECONSTRUCTED = 64  # samples whose second moments round the weights
 
 
 def quantize(
@@ -54,6 +58,7 @@ def quantize(
     found = tuple(dataclasses.replace(layer, macs=macs[layer.node]) for layer in found)
     kept = tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept)
     chosen, held = samples.split(options.hold_back)
+    held, few = _evenly(held, _JUDGED), _evenly(chosen, _RECONSTRUCTED)
     statistics = calibration.measure(
         model, {layer.tensor: layer.channel_axis for layer in found}, chosen, runtime, progress=progress
     )
@@ -61,7 +66,7 @@ def quantize(
     tried = []
     for method in (options.method,) if options.method else calibration.METHODS:
         planned = _round(found, statistics, method, policy, options)
-        tried.append((judge(to_qdq(model, planned).model), method, planned))
+        tried.append((judge(trial(model, planned)), method, planned))
     judgement, method, planned = max(tried, key=lambda t: t[0].score_db)
     total = sum(layer.macs for layer in found) + sum(k.macs for k in kept)
     budget = (policy.float_macs if options.keep is None else options.keep) * total - sum(k.macs for k in kept)
@@ -82,7 +87,7 @@ def quantize(
         names = {layer.node for layer in spared}
         found = tuple(layer for layer in found if layer.node not in names)
         planned = [layer for layer in planned if layer.node not in names]
-        judgement = judge(to_qdq(model, planned).model)
+        judgement = judge(trial(model, planned))
     if options.reconstruct:
         chosen_grids = {layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)}
         for upstream in (False, True):
@@ -91,13 +96,13 @@ def quantize(
                 found,
                 chosen_grids,
                 planned,
-                chosen,
+                few,
                 runtime=runtime,
                 per_channel=policy.per_channel,
                 upstream=upstream,
                 progress=progress,
             )
-            found_better = judge(to_qdq(model, rounded).model)
+            found_better = judge(trial(model, rounded))
             if found_better.score_db > judgement.score_db:
                 planned, judgement = rounded, found_better
     result = to_qdq(model, planned).model
@@ -119,6 +124,13 @@ def quantize(
         grids={layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)},
         warnings=warnings,
     )
+
+
+def _evenly(samples: Samples, most: int) -> Samples:
+    """Take at most `most` samples, evenly spread: more would cost time and change no choice."""
+    if samples.count <= most:
+        return samples
+    return samples.take([n * samples.count // most for n in range(most)])
 
 
 def _macs(model: ir.Model, samples: Samples) -> dict[str, int]:

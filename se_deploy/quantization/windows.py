@@ -48,7 +48,8 @@ class Window:
             place[:, None] * stride + tap[None, :] * dilation
             for place, stride, tap, dilation in zip(places, self.strides, taps, self.dilations, strict=True)
         ]
-        gathered = x[tuple([sample[:, None], slice(None), *index])]  # (P, taps, C): the slice lands last
+        key = (sample[:, None], slice(None), *index)
+        gathered = x[key]  # (P, taps, C): the slice lands last
         return np.ascontiguousarray(gathered.transpose(0, 2, 1))
 
     def _outputs(self, shape: tuple[int, ...], *, padded: bool = False) -> tuple[int, ...]:
