@@ -178,6 +178,7 @@ def test_the_script_prepares_a_picture_as_the_package_does(spec, size, seed):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_script_reads_every_kind_of_picture_alike(mode, channels):
     grey = np.random.default_rng(0).integers(0, 256, (9, 11), np.uint8)
+    grey[0, 0] = 255  # the largest value of each format is its full scale
     image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
     image = image if mode == "I;16" else image.convert(mode)
     spec = use_graphs.spec(channels=channels, mean=(0.5,) * channels, std=(0.3,) * channels)

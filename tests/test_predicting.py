@@ -54,6 +54,12 @@ def test_probabilities_are_the_softmax_of_the_scores(net, pictures):
     assert sum(by_index.values()) == pytest.approx(1)
 
 
+def test_scores_above_zero_are_scores_all_the_same(net, tmp_path):
+    white = use_graphs.picture(tmp_path / "white.png", (255, 255, 255))
+    (prediction,) = predicting.predict(net, [white]).predictions
+    assert [g.probability for g in prediction.top] == pytest.approx([1 / 3] * 3)
+
+
 def test_a_network_that_ends_in_softmax_is_not_softmaxed_again(net, pictures, tmp_path):
     ended = use_graphs.save(tmp_path / "ended.onnx", use_graphs.ending("softmax"))
     plain = predicting.predict(net, pictures).predictions

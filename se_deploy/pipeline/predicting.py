@@ -149,7 +149,7 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
             f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared picture is float",
             hint="predict reads networks with a float input",
         )
-    return dataclasses.replace(spec, name=taken.name)
+    return spec
 
 
 def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> list[str]:
