@@ -8,7 +8,7 @@ import use_graphs
 
 from se_deploy.cli.main import main
 from se_deploy.engine import manifest as manifests
-from se_deploy.errors import BadArtifact, BadInput, BadModel, MissingRuntime
+from se_deploy.errors import BadArtifact, BadData, BadInput, BadModel, MissingRuntime
 from se_deploy.latency import Latency
 from se_deploy.pipeline import checking
 from se_deploy.pipeline.judging import ProfileResult
@@ -69,6 +69,13 @@ def test_limits_of_the_table_reach_parity(folder):
     result = check(folder, PARITY.replace('["se.onnx"]', '"other.onnx"') + loose)
     assert result.passed
     assert result.parity[0].candidates[0].parity.samples == 2
+
+
+def test_a_network_without_an_input_spec_takes_it_from_the_table(folder):
+    use_graphs.save(folder / "se.onnx", use_graphs.SE, spec=None)
+    with pytest.raises(BadData):
+        check(folder, PARITY)
+    assert check(folder, PARITY + 'input_size = "3x8x8"\nmean = [0, 0, 0]\nstd = [1, 1, 1]\n').passed
 
 
 def test_precision_is_held_against_the_file(folder):

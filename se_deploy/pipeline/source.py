@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,10 @@ def is_onnx(model: str) -> bool:
 def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
     """Read an ONNX file and give it the input spec that the flags describe."""
     model = graph.load(path)
-    spec = image.applied(inputs.read(model.metadata_props))
+    own = inputs.read(model.metadata_props)
+    spec = image.applied(own)
+    if spec is not None and own is None and len(model.graph.inputs) == 1:
+        spec = dataclasses.replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is not None:
         inputs.write(model.metadata_props, spec)
     return model
