@@ -47,6 +47,10 @@ ACTIVATIONS = frozenset(
 )
 
 
+_MATRIX_RANK = 2
+_MAP_EXTENT = 3  # channels, height and width
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """The nodes of one block in one graph, by name and by what they do."""
@@ -94,7 +98,8 @@ class Graph:
             applying = {n for n in (self.nodes.get(block.scale_node), end) if n in members}
         layers = [n for n in ordered if n.name in block.layers]
         if len(layers) < len(block.layers):
-            layers = [n for n in ordered if n.op_type in LAYERS and n not in applying | {end}]
+            learned = [n for n in ordered if n.op_type in LAYERS or _is_product(n)]
+            layers = [n for n in learned if n not in applying | {end}]
         return self._roles(ordered, layers, applying, end, output)
 
     def _between(self, members: set[ir.Node]) -> set[ir.Node]:
@@ -137,20 +142,18 @@ def is_map(value: ir.Value | None) -> bool:
 
 
 def _upstream(end: ir.Node) -> set[ir.Node]:
-    """Walk back from `end` over tensors without space, to the squeeze."""
+    """Walk back from `end` to the squeeze, through which alone a gate depends on the map, and to shapes."""
     found: set[ir.Node] = set()
     wanted = [end]
     while wanted:
-        node = wanted.pop()
-        for value in node.inputs:
+        for value in wanted.pop().inputs:
             producer = None if value is None else value.producer()
             if producer is None or producer in found:
                 continue
-            # a squeeze hoisted over a 3x3 convolution keeps 3x3 means; next to the scale it is another's pool
-            pooled = node.op_type in LAYERS | MOVES | SHAPES and producer.op_type in REDUCTIONS
-            if not is_map(value) or pooled:
+            stop = _is_squeeze(producer) or producer.op_type in {"Shape", "Size"}
+            if stop or _extent(value) < _MAP_EXTENT:
                 found.add(producer)
-                if producer.op_type not in REDUCTIONS:
+                if not stop:
                     wanted.append(producer)
     return found
 
@@ -177,7 +180,7 @@ def _downstream(gate: ir.Value) -> set[ir.Node]:
 def _prelude(members: set[ir.Node]) -> set[ir.Node]:
     """Transposes, casts, reshapes and partial reductions that feed the squeeze and nothing else."""
     found: set[ir.Node] = set()
-    wanted = [n for n in members if n.op_type in REDUCTIONS]
+    wanted = [n for n in members if _is_squeeze(n)]
     while wanted:
         for producer in wanted.pop().predecessors():
             helper = producer.op_type in MOVES | QUANTIZERS | REDUCTIONS | {"Reshape"}
@@ -198,6 +201,24 @@ def _after(output: ir.Value) -> list[ir.Node]:
         return []
     act = graph.sole_consumer(add.outputs[0])
     return [add] if act is None or act.op_type not in ACTIVATIONS else [add, act]
+
+
+def _is_squeeze(node: ir.Node) -> bool:
+    return node.op_type in REDUCTIONS and not _is_product(node)
+
+
+def _is_product(node: ir.Node) -> bool:
+    """Whether `node` is a fully connected layer spelled as the sum of a product with its weights."""
+    factor = node.inputs[0].producer() if node.op_type == "ReduceSum" and node.inputs[0] is not None else None
+    if factor is None or factor.op_type != "Mul":
+        return False
+    arrays = [array for value in factor.inputs if (array := graph.constant(value)) is not None]
+    return any(sum(d > 1 for d in array.shape) >= _MATRIX_RANK for array in arrays)
+
+
+def _extent(value: ir.Value | None) -> int:
+    """Count the dimensions behind the first that are larger than 1, or free."""
+    return sum(d is None or d > 1 for d in (graph.dims(value) or ())[1:])
 
 
 def _reads_constant(node: ir.Node) -> bool:

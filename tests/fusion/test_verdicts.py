@@ -112,6 +112,7 @@ REWRITTEN = [
     ("none", ("hoist-squeeze-1x1", "gate-into-previous", "squeeze-nhwc-mean")),
     ("conv", ("gate-into-next", "squeeze-nhwc-mean")),
     ("conv", ("gate-into-next", "squeeze-average-pool")),
+    ("conv", ("gate-into-next", "squeeze-nhwc-mean", "excite-as-sum")),
     ("residual", ("hoist-squeeze-1x1", "squeeze-nhwc-mean")),
 ]
 
