@@ -1,6 +1,6 @@
 """Export every network that ships, count its SE blocks and plan it in FP16 with TensorRT-RTX; needs no GPU.
 
-    python scripts/plan_networks.py [--only TEXT] [--target sm86] [--output FILE.json]
+    python scripts/plan_networks.py [--only TEXT] [--plans 12] [--target sm86] [--output FILE.json]
 
 One line a network: parameters, multiply-accumulates, blocks found of those that PyTorch has, how many the
 compiler fuses, its kernels. Exits with 1 where a block is missed or a network cannot be planned.
@@ -18,7 +18,8 @@ from pathlib import Path
 
 from se_deploy import canonical, engine, exporter, fusion, models, networks, se_blocks
 from se_deploy.errors import SeDeployError
-from se_deploy.precision import to_fp16
+from se_deploy.options import CalibrationOptions, RewriteOptions
+from se_deploy.pipeline import lowering
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +39,31 @@ class Row:
     seconds: float
 
 
-def row(name: str, opset: int, planner: engine.Planner) -> Row:
-    """Take one network from PyTorch to an FP16 plan; random weights, a free batch, no target's rewrites."""
+def row(name: str, opset: int, plans: int, planner: engine.Planner) -> Row:
+    """Take one network, with random weights and a free batch, from PyTorch to an FP16 plan.
+
+    `plans`: how many plans the search for the target's rewrites may ask for; 0 plans the canonical form.
+    """
     start = time.perf_counter()
     facts = networks.describe(name)
     exported = exporter.export(models.load(f"se_deploy:{name}"), opset=opset)
     made = canonical.canonicalize(exported.model).model
-    blocks = se_blocks.find(made).se
-    half = to_fp16(made).model
-    plan = planner.plan(half)
-    said = [verdict.verdict for verdict in fusion.verdicts(plan, blocks, half)]
+    low = lowering.lowered(
+        made,
+        precision="fp16",
+        runtime="tensorrt-rtx",
+        rewriting=RewriteOptions(search_plans=plans) if plans else RewriteOptions(names=()),
+        calibration=CalibrationOptions(),
+        planner=planner,
+    )
+    plan = planner.plan(low.model)
+    said = [verdict.verdict for verdict in fusion.verdicts(plan, low.blocks, low.model)]
     return Row(
         name=name,
         params=facts.params,
         macs=facts.macs,
         blocks=facts.blocks,
-        found=len(blocks),
+        found=len(se_blocks.find(made).se),
         fused=said.count("fused"),
         split=said.count("split"),
         fallback=said.count("fallback"),
@@ -69,6 +79,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", help="networks whose name contains this")
+    parser.add_argument("--plans", type=int, default=12, help="for the search; 0: the canonical form")
     parser.add_argument("--target", default="sm86")
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--output", type=Path)
@@ -80,7 +91,7 @@ def main() -> int:
         if arguments.only not in name:
             continue
         try:
-            r = row(name, arguments.opset, planner)
+            r = row(name, arguments.opset, arguments.plans, planner)
         except SeDeployError as e:
             print(f"{name:22} {e.message}")
             failed.append(name)
