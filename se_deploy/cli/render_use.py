@@ -25,7 +25,8 @@ def predicted(result: Mapping[str, Any]) -> Table:
                 _plain(prediction["image"] if rank == 0 else ""), str(guess["index"]),
                 _plain(guess["label"] or "-"), percent(guess["probability"]),
             )  # fmt: skip
-        table.add_section()
+        if len(prediction["top"]) > 1:
+            table.add_section()
     return table
 
 
