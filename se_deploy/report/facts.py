@@ -139,9 +139,9 @@ def verdicts(report: Json) -> tuple[Verdict, ...]:
 
 
 def plans(report: Json) -> tuple[Json, ...]:
-    """Collect the plans of `inspect` and of the engines; each compiler, target and precision once."""
-    found = [*objects(at(report, "inspect", "plans"))]
-    found += [plan for engine in engines(report).values() if isinstance(plan := engine.get("plan"), Mapping)]
+    """Collect the plans of the engines and of `inspect`; each compiler, target and precision once."""
+    found = [plan for engine in engines(report).values() if isinstance(plan := engine.get("plan"), Mapping)]
+    found += objects(at(report, "inspect", "plans"))
     return tuple({plan_label(plan): plan for plan in found}.values())
 
 
@@ -210,7 +210,7 @@ def artifacts(report: Json) -> tuple[Artifact, ...]:
     beside = {str(engine.get("onnx")) for engine in built.values()}  # what an engine was built from
     shown = [p for p in named if p not in beside or p in candidates or p in timed]
     rows = []
-    for path in dict.fromkeys([*(p for p in timed if p not in named), *shown, *candidates, *built]):
+    for path in dict.fromkeys([*(p for p in timed if p not in named), *candidates, *shown, *built]):
         candidate, engine, time = candidates.get(path, {}), built.get(path, {}), timed.get(path)
         compared = [row for row in errors(report) if row.artifact == path]
         rows.append(
@@ -241,20 +241,36 @@ def rewrites(report: Json) -> tuple[tuple[str, int], ...]:
 
 
 def waterfalls(report: Json) -> tuple[Waterfall, ...]:
-    """Give the steps of the export and of each engine that has them."""
-    sources = [(at(report, "export", "onnx") or "export", at(report, "export", "waterfall"))]
-    sources += [(e.get("engine") or name, e.get("waterfall")) for name, e in engines(report).items()]
-    found = []
-    for artifact, entries in sources:
-        steps = tuple(
-            Step(str(entry.get("rewrite")), wording(entry.get("block")), kernels, size)
-            for entry in objects(entries)
-            if (kernels := count(entry.get("kernels"))) is not None
-            and (size := count(entry.get("activation_bytes"))) is not None
-        )
-        if steps:
-            found.append(Waterfall(str(artifact), steps))
-    return tuple(found)
+    """Give the steps of the export and of each engine that has them.
+
+    Rewrites are chosen before quantization: where the engine's own plan differs, one more step leads to it.
+    """
+    exported = at(report, "export")
+    found = [_waterfall(at(exported, "onnx") or "export", exported, None)]
+    for name, engine in engines(report).items():
+        found.append(_waterfall(engine.get("engine") or name, engine, engine.get("plan")))
+    return tuple(one for one in found if one.steps)
+
+
+def _waterfall(artifact: object, result: object, plan: object) -> Waterfall:
+    steps = [
+        Step(str(entry.get("rewrite")), wording(entry.get("block")), kernels, size)
+        for entry in objects(at(result, "waterfall"))
+        if (kernels := count(entry.get("kernels"))) is not None
+        and (size := count(entry.get("activation_bytes"))) is not None
+    ]
+    kernels, size = count(at(plan, "kernels")), count(at(plan, "activation_bytes"))
+    if steps and kernels is not None and size is not None:
+        built = Step(f"built as {at(plan, 'precision') or 'an engine'}", None, kernels, size)
+        if (kernels, size) != (steps[-1].kernels, steps[-1].activation_bytes):
+            steps.append(built)
+    return Waterfall(str(artifact), tuple(steps))
+
+
+def worth(report: Json) -> Json | None:
+    """Give INT8 against FP16, from `quantize` or from the engine that was quantized for its target."""
+    found = [at(report, "quantize", "worth"), *(engine.get("worth") for engine in engines(report).values())]
+    return next((entry for entry in reversed(found) if isinstance(entry, Mapping)), None)
 
 
 def ranges(report: Json) -> tuple[Range, ...]:
@@ -290,6 +306,9 @@ def notes(report: Json) -> tuple[Note, ...]:
             said.setdefault(text, []).append(stage)
     for text in texts(report.get("warnings")):
         said.setdefault(text, [])
+    for text, paths in list(said.items()):  # the same stand-in as a warning, its file in front
+        for path in paths:
+            said.pop(f"{path}: {text}", None)
     unjudged = [Note(v.gate, "this gate was not judged") for v in verdicts(report) if v.passed is None]
     found = [Note(", ".join(dict.fromkeys(sources)) or "run", text) for text, sources in said.items()]
     return (*unjudged, *found)

@@ -37,6 +37,7 @@ def html(report: Mapping[str, Any]) -> str:
             "timings": facts.timings(report),
             "errors": facts.errors(report),
             "quantize": values.at(report, "quantize"),
+            "worth": facts.worth(report),
             "sqnr": facts.sqnr_text(report),
             "input": facts.input_text(report),
             "ranges": facts.ranges(report),

@@ -98,7 +98,7 @@ def latency(timings: Sequence[Timing]) -> Plot | None:
                     axes.plot([p50, value], [row, row], color=_INK, linewidth=width, solid_capstyle="butt")
                     axes.plot([value, value], [row - size, row + size], color=_INK, linewidth=width)
             end = max(p50, t.p90_ms or 0, t.p99_ms or 0)
-            axes.text(end + 0.012 * reach, row, f"{p50:.3g} ms", va="center")
+            axes.text(end + 0.012 * reach, row, _p50(t), va="center")
         _rows(axes, [t.label for t in timed])
         axes.set_xlim(0, reach * 1.14)
         axes.set_xlabel("ms per batch")
@@ -295,6 +295,10 @@ def groups(
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(runs), 3))
 
     return _plot(name, title, caption, draw, rows=len(rows) * max(1, round(len(runs) * 0.8)))
+
+
+def _p50(timing: Timing) -> str:
+    return f"p50 {timing.p50_ms:.3g} ms{', unstable' if timing.stable is False else ''}"
 
 
 def _cost(size: int, kernels: int, *, sign: str = "") -> str:

@@ -61,6 +61,18 @@ def seconds(value: object) -> str:
     return MISSING if found is None else f"{found:.3g} s"
 
 
+def watts(value: object) -> str:
+    """Write W with three digits."""
+    found = number(value)
+    return MISSING if found is None else f"{found:.3g} W"
+
+
+def millijoules(value: object) -> str:
+    """Write mJ with three digits."""
+    found = number(value)
+    return MISSING if found is None else f"{found:.3g} mJ"
+
+
 def percent(value: object) -> str:
     """Write a fraction in percent with two decimals: a tenth of a point is what INT8 is judged by."""
     found = number(value)
@@ -110,6 +122,8 @@ FILTERS: dict[str, Callable[[object], str]] = {
     "amount": amount,
     "milliseconds": milliseconds,
     "seconds": seconds,
+    "watts": watts,
+    "millijoules": millijoules,
     "percent": percent,
     "signed_percent": signed_percent,
     "decibel": decibel,

@@ -342,6 +342,58 @@ def test_a_warning_that_two_stages_repeat_is_one_note():
     assert [note.source for note in notes] == ["profile"]
 
 
+def test_a_stand_in_that_is_also_a_warning_is_one_note():
+    given = sample.report()
+    said = given["parity"]["candidates"][3]["checked_as"]
+    given["parity"]["warnings"] = given["warnings"] = [f"model.fp16.engine: {said}"]
+    assert [note.source for note in facts.notes(given) if said in note.text] == ["model.fp16.engine"]
+
+
+def test_a_gate_that_was_not_judged_is_a_note():
+    assert [note.source for note in facts.notes({"verdicts": {"parity": True}})] == list(facts.GATES[1:])
+
+
+def test_a_waterfall_ends_at_the_engine_that_was_built():
+    given = sample.report()
+    given["build-engines"]["int8"]["waterfall"] = given["build-engines"]["fp16"]["waterfall"]
+    half, whole = facts.waterfalls(given)
+    assert half.steps[-1].rewrite == "built as fp16"
+    assert whole.steps[-1] == facts.Step("built as int8", None, 78, 1_921_000)
+    given["build-engines"]["fp16"]["plan"] |= {
+        "kernels": 59,
+        "activation_bytes": half.steps[-2].activation_bytes,
+    }
+    assert facts.waterfalls(given)[0].steps[-1].rewrite == "input as NHWC"
+
+
+@pytest.mark.parametrize("where", ["quantize", "engine"])
+def test_whether_int8_is_worth_it_is_said_wherever_it_was_found(monkeypatch, where):
+    draw_nothing(monkeypatch)
+    given = sample.report()
+    found = given["quantize"].pop("worth")
+    if where == "quantize":
+        given["quantize"]["worth"] = found
+    else:
+        given["build-engines"]["int8"]["worth"] = found
+    assert "FP16 is recommended: the INT8 plan moves 34 % more bytes" in Page(report.html(given)).words
+
+
+def test_energy_has_a_column_where_one_artifact_has_it(monkeypatch, page):
+    draw_nothing(monkeypatch)
+    assert "Power and energy were not measured" in page.words
+    given = sample.report()
+    given["profile"]["artifacts"][2] |= {"power_w": 11.25, "energy_mj": 20.4}
+    words = Page(report.html(given)).words
+    assert "11.2 W 20.4 mJ" in words
+    assert "Power and energy were not measured" not in words
+
+
+def test_an_unstable_timing_says_so_beside_its_bar():
+    given = sample.report()
+    given["profile"]["artifacts"][1]["stable"] = False
+    assert plots.latency(facts.timings(given)).svg.count("unstable") == 1
+
+
 def test_numbers_that_are_none_are_never_shown_as_numbers():
     for name, write in units.FILTERS.items():
         for value in (None, float("nan"), float("inf")) if name != "word" else (None, ""):
