@@ -1,0 +1,123 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from se_deploy import calibration, data, graph
+from se_deploy.errors import BadData
+from se_deploy.protocols import TensorSpec
+from se_deploy.runtimes.ort import OrtRuntime
+
+RUNTIME = OrtRuntime(threads=1, optimize=False)
+SUMMED = {"rtol": 1e-5, "atol": 1e-5}  # float32 values summed in another order
+CHAIN = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (float[{batch},2,4,4] x) => (float[{batch},2,4,4] y) {{
+  a = Neg(x)
+  y = {op}(a)
+}}
+"""
+
+
+def chain(op="Relu", batch="N"):
+    return graph.tidy(ir.from_onnx_text(CHAIN.format(op=op, batch=batch)))
+
+
+def samples_of(array, tmp_path):
+    np.save(tmp_path / "x.npy", array.astype(np.float32))
+    spec = TensorSpec("x", np.dtype(np.float32), (None, *array.shape[1:]))
+    return data.read(tmp_path / "x.npy", [spec])
+
+
+def statistics_of(values):
+    """Statistics of one channel that took these values."""
+    extent, wide = calibration._Extent(), np.atleast_2d(np.asarray(values, np.float32))
+    extent.add(wide)
+    histogram = calibration._Histogram(extent.low, extent.high)
+    histogram.add(wide)
+    return extent.statistics(histogram.counts)
+
+
+def test_statistics_are_those_of_all_samples(tmp_path):
+    x = np.random.default_rng(0).standard_normal((37, 2, 4, 4)) * np.array([1, 10])[:, None, None]
+    found = calibration.measure(chain(), {"x": 1, "a": 1}, samples_of(x, tmp_path), RUNTIME)
+    for name, sign in (("x", 1), ("a", -1)):
+        flat = (sign * x).astype(np.float32).transpose(1, 0, 2, 3).reshape(2, -1)
+        np.testing.assert_allclose(found[name].low, flat.min(axis=1))
+        np.testing.assert_allclose(found[name].high, flat.max(axis=1))
+        np.testing.assert_allclose(found[name].mean, flat.mean(axis=1), **SUMMED)
+        np.testing.assert_allclose(found[name].variance, flat.var(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(found[name].histogram.sum(axis=1), 1)
+
+
+@given(st.integers(0, 99), st.integers(1, 3))
+@hypothesis_settings(deadline=None, max_examples=15)
+def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):
+    values = np.random.default_rng(seed).standard_normal((3, 24)).astype(np.float32)
+    whole, parts = calibration._Extent(), calibration._Extent()
+    whole.add(values)
+    for part in np.array_split(values, cuts, axis=1):
+        parts.add(part)
+    one = whole.statistics(np.ones((3, calibration.BINS)))
+    two = parts.statistics(np.ones((3, calibration.BINS)))
+    np.testing.assert_allclose(one.low, two.low)
+    np.testing.assert_allclose(one.variance, two.variance, **SUMMED)
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+@given(
+    arrays.arrays(
+        np.float32, st.integers(2, 60), elements=st.floats(-100, 100, width=32, allow_subnormal=False)
+    )
+)
+@hypothesis_settings(deadline=None, max_examples=25)
+def test_an_interval_lies_within_the_extent(method, values):
+    found = statistics_of(values)
+    low, high = calibration.interval(found, method)
+    slack = 1e-4 + 1e-4 * np.abs(values).max()
+    assert found.low - slack <= low <= high <= found.high + slack
+
+
+def test_minmax_clips_nothing_and_others_leave_an_outlier_out():
+    values = np.concatenate([np.random.default_rng(0).standard_normal(20000), [300.0]])
+    found = statistics_of(values)
+    assert calibration.interval(found, "minmax")[1] == pytest.approx(300)
+    for method in ("percentile", "entropy"):
+        assert calibration.interval(found, method)[1] < 200
+
+
+def test_merged_statistics_are_those_of_the_tensor():
+    values = np.random.default_rng(0).standard_normal((4, 5000)) * np.array([[1], [2], [3], [4]])
+    extent = calibration._Extent()
+    extent.add(values)
+    histogram = calibration._Histogram(extent.low, extent.high)
+    histogram.add(values)
+    merged = extent.statistics(histogram.counts).merged()
+    assert merged.low[0] == values.min()
+    assert merged.variance[0] == pytest.approx(values.var(), rel=1e-4)
+    assert merged.histogram.sum() == pytest.approx(1)
+
+
+def test_a_frozen_batch_is_fed_whole(tmp_path):
+    x = np.ones((7, 2, 4, 4))
+    seen = list(calibration.observe(chain(batch=3), ["a"], samples_of(x, tmp_path), RUNTIME))
+    assert [len(arrays["a"]) for arrays in seen] == [3, 3]
+
+
+def test_too_few_samples_for_a_frozen_batch_are_refused(tmp_path):
+    with pytest.raises(BadData, match="3 samples at a time"):
+        list(calibration.observe(chain(batch=3), ["a"], samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME))
+
+
+def test_a_tensor_that_overflows_is_named(tmp_path):
+    with pytest.raises(BadData, match="'y' is not finite"):
+        list(calibration.observe(chain("Log"), ["y"], samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME))
+
+
+def test_the_given_model_keeps_its_outputs():
+    model = chain()
+    assert [v.name for v in calibration.observed(model, ["a"]).graph.outputs] == ["a"]
+    assert [v.name for v in model.graph.outputs] == ["y"]
