@@ -7,6 +7,7 @@ every figure is drawn under its own style, and the same numbers give the same by
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -181,6 +182,11 @@ def ranges(found: Sequence[Range]) -> Plot | None:
             axes.set_ylabel("value")
         if 0 < _OUTLIER * middle < reach[-1]:
             (axes.set_xscale if named else axes.set_yscale)("symlog", linthresh=middle)
+            tens = [
+                10.0**k for k in range(math.ceil(math.log10(middle)), math.ceil(math.log10(reach[-1])) + 1)
+            ]
+            ticks = [*(-ten for ten in reversed(tens)), 0.0, *tens]
+            (axes.set_xticks if named else axes.set_yticks)(ticks, labels=[f"{tick:g}" for tick in ticks])
 
     return _plot(
         "ranges",

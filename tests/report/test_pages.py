@@ -257,6 +257,7 @@ def test_ranges_are_drawn_however_many_and_however_known(tensors, clipped):
     plot = plots.ranges(found)
     assert ("t0" in plot.svg) is (tensors <= 24)
     assert ("clips" in plot.caption) is clipped
+    assert "$" not in plot.svg
 
 
 def test_taxes_come_from_each_plan_or_from_the_whole():
