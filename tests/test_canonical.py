@@ -142,6 +142,9 @@ LAYER_NORM = """
 CHANNELS_LAST = """
     t = Transpose<perm = [0, 2, 3, 1]>(x) h = Relu(t) p = ReduceMean<axes = [1, 2]>(h)
     a = MatMul(p, m1) r = Relu(a) c = MatMul(r, m2) g = Sigmoid(c) y = Mul(h, g)"""
+MIXED = """
+    h = Cast<to = 11>(x) q = ReduceMean<axes = [2, 3]>(h) p = Cast<to = 1>(q) a = Conv(p, w1) r = Relu(a)
+    c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"""
 COMPUTED = """
     k = Mul(w1, w1) p = GlobalAveragePool(x) a = Conv(p, k) r = Relu(a) c = Conv(r, w2) g = Sigmoid(c)
     y = Mul(x, g)"""
@@ -149,8 +152,13 @@ COMPUTED = """
 
 @pytest.mark.parametrize(
     ("body", "reason"),
-    [(LAYER_NORM, "LayerNormalization"), (CHANNELS_LAST, "NHWC"), (COMPUTED, "computed in the graph")],
-    ids=["norm", "channels-last", "computed-weights"],
+    [
+        (LAYER_NORM, "LayerNormalization"),
+        (CHANNELS_LAST, "NHWC"),
+        (COMPUTED, "computed in the graph"),
+        (MIXED, "squeezed in"),
+    ],
+    ids=["norm", "channels-last", "computed-weights", "mixed-types"],
 )
 def test_what_has_no_canonical_form_is_refused_with_its_reason(body, reason):
     model = written(body)
@@ -159,6 +167,43 @@ def test_what_has_no_canonical_form_is_refused_with_its_reason(body, reason):
     assert reason in made.refused[0].reason
     assert graph.ops(made.model) == graph.ops(model)
     close(model, made.model, (2, 4, 6, 6), 0)
+
+
+BETWEEN_TRANSPOSES = """
+    h = Relu(x) t = Transpose<perm = [0, 2, 3, 1]>(h) p = ReduceMean<axes = [1, 2]>(t)
+    a = MatMul(p, m1) d = Add(a, b1) r = Relu(d) c = MatMul(r, m2) f = Add(c, b2) g = Sigmoid(f)
+    z = Mul(t, g)"""
+OBLONG = "float[N,4,6,5] x"
+
+
+@pytest.mark.parametrize(
+    ("tail", "transposes"),
+    [
+        ("u = Transpose<perm = [0, 3, 1, 2]>(z) y = Relu(u)", 0),
+        ("y = Relu(z)", 1),
+        ("u = Transpose<perm = [0, 3, 1, 2]>(z) v = Transpose<perm = [0, 3, 1, 2]>(z) y = Add(u, v)", 0),
+        ("u = Transpose<perm = [0, 2, 3, 1]>(z) y = Relu(u)", 2),
+        ("y = Transpose<perm = [0, 3, 1, 2]>(z)", 2),
+        ("u = Add(t, z) y = Transpose<perm = [0, 3, 1, 2]>(u)", 3),
+    ],
+)
+def test_a_block_between_transposes_goes_to_its_convolutions(tail, transposes):
+    model = written(f"{BETWEEN_TRANSPOSES} {tail}", x=OBLONG)
+    made = canonical.canonicalize(model)
+    assert made.refused == ()
+    block = same_blocks(model, made.model)[0]
+    assert block.spelling[:6] == ("GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul")
+    assert graph.ops(made.model).count("Transpose") == transposes
+    for batch in (1, 4):
+        close(model, made.model, (batch, 4, 6, 5), batch)
+    assert all(count == 0 for _, count in canonical.canonicalize(made.model).counts)
+
+
+def test_a_block_whose_output_is_the_networks_stays_channels_last():
+    model = written(BETWEEN_TRANSPOSES.replace("z = Mul", "y = Mul"), x=OBLONG)
+    made = canonical.canonicalize(model)
+    assert ["NHWC" in no.reason for no in made.refused] == [True]
+    close(model, made.model, (2, 4, 6, 5), 0)
 
 
 # ---- folding
@@ -337,6 +382,14 @@ def test_there_is_no_hard_swish_before_opset_14():
     body = "a = Add(x, three) b = Clip(a, zero, six) c = Div(b, six) y = Mul(x, c)"
     made = graph.rewrite(written(body, opset=13, constants=NUMBERS), recompose_hard)
     assert graph.ops(made.model) == ["HardSigmoid", "Mul"]
+
+
+def test_a_bias_of_one_channel_is_no_part_of_the_function():
+    biased = "c = Add(x, fifth) a = Add(c, three) b = Clip(a, zero, six) d = Div(b, six) y = Mul(c, d)"
+    made = graph.rewrite(written(biased, opset=13, constants=NUMBERS), recompose_hard, recompose_hard)
+    assert graph.ops(made.model) == ["Add", "HardSigmoid", "Mul"]
+    assert [v.name for v in next(n for n in made.model.graph if n.op_type == "HardSigmoid").inputs] == ["c"]
+    assert made.counts[1][1] == 0
 
 
 def test_a_value_that_is_also_an_output_keeps_its_spelling_for_it():

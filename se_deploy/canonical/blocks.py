@@ -168,7 +168,9 @@ def _obstacle(place: _Place) -> str:
     if place.rank < _MAP_RANK:
         return "the rank of what it scales is not known"
     if place.block.channel_axis != 1:
-        return "its channels are on the last axis (NHWC): a convolution wants them on axis 1"
+        return "its channels are on the last axis (NHWC), and no Transpose put them there"
+    if place.data.dtype != place.squeezed.dtype:
+        return f"it is squeezed in {place.squeezed.dtype}, while what it scales is {place.data.dtype}"
     for node in place.nodes():
         known = _SKIPPED | _UNARY | _LEARNED | _BINARY | {"PRelu", "BatchNormalization"}
         if node.op_type not in known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,15 @@ class _Operator:
     op_type: str
     slope: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def rank(self) -> int:
+        """How well it is understood; of equals the one whose base comes first, which leaves the fewest nodes.
+
+        A bias of a single channel looks like a part of the function; the usual offset tells them apart.
+        """
+        usual = math.isclose(dict(self.slope).get("beta", 0.5), 0.5, rel_tol=_EXACT)
+        return 3 if self.op_type == "HardSwish" else 2 if usual else 1
+
 
 def recompose_hard(model: ir.Model) -> int:
     """Spell HardSwish and HardSigmoid as the operators that they are.
@@ -42,8 +52,9 @@ def recompose_hard(model: ir.Model) -> int:
     for base in _bases(model):
         for value, samples in _functions_of(base).items():
             made = _operator(samples, base, with_swish=with_swish)
-            if made is not None:
-                found.setdefault(value, made)  # of the first base, which leaves the fewest nodes
+            if made is not None and made.rank > (found[value].rank if value in found else 0):
+                found[value] = made
+    found = {v: made for v, made in found.items() if not _is_already(v, made)}
     for value, made in found.items():
         producer = value.producer()
         if producer is None or producer.graph is None:
@@ -52,6 +63,11 @@ def recompose_hard(model: ir.Model) -> int:
         producer.graph.insert_after(producer, node)
         graph.replace(value, node.outputs[0])
     return len(found)
+
+
+def _is_already(value: ir.Value, made: _Operator) -> bool:
+    producer = value.producer()
+    return producer is not None and producer.op_type == made.op_type
 
 
 def _bases(model: ir.Model) -> list[ir.Value]:

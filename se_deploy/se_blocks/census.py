@@ -147,14 +147,12 @@ def _kind(reader: Reader, match: _Match) -> str:
         return "dynamic-relu"
     if "joined" in vector.traits:
         return "pooled-attention"
-    for use in match.mul.outputs[0].uses():
-        other = _other_operand(use.node, match.mul.outputs[0])
-        if other is None or use.node.op_type not in {"Add", "Max", "Concat"}:
-            continue
-        if use.node.op_type == "Add" and _same_tensor(reader, other, match.scaled):
-            return "residual-se"
+    if _residual(reader, match) is not None:
+        return "residual-se"
+    for node, other in _joins(match.mul.outputs[0]):
         spatial = other.producer()
-        if spatial is not None and spatial.op_type == "Mul" and _is_spatial(reader, spatial, match.scaled):
+        joins = node.op_type in {"Add", "Max", "Concat"} and spatial is not None and spatial.op_type == "Mul"
+        if joins and spatial is not None and _is_spatial(reader, spatial, match.scaled):
             return "scse"
     return "ese" if len(vector.layers) == 1 else "se"
 
@@ -176,11 +174,18 @@ def _is_spatial(reader: Reader, mul: ir.Node, scaled: ir.Value) -> bool:
     return False
 
 
-def _other_operand(node: ir.Node, value: ir.Value) -> ir.Value | None:
-    if len(node.inputs) != 2:  # noqa: PLR2004
-        return None
-    a, b = node.inputs
-    return b if a is value else a
+def _joins(value: ir.Value) -> Iterable[tuple[ir.Node, ir.Value]]:
+    """Give each node that joins `value`, in this layout or another, with one other value, and that value."""
+    frontier = [value]
+    while frontier:
+        value = frontier.pop()
+        for use in value.uses():
+            if use.node.op_type in {"Identity", "Cast", "Transpose"}:
+                frontier.append(use.node.outputs[0])
+            elif len(use.node.inputs) == 2:  # noqa: PLR2004
+                other = use.node.inputs[1 - use.idx]
+                if other is not None:
+                    yield use.node, other
 
 
 def _of_one_vector(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
@@ -308,10 +313,12 @@ def _activation(vector: Vector) -> str:
 
 
 def _residual(reader: Reader, match: _Match) -> ir.Node | None:
-    for use in match.mul.outputs[0].uses():
-        other = _other_operand(use.node, match.mul.outputs[0])
-        if use.node.op_type == "Add" and other is not None and _same_tensor(reader, other, match.scaled):
-            return use.node
+    """Find the Add of x + x * gate."""
+    x = reader.of(match.scaled).view
+    for node, other in _joins(match.mul.outputs[0]):
+        view = reader.of(other).view
+        if node.op_type == "Add" and (view.root, view.reduced) == (x.root, x.reduced):
+            return node
     return None
 
 
