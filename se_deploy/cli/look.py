@@ -15,6 +15,13 @@ from se_deploy.cli import options, talk
 @click.option("--plan", is_flag=True, help="Also ask each compiler at hand what it would run.")
 @click.option("--html", type=options.OUT_FILE, help="Write a page with the graph around each block drawn.")
 @click.option("--calib-data", type=options.IN_PATH, help="Advise on each block's ratio from these samples.")
+@click.option(
+    "--calib-samples",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Look at no more of them than this.",
+)
 @options.image
 @click.option("--input-size", type=options.Dims(), help="For a file that carries no input spec.")
 @options.runtime
@@ -31,6 +38,7 @@ def inspect(file: Path, **params: Any) -> None:
     Examples:
         se-deploy inspect net.onnx --plan
         se-deploy inspect net.onnx --plan --gate fused
+        se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
     from se_deploy import files, pipeline, report
     from se_deploy.cli import arguments, render
@@ -46,6 +54,7 @@ def inspect(file: Path, **params: Any) -> None:
             targets=params["targets"],
             image=arguments.image(params),
             calib_data=params["calib_data"],
+            calib_samples=params["calib_samples"],
             progress=progress,
         )
     payload = result.json()
@@ -56,7 +65,7 @@ def inspect(file: Path, **params: Any) -> None:
         files.write_text(params["html"], report.inspect_html(payload, drawings))
     table = [render.blocks(payload), *filter(None, [render.plans(payload)]), *render.reasons(payload)]
     if payload.get("advice"):
-        table.append(render.advice(payload))
+        table += render.advice(payload)
     failed = arguments.failed_gates(params, {"fusion": result.fusion_failures})
     say.finish(payload, warnings=result.warnings, table=table, failed=failed)
 

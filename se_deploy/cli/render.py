@@ -114,6 +114,54 @@ def plans(result: Mapping[str, Any]) -> Table | None:
     return table
 
 
+def advice(result: Mapping[str, Any]) -> list[Table]:
+    """Draw what the data says of each block's width, and of which blocks it cannot say anything."""
+    found = result["advice"]
+    table = _table(
+        f"Widths that {found['samples']} samples ask for: the suggested one is the smallest that moves the "
+        f"gates by {percent(found['tolerance'])} or less in the mean",
+        [
+            "block", "C", "R", "effective rank", "idle units", "gates at 0 / 1 / still", "gate",
+            "suggested R", "C/R", "gate error", "others",
+        ],
+        right=(1, 2, 3, 5, 7, 8, 9),
+    )  # fmt: skip
+    for block in found["blocks"]:
+        widths = {width["hidden"]: width for width in block["widths"]}
+        chosen = widths.pop(block["suggested"], {})
+        widths.pop(block["hidden"], None)
+        table.add_row(
+            block["output"], str(block["channels"]), _count(block["hidden"]),
+            number(block["effective_rank"]), _idle(block),
+            " / ".join(str(block[f"gates_{what}"]) for what in ("shut", "open", "constant")),
+            f"{block['gate_mean']:.2f}±{block['gate_std']:.2f}", _count(block["suggested"]),
+            number(chosen.get("ratio")), _error(chosen.get("mean_gate_error")),
+            ", ".join(f"{hidden}: {_error(width['mean_gate_error'])}" for hidden, width in widths.items()),
+        )  # fmt: skip
+    if not found["skipped"]:
+        return [table]
+    without = _table("No advice on the width", ["block", "reason"])
+    for block in found["skipped"]:
+        without.add_row(block["output"], block["reason"])
+    return [table, without]
+
+
+def _idle(block: Mapping[str, Any]) -> str:
+    """Say how many hidden units do nothing, those that are so for every input beside them."""
+    words = [f"{len(block[what])} {what}" for what in ("dead", "constant") if block[what]]
+    if block["removable"]:
+        words.append(f"{len(block['removable'])} for every input")
+    return ", ".join(words) or "-"
+
+
+def _error(value: float | None) -> str:
+    return percent(None if value is None else round(value, 9))  # below that it is rounding
+
+
+def _count(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
 def exported(result: Mapping[str, Any]) -> list[Table]:
     """Draw what `export` did."""
     table = _table(f"Exported {result['onnx']}", ["", ""])

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import engine, fusion, graph, se_blocks
+from se_deploy import advice, engine, fusion, graph, se_blocks
 from se_deploy.engine import manifest as manifests
-from se_deploy.errors import BuildFailed, MissingRuntime
-from se_deploy.options import ImageOptions
-from se_deploy.pipeline import artifacts, source
+from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
+from se_deploy.options import CalibrationOptions, ImageOptions
+from se_deploy.pipeline import artifacts, lowering, source
 from se_deploy.pipeline.results import Json, census_json, head
 from se_deploy.protocols import silent
 from se_deploy.runtimes import ort
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
+
+ADVICE_SAMPLES = 1024
+"""How many samples advice looks at unless told otherwise: half of them fit blocks of some hundred units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class InspectResult:
     census: se_blocks.Census
     plans: tuple[Planned, ...]
     warnings: tuple[str, ...]
+    advice: advice.Advised | None = None  # None where no data was given
 
     @property
     def fusion_failures(self) -> tuple[str, ...]:
@@ -78,16 +82,20 @@ class InspectResult:
 
     def json(self) -> Json:
         """The object of the contract."""
-        formula = 0.0
+        se = self.census.se
         return {
             **head("inspect", self.warnings),
             "file": self.file,
             "nodes": self.model.graph.num_nodes(),
             "opset": graph.opset(self.model),
             **census_json(self.census),
-            "se_params": {"counted": sum(b.params for b in self.census.se), "formula": formula},
+            "se_params": {
+                "counted": sum(block.params for block in se),
+                "formula": se_blocks.formula_params(se),
+            },
             "plans": [planned.json() for planned in self.plans],
             "totals": self.plans[0].json()["totals"] if self.plans else None,
+            "advice": None if self.advice is None else self.advice.json(),
         }
 
 
@@ -127,19 +135,33 @@ def inspect(
     runtime: RuntimeChoice = "auto",
     targets: Sequence[str] = (),
     image: ImageOptions | None = None,
+    calib_data: Path | None = None,
+    calib_samples: int = ADVICE_SAMPLES,
     progress: Progress = silent,
 ) -> InspectResult | EngineInspection:
     """Read an ONNX file's SE blocks, with `plan` also what each compiler makes of them; or an engine.
 
-    Raises: BadModel, BadArtifact (an engine that does not match its manifest), BadInput.
+    With `calib_data`, at most `calib_samples` of them say what width each block needs.
+    Raises: BadModel, BadArtifact (an engine that does not match its manifest), BadInput, BadData.
     """
     path = Path(file)
     if artifacts.kind_of(str(file)) == "engine":
+        if calib_data is not None:
+            raise BadInput(
+                f"'{file}' is an engine: its inner tensors cannot be looked at",
+                hint="give the FP32 ONNX file that it was built from",
+            )
         return EngineInspection(str(file), *manifests.check(path))
-    model = source.load_onnx(path, image or ImageOptions())
+    read = source.load_onnx if calib_data is None else source.load_fp32
+    model = read(path, image or ImageOptions())
     census = se_blocks.find(model)
     plans, notes = planned(model, census, runtime, targets, progress) if plan else ((), ())
-    return InspectResult(str(file), model, census, plans, notes)
+    advised = None
+    if calib_data is not None:
+        samples = lowering.calibration_samples(model, CalibrationOptions(calib_data, calib_samples))
+        advised = advice.advise(model, samples, ort.OrtRuntime(), progress=progress)
+        notes = (*notes, *samples.warnings, *advised.warnings)
+    return InspectResult(str(file), model, census, plans, notes, advised)
 
 
 def planned(
