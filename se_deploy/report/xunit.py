@@ -44,9 +44,7 @@ def junit(result: Mapping[str, Any]) -> str:
     for key in ("tests", "failures", "errors", "skipped"):
         suites.set(key, str(sum(int(suite.get(key, "0")) for suite in suites)))
     ET.indent(suites)
-    return ET.tostring(suites, encoding="unicode", xml_declaration=False).join(
-        ('<?xml version="1.0" encoding="utf-8"?>\n', "\n")
-    )
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(suites, encoding="unicode")}\n'
 
 
 def _listed(value: object) -> list[object]:
@@ -63,10 +61,12 @@ def _outputs(parity: object) -> list[_Case]:
             mine = [text for text in failures if f"'{name}'" in text]
             lines = [*_measures(output), *_context(candidate)]
             message = "; ".join(mine) or f"output '{name}' is outside the tolerance"
-            cases.append(_Case(path, name, output.get("passed"), message, "\n".join(lines)))
-        if not values.objects(candidate.get("outputs")):
+            cases.append(_Case(path, name, values.flag(output.get("passed")), message, "\n".join(lines)))
+        passed = values.flag(candidate.get("passed"))
+        shown = [case.passed for case in cases if case.group == path]
+        if not shown or (passed is False and False not in shown):
             message = "; ".join(failures) or "the candidate failed"
-            cases.append(_Case(path, "outputs", candidate.get("passed"), message, ""))
+            cases.append(_Case(path, "candidate", passed, message, "\n".join(_context(candidate))))
     return cases
 
 
@@ -104,7 +104,7 @@ def _gates(result: Json) -> list[_Case]:
             _Case(
                 group=str(entry.get("gate")),
                 name=str(entry.get("name") or entry.get("gate")),
-                passed=entry.get("passed"),
+                passed=values.flag(entry.get("passed")),
                 message="; ".join(values.texts(entry.get("details"))) or f"{entry.get('gate')} failed",
                 details="\n".join(values.texts(entry.get("details"))),
             )

@@ -40,6 +40,17 @@ def test_a_failed_output_carries_its_reason_and_where_it_began():
     assert "first divergence: Conv 'Conv:t', tensor 't'" in failure.text
 
 
+def test_a_failed_candidate_never_passes_because_its_outputs_do():
+    parity = sample.report()["parity"]
+    parity["candidates"][1] |= {"passed": False, "failures": ["accuracy fell by 2 points"]}
+    parity["candidates"][2] |= {"outputs": []}
+    found = cases(parity)
+    failure = found["se-deploy.parity.model.fp16.onnx", "candidate"].find("failure")
+    assert failure.get("message") == "accuracy fell by 2 points"
+    assert found["se-deploy.parity.model.int8.onnx", "candidate"].find("failure") is None
+    assert len(found) == 6
+
+
 @pytest.mark.parametrize(("passed", "tag"), [(False, "failure"), (None, "skipped"), (True, None)])
 def test_gates_fail_skip_or_pass(passed, tag):
     gate = {"gate": "fusion", "name": "sm86", "passed": passed, "details": ["2 of 9 blocks are split"]}
