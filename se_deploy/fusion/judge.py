@@ -171,12 +171,19 @@ class _Judge:
         if len(squeezes) > 1:
             what = _CANONICALIZE if self.ort else _RESPELL
             reasons.append(f"the squeeze takes {len(squeezes)} kernels: {what}")
-        reasons += [
-            f"layer '{name}' is taken apart into {count} kernels: write it as a 1x1 Conv, {_CANONICALIZE}"
-            for name, count in layers.items()
-            if count > 1
-        ]
-        return reasons
+        return reasons + [self._taken_apart(name, count) for name, count in layers.items() if count > 1]
+
+    def _taken_apart(self, name: str, count: int) -> str:
+        """Say why a layer has several kernels: odd channels are padded, a tiny product is spelled out."""
+        for i in self.kernels.by_node[name]:
+            given, made = self.kernels.launches[i].inputs[:1], self.kernels.launches[i].outputs[:1]
+            before, after = (t[0].dims[1:2] if t else () for t in (given, made))
+            if not self.kernels.launches[i].constants and before and after and before[0] + 1 == after[0]:
+                return (
+                    f"the {before[0]} channels into layer '{name}' are padded to {after[0]} in a kernel of "
+                    "their own: use an even number of them"
+                )
+        return f"layer '{name}' is taken apart into {count} kernels: write it as a 1x1 Conv, {_CANONICALIZE}"
 
     def apart(self) -> list[str]:
         """Activations, gate and residual that sit in kernels of their own."""

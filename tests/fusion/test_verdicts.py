@@ -167,6 +167,18 @@ def test_an_activation_of_its_own_is_named():
     assert "the inner activation (Relu) has a kernel of its own" in verdict.reasons[0]
 
 
+def test_padding_an_odd_number_of_channels_is_named():
+    def vector(name, channels):
+        return (PlanTensor(name, "float16", (-1, channels, 1, 1)),)
+
+    weights = (PlanTensor("w", "float16", (32, 20, 1, 1)),)
+    pad = Kernel("pad", "kgen", vector("a", 19), vector("a2", 20), ("n_f2", "n_g"))
+    fc2 = Kernel("fc2", "correlation", vector("a2", 20), vector("g", 32), ("n_f2", "n_g"), weights)
+    verdict = by_hand(*BEST[:3], pad, fc2, BEST[4])
+    assert (verdict.verdict, verdict.kernels) == ("split", 5)
+    assert "the 19 channels into layer 'n_f2' are padded to 20" in verdict.reasons[0]
+
+
 def test_a_gate_may_sit_with_the_scale_but_not_alone():
     fc2 = kernel("fc2", ["n_f2"], ["a"], ["f2"], kind="gemm")
     scale = kernel("scale", ["n_g", "n_s", "n_e", "n_y"], ["m", "f2", "x"], ["y"])
