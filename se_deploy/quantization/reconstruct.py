@@ -25,7 +25,7 @@ from se_deploy.protocols import silent
 from se_deploy.quantization import rounding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
     from se_deploy.quantization.layers import Layer
 
-_PASSES = 10  # over the data, at most: layers of one pass do not see each other's errors
+PASSES = 8  # over the data, at most: layers of one pass do not see each other's errors
 _SUM_BYTES = 192 << 20  # of second moments that one pass may hold
 _ROWS_PER_COLUMN = 4  # observations wanted per unknown
 _LEAST_ROWS, _MOST_ROWS = 4096, 16384
@@ -43,6 +43,7 @@ _LARGEST_JUDGED = 1600  # columns; wider layers take the first recipe without a 
 _BLOCK = 64
 
 
+_CANCELLATION = 1e-4  # of the squared mean: float32 sums leave 1e-7, times the smallest damping and K
 _DAMPINGS = (0.02, 0.2, 2.0, 100.0)
 """Tried on the second moments, over their mean diagonal; the last one is rounding to nearest."""
 
@@ -52,7 +53,7 @@ class Moments:
     """Sums over sampled positions of a layer's input columns; K = C/G * taps."""
 
     second: FloatArray  # (G, K, K) of the quantized input, centred, over the rows
-    wanted: FloatArray  # (G, K) mean of the float input
+    wanted: FloatArray  # (G, K) mean of what the input should be: not rounded, or the float network's
     given: FloatArray  # (G, K) mean of the quantized input
 
 
@@ -72,7 +73,9 @@ def reconstruct(
     done: dict[str, QuantizedLayer] = {}
     fallback = {layer.node: layer for layer in start}
     for i, group in enumerate(groups := _groups(layers)):
-        measured = _measure(model, group, grids, list(done.values()), samples, runtime=runtime)
+        measured = _measure(
+            model, group, grids, list(done.values()), samples, runtime=runtime, upstream=upstream
+        )
         for layer in group:
             if layer.node in measured:
                 done[layer.node] = _round(
@@ -80,7 +83,6 @@ def reconstruct(
                     grids[layer.tensor],
                     measured[layer.node],
                     per_channel=per_channel,
-                    upstream=upstream,
                 )
             else:
                 done[layer.node] = fallback[layer.node]
@@ -90,7 +92,7 @@ def reconstruct(
 
 def _groups(layers: Sequence[Layer]) -> list[list[Layer]]:
     """Cut the layers, in order, into few groups whose moments fit."""
-    most = -(-len(layers) // _PASSES)
+    most = -(-len(layers) // PASSES)
     groups: list[list[Layer]] = [[]]
     held = 0
     for layer in layers:
@@ -115,40 +117,33 @@ def _measure(
     samples: Samples,
     *,
     runtime: Runtime,
+    upstream: bool,
 ) -> dict[str, _Sums]:
-    """Sum up both networks' inputs of these layers over the samples."""
+    """Sum up these layers' inputs over the samples; the float network's only where they are wanted."""
     reached = [layer for layer in group if layer.window is not None and _columns(layer) <= _LARGEST]
     tensors = list(dict.fromkeys(layer.tensor for layer in reached))
     if not tensors:
         return {}
     sums = {layer.node: _Sums(layer) for layer in reached}
     random = np.random.default_rng(0)
-    floats = calibration.observe(model, tensors, samples, runtime)
-    quantized = calibration.observe(trial(model, done), tensors, samples, runtime) if done else floats
-    for wanted, given in _together(floats, quantized):
+    quantized = calibration.observe(trial(model, done), tensors, samples, runtime)
+    floats = calibration.observe(model, tensors, samples, runtime) if upstream and done else None
+    for given in quantized:
+        wanted = given if floats is None else next(floats)
         for layer in reached:
-            count = len(wanted[layer.tensor])
+            count = len(given[layer.tensor])
             rows = int(np.clip(_ROWS_PER_COLUMN * _columns(layer), _LEAST_ROWS, _MOST_ROWS))
             each = -(-rows * count // samples.count)
             window, grid = layer.window, grids[layer.tensor]
             assert window is not None  # noqa: S101 - reached holds no other
-            at = window.positions(wanted[layer.tensor].shape, each, random)
-            x = window.rows(wanted[layer.tensor], at)  # (P, C, taps)
-            q = x if given is wanted else window.rows(given[layer.tensor], at)
+            at = window.positions(given[layer.tensor].shape, each, random)
+            q = window.rows(given[layer.tensor], at)  # (P, C, taps)
+            x = q if floats is None else window.rows(wanted[layer.tensor], at)
             x, q = _onto(x, grid, quantize=False), _onto(q, grid, quantize=True)
-            odd = window.sample_of(wanted[layer.tensor].shape, at) % 2 == 1
+            odd = window.sample_of(given[layer.tensor].shape, at) % 2 == 1
             for half in (0, 1):
                 sums[layer.node].add(half, x[odd == half], q[odd == half])
     return sums
-
-
-def _together(
-    floats: Iterator[dict[str, Array]], quantized: Iterator[dict[str, Array]]
-) -> Iterator[tuple[dict[str, Array], dict[str, Array]]]:
-    if floats is quantized:
-        yield from ((arrays, arrays) for arrays in floats)
-    else:
-        yield from zip(floats, quantized, strict=True)
 
 
 def _onto(x: Array, grid: Grid, *, quantize: bool) -> Array:
@@ -194,7 +189,7 @@ class _Sums:
         return Moments(second, wanted, given)
 
 
-def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool, upstream: bool) -> QuantizedLayer:
+def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool) -> QuantizedLayer:
     """Round with the damping and the trust that do best on the half they were not fitted to."""
     matrix, bias = rounding.folded(layer, grid)
     g, o, _, _ = matrix.shape
@@ -213,8 +208,7 @@ def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool, upstream
         best = _DAMPINGS[int(np.argmin(costs))]
     q, scale = _fit(flat, matrix.shape, whole, best, per_channel=per_channel)
     rounded = q * scale[:, :, None]
-    target = whole.wanted if upstream else whole.given
-    drift = (flat * target[:, None, :] - rounded * whole.given[:, None, :]).sum(axis=2)
+    drift = (flat * whole.wanted[:, None, :] - rounded * whole.given[:, None, :]).sum(axis=2)
     return rounding.finished(
         layer, grid, q.reshape(matrix.shape), scale, bias + drift.reshape(-1), per_channel=per_channel
     )
@@ -224,7 +218,9 @@ def _fit(
     flat: FloatArray, shape: tuple[int, ...], moments: Moments, damping: float, *, per_channel: bool
 ) -> tuple[FloatArray, FloatArray]:
     """Give integers (G, O, K) and scales (G, O)."""
-    level = np.maximum(np.einsum("gkk->g", moments.second) / flat.shape[2], 1e-12)[:, None, None]
+    # Where an input hardly varies around a large mean, centring leaves nothing but rounding noise.
+    noise = _CANCELLATION * (moments.given**2).mean(axis=1)
+    level = np.maximum(np.einsum("gkk->g", moments.second) / flat.shape[2], noise + 1e-12)[:, None, None]
     importance = np.broadcast_to(np.einsum("gkk->gk", moments.second)[:, None, :], flat.shape)
     scale = rounding.weight_scale(flat.reshape(shape), importance.reshape(shape), per_channel=per_channel)
     scale = scale.reshape(shape[:2])

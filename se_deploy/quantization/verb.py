@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Progress, Runtime
 
 
-_JUDGED = 32  # samples held back that every choice is judged on
-_RECONSTRUCTED = 64  # samples whose second moments round the weights
+_JUDGED = 32  # samples held back that every choice is judged on, at most
+_SENSED = (4, 32, 2.5e10)  # least and most of them for one layer alone, and MACs for all layers
+_RECONSTRUCTED = (16, 64, 2.5e10)  # the same for the samples whose second moments round the weights
 
 
 def quantize(
@@ -58,7 +59,8 @@ def quantize(
     found = tuple(dataclasses.replace(layer, macs=macs[layer.node]) for layer in found)
     kept = tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept)
     chosen, held = samples.split(options.hold_back)
-    held, few = _evenly(held, _JUDGED), _evenly(chosen, _RECONSTRUCTED)
+    total = sum(layer.macs for layer in found) + sum(k.macs for k in kept)
+    held = _evenly(held, _JUDGED)
     statistics = calibration.measure(
         model, {layer.tensor: layer.channel_axis for layer in found}, chosen, runtime, progress=progress
     )
@@ -68,10 +70,12 @@ def quantize(
         planned = _round(found, statistics, method, policy, options)
         tried.append((judge(trial(model, planned)), method, planned))
     judgement, method, planned = max(tried, key=lambda t: t[0].score_db)
-    total = sum(layer.macs for layer in found) + sum(k.macs for k in kept)
     budget = (policy.float_macs if options.keep is None else options.keep) * total - sum(k.macs for k in kept)
     if budget > 0:
-        noise = sensitivity.measure(model, planned, judge, progress=progress)
+        few = _evenly(held, _affordable(_SENSED, total * len(found)))
+        noise = sensitivity.measure(
+            model, planned, Judge.of(model, judge.tensors, few, runtime), progress=progress
+        )
         spared = sensitivity.within(sensitivity.order(found, noise), budget)
         kept = (
             *kept,
@@ -90,6 +94,7 @@ def quantize(
         judgement = judge(trial(model, planned))
     if options.reconstruct:
         chosen_grids = {layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)}
+        few = _evenly(chosen, _affordable(_RECONSTRUCTED, total * reconstruct.PASSES))
         for upstream in (False, True):
             rounded = reconstruct.reconstruct(
                 model,
@@ -124,6 +129,12 @@ def quantize(
         grids={layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)},
         warnings=warnings,
     )
+
+
+def _affordable(limits: tuple[int, int, float], macs: int) -> int:
+    """Say how many samples may be run through `macs` each: large networks make do with fewer."""
+    least, most, budget = limits
+    return int(np.clip(budget / max(1, macs), least, most))
 
 
 def _evenly(samples: Samples, most: int) -> Samples:
