@@ -73,6 +73,8 @@ class WidthRow:
     gates_shut: int | None
     gates_open: int | None
     gates_constant: int | None
+    gate_mean: float | None
+    gate_std: float | None  # over samples and channels
     suggested: int | None
     mean_gate_error: float | None  # of the suggested width
     max_gate_error: float | None
@@ -159,16 +161,18 @@ def width_rows(inspection: Json) -> tuple[WidthRow, ...]:
     for entry in objects(advice) or objects(at(advice, "blocks")):
         suggested = count(entry.get("suggested"))
         chosen = [w for w in objects(entry.get("widths")) if count(w.get("hidden")) == suggested]
-        still = [entry.get("dead"), entry.get("constant")]
+        idle = {unit for key in ("dead", "constant", "removable") for unit in sequence(entry.get(key))}
         rows.append(
             WidthRow(
                 output=str(entry.get("output")),
                 hidden=count(entry.get("hidden")),
                 effective_rank=number(entry.get("effective_rank")),
-                idle=sum(len(sequence(units)) or count(units) or 0 for units in still),
+                idle=len(idle),
                 gates_shut=count(entry.get("gates_shut")),
                 gates_open=count(entry.get("gates_open")),
                 gates_constant=count(entry.get("gates_constant")),
+                gate_mean=number(entry.get("gate_mean")),
+                gate_std=number(entry.get("gate_std")),
                 suggested=suggested,
                 mean_gate_error=number(chosen[0].get("mean_gate_error")) if chosen else None,
                 max_gate_error=number(chosen[0].get("max_gate_error")) if chosen else None,
@@ -192,9 +196,9 @@ def _flat(value: object) -> str:
     """Write nested JSON on one line, as a reader would say it."""
     if isinstance(value, Mapping):
         return "; ".join(f"{key} {_flat(inner)}" for key, inner in value.items() if inner is not None)
-    if isinstance(value, list):
-        whole = all(isinstance(entry, int) for entry in value)
-        return ("x" if whole else ", ").join(_flat(entry) for entry in value)
+    if entries := sequence(value):
+        whole = all(isinstance(entry, int) for entry in entries)
+        return ("x" if whole else ", ").join(_flat(entry) for entry in entries)
     return str(value)
 
 
