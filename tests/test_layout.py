@@ -13,8 +13,8 @@ import se_deploy
 
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
-    "errors", "files", "shipped", "devices", "plan", "protocols", "inputs", "options", "graph", "networks",
-    "models", "exporter", "simplify", "se_blocks", "canonical", "rewrites", "data", "calibration",
+    "errors", "files", "shipped", "plan", "devices", "power", "protocols", "inputs", "options", "graph",
+    "networks", "models", "exporter", "simplify", "se_blocks", "canonical", "rewrites", "data", "calibration",
     "precision", "quantization", "advice", "runtimes", "engine", "fusion", "comparison", "latency", "doctor",
     "report", "pipeline", "pytest_plugin", "cli",
 ]  # fmt: skip

@@ -114,7 +114,7 @@ class Compiler:
             shapes=shapes,
             seconds=reply["seconds"],
             workspace_bytes=options.workspace_bytes,
-            warnings=(*self._ignored(options), *reply["warnings"]),
+            warnings=(*self._notes(plan, options), *reply["warnings"]),
             log_errors=tuple(reply["errors"]),
             skipped_tactics=reply["skipped_tactics"],
         )
@@ -197,10 +197,17 @@ class Compiler:
                 hint="pip install 'tensorrt-rtx>=1.7', or build the FP16 network",
             )
 
-    def _ignored(self, options: BuildOptions) -> tuple[str, ...]:
+    def _notes(self, plan: Plan, options: BuildOptions) -> tuple[str, ...]:
+        """Say what was asked for and ignored, and what the targets cost each other."""
+        notes = []
         if self.targets and options.timing_cache is not None:
-            return (f"the timing cache '{options.timing_cache}' is not used: TensorRT-RTX times nothing",)
-        return ()
+            notes.append(f"the timing cache '{options.timing_cache}' is not used: TensorRT-RTX times nothing")
+        targets = plan.target.split("+")
+        if "sm75" in targets and len(targets) > 1:
+            notes.append(
+                "one engine for sm75 and others gives them all Turing's slower plan: build sm75 apart"
+            )
+        return tuple(notes)
 
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}

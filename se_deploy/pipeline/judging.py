@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import comparison, latency
+from se_deploy import comparison, latency, power
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.pipeline import artifacts
 from se_deploy.pipeline.results import Json, Judged, Timed, head, relative
@@ -271,7 +271,12 @@ def profile(
             size = artifacts.batch_size(one.session, batch)
             feeds = random_feeds(one.session.inputs, batch=size, seed=seed)
             measured = latency.measure(
-                one.session, feeds, warmup_ms=warmup_ms, duration_s=duration_s, iterations=iterations
+                one.session,
+                feeds,
+                warmup_ms=warmup_ms,
+                duration_s=duration_s,
+                iterations=iterations,
+                watts=power.meter() if one.runtime in {"tensorrt", "tensorrt-rtx"} else None,
             )
         is_reference = reference is not None and done == 0
         base = measured.p50_ms if is_reference else base

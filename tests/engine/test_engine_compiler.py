@@ -85,6 +85,14 @@ def test_a_timing_cache_is_ignored_aloud(rtx, tmp_path):
     assert not options.timing_cache.exists()
 
 
+@pytest.mark.parametrize(
+    ("targets", "warned"), [(("sm75",), False), (("sm75", "sm86"), True), (("sm86",), False)]
+)
+def test_turing_among_others_is_warned_of(rtx, targets, warned):
+    made = rtx.build(plan_graphs.se_net(), engine.BuildOptions(targets=targets))
+    assert any("sm75 apart" in warning for warning in made.warnings) == warned
+
+
 def test_a_killed_compiler_is_an_error_and_the_next_build_works():
     compiler = engine.compiler("tensorrt-rtx")
 
