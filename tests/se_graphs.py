@@ -405,3 +405,55 @@ def written(body, *, opset=17, x="float[N,4,6,6] x", constants="", outputs="floa
         array = rng.standard_normal(WEIGHTS[name]).astype(np.float32)
         proto.graph.initializer.append(numpy_helper.from_array(array, name))
     return read(proto)
+
+
+GATE = "a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) g = Sigmoid(c)"
+# blocks that no recipe writes; each has 4 channels, 2 hidden, ReLU, and y as its output
+UNUSUAL = {
+    "in NHWC, as Keras writes it": """
+        t = Transpose<perm = [0, 2, 3, 1]>(x) p = ReduceMean<axes = [1, 2]>(t)
+        a = MatMul(p, m1) d = Add(a, b1) r = Relu(d) c = MatMul(r, m2) f = Add(c, b2) g = Sigmoid(f)
+        y = Mul(t, g)""",
+    "pooled in NCHW, scaled in NHWC": f"""
+        t = Transpose<perm = [0, 2, 3, 1]>(x) p = GlobalAveragePool(x) {GATE}
+        h = Transpose<perm = [0, 2, 3, 1]>(g) y = Mul(h, t)""",
+    "pooled from a copy made twice": f"""
+        s = Relu(x) t = Relu(x) p = GlobalAveragePool(s) {GATE} y = Mul(t, g)""",
+    "with a LayerNorm spelled out": """
+        p = GlobalAveragePool(x) a = Conv(p, w1)
+        m = ReduceMean<axes = [1]>(a) d = Sub(a, m) q = Mul(d, d) v = ReduceMean<axes = [1]>(q)
+        e = Add(v, eps) s = Sqrt(e) n = Div(d, s) r = Relu(n) c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)""",
+    "with two branches of layers": """
+        p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) s = Conv(p, full) u = Add(c, s)
+        g = Sigmoid(u) y = Mul(x, g)""",
+    "with a softmax of two": """
+        p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, twice)
+        v = Reshape(c, pairs) s = Softmax<axis = 1>(v) h = Gather<axis = 1>(s, zero)
+        g = Reshape(h, map) y = Mul(x, g)""",
+    "with a clipped line whose slope was folded": """
+        p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) h = Add(c, half)
+        g = Clip(h, nought, unit) y = Mul(x, g)""",
+    "with a gain per channel": f"""
+        p = GlobalAveragePool(x) {GATE} h = Mul(g, gains) y = Mul(x, h)""",
+    "on a sequence, by Linear on (N, 1, C)": """
+        q = Reshape(x, rows) p = ReduceMean<axes = [2]>(q) t = Transpose<perm = [0, 2, 1]>(p)
+        a = MatMul(t, m1) r = Relu(a) c = MatMul(r, m2) u = Transpose<perm = [0, 2, 1]>(c) g = Sigmoid(u)
+        z = Mul(q, g) y = Reshape(z, square)""",
+    "weights on the left of MatMul": """
+        p = GlobalAveragePool(x) v = Reshape(p, column) a = MatMul(m2, v) r = Relu(a) c = MatMul(m1, r)
+        g = Sigmoid(c) h = Unsqueeze(g, last) y = Mul(x, h)""",
+    "after a hoisted cast": f"""
+        d = Cast<to = 11>(x) f = Cast<to = 1>(d) p = GlobalAveragePool(f) {GATE} y = Mul(x, g)""",
+    "quantized": """
+        q = QuantizeLinear(x, scale, zp) d = DequantizeLinear(q, scale, zp) p = GlobalAveragePool(d)
+        a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) g = Sigmoid(c) y = Mul(d, g)""",
+}
+CONSTANTS = """
+    int64[3] pairs = {-1, 2, 4}, int64 zero = {0}, int64[4] map = {-1, 4, 1, 1}, float half = {0.5},
+    float nought = {0}, float unit = {1}, float[1,4,1,1] gains = {1, 2, 3, 4}, int64[1] last = {3},
+    int64[3] rows = {0, 4, 36}, int64[4] square = {0, 4, 6, 6},
+    float eps = {0.00001}, int64[3] column = {-1, 4, 1}, int64[3] row = {-1, 1, 4}, int64[1] first = {1},
+    int64[5] branches = {-1, 2, 2, 6, 6}, int64[4] stack = {-1, 2, 1, 2}, int64[5] wide = {-1, 2, 2, 1, 1},
+    float[4] scales = {1, 1, 2, 2}, float scale = {0.1}, int8 zp = {0},
+    float[3,2,1,1] half1 = {1, 2, 3, 4, 5, 6}, float[4,3,1,1] half2 = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3},
+    float[6,6] six = {1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6}"""

@@ -10,9 +10,11 @@ from onnx import helper
 from se_graphs import (
     ACTIVATIONS,
     ANY_SPATIAL,
+    CONSTANTS,
     GATES,
     LAYERS,
     SQUEEZES,
+    UNUSUAL,
     Recipe,
     build,
     read,
@@ -135,6 +137,28 @@ def test_a_gate_that_something_else_reads_stays_for_it():
     close(model, made.model, (2, 3, 6, 5), 0)
 
 
+HAS_NO_FORM = {
+    "in NHWC, as Keras writes it": "NHWC",
+    "pooled in NCHW, scaled in NHWC": "NHWC",
+    "with a LayerNorm spelled out": "normalization",
+    "with a softmax of two": "Gather",
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_blocks_are_respelled_or_refused(name):
+    model = written(UNUSUAL[name], constants=CONSTANTS)
+    made = canonical.canonicalize(model)
+    if name in HAS_NO_FORM:
+        assert [HAS_NO_FORM[name] in no.reason for no in made.refused] == [True], made.refused
+    else:
+        assert made.refused == ()
+        block = same_blocks(model, made.model)[0]
+        assert not set(block.spelling) - PLAIN - {"Relu", "Sigmoid", "HardSigmoid", "Cast"}
+    for batch in (1, 3):
+        close(model, made.model, (batch, 4, 6, 6), batch)
+
+
 LAYER_NORM = """
     p = GlobalAveragePool(x) a = Conv(p, w1) t = Transpose<perm = [0, 2, 3, 1]>(a)
     n = LayerNormalization(t, b1, b1) u = Transpose<perm = [0, 3, 1, 2]>(n)
@@ -153,7 +177,7 @@ COMPUTED = """
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (LAYER_NORM, "LayerNormalization"),
+        (LAYER_NORM, "normalization"),
         (CHANNELS_LAST, "NHWC"),
         (COMPUTED, "computed in the graph"),
         (MIXED, "squeezed in"),

@@ -9,6 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph, se_blocks
+from se_deploy.se_blocks import functions
+from se_deploy.se_blocks.values import LAYOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,54 +18,12 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array
     from se_deploy.se_blocks import SEBlock
 
-_SKIPPED = frozenset(
-    {
-        "Reshape",
-        "Flatten",
-        "Squeeze",
-        "Unsqueeze",
-        "Transpose",
-        "Expand",
-        "Tile",
-        "Identity",
-        "Dropout",
-        "ReduceMean",
-        "ReduceSum",
-        "GlobalAveragePool",
-        "AveragePool",
-    }
-)
+_REDUCING = frozenset({"ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool"})
+_SKIPPED = LAYOUT | _REDUCING | {"Expand", "Tile", "Identity", "Dropout"}
 """What a vector per image passes unchanged once it has its channels on axis 1."""
 _LEARNED = frozenset({"Conv", "Gemm", "MatMul"})
-_BINARY = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max"})
-_UNARY = frozenset(
-    {
-        "Relu",
-        "Sigmoid",
-        "HardSigmoid",
-        "HardSwish",
-        "Swish",
-        "Tanh",
-        "Clip",
-        "LeakyRelu",
-        "ThresholdedRelu",
-        "Elu",
-        "Celu",
-        "Selu",
-        "Gelu",
-        "Mish",
-        "Softplus",
-        "Softsign",
-        "Erf",
-        "Exp",
-        "Log",
-        "Sqrt",
-        "Neg",
-        "Abs",
-        "Reciprocal",
-        "Cast",
-    }
-)
+_BINARY = functions.BINARY_OPS
+_UNARY = functions.UNARY_OPS | {"Cast"}
 _CANONICAL = _UNARY | _BINARY | {"GlobalAveragePool", "Conv", "PRelu", "BatchNormalization"}
 _MAP_RANK = 3  # (N, C, L), the least that GlobalAveragePool takes
 
@@ -171,9 +131,15 @@ def _obstacle(place: _Place) -> str:
         return "its channels are on the last axis (NHWC), and no Transpose put them there"
     if place.data.dtype != place.squeezed.dtype:
         return f"it is squeezed in {place.squeezed.dtype}, while what it scales is {place.data.dtype}"
+    if "norm" in place.block.traits:
+        return "a normalization between its layers has no form that a convolution could hold"
     for node in place.nodes():
         known = _SKIPPED | _UNARY | _LEARNED | _BINARY | {"PRelu", "BatchNormalization"}
         if node.op_type not in known:
+            return (
+                f"{node.op_type} '{node.name}' between its layers has no form that a convolution could hold"
+            )
+        if node.op_type in _REDUCING and not _keeps_all(node):
             return (
                 f"{node.op_type} '{node.name}' between its layers has no form that a convolution could hold"
             )
@@ -185,6 +151,14 @@ def _obstacle(place: _Place) -> str:
                 f"{node.op_type} '{node.name}' has weights that are computed in the graph: simplify it first"
             )
     return ""
+
+
+def _keeps_all(node: ir.Node) -> bool:
+    """Whether a reduction or pool is over axes of size one only."""
+    before, after = graph.dims(node.inputs[0]), graph.dims(node.outputs[0])
+    if before is None or after is None:
+        return False
+    return [d for d in before[1:] if d != 1] == [d for d in after[1:] if d != 1]
 
 
 class _Writer:
