@@ -42,6 +42,9 @@ INSTALL: Mapping[str, str] = {
 MAX_BATCH = 16
 """Largest batch of the default profile; --max-shapes sets another."""
 
+DEFAULT_TARGET = "sm86"
+"""What TensorRT-RTX plans for where nothing is said; sm80, sm89 and sm120 get the same plan."""
+
 _INT8_SINCE = (1, 7)  # older TensorRT-RTX fails inside on any INT8 convolution
 _WORKER = Path(__file__).with_name("worker.py")
 
@@ -59,7 +62,7 @@ class Profile:
 class BuildOptions:
     """What a build may be told; everything has a default that works."""
 
-    targets: tuple[str, ...] = ("sm86",)  # compute capabilities or device names; TensorRT-RTX only
+    targets: tuple[str, ...] = ()  # capabilities or device names; () for DEFAULT_TARGET, or this device
     shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
     workspace_bytes: int | None = None
     timing_cache: Path | None = None  # read and written by full TensorRT; TensorRT-RTX times nothing
@@ -88,7 +91,8 @@ class Compiler:
         self.runtime = runtime
         self._process = _Process(runtime)
         self.version: str = self._process.capabilities["version"]
-        self.targets: tuple[str, ...] = tuple(self._process.capabilities["targets"])
+        self.targets: tuple[str, ...] = tuple(self._process.capabilities["targets"])  # () where this device
+        self.device: str = self._process.capabilities["device"]  # "sm87"; "" where it does not matter
         if not self._process.capabilities["strongly_typed"]:
             raise MissingRuntime(
                 f"TensorRT {self.version} cannot build strongly typed networks",
@@ -132,8 +136,14 @@ class Compiler:
     def check_target(self, text: str) -> devices.Target:
         """Resolve a target and check that this compiler can build for it. Raises: BadInput."""
         target = devices.resolve_target(text)
-        if not self.targets or target.name in self.targets:
+        if target.name in (self.targets or (self.device or target.name,)):
             return target
+        if not self.targets:
+            raise BadInput(
+                f"TensorRT {self.version} builds for the device that it runs on, {self.device}, "
+                f"and not for {text}",
+                hint="build on that device itself, or use --runtime tensorrt-rtx where it has that target",
+            )
         name = text if target.device is None else f"{target.device.title} ({target.name})"
         full = "build with full TensorRT on the device itself"
         raise BadInput(
@@ -155,7 +165,8 @@ class Compiler:
         progress: Progress = silent,
         data: bytes | None = None,
     ) -> tuple[dict[str, Any], Plan, Mapping[str, Profile]]:
-        targets = [self.check_target(text) for text in options.targets]
+        asked = options.targets or ((DEFAULT_TARGET,) if self.targets else ())
+        targets = [self.check_target(text) for text in asked]
         self._check_int8(model)
         shapes = profiles(model, options.shapes)
         onnx = folder / "model.onnx"
@@ -174,7 +185,7 @@ class Compiler:
                 f"{_TITLES[self.runtime]} {self.version} refused the network: {reply['reason']}",
                 hint=_hint(reply["reason"]),
             )
-        names = "+".join(target.name for target in targets) if self.targets else reply["device"]
+        names = "+".join(target.name for target in targets) if self.targets else self.device
         return reply, self._plan(reply, names), shapes
 
     def _plan(self, reply: dict[str, Any], target: str) -> Plan:

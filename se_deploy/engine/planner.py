@@ -62,14 +62,17 @@ class Planner:
 
 def planner(
     runtime: RuntimeName = "tensorrt-rtx",
-    target: str = "sm86",
+    target: str | None = None,
     cache: Path | None = None,
     options: BuildOptions | None = None,
 ) -> Planner:
-    """Start a compiler to plan with. Raises: MissingRuntime; BadInput for a target that it lacks."""
+    """Start a compiler to plan with; `target` None is its default.
+
+    Raises: MissingRuntime; BadInput for a target that it lacks.
+    """
     compiler = Compiler(runtime)
-    compiler.check_target(target)
-    return Planner(compiler, dataclasses.replace(options or BuildOptions(), targets=(target,)), cache)
+    targets = () if target is None else (compiler.check_target(target).name,)
+    return Planner(compiler, dataclasses.replace(options or BuildOptions(), targets=targets), cache)
 
 
 def _plan(fields: dict[str, Any]) -> Plan:

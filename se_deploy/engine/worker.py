@@ -5,11 +5,10 @@ lost, and nothing but replies reaches the caller. It imports nothing of this pac
 time that the compiler's own module takes.
 
     argv     the module: tensorrt or tensorrt_rtx
-    first    {"version", "targets", "strongly_typed"} or {"missing"}
+    first    {"version", "targets", "strongly_typed", "device"} or {"missing"}
     request  {"onnx": path, "engine": path | null, "targets", "shapes", "workspace_bytes", "timing_cache"}
     replies  {"progress": [step, done, total]} any number of times, then
-             {"ok", "reason", "layers", "inspector", "device", "warnings", "errors", "skipped_tactics",
-             "seconds"}
+             {"ok", "reason", "layers", "inspector", "warnings", "errors", "skipped_tactics", "seconds"}
 """
 
 from __future__ import annotations
@@ -64,6 +63,7 @@ class Builder:
             "version": self.trt.__version__,
             "targets": targets,
             "strongly_typed": hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
+            "device": _device() if compute is None else "",  # TensorRT-RTX needs none
         }
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +95,6 @@ class Builder:
             "reason": "",
             "layers": self.log.layers,
             "inspector": None if hasattr(trt, "ComputeCapability") else self._inspect(data),
-            "device": _device(),
             "seconds": time.perf_counter() - start,
             **self._messages(),
         }

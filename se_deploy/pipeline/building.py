@@ -156,7 +156,7 @@ def finish(
 ) -> BuildResult:
     """Build a lowered graph, judge the plan, and write engine, manifest and ONNX."""
     options = engine.BuildOptions(
-        targets=tuple(targets) or lowering.PORTABLE_TARGETS,
+        targets=tuple(targets) or (lowering.PORTABLE_TARGETS if runtime == "tensorrt-rtx" else ()),
         shapes=dict(shapes or {}),
         workspace_bytes=workspace_bytes,
         timing_cache=timing_cache,

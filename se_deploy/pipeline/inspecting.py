@@ -180,7 +180,7 @@ def planned(
     names = ["tensorrt-rtx", "onnxruntime"] if runtime == "auto" else [runtime]
     for done, name in enumerate(names):
         progress("plan", done, len(names))
-        for target in (targets or ("sm86",)) if name != "onnxruntime" else ("cpu",):
+        for target in (targets or (None,)) if name != "onnxruntime" else ("cpu",):
             try:
                 with _planner(name, target) as planner:
                     plans.append(_planned(model, census, planner))
@@ -207,7 +207,7 @@ class _OrtPlanner:
 
 
 @contextlib.contextmanager
-def _planner(name: str, target: str) -> Iterator[Planner]:
+def _planner(name: str, target: str | None) -> Iterator[Planner]:
     if name == "onnxruntime":
         yield _OrtPlanner()
         return

@@ -60,6 +60,15 @@ def test_targets_of_full_tensorrt_only_are_refused(rtx, target):
     assert "TensorRT" in caught.value.hint
 
 
+def test_full_tensorrt_builds_for_its_own_device_only(rtx, monkeypatch):
+    monkeypatch.setattr(rtx, "targets", ())  # as full TensorRT says of itself
+    monkeypatch.setattr(rtx, "device", "sm87")
+    assert rtx.check_target("orin-nano").name == "sm87"
+    with pytest.raises(BadInput, match="builds for the device that it runs on, sm87") as caught:
+        rtx.check_target("sm90")
+    assert "on that device itself" in caught.value.hint
+
+
 def test_a_device_name_stands_for_its_capability(rtx):
     plan = rtx.plan(plan_graphs.se_net(), engine.BuildOptions(targets=("rtx-4090", "sm86")))
     assert plan.target == "sm89+sm86"
