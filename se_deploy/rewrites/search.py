@@ -6,14 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from se_deploy import graph
 from se_deploy.errors import BuildFailed
 from se_deploy.protocols import silent
-from se_deploy.rewrites import base, catalogue, dead, identity
+from se_deploy.rewrites import catalogue, dead, identity
 from se_deploy.rewrites.replay import Choice, Replayed, replay
+from se_deploy.rewrites.shares import Neighbourhoods, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -92,7 +92,6 @@ _MOVES: tuple[tuple[str, ...], ...] = (
     ("squeeze-average-pool",),
     ("squeeze-nhwc-mean",),
     ("squeeze-average-pool", *_HOISTS),
-    ("squeeze-nhwc-mean", *_HOISTS),
     ("squeeze-average-pool", *_HOISTS, "gate-into-previous"),
     ("squeeze-average-pool", "gate-behind-pool"),
     ("squeeze-average-pool", "gate-into-next"),
@@ -101,6 +100,9 @@ _MOVES: tuple[tuple[str, ...], ...] = (
     ("squeeze-average-pool", "gate-into-next-batched", "excite-as-sum"),
 )
 """What a block can become; what does not apply to it is left out. A block takes one of them."""
+
+_KINDS = (("squeeze-average-pool", "squeeze-nhwc-mean"), _HOISTS)
+"""In this order the blocks' new forms enter the waterfall; the rest of them last."""
 
 _PLACES: tuple[tuple[str, ...], ...] = (
     ("pointwise-as-convolution",),
@@ -114,12 +116,51 @@ _PLACES: tuple[tuple[str, ...], ...] = (
 """Rewrites about a place in the graph, in the order in which they are tried; a place takes one of a row."""
 
 
+_TRIES = 3  # mixtures of forms that are planned until one keeps the limit on kernels
+
 _USELESS = frozenset({identity.NAME, dead.NAME})
 
 _SMALL_GATES = (
     "gates are multiplied into weights at run time: in FP16, gates below about 1e-3 lose precision there; "
     "compare outputs with `se-deploy parity` on your data"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One way to spell one block, and what it costs near it."""
+
+    choices: State
+    share: Share
+
+
+def _choose(forms: dict[str, list[_Form]], limit: int) -> dict[str, _Form]:
+    """Take each block's cheapest form; then give back what saves least per kernel, until `limit` is kept."""
+    chosen = {
+        output: min(found, key=lambda form: (form.share.value, form.share.kernels))
+        for output, found in forms.items()
+        if found
+    }
+    while sum(form.share.kernels for form in chosen.values()) > limit:
+        swaps = [
+            (
+                (other.share.value - form.share.value) / (form.share.kernels - other.share.kernels),
+                output,
+                other,
+            )
+            for output, form in chosen.items()
+            for other in forms[output]
+            if other.share.kernels < form.share.kernels
+        ]
+        if not swaps:
+            break
+        _, output, other = min(swaps, key=lambda swap: swap[:2])
+        chosen[output] = other
+    return chosen
+
+
+def _places(choices: Iterable[Choice]) -> tuple[str, ...]:
+    return tuple(sorted({choice.at for choice in choices}))
 
 
 class _Search:
@@ -142,6 +183,10 @@ class _Search:
         self.progress = progress
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.known: dict[State, Cost | None] = {}
+        self.state: State = frozenset()  # the choices behind the best cost so far
+        self.applied: State = frozenset()  # those of the graph that was measured last
+        self.neighbourhoods = Neighbourhoods(model, blocks)
+        self.shares: dict[State, Mapping[str, Share]] = {}
         self.plans = 0
         self.warnings: list[str] = []
         self.steps: list[Step] = []
@@ -151,16 +196,19 @@ class _Search:
         if baseline is None:
             raise ValueError("the plan of the graph as given was refused without an error")
         self.limit = baseline.kernels if baseline_kernels is None else baseline_kernels
-        self.state: State = frozenset()
         self.best = baseline
         self.drop_what_does_nothing()
-        moves = [(group, move) for group in self.groups() for move in _MOVES]
-        postponed = [(group, move) for group, move in moves if not self.try_block_move(group, move)]
+        forms = self.forms()
+        elsewhere = self.best.kernels - sum(found[0].share.kernels for found in forms.values() if found)
+        self.take_forms(forms, self.limit - elsewhere)
+        for state in list(self.known):  # one form everywhere, where no mixture of them was better
+            self.consider(state, _places(state))
+        before_places = self.best.kernels
         for row in _PLACES:
             for name in row:
                 self.try_places(name, row)
-        for group, move in postponed:
-            self.try_block_move(group, move)
+        if self.best.kernels < before_places:  # room for forms that only their kernels forbade
+            self.take_forms(forms, self.limit - elsewhere + before_places - self.best.kernels)
         done = self.replayed(self.state)
         computed = {r.name for r in catalogue.REWRITES if r.run_time_weights}
         if any(choice.rewrite in computed for choice in self.state):
@@ -176,16 +224,6 @@ class _Search:
             tuple(self.warnings),
         )
 
-    def groups(self) -> list[tuple[str, ...]]:
-        """Give the blocks' outputs, equal blocks together, in graph order."""
-        maps = base.values(self.model)
-        found: dict[tuple[object, ...], list[str]] = {}
-        for block in self.blocks:
-            shape = graph.dims(maps.get(block.squeeze_input))
-            alike = (shape, block.reduced, block.placement, block.followed_by, block.activation)
-            found.setdefault(alike, []).append(block.output)
-        return [tuple(group) for group in found.values()]
-
     def drop_what_does_nothing(self) -> None:
         """Take what is provably less work, unless the compiler makes more of it."""
         useless = [(r, r.sites(self.model, self.blocks)) for r in catalogue.REWRITES if r.name in _USELESS]
@@ -196,11 +234,45 @@ class _Search:
         if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
             self.take(cost, tuple(choice.at for choice in sorted(state)))
 
-    def try_block_move(self, group: tuple[str, ...], move: tuple[str, ...]) -> bool:
-        """Give the blocks of `group` this form instead of theirs; False where only kernels forbid it."""
-        kept = frozenset(c for c in self.state if c.at not in group or c.rewrite in _USELESS)
-        added = frozenset(Choice(name, at) for name in move for at in group if name in self.allowed)
-        return self.consider(kept | added, group)
+    def forms(self) -> dict[str, list[_Form]]:
+        """Plan each move for all blocks at once; give each block's forms, as it stands first."""
+        found: dict[str, list[_Form]] = {block.output: [] for block in self.blocks}
+        useless = frozenset(c for c in self.state if c.rewrite in _USELESS)
+        for move in ((), *_MOVES):
+            names = [name for name in move if name in self.allowed]
+            state = useless | {Choice(name, output) for name in names for output in found}
+            cost = self.measure(state)
+            shares = self.shares.get(self.applied)
+            if cost is None or shares is None:
+                continue
+            for output, share in shares.items():
+                taken = frozenset(c for c in self.applied if c.at == output and c.rewrite not in _USELESS)
+                if all(form.choices != taken for form in found[output]):
+                    found[output].append(_Form(taken, share))
+        return found
+
+    def take_forms(self, forms: dict[str, list[_Form]], limit: int) -> None:
+        """Give each block its cheapest form, within `limit` kernels for all blocks, and plan that."""
+        others = frozenset(c for c in self.state if c.at not in forms or c.rewrite in _USELESS)
+        for _ in range(_TRIES):
+            chosen = _choose(forms, limit)
+            cost = self.measure(others | frozenset(c for form in chosen.values() for c in form.choices))
+            if cost is None or cost.kernels <= self.limit:
+                break
+            limit -= cost.kernels - self.limit  # shares were too hopeful about kernels at the borders
+        if cost is None or cost.kernels > self.limit or self.worse(cost):
+            return
+        goal = self.applied
+        kinds = [k for k in _KINDS if any(c.rewrite in k for c in goal - self.state)]
+        for i in range(len(kinds)):
+            names = {name for kind in kinds[: i + 1] for name in kind}
+            part = self.state | {c for c in goal if c.rewrite in names}
+            step = None if part == goal else self.measure(part)
+            if step is not None and not self.worse(step):
+                self.take(step, _places(self.applied - self.state))
+        self.applied = goal
+        if goal != self.state:
+            self.take(cost, _places(goal - self.state))
 
     def try_places(self, name: str, row: tuple[str, ...]) -> None:
         """Try a rewrite at all its places, then at each group of equal ones."""
@@ -226,15 +298,15 @@ class _Search:
         kept = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
         return kept | frozenset(Choice(name, at) for at in places)
 
-    def consider(self, state: State, at: tuple[str, ...]) -> bool:
-        """Take `state` if its plan is better than the best so far; False where only kernels forbid it."""
+    def consider(self, state: State, at: tuple[str, ...]) -> None:
+        """Take `state` if its plan is better than the best so far."""
         cost = self.measure(state)
-        if cost is None or (cost.value, cost.kernels) >= (self.best.value, self.best.kernels):
-            return True
-        if cost.kernels > self.limit:
-            return False
-        self.take(cost, at)
-        return True
+        if cost is not None and cost.kernels <= self.limit and not self.worse(cost):
+            self.take(cost, at)
+
+    def worse(self, cost: Cost) -> bool:
+        """Whether the best so far is at least as good."""
+        return (cost.value, cost.kernels) >= (self.best.value, self.best.kernels)
 
     def take(self, cost: Cost, at: tuple[str, ...]) -> None:
         new = {choice.rewrite for choice in self.applied - self.state}
@@ -263,6 +335,7 @@ class _Search:
                 raise
             self.warnings.append(f"the compiler refused a rewritten graph, which was left out: {e.message}")
             return None
+        self.shares[self.applied] = self.neighbourhoods.shares(plan, self.cost)
         return Cost(plan.kernels, plan.activation_bytes, self.cost(plan))
 
     def spent(self) -> bool:
