@@ -138,11 +138,14 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     A dict nested under `state_dict`, `model`, `model_ema`, ... is found, prefixes such as `module.` are
     stripped. Raises: BadModel where it is no state dict, of another network, or not finite.
     """
+    from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
+
     state = _read_state(path)
     wanted = module.state_dict()
     for prefix in _PREFIXES:
         if state and all(key.startswith(prefix) for key in state) and not _has_prefix(wanted, prefix):
             state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = networks.adapt(module, state)
     optional = {key for key in wanted if key.endswith("num_batches_tracked")}
     missing = sorted(wanted.keys() - state.keys() - optional)
     unexpected = sorted(state.keys() - wanted.keys())

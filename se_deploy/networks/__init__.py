@@ -5,6 +5,7 @@ from __future__ import annotations
 from se_deploy.networks.accounting import Description, describe
 from se_deploy.networks.adaptive import AdaptiveSE, FrozenRatio, freeze
 from se_deploy.networks.blocks import SqueezeExcite
+from se_deploy.networks.foreign import adapt
 from se_deploy.networks.registry import NETWORKS, Entry
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Entry",
     "FrozenRatio",
     "SqueezeExcite",
+    "adapt",
     "describe",
     "freeze",
 ]

@@ -220,7 +220,11 @@ def _fit_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: obje
     """Reshape the matrices of the other form, (R, C) or (R, C, 1, 1), to the one that `module` holds."""
     for name, parameter in module.named_parameters():
         value = state.get(prefix + name)
-        if value is not None and value.numel() == parameter.numel():
-            matrix = value.squeeze(-1).squeeze(-1) if value.dim() == 4 else value  # noqa: PLR2004 - (R, C, 1, 1)
-            if matrix.shape == parameter.shape[:2] or value.shape == parameter.shape:
-                state[prefix + name] = value.reshape(parameter.shape)
+        if value is not None and matrix_shape(value) == matrix_shape(parameter):
+            state[prefix + name] = value.reshape(parameter.shape)
+
+
+def matrix_shape(value: Tensor) -> tuple[int, ...]:
+    """Give (R, C) for (R, C) and (R, C, 1, 1), any other shape as it is."""
+    shape = tuple(value.shape)
+    return shape[:2] if shape[2:] == (1, 1) else shape

@@ -299,6 +299,12 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {_renamed(key): value for key, value in state.items()}
 
 
+def is_timm(state: Mapping[str, Tensor]) -> bool:
+    """Say whether every key is one that `from_timm` renames."""
+    modules = [key.rpartition(".")[0] for key in state]
+    return all(any(pattern.fullmatch(module) for pattern, _ in _TIMM_KEYS) for module in modules)
+
+
 def check_placement(placement: str) -> None:
     """Raise ValueError, with the names there are, for an unknown placement."""
     if placement not in get_args(Placement):
