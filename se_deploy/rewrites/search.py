@@ -91,6 +91,7 @@ _HOISTS = ("hoist-squeeze-1x1", "hoist-squeeze-kxk")
 _MOVES: tuple[tuple[str, ...], ...] = (
     ("squeeze-average-pool",),
     ("squeeze-nhwc-mean",),
+    _HOISTS,
     ("squeeze-average-pool", *_HOISTS),
     ("squeeze-average-pool", *_HOISTS, "gate-into-previous"),
     ("squeeze-average-pool", "gate-behind-pool"),

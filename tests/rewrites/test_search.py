@@ -1,5 +1,6 @@
 """The search with a planner made of arithmetic: what it costs is known, so the choice is too."""
 
+import dataclasses
 import itertools
 import json
 
@@ -16,18 +17,22 @@ from se_deploy.rewrites import (
     allowed,
     from_json,
     optimize,
+    planned_bytes,
     replay,
     search,
     to_json,
 )
+from se_deploy.rewrites.shares import Neighbourhoods
 from se_deploy.se_blocks import find
+
+AVERAGE_AND_HOIST = ("squeeze-average-pool", "hoist-squeeze-1x1")
 
 
 class CountingPlanner:
     """One kernel per node; it reads and writes what the node does, but a GlobalAveragePool twice."""
 
-    def __init__(self, refuse=()):
-        self.refuse, self.asked = refuse, 0
+    def __init__(self, refuse=(), dislike=None):
+        self.refuse, self.dislike, self.asked = refuse, dislike, 0
 
     def plan(self, model):
         self.asked += 1
@@ -36,7 +41,10 @@ class CountingPlanner:
         layers = []
         for node in model.graph:
             tensors = [tensor(v) for v in node.inputs if v is not None and not v.is_initializer()]
-            again = tensors if node.op_type == "GlobalAveragePool" else []
+            times = (
+                8 if (node.op_type, tensors[0].name) == self.dislike else node.op_type == "GlobalAveragePool"
+            )
+            again = times * tensors
             outputs = tuple(tensor(v) for v in node.outputs)
             layers.append(Kernel(node.name, node.op_type, (*tensors, *again), outputs, (node.name,)))
         return Plan("fake", "1", "none", tuple(layers))
@@ -77,6 +85,33 @@ def test_it_hoists_because_the_squeeze_reads_less():
     assert found.best.activation_bytes < found.baseline.activation_bytes
     assert found.best.kernels <= found.baseline.kernels
     assert_same(before, found.model)
+
+
+def test_each_block_gets_a_form_of_its_own():
+    found = run(network(), CountingPlanner(dislike=("AveragePool", "u1")), allowed=AVERAGE_AND_HOIST)
+    assert {c.at for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
+    assert {c.at for c in found.choices if c.rewrite == "squeeze-average-pool"} == {"y2"}
+
+
+def test_shares_add_up_to_the_plan():
+    before = network()
+    plan = CountingPlanner().plan(before)
+    shares = Neighbourhoods(before, find(before).se).shares(plan, planned_bytes)
+    assert set(shares) == {"y1", "y2"}
+    assert sum(share.kernels for share in shares.values()) == plan.kernels
+    assert sum(share.value for share in shares.values()) == plan.activation_bytes
+    assert shares["y1"] == shares["y2"]  # equal blocks: each from its first node to its last Relu
+
+
+def test_shares_know_rewritten_nodes_and_kernels_without_nodes():
+    before = network()
+    done = replay(before, find(before).blocks, [Choice("hoist-squeeze-1x1", "y2")]).model
+    plan = CountingPlanner().plan(done)
+    layers = tuple(dataclasses.replace(k, onnx_nodes=()) if k.kind == "Relu" else k for k in plan.layers)
+    places = Neighbourhoods(before, find(before).se)
+    shares = places.shares(dataclasses.replace(plan, layers=layers), planned_bytes)
+    assert shares == places.shares(plan, planned_bytes)
+    assert shares["y2"].value < shares["y1"].value
 
 
 def test_steps_are_a_waterfall_from_the_baseline_to_the_best():
