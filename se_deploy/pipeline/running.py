@@ -58,7 +58,7 @@ class RunResult:
         slow = [
             f"'{a.path}' is slower than PyTorch: {a.latency.p50_ms:.3g} ms"
             for a in self.profile.artifacts
-            if a.path == "model.onnx" and a.speedup is not None and a.speedup < 1
+            if a.path == "model.onnx" and a.speedup is not None and a.speedup < 1 and self._timed_well
         ]
         return {
             "parity": tuple(text for c in self.parity.candidates for text in c.failures),
@@ -66,6 +66,19 @@ class RunResult:
             "precision": tuple(text for e in self.engines.values() for text in e.precision_failures),
             "latency": tuple(slow),
         }
+
+    @property
+    def verdicts(self) -> dict[str, bool | None]:
+        """Pass or fail per verdict; None for a latency that was too unstable to judge."""
+        found: dict[str, bool | None] = {name: not texts for name, texts in self.failures.items()}
+        if not self._timed_well:
+            found["latency"] = None
+        return found
+
+    @property
+    def _timed_well(self) -> bool:
+        judged = [a for a in self.profile.artifacts if a.reference or a.path == "model.onnx"]
+        return all(a.latency.stable for a in judged)
 
     @property
     def recommended(self) -> str:
@@ -103,7 +116,7 @@ class RunResult:
             "build-engine": engines[self.recommended],
             "parity": self.parity.json(),
             "profile": self.profile.json(),
-            "verdicts": {name: not texts for name, texts in self.failures.items()},
+            "verdicts": self.verdicts,
             "recommendation": self._recommendation(),
         }
 
