@@ -18,7 +18,7 @@ def test_the_spec_survives_the_metadata():
 
 @pytest.mark.parametrize("text", ["", "[]", '{"name": "x"}', '{"mean": 3}'])
 def test_foreign_metadata_is_named(text):
-    with pytest.raises(BadModel, match="se_deploy.input"):
+    with pytest.raises(BadModel, match=r"se_deploy\.input"):
         inputs.read({inputs.METADATA_KEY: text})
 
 
