@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "fp16", "int8"]
 RuntimeChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
+ADVICE_SAMPLES = 1024
+"""How many samples `inspect` looks at by default: half of them fit a block of some hundred hidden units."""
+
 
 @dataclass(frozen=True, slots=True)
 class NetworkOptions:

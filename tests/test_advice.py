@@ -182,6 +182,38 @@ def test_the_error_falls_with_the_width(tmp_path):
     assert errors == sorted(errors)
 
 
+def test_a_copied_unit_costs_neither_rank_nor_accuracy(tmp_path):
+    given = weights()
+    given["w1"][3:], given["b1"][3:] = given["w1"][:3], given["b1"][:3]
+    given["w2"] *= np.array([3, 1, 1, 3, 1, 1])  # whoever looks at units alone takes both copies of the first
+    (found,) = advise(network(given), tmp_path).blocks
+    by_width = {w.hidden: w for w in found.widths}
+    assert found.dead == found.constant == ()
+    assert found.effective_rank <= 3 + 1e-3
+    assert by_width[3].max_gate_error < FITTED
+    assert found.suggested <= 3
+
+
+def test_the_rank_is_that_of_the_values_before_the_gates(tmp_path):
+    given, x = weights(), pictures()
+    (found,) = advise(network(given), tmp_path, x).blocks
+    z = hidden_of(given, x) @ given["w2"].T
+    singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
+    assert found.effective_rank == pytest.approx(advice.effective_rank(singular[:HIDDEN]), rel=1e-4)
+
+
+def test_the_tolerance_is_a_share_of_what_the_gate_can_be(tmp_path):
+    once, twice = (
+        advise(network(weights(), gate=gate), tmp_path, tolerance=0.05).blocks[0]
+        for gate in ("sigmoid", "twice")
+    )
+    assert [w.hidden for w in once.widths] == [w.hidden for w in twice.widths]
+    assert once.suggested == twice.suggested
+    assert twice.widths[-1].mean_gate_error == pytest.approx(2 * once.widths[-1].mean_gate_error, rel=1e-3)
+    few = next(w for w in once.widths if w.hidden == once.suggested)
+    assert 0.05 / 2 < few.mean_gate_error <= 0.05  # so that half the tolerance would suggest another
+
+
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 999), tolerance=st.floats(0.002, 0.2))
 def test_the_suggested_width_is_the_smallest_within_the_tolerance(tmp_path_factory, seed, tolerance):

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from se_deploy.cli import options, talk
+from se_deploy.options import ADVICE_SAMPLES
 
 
 @click.command()
@@ -18,7 +19,7 @@ from se_deploy.cli import options, talk
 @click.option(
     "--calib-samples",
     type=click.IntRange(min=2),
-    default=1024,
+    default=ADVICE_SAMPLES,
     show_default=True,
     help="Look at no more of them than this.",
 )

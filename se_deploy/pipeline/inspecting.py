@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from se_deploy import advice, engine, fusion, graph, se_blocks
 from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
-from se_deploy.options import CalibrationOptions, ImageOptions
+from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions
 from se_deploy.pipeline import artifacts, lowering, source
 from se_deploy.pipeline.results import Json, census_json, head
 from se_deploy.protocols import silent
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
-
-ADVICE_SAMPLES = 1024
-"""How many samples advice looks at unless told otherwise: half of them fit blocks of some hundred units."""
 
 
 @dataclass(frozen=True, slots=True)
