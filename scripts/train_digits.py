@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -252,10 +253,11 @@ def write_manifest(folder: Path) -> None:
         if path.suffix == ".gz":
             item |= {"sha256": files.sha256(path), "picked": picked[path.name.split("-")[0]], **mnist}
         elif path.suffix == ".safetensors":
-            name = next(name for name, entry in NETWORKS.items() if _checkpoint(entry) == path.name)
+            with safe_open(path, "pt") as file:
+                command = file.metadata()["command"]
             item |= {
                 "sha256": files.sha256(path),
-                "source": f"python scripts/train_digits.py --network {name} -o calibration/",
+                "source": command,
                 "licence": "Apache-2.0",
                 "picked": "trained on the 4,000 training digits, last epoch taken",
             }
@@ -378,7 +380,13 @@ def main(  # noqa: PLR0917 - click passes them by name
         plot(plot_path, history, name)
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        facts = {"num_classes": int(learn.labels.max()) + 1, "in_channels": learn.images.shape[1], **figures}
+        facts = {
+            **figures,
+            "num_classes": int(learn.labels.max()) + 1,
+            "in_channels": learn.images.shape[1],
+            "command": f"python scripts/train_digits.py --network {name} --epochs {epochs} --coarse {coarse} "
+            f"--rate {rate} --seed {seed}" + "".join(f" --model-arg {item}" for item in model_args),
+        }
         with files.replacing(output / _checkpoint(entry)) as part:
             save_file(state, part, metadata={key: str(value) for key, value in facts.items()})
         if digits:
