@@ -79,9 +79,22 @@ def parts(model: ir.Model, block: SEBlock) -> Parts | None:
         return None
     read, squeezed = squeeze_ends(squeeze[0])
     scale = next((u.node for u in gate.uses() if u.node.name == block.scale_node), None)
-    if scale is not None and scale.op_type != "Mul":
+    if scale is not None and not _scales_channels(scale, gate):
         return None
     return Parts(read, squeezed, _in_order(layers, squeezed), gate, scale)
+
+
+def _scales_channels(scale: ir.Node, gate: ir.Value) -> bool:
+    """Whether a Mul multiplies (N, C, H, W) with a gate (N, C, 1, 1)."""
+    column, y = graph.dims(gate), graph.dims(scale.outputs[0])
+    return (
+        scale.op_type == "Mul"
+        and scale.inputs[0] is not scale.inputs[1]
+        and y is not None
+        and column is not None
+        and len(y) == SPATIAL_RANK
+        and column[1:] == (y[1], 1, 1)
+    )
 
 
 def _in_order(layers: tuple[ir.Node, ...], squeezed: ir.Value) -> tuple[ir.Node, ...]:

@@ -90,9 +90,7 @@ def _next(model: ir.Model, block: SEBlock) -> tuple[base.Conv, ...]:
     y = found.scale.outputs[0]
     convs = [base.conv(use.node) for use in y.uses()]
     kept = tuple(c for c in convs if c is not None and c.x is y and _takes_gate(c))
-    gate, shape = graph.dims(found.gate), graph.dims(y)
-    per_channel = shape is not None and gate == (1, shape[1], 1, 1)
-    return kept if len(kept) == len(convs) and per_channel and not y.is_graph_output() else ()
+    return kept if len(kept) == len(convs) and not y.is_graph_output() else ()
 
 
 def _takes_gate(conv: base.Conv) -> bool:
@@ -142,8 +140,7 @@ def _next_batched(model: ir.Model, block: SEBlock) -> base.Conv | None:
     conv = base.conv(graph.sole_consumer(y))
     if conv is None or conv.x is not y or not conv.is_pointwise or conv.groups != 1:
         return None
-    gate, shape = graph.dims(found.gate), graph.dims(y)
-    return conv if gate is not None and shape is not None and gate[1:] == (shape[1], 1, 1) else None
+    return conv
 
 
 def next_batched(model: ir.Model, site: base.Site) -> int:
@@ -188,7 +185,7 @@ def _pool(model: ir.Model, block: SEBlock) -> ir.Node | None:
     if found is None or found.scale is None:
         return None
     node = graph.sole_consumer(found.scale.outputs[0])
-    if node is None or len(node.outputs) != 1 or graph.dims(found.gate) is None:
+    if node is None or len(node.outputs) != 1:
         return None
     if node.op_type == "MaxPool" and base.is_nonnegative(found.gate):
         return node
