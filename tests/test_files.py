@@ -17,9 +17,14 @@ def test_a_file_is_replaced_whole(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.bin"
     files.write_bytes(path, b"one")
-    with pytest.raises(KeyboardInterrupt), files.replacing(path) as part:
-        part.write_bytes(b"half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with files.replacing(path) as part:
+            part.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"one"
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,4 +119,4 @@ def _finish(say: Talk, result: RunResult, params: dict[str, Any]) -> None:
 
 def _command() -> str:
     """Give the command as it was typed, for the report's section on how to reproduce it."""
-    return shlex.join(["se-deploy", *sys.argv[1:]])
+    return shlex.join(["se-deploy", *click.get_current_context().obj])

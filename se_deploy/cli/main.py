@@ -70,7 +70,7 @@ class LazyGroup(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in words
         try:
-            code = super().main(words, prog_name, complete_var, standalone_mode=False, **extra)
+            code = super().main(words, prog_name, complete_var, standalone_mode=False, obj=words, **extra)
         except SeDeployError as e:
             code = _fail(e.kind, e.message, e.hint, EXIT_ERROR, as_json=as_json)
         except click.UsageError as e:

@@ -43,7 +43,9 @@ class RunResult:
     """Everything that a run found, and where its files are."""
 
     folder: Path
-    command: str
+    verb: str  # "run" or "demo"
+    command: str  # as typed, for the report
+    date: str  # ISO 8601, UTC
     export: ExportResult
     inspection: InspectResult
     quantize: QuantizeResult
@@ -93,9 +95,9 @@ class RunResult:
         engines = {name: built.json() for name, built in self.engines.items()}
         spec = inputs.read(taken.model.metadata_props)
         return {
-            **head("run" if self.command.startswith("se-deploy run") else "demo", self.warnings),
+            **head(self.verb, self.warnings),
             "command": self.command,
-            "date": dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+            "date": self.date,
             "network": {
                 "spec": taken.spec,
                 "weights": taken.network.weights if taken.network else "in the ONNX file",
@@ -146,6 +148,7 @@ def run(
     iterations: int = 10,
     overwrite: bool = False,
     command: str | None = None,
+    verb: str = "run",
     progress: Progress = silent,
 ) -> RunResult:
     """Export, inspect, quantize, build, compare and time a network; leave everything in `folder`.
@@ -221,7 +224,9 @@ def run(
     notes += [*parity.warnings, *profile.warnings]
     result = RunResult(
         folder,
-        command or f"se-deploy run {model} -o {folder}",
+        verb,
+        command or f"se-deploy {verb} {model} -o {folder}",
+        dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         exported,
         inspection,
         quantized,
@@ -269,6 +274,7 @@ def demo(
         iterations=iterations,
         overwrite=overwrite,
         command=command or f"se-deploy demo -o {folder}",
+        verb="demo",
         progress=progress,
     )
 
