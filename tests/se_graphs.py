@@ -75,6 +75,8 @@ class Net:
         return self.const((self.rng.standard_normal(shape) * spread).astype(np.float32))
 
     def number(self, value):
+        if self.recipe.constants == "computed":  # as an exporter that folds nothing leaves it
+            return self.op("Cast", self.const(np.array(value, np.float64)), to=onnx.TensorProto.FLOAT)
         return self.const(np.array(value, np.float32))
 
     def reduce(self, op_type, x, axes, *, keepdims=1):

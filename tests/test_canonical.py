@@ -23,7 +23,7 @@ from se_graphs import (
 )
 
 from se_deploy import canonical, graph, se_blocks
-from se_deploy.canonical import fold_affine, fold_constant_layout, recompose_hard, respell_blocks
+from se_deploy.canonical import fold_affine, fold_constants, recompose_hard, respell_blocks
 
 FP32_REORDERED = {"rtol": 1e-4, "atol": 2e-5}  # the same float32 sums in another order, through two layers
 PLAIN = {"GlobalAveragePool", "Conv", "Mul", "Add"}
@@ -68,7 +68,7 @@ recipes = st.builds(
     reduced=st.sampled_from([None, 1, 4]),
     opset=st.sampled_from([11, 13, 17, 18, 20]),
     free_map=st.booleans(),
-    constants=st.sampled_from(["initializer", "node"]),
+    constants=st.sampled_from(["initializer", "node", "computed"]),
     seed=st.integers(0, 99),
 )
 
@@ -170,8 +170,8 @@ MIXED = """
     h = Cast<to = 11>(x) q = ReduceMean<axes = [2, 3]>(h) p = Cast<to = 1>(q) a = Conv(p, w1) r = Relu(a)
     c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"""
 COMPUTED = """
-    k = Mul(w1, w1) p = GlobalAveragePool(x) a = Conv(p, k) r = Relu(a) c = Conv(r, w2) g = Sigmoid(c)
-    y = Mul(x, g)"""
+    k = DequantizeLinear(i8, f8) p = GlobalAveragePool(x) a = Conv(p, k) r = Relu(a) c = Conv(r, w2)
+    g = Sigmoid(c) y = Mul(x, g)"""
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ COMPUTED = """
     ids=["norm", "channels-last", "computed-weights", "mixed-types"],
 )
 def test_what_has_no_canonical_form_is_refused_with_its_reason(body, reason):
-    model = written(body)
+    model = written(body, constants="int8[2,4,1,1] i8 = {1, 2, 3, 4, 5, 6, 7, 8}, float f8 = {0.1}")
     made = canonical.canonicalize(model)
     assert [no.output for no in made.refused] == ["y"]
     assert reason in made.refused[0].reason
@@ -350,14 +350,15 @@ def test_a_convolution_that_is_an_output_itself_stays():
         "k = Reshape(w, s) y = MatMul(x, k)",
         "k = Identity(w) j = Unsqueeze(k, a) i = Squeeze(j, a) y = MatMul(x, i)",
         "k = Cast<to = 1>(w) y = MatMul(x, k)",
+        "j = Mul(w, w) k = Sqrt(j) y = MatMul(x, k)",
+        "z = Shape(w) k = Expand(f, z) y = MatMul(x, k)",
     ],
 )
-def test_layout_of_constants_is_computed_once(body):
+def test_what_depends_on_constants_alone_is_computed_once(body):
     numbers = ", ".join(str(i / 7) for i in range(36))
-    model = written(
-        body, constants=f"float[6,6] w = {{{numbers}}}, int64[2] s = {{0, -1}}, int64[1] a = {{0}}"
-    )
-    made = graph.rewrite(model, fold_constant_layout, fold_constant_layout)
+    integers = "int64[2] s = {0, -1}, int64[1] a = {0}"
+    model = written(body, constants=f"float[6,6] w = {{{numbers}}}, {integers}, float f = {{0.5}}")
+    made = graph.rewrite(model, fold_constants, fold_constants)
     assert graph.ops(made.model) == ["MatMul"]
     assert made.counts[1][1] == 0
     close(model, made.model, (2, 4, 6, 6), 0)

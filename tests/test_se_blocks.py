@@ -21,7 +21,7 @@ PARTS = {
     "extra": ["identity", "dropout", "cast"],
     "expand": ["shape"],
     "gate_first": [True],
-    "constants": ["node"],
+    "constants": ["node", "computed"],
     "opset": [11, 13, 14, 17, 18, 20, 21],
     "spatial": [(7,), (1, 1), (4, 5, 6), (8, 8), (6, 1)],
     "channels": [2, 6, 16],
@@ -102,7 +102,7 @@ recipes = st.builds(
     opset=st.sampled_from([11, 13, 15, 17, 18, 21]),
     batch=st.sampled_from(["N", 1, 2]),
     free_map=st.booleans(),
-    constants=st.sampled_from(["initializer", "node"]),
+    constants=st.sampled_from(["initializer", "node", "computed"]),
     seed=st.integers(0, 99),
 )
 

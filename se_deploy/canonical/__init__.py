@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph, se_blocks
 from se_deploy.canonical.blocks import obstacle, respell_blocks
-from se_deploy.canonical.fold import fold_affine, fold_constant_layout
+from se_deploy.canonical.fold import fold_affine, fold_constants
 from se_deploy.canonical.hard import recompose_hard
 from se_deploy.canonical.layout import blocks_to_channels_first
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-PASSES = (fold_constant_layout, blocks_to_channels_first, respell_blocks, recompose_hard, fold_affine)
+PASSES = (fold_constants, blocks_to_channels_first, respell_blocks, recompose_hard, fold_affine)
 
 
 @dataclass(frozen=True, slots=True)

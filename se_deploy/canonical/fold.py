@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
+from se_deploy.se_blocks.constants import compute, is_computable
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+_GROWTH = 2  # a folded constant may be this much larger than what it is made of,
+_SMALL = 2**20  # or this many bytes: an Expand is better left to the run
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
 
@@ -111,47 +114,36 @@ def _fold(model: ir.Model, node: ir.Node, scale: Array, shift: Array) -> bool:
     return True
 
 
-def fold_constant_layout(model: ir.Model) -> int:
-    """Compute what only lays out or converts constants: Reshape, Transpose, Cast, … of weights.
+def fold_constants(model: ir.Model) -> int:
+    """Compute what depends on constants alone, by ONNX's reference implementation.
 
     Before: Add(y, Reshape(bias: (C,), (1, C, 1, 1)))
-    After:  Add(y, bias: (1, C, 1, 1)), bit for bit the same.
+    After:  Add(y, bias: (1, C, 1, 1)), the very numbers that the nodes give.
+    Needs: an operator that the reference knows, and a result not much larger than what it is made of;
+    Q/DQ nodes stay, since they keep integer weights small.
     """
     folded = 0
+    opset = graph.opset(model)
     for node in list(model.graph.all_nodes()):
-        array = _laid_out(node)
-        if array is None:
+        arrays = _folded(node, opset)
+        if arrays is None:
             continue
-        output = node.outputs[0]
-        output.replace_all_uses_with(graph.initializer(model, output.name or "constant", array))
+        for output, array in zip(node.outputs, arrays, strict=True):
+            made = graph.initializer(model, output.name or "constant", array)
+            output.replace_all_uses_with(made)
         folded += 1
     return folded
 
 
-def _laid_out(node: ir.Node) -> Array | None:
-    operations = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Identity", "Cast"}
-    if node.op_type not in operations or node.outputs[0].is_graph_output():
+def _folded(node: ir.Node, opset: int) -> tuple[Array, ...] | None:
+    constant = all(v is None or graph.constant(v) is not None for v in node.inputs)
+    if not constant or not node.inputs or not is_computable(node):
         return None
-    array = graph.constant(node.inputs[0])
-    if array is None:
+    if any(output.is_graph_output() for output in node.outputs):
         return None
-    if node.op_type == "Identity":
-        return array
-    if node.op_type == "Cast":
-        kind = node.outputs[0].dtype
-        return None if kind is None else array.astype(kind.numpy())
-    if node.op_type == "Transpose":
-        perm = graph.attribute(node, "perm")
-        return np.transpose(array, perm if isinstance(perm, (list, tuple)) else None)
-    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    axes = graph.attribute(node, "axes") if given is None else given.reshape(-1).tolist()
-    if len(node.inputs) > 1 and given is None:
+    given = [graph.constant(v) for v in node.inputs]
+    made = compute(node, given, opset)
+    if made is None:
         return None
-    if node.op_type == "Reshape":
-        if not isinstance(axes, (list, tuple)):
-            return None
-        copied = not graph.attribute(node, "allowzero", 0)
-        return array.reshape([array.shape[i] if d == 0 and copied else d for i, d in enumerate(axes)])
-    if node.op_type == "Squeeze":
-        return np.squeeze(array, tuple(axes) if isinstance(axes, (list, tuple)) else None)
-    return np.expand_dims(array, tuple(axes)) if isinstance(axes, (list, tuple)) else None
+    size = sum(array.nbytes for array in given if array is not None)
+    return made if sum(array.nbytes for array in made) <= max(_GROWTH * size, _SMALL) else None

@@ -100,7 +100,7 @@ def _against(reader: Reader, match: _Match, view: View) -> tuple[int, str]:
     if gate is None:
         return 4, "the factor pooled from its source is not bounded, so it is no gate"
     at = next((i for i, axis in enumerate(view.axes) if axis == vector.source.axes[0]), None)
-    shape, gate_shape = value_dims(match.scaled), value_dims(match.gate)
+    shape, gate_shape = reader.dims(match.scaled), value_dims(match.gate)
     if at is None or shape is None:
         return 5, "the gate's channels do not lie along one axis of what it scales"
     placed = None if vector.axis is None or gate_shape is None else len(gate_shape) - vector.axis
@@ -274,7 +274,7 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
     nodes = _with_shapes(reader, {*path, match.mul, *([end] if end else [])}, match.mul)
     squeeze = min(path, key=order.__getitem__)
     name, gain = _gate(vector) or ("other", 1.0)
-    shape = value_dims(match.scaled) or ()
+    shape = reader.dims(match.scaled) or ()
     at = view.axes.index(vector.source.axes[0])
     channels = shape[at]
     widths = [layer.outputs for layer in vector.layers[:-1]]

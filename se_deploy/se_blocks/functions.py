@@ -90,23 +90,27 @@ UNARY_OPS = frozenset(_UNARY) | {"Clip"}
 BINARY_OPS = frozenset(_BINARY)
 
 
-def unary(node: ir.Node, x: Samples) -> Samples | None:
-    """Apply a one-input operator to samples; None where it is none or its limits are computed."""
+def unary(
+    node: ir.Node, x: Samples, scalar: Callable[[ir.Value | None], float | None] = graph.scalar
+) -> Samples | None:
+    """Apply a one-input operator to samples; None where it is none or `scalar` does not know its limits."""
     with np.errstate(all="ignore"):
         if node.op_type == "Clip":
-            limits = _clip_limits(node)
+            limits = _clip_limits(node, scalar)
             return None if limits is None else np.clip(x, *limits)
         apply = _UNARY.get(node.op_type)
         return None if apply is None else np.asarray(apply(node, x), dtype=np.float64)
 
 
-def _clip_limits(node: ir.Node) -> tuple[float, float] | None:
+def _clip_limits(
+    node: ir.Node, scalar: Callable[[ir.Value | None], float | None]
+) -> tuple[float, float] | None:
     limits = []
     for index, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
         value = node.inputs[index] if len(node.inputs) > index else None
         if value is None:
             limits.append(_number(node, name, default))  # opset 6: attributes
-        elif (number := graph.scalar(value)) is not None:
+        elif (number := scalar(value)) is not None:
             limits.append(number)
         else:
             return None

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.se_blocks import functions, vectors
+from se_deploy.se_blocks.constants import Constants
 from se_deploy.se_blocks.values import (
     LAYOUT,
     POOL,
@@ -52,6 +53,7 @@ class Reader:
     def __init__(self, model: ir.Model) -> None:
         """Read the whole graph, the bodies of its control flow included."""
         self.facts: dict[ir.Value, Facts] = {}
+        self.constants = Constants(graph.opset(model))
         self._bases = itertools.count()
         self._twins: dict[object, ir.Value] = {}
         self._stands_for: dict[ir.Value, ir.Value] = {}
@@ -155,7 +157,7 @@ class Reader:
         view, op = self.of(source).view, node.op_type
         if op in SAME:
             return replace(view, nodes=(*view.nodes, node))
-        before = self._dims(source)
+        before = self.dims(source)
         if before is None or len(view.axes) != len(before):
             return None
         if op in LAYOUT:
@@ -178,7 +180,7 @@ class Reader:
         reduced = (*view.reduced, *((name, stat) for name in names))
         return replace(view, axes=axes, reduced=reduced, nodes=(*view.nodes, node))
 
-    def _dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """Give a value's shape, from the tensor that it views where inference did not say."""
         if value is None or (shape := value_dims(value)) is not None:
             return None if value is None else shape
@@ -199,14 +201,14 @@ class Reader:
 
     def _sizes(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
         """Evaluate arithmetic on shapes, where shape inference (before opset 13) does not."""
-        array = graph.constant(value)
+        array = self.constants.array(value)
         if array is not None and array.dtype.kind == "i":
             return tuple(int(d) for d in array.reshape(-1))
         node = None if value is None else value.producer()
         if node is None:
             return None
         if node.op_type == "Shape":
-            return self._dims(node.inputs[0])
+            return self.dims(node.inputs[0])
         if node.op_type in {"Unsqueeze", "Squeeze", "Cast", "Identity"}:
             return self._sizes(node.inputs[0])
         parts = [self._sizes(v) for v in node.inputs]
@@ -224,12 +226,12 @@ class Reader:
 
     def reduced_axes(self, node: ir.Node) -> frozenset[int] | None:
         """Give the axes that a reduction or pool removes whole; None where it does anything else."""
-        shape = self._dims(node.inputs[0])
+        shape = self.dims(node.inputs[0])
         if shape is None:
             return None
         rank = len(shape)
         if node.op_type in REDUCE:
-            axes = _axes(node)
+            axes = self._axes(node)
             if axes is None:
                 return None
             return frozenset(a % rank for a in axes)
@@ -250,6 +252,16 @@ class Reader:
             elif extent != 1 or (value_dims(node.outputs[0]) or shape)[axis] != shape[axis]:
                 return None
         return frozenset(gone) or None
+
+    def _axes(self, node: ir.Node) -> list[int] | None:
+        """Give a reduction's axes, from its attribute or input; None where they are computed or missing."""
+        named = graph.attribute(node, "axes")
+        if isinstance(named, (list, tuple)):
+            return [int(a) for a in named]
+        array = self.constants.array(node.inputs[1]) if len(node.inputs) > 1 else None
+        if array is not None:
+            return [int(a) for a in array.reshape(-1)]
+        return None
 
     def _pooled(self, node: ir.Node, view: View) -> Iterable[Vector]:
         """Read a view as a pooled vector, once for each tensor on the way that the squeeze may start at."""
@@ -336,14 +348,3 @@ def _moved(
         perm = permutation(node, len(axes))
         return tuple(axes[i] for i in perm)
     return None if after is None else regroup(axes, before, after)
-
-
-def _axes(node: ir.Node) -> list[int] | None:
-    """Give a reduction's axes, from its attribute or input; None where they are computed or missing."""
-    named = graph.attribute(node, "axes")
-    if isinstance(named, (list, tuple)):
-        return [int(a) for a in named]
-    array = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    if array is not None:
-        return [int(a) for a in array.reshape(-1)]
-    return None

@@ -65,10 +65,10 @@ def _follow(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Vec
     if op in functions.UNARY_OPS:
         if vector.function is None:
             return vector
-        function = functions.unary(node, vector.function)
+        function = functions.unary(node, vector.function, reader.constants.scalar)
         return None if function is None else replace(vector, function=function)
     if op == "PRelu":
-        return _prelu(node, vector)
+        return _prelu(reader, node, vector)
     if op in functions.BINARY_OPS:
         return _binary(reader, node, position, vector)
     if op in {"Conv", "Gemm", "MatMul"}:
@@ -98,9 +98,9 @@ def _reduced(reader: Reader, node: ir.Node, vector: Vector, shape: Sequence[Dim]
     return None
 
 
-def _prelu(node: ir.Node, vector: Vector) -> Vector | None:
+def _prelu(reader: Reader, node: ir.Node, vector: Vector) -> Vector | None:
     slope = node.inputs[1]
-    array = graph.constant(slope)
+    array = reader.constants.array(slope)
     if slope is None or array is None or vector.function is None:
         return None
     leaky = functions.leaky(vector.function, float(array.mean()))
@@ -126,7 +126,7 @@ def _binary(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Vec
 def _with_constant(
     reader: Reader, node: ir.Node, position: int, vector: Vector, other: ir.Value
 ) -> Vector | None:
-    number, shape = graph.scalar(other), value_dims(other)
+    number, shape = reader.constants.scalar(other), value_dims(other)
     only_channel = vector.size == 1 and bool(shape) and node.op_type == "Add" and _just_learned(vector)
     if number is None or only_channel:
         sizes = [d for d in shape or () if d != 1]

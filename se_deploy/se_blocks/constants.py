@@ -1,0 +1,88 @@
+"""Compute what a graph computes from constants alone, by ONNX's own reference implementation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator, op_run
+
+from se_deploy import graph
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.protocols import Array
+
+_NOT_COMPUTED = frozenset({"QuantizeLinear", "DequantizeLinear", "Constant", "If", "Loop", "Scan"})
+"""Integer weights stay integers, control flow stays as it is."""
+
+
+def is_computable(node: ir.Node) -> bool:
+    """Whether a node gives the same for the same inputs and may be replaced by what it gives."""
+    by_chance = node.op_type.startswith(("Random", "Bernoulli", "Multinomial"))
+    return node.domain in {"", "ai.onnx"} and not by_chance and node.op_type not in _NOT_COMPUTED
+
+
+def compute(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> tuple[Array, ...] | None:
+    """Run one node on arrays, None for an input left out; None where the reference does not know it."""
+    names = [None if array is None else f"i{k}" for k, array in enumerate(inputs)]
+    proto = ir.to_proto(node)
+    proto.input[:] = [name or "" for name in names]
+    proto.output[:] = [f"o{k}" for k in range(len(node.outputs))]
+    infos = [
+        onnx.helper.make_tensor_value_info(
+            name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+        )
+        for name, array in zip(names, inputs, strict=True)
+        if name is not None and array is not None
+    ]
+    wanted = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([proto], "constant", infos, wanted),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+    )
+    feeds = {name: array for name, array in zip(names, inputs, strict=True) if name is not None}
+    try:
+        made = ReferenceEvaluator(model).run(None, feeds)
+    except (op_run.RuntimeImplementationError, op_run.RuntimeContextError, NotImplementedError):
+        return None
+    return tuple(np.asarray(array) for array in made)
+
+
+class Constants:
+    """The arrays behind a graph's constant values, computed when they are first asked for."""
+
+    def __init__(self, opset: int) -> None:
+        """`opset`: of the graph that the values belong to."""
+        self._opset = opset
+        self._known: dict[ir.Value, Array | None] = {}
+
+    def array(self, value: ir.Value | None) -> Array | None:
+        """Give a constant's array; None for what depends on the graph's inputs."""
+        if value is None or (array := graph.constant(value)) is not None:
+            return None if value is None else array
+        if value not in self._known:
+            self._known[value] = None  # stands while the inputs are looked at
+            self._known[value] = self._computed(value)
+        return self._known[value]
+
+    def scalar(self, value: ir.Value | None) -> float | None:
+        """Give the number of a constant of one element, else None."""
+        shape = graph.dims(value)
+        if shape is not None and any(d != 1 for d in shape):
+            return None
+        array = self.array(value)
+        return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
+
+    def _computed(self, value: ir.Value) -> Array | None:
+        node = value.producer()
+        if node is None or not is_computable(node):
+            return None
+        arrays = [self.array(v) for v in node.inputs]
+        if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
+            return None
+        made = compute(node, arrays, self._opset)
+        return None if made is None else made[node.outputs.index(value)]
