@@ -22,7 +22,13 @@ def test_the_modules_own_rail_is_its_power(tmp_path):
 
 def test_without_it_the_rails_are_added_up(tmp_path):
     sensor(
-        tmp_path, {1: ("VDD_GPU_SOC", 10000, 500), 2: ("VDD_CPU_CV", 10000, 250), 7: ("sum of shunt", 1, 1)}
+        tmp_path,
+        {
+            1: ("VDD_GPU_SOC", 10000, 500),
+            2: ("VDD_CPU_CV", 10000, 250),
+            4: ("NC", 9, 9),
+            7: ("sum of shunt", 1, 1),
+        },
     )
     assert power._ina3221(tmp_path)() == pytest.approx(7.5)
 

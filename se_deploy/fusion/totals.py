@@ -118,8 +118,7 @@ def _pair(tensor: PlanTensor) -> list[Any]:
 def _scaled(scale: ir.Node, block: SEBlock) -> ir.Value:
     """Give the input of the scale that is not the gate."""
     inputs = [value for value in scale.inputs if value is not None and value.name != block.gate_output]
-    maps = [value for value in inputs if is_map(value)] or inputs
-    return next((value for value in maps if value.name == block.squeeze_input), maps[0])
+    return next((value for value in inputs if is_map(value)), inputs[0])
 
 
 def _same(model: ir.Model, x: ir.Value, before: ir.Node) -> ir.Value:

@@ -4,6 +4,7 @@ import plan_graphs
 import pytest
 
 from se_deploy import engine, graph
+from se_deploy.plan import Kernel, Plan, PlanTensor
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -57,6 +58,16 @@ def test_shares_are_of_multiply_accumulates(planner):
     total = sum(graph.macs(node) for node in model.graph)
     found = engine.found_precision(planner.plan(model), model)
     assert found.planned["int8"] == pytest.approx(graph.macs(conv) / total)
+
+
+def test_the_kernel_with_the_weights_decides_and_not_one_that_only_prepares():
+    model = NETS["int8"]
+    half, narrow = (PlanTensor("x", dtype, (1, 32, 14, 14)) for dtype in ("float16", "int8"))
+    weights = (PlanTensor("w", "float16", (32, 32, 1, 1)),)
+    conv = Kernel("conv", "correlation", (half,), (half,), ("n_m",), weights)
+    fake_quantize = Kernel("q", "kgen", (narrow,), (half,), ("n_m",))
+    plan = Plan("tensorrt-rtx", "", "sm75", (fake_quantize, conv))
+    assert engine.found_precision(plan, model).fallen == ("n_m",)
 
 
 def test_a_small_layer_may_fall_and_a_large_one_may_not(planner):

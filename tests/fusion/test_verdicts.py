@@ -1,6 +1,7 @@
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import plan_graphs
 import pytest
 
@@ -211,6 +212,42 @@ def test_a_cast_inside_the_block_is_named():
     verdict = by_hand(*BEST[:4], cast, scale)
     assert (verdict.verdict, verdict.kernels) == ("split", 5)
     assert "cast float16 to float32 before Mul+Add+Relu" in verdict.reasons[0]
+
+
+def test_a_copy_that_others_read_too_is_not_the_blocks():
+    copy = kernel("copy", [], ["m"], ["m2"])
+    mean = kernel("mean", ["n_p"], ["m2"], ["p"])
+    other = kernel("other", [], ["m2"], ["z"])
+    assert by_hand(BEST[0], copy, mean, *BEST[2:]).kernels == 5
+    assert by_hand(BEST[0], copy, mean, *BEST[2:], other).kernels == 4
+
+
+def test_an_int8_convolution_that_gives_float_is_no_fallback_of_the_block():
+    model = plan_graphs.quantized_net(per_channel=True, dtype="float16")
+
+    def made(layer, dtypes):
+        tensors = [dataclasses.replace(t, dtype=dtypes.get(t.name, "float16")) for t in layer]
+        return tuple(tensors)
+
+    dtypes = {"x": "int8", "m": "float32"}
+    layers = tuple(
+        dataclasses.replace(k, inputs=made(k.inputs, dtypes), outputs=made(k.outputs, dtypes)) for k in BEST
+    )
+    verdict = judge(Plan("tensorrt-rtx", "", "sm86", layers), model)
+    assert verdict.verdict == "fused"
+    assert "float32 map out of an INT8 convolution" in verdict.reasons[0]
+
+
+def test_nodes_put_between_the_blocks_own_belong_to_it():
+    model = plan_graphs.se_net()
+    fc1 = model.graph.node("n_f1")
+    cast = ir.node("Cast", [fc1.inputs[0]], {"to": ir.DataType.FLOAT}, name="n_cast")
+    model.graph.insert_before(fc1, cast)
+    fc1.replace_input_with(0, cast.outputs[0])
+    layers = (*BEST[:2], kernel("cast", ["n_cast"], ["p"], ["p2"]), *BEST[2:])
+    verdict = judge(Plan("tensorrt-rtx", "", "sm86", layers), model)
+    assert (verdict.verdict, verdict.kernels) == ("split", 5)
+    assert "Cast 'n_cast' has a kernel of its own" in verdict.reasons[0]
 
 
 def test_an_activation_turned_for_the_squeeze_is_advice():
