@@ -428,6 +428,9 @@ UNUSUAL = {
     "with two branches of layers": """
         p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) s = Conv(p, full) u = Add(c, s)
         g = Sigmoid(u) y = Mul(x, g)""",
+    "with a gated linear unit between its layers": """
+        p = GlobalAveragePool(x) a = Conv(p, full) s, t = Split<axis = 1>(a) h = Sigmoid(t) u = Mul(s, h)
+        c = Conv(u, w2) g = Sigmoid(c) y = Mul(x, g)""",
     "with a softmax of two": """
         p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, twice)
         v = Reshape(c, pairs) s = Softmax<axis = 1>(v) h = Gather<axis = 1>(s, zero)

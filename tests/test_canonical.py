@@ -142,6 +142,7 @@ HAS_NO_FORM = {
     "pooled in NCHW, scaled in NHWC": "NHWC",
     "with a LayerNorm spelled out": "normalization",
     "with a softmax of two": "Gather",
+    "with a gated linear unit between its layers": "Split",
 }
 
 

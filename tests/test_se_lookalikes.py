@@ -51,8 +51,14 @@ def census(body, **kw):
 def test_unusual_blocks_are_blocks(name):
     found = census(UNUSUAL[name])
     assert [block.kind for block in found.blocks] == ["se"], found
+    assert not found.rejected
     block = found.blocks[0]
-    assert (block.channels, block.reduced, block.activation) == (4, 2, "relu")
+    gated = "gated" in name
+    assert (block.channels, block.reduced, block.activation) == (
+        4,
+        4 if gated else 2,
+        "other" if gated else "relu",
+    )
 
 
 @pytest.mark.parametrize("kind", KIN)

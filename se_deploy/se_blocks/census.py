@@ -77,7 +77,7 @@ def _judge(reader: Reader, node: ir.Node) -> _Match | str:
     if node.op_type == "Add":
         return reasons[0][1] if reasons else ""
     if _of_one_vector(reader, a, b):
-        return ""  # an activation inside a block
+        return ""
     ungated = _without_pool(reader, a, b)
     return max(reasons)[1] if reasons else ungated
 
@@ -124,9 +124,9 @@ def _gate(vector: Vector) -> tuple[str, float] | None:
     if vector.function is None:
         return "other", 1.0
     last = vector.function
-    if functions.is_identity(last) and vector.functions and "merged" not in vector.traits:
-        behind = len(vector.functions) - (len(vector.layers) - 1)
-        last = vector.functions[-1] if behind > 0 and vector.functions[-1] is not None else last
+    behind = vector.functions[vector.settled :]
+    if functions.is_identity(last) and behind and behind[-1] is not None and "merged" not in vector.traits:
+        last = behind[-1]  # what follows it scales or shifts each channel
     return functions.gate_name(last)
 
 
@@ -189,8 +189,9 @@ def _joins(value: ir.Value) -> Iterable[tuple[ir.Node, ir.Value]]:
 
 
 def _of_one_vector(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
-    bases = {(v.source, v.base) for v in reader.of(a).vectors}
-    return any((v.source, v.base) in bases for v in reader.of(b).vectors)
+    """Whether both factors come from one squeeze: an activation or a gated layer inside a block."""
+    sources = {vector.source for vector in reader.of(a).vectors}
+    return any(vector.source in sources for vector in reader.of(b).vectors)
 
 
 def _through(value: ir.Value) -> ir.Value:
@@ -278,14 +279,13 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
     at = view.axes.index(vector.source.axes[0])
     channels = shape[at]
     widths = [layer.outputs for layer in vector.layers[:-1]]
-    inner = [f for f in vector.functions[: len(vector.layers) - 1] if f is not None]
     ordered = sorted(nodes - {match.mul, end}, key=order.__getitem__) + [match.mul] + ([end] if end else [])
     return SEBlock(
         output=match.mul.outputs[0].name or "",
         kind=kind,
         channels=channels if isinstance(channels, int) else vector.size or 0,
         reduced=min(widths) if widths else None,
-        activation=_activation(vector) if inner else "none",
+        activation=_activation(vector),
         gate=name,
         form=vector.layers[0].form,
         spelling=tuple(node.op_type for node in ordered),
@@ -308,7 +308,8 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
 
 def _activation(vector: Vector) -> str:
     """Name the first function between learned layers that is not the identity."""
-    names = [functions.activation_name(f) for f in vector.functions[: len(vector.functions)] if f is not None]
+    inner = vector.functions[: vector.settled]
+    names = ["other" if f is None else functions.activation_name(f) for f in inner]
     return next((name for name in names if name != "none"), "none")
 
 

@@ -64,7 +64,10 @@ class Vector:
     base: int  # equal for values that are scalar functions of the same vector
     function: Samples | None
     layers: tuple[Layer, ...] = ()
-    functions: tuple[Samples | None, ...] = ()  # those before each learned or affine layer
+    functions: tuple[
+        Samples | None, ...
+    ] = ()  # those before each learned or affine layer; None: no scalar one
+    settled: int = 0  # how many of them stand before the last learned layer
     weights: frozenset[ir.Value] = frozenset()
     nodes: frozenset[ir.Node] = frozenset()
     traits: frozenset[str] = frozenset()  # "norm", "eca", "softmax", "part", "merged", "scalar", …

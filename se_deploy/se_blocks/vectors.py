@@ -41,6 +41,8 @@ _NORMS = frozenset(
 )
 _PARTS = frozenset({"Slice", "Split", "Gather"})
 _AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
+_OF_ONE_LAYER = frozenset({"part", "joined", "softmax", "softmax2"})
+"""What says nothing of the gate once another learned layer has mixed the numbers."""
 
 
 def followed(reader: Reader, node: ir.Node) -> Iterable[Vector]:
@@ -184,7 +186,7 @@ def _with_vector(reader: Reader, node: ir.Node, vector: Vector, partner: Vector)
         joined,
         base=reader.base(),
         function=None if bounded else functions.identity(),
-        functions=(*vector.functions, vector.function),
+        functions=(*vector.functions, None if node.op_type == "Mul" else vector.function),
         traits=joined.traits | {"merged"},
     )
 
@@ -229,6 +231,7 @@ def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Ve
             _affine(reader, vector, node.inputs[1:3], frozenset({"eca"}), anew=True),
             layers=(*vector.layers, replace(layer, inputs=1)),
         )
+    before = (*vector.functions, vector.function) if vector.layers else vector.functions
     bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None  # noqa: PLR2004
     return replace(
         vector,
@@ -236,8 +239,10 @@ def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Ve
         axis=_output_axis(node, vector, value_dims(node.outputs[0]), layer.outputs),
         base=reader.base(),
         function=functions.identity(),
-        functions=(*vector.functions, vector.function) if vector.layers else vector.functions,
+        functions=before,
+        settled=len(before),
         layers=(*vector.layers, layer),
+        traits=vector.traits - _OF_ONE_LAYER,
         weights=vector.weights | {w for w in (weight, bias) if w is not None},
     )
 
