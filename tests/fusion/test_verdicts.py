@@ -240,12 +240,13 @@ def test_an_int8_convolution_that_gives_float_is_no_fallback_of_the_block():
 
 def test_nodes_put_between_the_blocks_own_belong_to_it():
     model = plan_graphs.se_net()
+    block = plan_graphs.block(model)
     fc1 = model.graph.node("n_f1")
     cast = ir.node("Cast", [fc1.inputs[0]], {"to": ir.DataType.FLOAT}, name="n_cast")
     model.graph.insert_before(fc1, cast)
     fc1.replace_input_with(0, cast.outputs[0])
     layers = (*BEST[:2], kernel("cast", ["n_cast"], ["p"], ["p2"]), *BEST[2:])
-    verdict = judge(Plan("tensorrt-rtx", "", "sm86", layers), model)
+    (verdict,) = fusion.verdicts(Plan("tensorrt-rtx", "", "sm86", layers), [block], model)
     assert (verdict.verdict, verdict.kernels) == ("split", 5)
     assert "Cast 'n_cast' has a kernel of its own" in verdict.reasons[0]
 
