@@ -111,24 +111,28 @@ def narrower(
 
 
 def _refitted(layer: Layer, fit: FloatArray, test: FloatArray, kept: Sequence[int]) -> FloatArray:
-    """Give z on `test` from the kept units, their weights corrected for what the others gave on `fit`.
+    """Give z on `test` from the kept units, with W and b fitted again on `fit`.
 
-    The correction has the least norm: it is none but the bias's where the others are constant, however few
-    the samples are.
+    z is linear in the units, so that its best fit is had by fitting each dropped unit to the kept ones. The
+    solution of least norm leaves W as it is where the dropped are constant, however few the samples are.
     """
     others = np.setdiff1d(np.arange(fit.shape[1]), kept)
-    lost = fit[:, others] @ layer.weight[:, others].T
-    shift, means = lost.mean(axis=0), fit[:, kept].mean(axis=0)
-    correction, *_ = np.linalg.lstsq(fit[:, kept] - means, lost - shift, rcond=None)
-    z: FloatArray = test[:, kept] @ layer.weight[:, kept].T + layer.bias
-    z += shift + (test[:, kept] - means) @ correction
+    means = fit.mean(axis=0)
+    guess, *_ = np.linalg.lstsq(fit[:, kept] - means[kept], fit[:, others] - means[others], rcond=None)
+    units = np.empty_like(test)
+    units[:, kept] = test[:, kept]
+    units[:, others] = (test[:, kept] - means[kept]) @ guess + means[others]
+    z: FloatArray = units @ layer.weight.T + layer.bias
     return z
 
 
 def _by_worth(centred: FloatArray, weight: FloatArray, live: Sequence[int]) -> list[int]:
     """Order `live` by how much each unit adds to a least-squares fit of z on those before it (greedily)."""
-    rest = centred[:, live].T @ centred[:, live]  # the units' products, those chosen projected out
-    towards = centred[:, live].T @ (centred @ weight.T)  # their products with what is left of z
+    units = centred[:, live]
+    rest = units.T @ units  # the units' products, those chosen projected out
+    # Only lengths of rows matter below: W without its left singular vectors gives them in R columns, not C.
+    _, sizes, directions = np.linalg.svd(weight, full_matrices=False)
+    towards = (units.T @ centred) @ (sizes[:, None] * directions).T  # their products with what is left of z
     nothing = _NOTHING * np.diag(rest)
     order: list[int] = []
     for _ in live:
@@ -137,8 +141,9 @@ def _by_worth(centred: FloatArray, weight: FloatArray, live: Sequence[int]) -> l
         gain[order] = -1
         best = int(gain.argmax())
         if gain[best] > 0:
-            row, product = rest[best] / size[best], towards[best].copy()
-            rest, towards = rest - np.outer(rest[best], row), towards - np.outer(row, product)
+            row = rest[best] / size[best]
+            towards -= np.outer(row, towards[best])
+            rest -= np.outer(row, rest[best])
         order.append(best)
     return [live[n] for n in order]
 
