@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def opened(
         return
     if kind == "engine":
         with _engine(Path(artifact), stand_in=stand_in, threads=threads) as found:
-            yield found
+            yield dataclasses.replace(found, image=image.applied(found.image))
         return
     model = source.load_onnx(Path(artifact), image)
     runtime = OrtRuntime(threads=threads, optimize=not exact)
