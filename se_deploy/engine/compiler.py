@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -46,6 +45,7 @@ DEFAULT_TARGET = "sm86"
 """What TensorRT-RTX plans for where nothing is said; sm80, sm89 and sm120 get the same plan."""
 
 _INT8_SINCE = (1, 7)  # older TensorRT-RTX fails inside on any INT8 convolution
+_KILLED = (-9, 137)  # as the process itself, and as a shell or container in between, report SIGKILL
 _WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -336,7 +336,7 @@ class _Process:
             raise
         code, words = worker.process.wait(), worker.last_words()
         worker.end()
-        killed = code in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        killed = code in _KILLED
         how = "was killed, most likely for want of memory" if killed else f"crashed (exit status {code})"
         raise BuildFailed(
             f"the {_TITLES[self._runtime]} compiler {how}{words}",
