@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -277,3 +278,31 @@ def test_version_and_module_entry():
         check=True,
     )
     assert done.stdout.startswith("se-deploy ")
+
+
+def test_an_interrupted_command_leaves_nothing(net, photos):
+    """Ctrl-C while it works: exit code 130 and no file, whole or half."""
+    before = set(net.iterdir())
+    words = [
+        "quantize",
+        "net.onnx",
+        "-o",
+        "o.onnx",
+        "--calib-data",
+        "photos",
+        "--input-size",
+        "3x16x16",
+        "-v",
+    ]
+    running = subprocess.Popen(
+        [sys.executable, "-c", f"from se_deploy.cli import main; main({words!r})"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "..." in running.stderr.readline()  # the first step has begun
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert set(net.iterdir()) == before
