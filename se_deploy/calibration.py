@@ -24,17 +24,18 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
 
-    _Cost = Callable[["Statistics", FloatArray, FloatArray], FloatArray]
+    _Cost = Callable[[FloatArray, FloatArray], FloatArray]
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "entropy", "minmax")
 
-BINS = 256
+BINS = 512
 LEVELS = 256
 PERCENTILE = 99.99
 _BATCH_BYTES = 48 << 20  # of observed tensors that one run may give back
 _MAX_BATCH = 16
-_POSITIONS = 2048  # per sample and tensor that enter a histogram; all of them enter the extent
+_POSITIONS = 1 << 14  # of each channel that enter its histogram, over all samples together
+_LEAST_POSITIONS = 16  # of each sample
 _CLIPS = np.concatenate([np.linspace(0.2, 0.6, 9), np.linspace(0.625, 1, 31)])  # of the extent, tried by mse
 _ENTROPY_LEVELS = 128  # of the coarse distribution that entropy compares with
 
@@ -47,12 +48,15 @@ class Statistics:
     high: FloatArray
     mean: FloatArray
     variance: FloatArray
-    histogram: FloatArray  # (C, BINS) shares between low and high; each row sums to 1
+    histogram: FloatArray  # (C, BINS) shares between first and last; each row sums to 1
+    first: FloatArray  # left edge of the histogram, at most low
+    last: FloatArray  # right edge, at least high
 
     def centres(self) -> FloatArray:
-        """Give the middle of every bin, (C, BINS)."""
+        """Give the middle of every bin, (C, BINS), moved into the extent."""
         steps = (np.arange(BINS) + 0.5) / BINS
-        return self.low[:, None] + (self.high - self.low)[:, None] * steps
+        middles = self.first[:, None] + (self.last - self.first)[:, None] * steps
+        return np.clip(middles, self.low[:, None], self.high[:, None])
 
     def merged(self) -> Statistics:
         """Give the statistics of the tensor as a whole: one channel."""
@@ -62,7 +66,7 @@ class Statistics:
         span = max(float(high[0] - low[0]), np.finfo(np.float64).tiny)
         index = np.clip(((self.centres() - low[0]) / span * BINS).astype(np.int64), 0, BINS - 1)
         histogram = np.bincount(index.ravel(), self.histogram.ravel(), BINS)[None]
-        return Statistics(low, high, mean, variance, histogram / histogram.sum())
+        return Statistics(low, high, mean, variance, histogram / histogram.sum(), low, high)
 
 
 def observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
@@ -77,12 +81,10 @@ def observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
     return copy
 
 
-def batch_size(model: ir.Model, *, sample_bytes: int = 0) -> int:
-    """Choose how many samples are run at once: what the graph is frozen to, or what memory allows."""
-    fixed = [d[0] for v in model.graph.inputs if (d := graph.dims(v))]
-    if fixed and fixed[0] is not None:
-        return fixed[0]
-    return int(max(1, min(_MAX_BATCH, _BATCH_BYTES // max(1, sample_bytes))))
+def frozen_batch(model: ir.Model) -> int | None:
+    """Give the number of samples that the graph is frozen to; None where it is free."""
+    first = graph.dims(model.graph.inputs[0])
+    return first[0] if first else None
 
 
 def observe(
@@ -101,12 +103,15 @@ def observe(
     Raises: BadData where a tensor is not finite or the samples do not fill one batch.
     """
     with runtime.open(observed(model, tensors)) as session:
-        size = batch_size(model, sample_bytes=0)
-        if graph.dims(model.graph.inputs[0])[:1] == (None,):  # type: ignore[index]  # inputs have a rank
+        frozen = frozen_batch(model)
+        if frozen is None:
             first = next(samples.batches(1))
             seen = {**first, **session.run(first)}
-            size = batch_size(model, sample_bytes=sum(seen[name].nbytes for name in tensors))
-        elif samples.count < size:
+            sample_bytes = sum(seen[name].nbytes for name in tensors)
+            size = int(np.clip(_BATCH_BYTES // max(1, sample_bytes), 1, _MAX_BATCH))
+        else:
+            size = frozen
+        if frozen is not None and samples.count < size:
             raise BadData(
                 f"the graph takes {size} samples at a time, the data holds {samples.count}",
                 hint="give more data, or export with --batch dynamic",
@@ -114,8 +119,8 @@ def observe(
         done = 0
         for feeds in samples.batches(size):
             count = len(next(iter(feeds.values())))
-            if count < size and samples.count >= size and not _free_batch(model):
-                break
+            if frozen is not None and count < size:
+                break  # the graph takes whole batches only
             arrays = {**feeds, **session.run(feeds)}
             for name in tensors:
                 if not np.isfinite(arrays[name]).all():
@@ -136,26 +141,30 @@ def measure(
     *,
     progress: Progress = silent,
 ) -> dict[str, Statistics]:
-    """Measure every tensor of `axes` (name to channel axis) on `samples`, in two streaming passes."""
-    extents = {name: _Extent() for name in axes}
-    for arrays in observe(model, list(axes), samples, runtime, progress=progress, step="extent"):
+    """Measure every tensor of `axes` (name to channel axis) on `samples`, in one streaming pass.
+
+    Every value enters the extent; mean, variance and histogram are those of evenly spread positions.
+    """
+    found: dict[str, _Channels] = {}
+    positions = max(_LEAST_POSITIONS, _POSITIONS // samples.count)
+    for arrays in observe(model, list(axes), samples, runtime, progress=progress, step="ranges"):
         for name, axis in axes.items():
-            extents[name].add(by_channel(arrays[name], axis))
-    histograms = {name: _Histogram(extent.low, extent.high) for name, extent in extents.items()}
-    for arrays in observe(model, list(axes), samples, runtime, progress=progress, step="histogram"):
-        for name, axis in axes.items():
-            histograms[name].add(thin(by_channel(arrays[name], axis), len(arrays[name])))
-    return {name: extents[name].statistics(histograms[name].counts) for name in axes}
+            array = arrays[name]
+            if name not in found:
+                found[name] = _Channels(array.shape[axis])
+            others = tuple(i for i in range(array.ndim) if i != axis)
+            found[name].add(
+                array.min(axis=others), array.max(axis=others), _thin(array, axis, positions * len(array))
+            )
+    return {name: channels.statistics() for name, channels in found.items()}
 
 
-def by_channel(array: Array, axis: int) -> Array:
-    """View a tensor as (C, values per channel)."""
-    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-
-
-def thin(values: Array, samples: int) -> Array:
-    """Keep at most _POSITIONS values per sample of each channel, evenly spread."""
-    return values[:, :: max(1, values.shape[1] // (_POSITIONS * samples))]
+def _thin(array: Array, axis: int, most: int) -> Array:
+    """Take about `most` values of each channel, evenly spread: (C, values)."""
+    values = np.moveaxis(array, axis, 1).reshape(len(array), array.shape[axis], -1)  # a view for images
+    step = max(1, len(array) * values.shape[2] // most)
+    # A step that shares no factor with the rows' length walks over all columns of the picture.
+    return np.ascontiguousarray(values[:, :, :: step | 1].transpose(1, 0, 2)).reshape(array.shape[axis], -1)
 
 
 def interval(found: Statistics, method: Method) -> tuple[FloatArray, FloatArray]:
@@ -167,58 +176,74 @@ def interval(found: Statistics, method: Method) -> tuple[FloatArray, FloatArray]
         return found.low, found.high
     if method == "percentile":
         return _percentile(found)
-    return _cut(found, _entropy_cost if method == "entropy" else _squared_cost)
+    if method == "entropy":
+        return _cut(found, lambda low, high: _entropy(found, low, high), _CLIPS[::4])
+    error = ClipError(found)
 
+    def squared(low: FloatArray, high: FloatArray) -> FloatArray:
+        """Give the expected squared error: step^2 / 12 inside, the distance to the range outside."""
+        return error(low, high) + ((high - low) / (LEVELS - 1)) ** 2 / 12
 
-def _free_batch(model: ir.Model) -> bool:
-    size = graph.dims(model.graph.inputs[0])
-    return not size or size[0] is None
+    return _cut(found, squared, _CLIPS)
 
 
 def _percentile(found: Statistics) -> tuple[FloatArray, FloatArray]:
     """Leave out (100 - PERCENTILE) % of the values, half of them at each end."""
     below = np.cumsum(found.histogram, axis=1)
     edge = (1 - PERCENTILE / 100) / 2
-    width = (found.high - found.low) / BINS
-    first = (below <= edge).sum(axis=1)
-    last = BINS - (below >= 1 - edge).sum(axis=1) + 1
-    return found.low + first * width, np.minimum(found.low + last * width, found.high)
+    width = (found.last - found.first) / BINS
+    begin = (below <= edge).sum(axis=1)
+    end = BINS - (below >= 1 - edge).sum(axis=1) + 1
+    low, high = found.first + begin * width, found.first + end * width
+    return np.clip(low, found.low, found.high), np.clip(high, found.low, found.high)
 
 
-def _cut(found: Statistics, cost: _Cost) -> tuple[FloatArray, FloatArray]:
-    """Try a list of cuts of both ends and keep each channel's cheapest."""
+def _cut(found: Statistics, cost: _Cost, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Try cuts of both ends, of the upper and of the lower, and keep each channel's cheapest.
+
+    Tensors behind a ReLU pile up at their low end, which must not be cut: there only the far end moves.
+    """
     centre = (found.low + found.high) / 2
     half = (found.high - found.low) / 2
-    # Non-negative tensors pile up at their low end, which must not be cut: only the far end moves there.
-    costs, lows, highs = [], [], []
-    for share in _CLIPS:
-        for low, high in (
+    best = np.full(len(centre), np.inf)
+    low, high = found.low, found.high
+    for share in shares[::-1]:  # the whole extent first: it wins a tie
+        for begin, end in (
             (centre - share * half, centre + share * half),
             (found.low, found.low + share * 2 * half),
             (found.high - share * 2 * half, found.high),
         ):
-            costs.append(cost(found, low, high))
-            lows.append(low)
-            highs.append(high)
-    best = np.argmin(np.stack(costs), axis=0)
-    rows = np.arange(len(best))
-    return np.stack(lows)[best, rows], np.stack(highs)[best, rows]
+            now = cost(begin, end)
+            low, high = np.where(now < best, begin, low), np.where(now < best, end, high)
+            best = np.minimum(best, now)
+    return low, high
 
 
-def _squared_cost(found: Statistics, low: FloatArray, high: FloatArray) -> FloatArray:
-    """Give the expected squared error: step^2 / 12 inside, the distance to the range outside."""
-    return clip_error(found, low, high) + ((high - low) / (LEVELS - 1)) ** 2 / 12
+class ClipError:
+    """The expected squared distance of a channel's values to a range, from running sums of the histogram."""
+
+    def __init__(self, found: Statistics) -> None:
+        """Sum up shares, values and squares from the left, once for many ranges."""
+        x, h = found.centres(), found.histogram
+        zero = np.zeros((len(x), 1))
+        self.sums = [np.concatenate([zero, np.cumsum(h * x**p, axis=1)], axis=1) for p in range(3)]
+        self.first, self.width = found.first, np.maximum(found.last - found.first, 1e-30) / BINS
+        self.rows = np.arange(len(x))
+
+    def __call__(self, low: FloatArray, high: FloatArray) -> FloatArray:
+        """Give the error of [low, high], (C,) each."""
+        under = self._below(low)
+        over = [s[:, -1] - b for s, b in zip(self.sums, self._below(high), strict=True)]
+        error = sum(s2 - 2 * edge * s1 + edge**2 * s0 for (s0, s1, s2), edge in ((under, low), (over, high)))
+        return np.maximum(error, 0)
+
+    def _below(self, edge: FloatArray) -> list[FloatArray]:
+        """Give the three sums over bins whose middle lies below `edge`."""
+        index = np.clip(np.round((edge - self.first) / self.width), 0, BINS).astype(np.int64)
+        return [s[self.rows, index] for s in self.sums]
 
 
-def clip_error(found: Statistics, low: FloatArray, high: FloatArray) -> FloatArray:
-    """Give the expected squared distance of a value to [low, high], (C,)."""
-    x = found.centres()
-    outside = np.maximum(low[:, None] - x, 0) + np.maximum(x - high[:, None], 0)
-    error: FloatArray = np.einsum("cb,cb->c", found.histogram, outside**2)
-    return error
-
-
-def _entropy_cost(found: Statistics, low: FloatArray, high: FloatArray) -> FloatArray:
+def _entropy(found: Statistics, low: FloatArray, high: FloatArray) -> FloatArray:
     """Give the divergence (Kullback-Leibler) of the clipped distribution from its coarse form."""
     x = found.centres()
     inside = (x >= low[:, None]) & (x <= high[:, None])
@@ -244,46 +269,51 @@ def _entropy_cost(found: Statistics, low: FloatArray, high: FloatArray) -> Float
     return divergence
 
 
-class _Extent:
-    """Smallest, largest, mean and variance per channel of what was added."""
+class _Channels:
+    """Extent, mean, variance and histogram per channel, summed up as the values come.
 
-    def __init__(self) -> None:
-        self.low: FloatArray = np.zeros(0)
-        self.high: FloatArray = np.zeros(0)
+    A histogram lies around the middle of the first values; its span doubles whenever values fall outside,
+    and two bins become one.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
+        self.counts = np.zeros((channels, BINS))
+        self.centre, self.half = np.zeros(channels), np.zeros(channels)
         self.count = 0
-        self.total: FloatArray = np.zeros(0)
-        self.squares: FloatArray = np.zeros(0)
+        self.total, self.squares = np.zeros(channels), np.zeros(channels)
 
-    def add(self, values: Array) -> None:
-        """Add (C, n) values."""
-        low, high = values.min(axis=1).astype(np.float64), values.max(axis=1).astype(np.float64)
-        total = values.sum(axis=1, dtype=np.float64)
-        squares = np.einsum("cn,cn->c", values, values, dtype=np.float64)
+    def add(self, low: Array, high: Array, values: Array) -> None:
+        """Add (C,) extents of all values and (C, n) of them."""
+        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
         if not self.count:
-            self.low, self.high, self.total, self.squares = low, high, total, squares
-        else:
-            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
-            self.total, self.squares = self.total + total, self.squares + squares
-        self.count += values.shape[1]
-
-    def statistics(self, counts: FloatArray) -> Statistics:
-        mean = self.total / self.count
-        variance = np.maximum(self.squares / self.count - mean**2, 0)
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        return Statistics(self.low, self.high, mean, variance, shares)
-
-
-class _Histogram:
-    """Counts per channel in BINS equal bins between its low and its high."""
-
-    def __init__(self, low: FloatArray, high: FloatArray) -> None:
-        self.low = low.astype(np.float32)[:, None]
-        self.scale = (BINS / np.maximum(high - low, 1e-30)).astype(np.float32)[:, None]
-        self.counts = np.zeros((len(low), BINS))
-
-    def add(self, values: Array) -> None:
-        """Add (C, n) values."""
-        index = ((values - self.low) * self.scale).astype(np.int32)
+            self.centre = (self.low + self.high) / 2
+            self.half = np.maximum((self.high - self.low) / 2, 1e-12 + 1e-6 * np.abs(self.centre)) * 1.01
+        reach = np.maximum(self.high - self.centre, self.centre - self.low)
+        while (narrow := reach > self.half).any():
+            pairs = self.counts[narrow].reshape(-1, BINS // 2, 2).sum(axis=2)
+            self.counts[narrow] = np.pad(pairs, ((0, 0), (BINS // 4, BINS // 4)))
+            self.half = np.where(narrow, self.half * 2, self.half)
+        first, scale = (self.centre - self.half)[:, None], (BINS / (2 * self.half))[:, None]
+        index = ((values - first.astype(np.float32)) * scale.astype(np.float32)).astype(np.int32)
         np.clip(index, 0, BINS - 1, out=index)
         index += np.arange(len(index), dtype=np.int32)[:, None] * BINS
         self.counts += np.bincount(index.ravel(), minlength=self.counts.size).reshape(self.counts.shape)
+        moved = values - self.centre[:, None]  # float64: squares far from 0 would lose the variance
+        self.total += moved.sum(axis=1)
+        self.squares += np.einsum("cn,cn->c", moved, moved)
+        self.count += values.shape[1]
+
+    def statistics(self) -> Statistics:
+        """Give what was summed up."""
+        mean = self.total / self.count
+        variance = np.maximum(self.squares / self.count - mean**2, 0)
+        return Statistics(
+            self.low,
+            self.high,
+            mean + self.centre,
+            variance,
+            self.counts / self.count,
+            self.centre - self.half,
+            self.centre + self.half,
+        )

@@ -32,13 +32,13 @@ def samples_of(array, tmp_path):
     return data.read(tmp_path / "x.npy", [spec])
 
 
-def statistics_of(values):
-    """Statistics of one channel that took these values."""
-    extent, wide = calibration._Extent(), np.atleast_2d(np.asarray(values, np.float32))
-    extent.add(wide)
-    histogram = calibration._Histogram(extent.low, extent.high)
-    histogram.add(wide)
-    return extent.statistics(histogram.counts)
+def summed(values, cuts=1):
+    """Statistics of (C, n) values that came in `cuts` parts."""
+    wide = np.atleast_2d(np.asarray(values, np.float32))
+    found = calibration._Channels(len(wide))
+    for part in np.array_split(wide, cuts, axis=1):
+        found.add(part.min(axis=1), part.max(axis=1), part)
+    return found.statistics()
 
 
 def test_statistics_are_those_of_all_samples(tmp_path):
@@ -53,18 +53,18 @@ def test_statistics_are_those_of_all_samples(tmp_path):
         np.testing.assert_allclose(found[name].histogram.sum(axis=1), 1)
 
 
-@given(st.integers(0, 99), st.integers(1, 3))
+@given(st.integers(0, 99), st.integers(1, 12))
 @hypothesis_settings(deadline=None, max_examples=15)
 def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):
-    values = np.random.default_rng(seed).standard_normal((3, 24)).astype(np.float32)
-    whole, parts = calibration._Extent(), calibration._Extent()
-    whole.add(values)
-    for part in np.array_split(values, cuts, axis=1):
-        parts.add(part)
-    one = whole.statistics(np.ones((3, calibration.BINS)))
-    two = parts.statistics(np.ones((3, calibration.BINS)))
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((3, 24)) * np.geomspace(0.01, 100, 24) + random.uniform(-50, 50, (3, 1))
+    one, two = summed(values), summed(values, cuts)
     np.testing.assert_allclose(one.low, two.low)
-    np.testing.assert_allclose(one.variance, two.variance, **SUMMED)
+    np.testing.assert_allclose(one.high, two.high)
+    np.testing.assert_allclose(one.mean, two.mean, **SUMMED)
+    np.testing.assert_allclose(one.variance, two.variance, rtol=1e-4)
+    bins = (two.last - two.first) / calibration.BINS
+    assert (np.abs((two.histogram * two.centres()).sum(axis=1) - two.mean) <= bins).all()
 
 
 @pytest.mark.parametrize("method", calibration.METHODS)
@@ -75,7 +75,7 @@ def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):
 )
 @hypothesis_settings(deadline=None, max_examples=25)
 def test_an_interval_lies_within_the_extent(method, values):
-    found = statistics_of(values)
+    found = summed(values)
     low, high = calibration.interval(found, method)
     slack = 1e-4 + 1e-4 * np.abs(values).max()
     assert found.low - slack <= low <= high <= found.high + slack
@@ -83,7 +83,7 @@ def test_an_interval_lies_within_the_extent(method, values):
 
 def test_minmax_clips_nothing_and_others_leave_an_outlier_out():
     values = np.concatenate([np.random.default_rng(0).standard_normal(20000), [300.0]])
-    found = statistics_of(values)
+    found = summed(values)
     assert calibration.interval(found, "minmax")[1] == pytest.approx(300)
     for method in ("percentile", "entropy"):
         assert calibration.interval(found, method)[1] < 200
@@ -91,14 +91,22 @@ def test_minmax_clips_nothing_and_others_leave_an_outlier_out():
 
 def test_merged_statistics_are_those_of_the_tensor():
     values = np.random.default_rng(0).standard_normal((4, 5000)) * np.array([[1], [2], [3], [4]])
-    extent = calibration._Extent()
-    extent.add(values)
-    histogram = calibration._Histogram(extent.low, extent.high)
-    histogram.add(values)
-    merged = extent.statistics(histogram.counts).merged()
-    assert merged.low[0] == values.min()
+    merged = summed(values).merged()
+    assert merged.low[0] == np.float32(values.min())
     assert merged.variance[0] == pytest.approx(values.var(), rel=1e-4)
     assert merged.histogram.sum() == pytest.approx(1)
+
+
+@given(st.integers(0, 50), st.floats(0.1, 1), st.floats(0.1, 1))
+@hypothesis_settings(deadline=None, max_examples=25)
+def test_the_clip_error_is_the_mean_squared_distance_to_the_range(seed, left, right):
+    values = np.random.default_rng(seed).standard_normal(4000)
+    found = summed(values)
+    low, high = found.low * left, found.high * right
+    outside = np.maximum(low - values, 0) + np.maximum(values - high, 0)
+    bin_width = (found.last - found.first)[0] / calibration.BINS
+    error = calibration.ClipError(found)(low, high)[0]
+    assert np.sqrt(error) == pytest.approx(np.sqrt((outside**2).mean()), abs=bin_width)
 
 
 def test_a_frozen_batch_is_fed_whole(tmp_path):

@@ -52,8 +52,13 @@ class Samples:
             labels=None if self.labels is None else self.labels[list(positions)],
         )
 
-    def split(self, every: int) -> tuple[Samples, Samples]:
-        """Hold back each `every`-th sample: (the rest, the held back); neither is empty from 2 on."""
-        every = max(2, min(every, self.count))
-        held = range(every - 1, self.count, every)
-        return self.take([p for p in range(self.count) if p not in held]), self.take(held)
+    def split(self, every: int, block: int = 1) -> tuple[Samples, Samples]:
+        """Hold back each `every`-th block of samples: (the rest, the held back).
+
+        With fewer than two blocks none is held back.
+        """
+        every = max(2, min(every, self.count // block))
+        held = [p for p in range(self.count) if p // block % every == every - 1]
+        held = held[: len(held) // block * block]
+        back = set(held)
+        return self.take([p for p in range(self.count) if p not in back]), self.take(held)

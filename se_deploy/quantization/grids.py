@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _SMALLEST_SHARE = 1 / 64  # of the largest channel's size: a channel that was quiet so far may not stay so
-_SHARES = np.linspace(0.4, 1, 25)  # of the full range, tried as the range of the whole tensor
+_SHARES = np.linspace(0.4, 1, 13)  # of the full range, tried as the range of the whole tensor
 _WEIGHT_FACTOR = 0.4  # what weight rounding that looks at the data leaves of the error of plain rounding
 _WEIGHT_LEVELS = 127
 _STEPS = calibration.LEVELS - 1
@@ -54,6 +54,7 @@ def choose(
     weight = sum(_column_power(layer) for layer in readers)
     # minmax promises that nothing is clipped
     scales = largest * (_SHARES if method != "minmax" else np.ones(1))
+    clip_error = calibration.ClipError(found)
     best: tuple[float, Grid] | None = None
     for power in POWERS if divide else (0.0,):
         divisor = share**power
@@ -64,7 +65,7 @@ def choose(
         for scale in scales * (reach / largest):
             step = divisor * scale
             offset = _offset(low, high, step) if shift else np.zeros_like(low)
-            clipped = calibration.clip_error(found, offset - 128 * step, offset + 127 * step)
+            clipped = clip_error(offset - 128 * step, offset + 127 * step)
             total = float((weight * (step**2 / 12 + clipped)).sum()) + noise
             if best is None or total < best[0]:
                 grid = Grid(
@@ -76,6 +77,17 @@ def choose(
     if best is None:
         raise ValueError("no grid was tried")
     return best[1]
+
+
+def predicted_noise(layer: Layer, grid: Grid, found: Statistics, *, per_channel: bool) -> float:
+    """Predict the error at a layer's output over its power, from its grid and its input's variance."""
+    divisor = np.ones(len(found.variance)) if grid.divisor is None else grid.divisor.astype(np.float64)
+    weight = _column_power(layer)
+    rounded = float((weight * (divisor * grid.scale) ** 2).sum()) / 12
+    power = float((weight * found.variance).sum())
+    return (rounded + _weight_noise(layer, divisor, found.variance, per_channel=per_channel)) / max(
+        power, 1e-30
+    )
 
 
 def _offset(low: FloatArray, high: FloatArray, step: FloatArray) -> FloatArray:

@@ -71,6 +71,11 @@ class Layer:
         """Give the axis of the output channels in the weights as the node has them."""
         return 1 if self.transposed or self.op == "ConvTranspose" else 0
 
+    @property
+    def scales_per_channel(self) -> bool:
+        """Whether the stored weights have an axis that tells all outputs apart."""
+        return self.op != "ConvTranspose" or self.groups == 1
+
     def as_stored(self, matrix: Array) -> Array:
         """Give a (G, O/G, C/G, taps) array in the node's own layout."""
         g, o, c, _ = matrix.shape
@@ -88,6 +93,8 @@ def find(model: ir.Model, census: Census, policy: Policy) -> tuple[tuple[Layer, 
     for node in model.graph:
         if node.op_type not in qdq.LAYERS or node.domain:
             continue
+        if node.op_type == "MatMul" and graph.constant(node.inputs[1]) is None:
+            continue  # a product of two activations is no layer
         found = _layer(node)
         name, macs = node.name or "", graph.macs(node)
         if isinstance(found, str):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from se_deploy.quantization.goals import Goal
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method
     from se_deploy.precision import Grid
+    from se_deploy.quantization.goals import Point
     from se_deploy.quantization.layers import Kept
 
 
@@ -72,6 +75,7 @@ class QuantizeOptions:
     divide: bool = True
     reconstruct: bool = True  # second-order weight rounding
     keep: float | None = None  # share of MACs that may stay in float; None: the policy's
+    goal: Goal = field(default_factory=Goal)  # reached by leaving more layers in float
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,4 +91,5 @@ class Quantized:
     sqnr_db: Mapping[str, float]  # per output, on the samples held back
     macs_int8_fraction: float  # of all layers with constant weights
     grids: Mapping[str, Grid]  # per quantized tensor
-    warnings: tuple[str, ...] = field(default=())
+    warnings: tuple[str, ...] = ()
+    curve: tuple[Point, ...] = ()  # accuracy against cost; () where sensitivity was not measured

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
     from se_deploy.quantization.layers import Layer
 
-PASSES = 8  # over the data, at most: layers of one pass do not see each other's errors
+PASSES = 6  # over the data, at most: layers of one pass do not see each other's errors
 _SUM_BYTES = 192 << 20  # of second moments that one pass may hold
 _ROWS_PER_COLUMN = 4  # observations wanted per unknown
 _LEAST_ROWS, _MOST_ROWS = 4096, 16384
@@ -43,7 +43,6 @@ _LARGEST_JUDGED = 1600  # columns; wider layers take the first recipe without a 
 _BLOCK = 64
 
 
-_CANCELLATION = 1e-4  # of the squared mean: float32 sums leave 1e-7, times the smallest damping and K
 _DAMPINGS = (0.02, 0.2, 2.0, 100.0)
 """Tried on the second moments, over their mean diagonal; the last one is rounding to nearest."""
 
@@ -82,7 +81,7 @@ def reconstruct(
                     layer,
                     grids[layer.tensor],
                     measured[layer.node],
-                    per_channel=per_channel,
+                    per_channel=per_channel and layer.scales_per_channel,
                 )
             else:
                 done[layer.node] = fallback[layer.node]
@@ -167,6 +166,7 @@ class _Sums:
         self.rows = np.zeros(2)
         self.second = np.zeros((2, g, k, k), np.float32)
         self.wanted, self.given = np.zeros((2, g, k)), np.zeros((2, g, k))
+        self.centre: Array | None = None  # (G, 1, K): float32 sums of squares far from 0 would lose the rest
 
     def add(self, half: int, x: Array, q: Array) -> None:
         """Add (P, C, taps) float and quantized rows."""
@@ -175,6 +175,9 @@ class _Sums:
         g = self.groups
         x = x.reshape(len(x), g, -1).transpose(1, 0, 2)
         q = q.reshape(len(q), g, -1).transpose(1, 0, 2)
+        if self.centre is None:
+            self.centre = q.mean(axis=1, keepdims=True)
+        x, q = x - self.centre, q - self.centre
         self.second[half] += q.transpose(0, 2, 1) @ q
         self.wanted[half] += x.sum(axis=1, dtype=np.float64)
         self.given[half] += q.sum(axis=1, dtype=np.float64)
@@ -186,7 +189,8 @@ class _Sums:
         wanted = sum(self.wanted[h] for h in halves) / n
         given = sum(self.given[h] for h in halves) / n
         second = sum(self.second[h] for h in halves) / n - given[:, :, None] * given[:, None, :]
-        return Moments(second, wanted, given)
+        centre = 0.0 if self.centre is None else self.centre[:, 0]
+        return Moments((second + second.transpose(0, 2, 1)) / 2, wanted + centre, given + centre)
 
 
 def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool) -> QuantizedLayer:
@@ -218,9 +222,7 @@ def _fit(
     flat: FloatArray, shape: tuple[int, ...], moments: Moments, damping: float, *, per_channel: bool
 ) -> tuple[FloatArray, FloatArray]:
     """Give integers (G, O, K) and scales (G, O)."""
-    # Where an input hardly varies around a large mean, centring leaves nothing but rounding noise.
-    noise = _CANCELLATION * (moments.given**2).mean(axis=1)
-    level = np.maximum(np.einsum("gkk->g", moments.second) / flat.shape[2], noise + 1e-12)[:, None, None]
+    level = np.maximum(np.einsum("gkk->g", moments.second) / flat.shape[2], 1e-12)[:, None, None]
     importance = np.broadcast_to(np.einsum("gkk->gk", moments.second)[:, None, :], flat.shape)
     scale = rounding.weight_scale(flat.reshape(shape), importance.reshape(shape), per_channel=per_channel)
     scale = scale.reshape(shape[:2])
@@ -233,17 +235,32 @@ def _cost(wanted: FloatArray, rounded: FloatArray, moments: Moments) -> float:
     return float(((apart @ moments.second) * apart).sum())
 
 
+def _definite(second: FloatArray) -> FloatArray:
+    """Give second moments (G, K, K) that are positive definite.
+
+    An input that hardly varies around a large mean leaves rounding noise when it is centred, and with it
+    negative eigenvalues; those matrices are shifted above zero.
+    """
+    try:
+        np.linalg.cholesky(second)
+    except np.linalg.LinAlgError:
+        lowest = np.linalg.eigvalsh(second)[:, :1, None]
+        shift: FloatArray = np.maximum(0.0, 1e-12 - 2 * lowest) * np.eye(second.shape[-1])
+        return second + shift
+    return second
+
+
 def round_columns(weight: FloatArray, scale: FloatArray, second: FloatArray) -> FloatArray:
     """Round (G, O, K) weights to integers times `scale` (G, O), minimizing the error under `second`.
 
     The columns with the largest second moments go first; each leaves its error to the columns after it, by
-    the Cholesky factor of the inverse of `second` (G, K, K), which must be positive definite.
+    the Cholesky factor of the inverse of `second` (G, K, K).
     """
     order = np.argsort(-np.einsum("gkk->gk", second), axis=1)
     back = np.argsort(order, axis=1)
     w = np.take_along_axis(weight, order[:, None, :], axis=2).copy()
     h = np.take_along_axis(np.take_along_axis(second, order[:, :, None], axis=1), order[:, None, :], axis=2)
-    upper = np.linalg.cholesky(np.linalg.inv(h)).transpose(0, 2, 1)
+    upper = np.linalg.cholesky(np.linalg.inv(_definite(h))).transpose(0, 2, 1)
     q = np.empty_like(w)
     k = w.shape[2]
     for first in range(0, k, _BLOCK):
@@ -256,4 +273,5 @@ def round_columns(weight: FloatArray, scale: FloatArray, second: FloatArray) -> 
             w[:, :, j + 1 : last] -= error[:, :, None] * upper[:, None, j, j + 1 : last]
             errors[:, :, j - first] = error
         w[:, :, last:] -= errors @ upper[:, first:last, last:]
-    return np.take_along_axis(q, back[:, None, :], axis=2)
+    rounded: FloatArray = np.take_along_axis(q, back[:, None, :], axis=2)
+    return rounded

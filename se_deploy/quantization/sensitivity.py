@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.precision import trial
@@ -17,15 +16,6 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Progress
     from se_deploy.quantization.judge import Judge
     from se_deploy.quantization.layers import Layer
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One point of the curve: what is left in float, what that costs and what it brings."""
-
-    kept: int  # layers
-    macs_int8_fraction: float
-    score_db: float  # on the samples held back
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,23 +15,26 @@ from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.precision import opsets, to_fp16, to_qdq, trial
 from se_deploy.protocols import silent
-from se_deploy.quantization import grids, layers, reconstruct, rounding, sensitivity
-from se_deploy.quantization.judge import Judge
+from se_deploy.quantization import cache, goals, grids, layers, reconstruct, rounding, sensitivity
+from se_deploy.quantization.cache import Cache, Stamp
+from se_deploy.quantization.judge import Judge, Judgement
 from se_deploy.quantization.layers import Kept, Layer
 from se_deploy.quantization.options import POLICIES, Policy, Quantized, QuantizeOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from se_deploy.calibration import Method, Statistics
+    from se_deploy.calibration import Statistics
     from se_deploy.data import Samples
     from se_deploy.precision import Grid, QuantizedLayer
     from se_deploy.protocols import Progress, Runtime
 
-
-_JUDGED = 32  # samples held back that every choice is judged on, at most
-_SENSED = (4, 32, 2.5e10)  # least and most of them for one layer alone, and MACs for all layers
-_RECONSTRUCTED = (16, 64, 2.5e10)  # the same for the samples whose second moments round the weights
+# Least and most samples, and the MACs that all runs of a step together may take in between.
+_JUDGED = (8, 32, 1e9)  # every choice is judged on these
+_SENSED = (4, 16, 6e9)  # one layer alone in INT8
+_RECONSTRUCTED = (16, 64, 1e10)  # second moments that round the weights
+_CANDIDATES = 20  # layers that are tried alone; all of them where a goal is asked for
 
 
 def quantize(
@@ -39,96 +43,265 @@ def quantize(
     *,
     runtime: Runtime,
     options: QuantizeOptions | None = None,
+    calib_cache: Path | None = None,
     progress: Progress = silent,
 ) -> Quantized:
     """Write `model` with its layers in INT8: explicit Q/DQ, symmetric, zero points 0.
 
-    `runtime` runs the float network on `samples` and judges the
-    result on the samples held back.
+    `runtime` runs the float network on part of `samples` and judges every choice on the rest, which is held
+    back. With `calib_cache`, scales and sensitivities are kept there and taken from there the next time.
 
-    Raises: UnsupportedGraph where there is nothing to quantize; BadData; BadInput for an unknown policy.
+    Raises: UnsupportedGraph where there is nothing to quantize; BadData; BadInput for an unknown policy, a
+    cache of something else, or a goal that needs labels.
     """
     options = options or QuantizeOptions()
     policy = POLICIES.get(options.policy)
     if policy is None:
         raise BadInput(f"there is no policy '{options.policy}'", hint=f"choose one of {', '.join(POLICIES)}")
-    model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
-    model = graph.rewrite(model, fold_affine).model
-    found, kept = _placed(model, policy, options)
-    macs = _macs(model, samples)
-    found = tuple(dataclasses.replace(layer, macs=macs[layer.node]) for layer in found)
-    kept = tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept)
-    chosen, held = samples.split(options.hold_back)
-    total = sum(layer.macs for layer in found) + sum(k.macs for k in kept)
-    held = _evenly(held, _JUDGED)
-    statistics = calibration.measure(
-        model, {layer.tensor: layer.channel_axis for layer in found}, chosen, runtime, progress=progress
-    )
-    judge = Judge.of(model, _last(model, found), held, runtime)
-    tried = []
-    for method in (options.method,) if options.method else calibration.METHODS:
-        planned = _round(found, statistics, method, policy, options)
-        tried.append((judge(trial(model, planned)), method, planned))
-    judgement, method, planned = max(tried, key=lambda t: t[0].score_db)
-    budget = (policy.float_macs if options.keep is None else options.keep) * total - sum(k.macs for k in kept)
-    if budget > 0:
-        few = _evenly(held, _affordable(_SENSED, total * len(found)))
-        noise = sensitivity.measure(
-            model, planned, Judge.of(model, judge.tensors, few, runtime), progress=progress
-        )
-        spared = sensitivity.within(sensitivity.order(found, noise), budget)
-        kept = (
-            *kept,
-            *(
-                Kept(
-                    layer.node,
-                    f"alone in INT8 it adds noise of {10 * np.log10(noise[layer.node]):.0f} dB",
-                    layer.macs,
-                )
-                for layer in spared
-            ),
-        )
-        names = {layer.node for layer in spared}
-        found = tuple(layer for layer in found if layer.node not in names)
-        planned = [layer for layer in planned if layer.node not in names]
-        judgement = judge(trial(model, planned))
+    stamp = _stamp(model, samples, options)
+    known = None if calib_cache is None else cache.read(calib_cache, stamp)
+    job = _prepare(model, samples, runtime, policy, options)
+    if known is None:
+        known = _calibrated(job, stamp, progress)
+        if calib_cache is not None:
+            cache.write(calib_cache, known)
+    planned = _rounded(job, known.grids, known.statistics())
+    budget = job.float_budget()
+    spared: list[Layer] = []
+    ranked: list[Layer] = []
+    if budget > 0 or options.goal.asked:
+        candidates = _candidates(job, known, budget)
+        if not {layer.node for layer in candidates} <= set(known.noise):
+            known = dataclasses.replace(known, noise=_sensed(job, planned, candidates, progress))
+            if calib_cache is not None:
+                cache.write(calib_cache, known)
+        ranked = sensitivity.order(candidates, known.noise)
+        spared = sensitivity.within(ranked, budget)
+    planned = goals.without(planned, spared)
+    judgement = job.judge(trial(job.model, planned))
     if options.reconstruct:
-        chosen_grids = {layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)}
-        few = _evenly(chosen, _affordable(_RECONSTRUCTED, total * reconstruct.PASSES))
-        for upstream in (False, True):
-            rounded = reconstruct.reconstruct(
-                model,
-                found,
-                chosen_grids,
-                planned,
-                few,
-                runtime=runtime,
-                per_channel=policy.per_channel,
-                upstream=upstream,
-                progress=progress,
-            )
-            found_better = judge(trial(model, rounded))
-            if found_better.score_db > judgement.score_db:
-                planned, judgement = rounded, found_better
-    result = to_qdq(model, planned).model
-    warnings = samples.warnings
+        planned, judgement = _reconstructed(job, planned, judgement, known.grids, progress)
+    warnings = [*samples.warnings, *job.warnings]
+    rest = [layer for layer in ranked if layer not in spared] if options.goal.asked else []
+    curve = goals.curve(job.model, planned, rest, job.judge, job.macs) if rest else ()
+    if options.goal.asked:
+        count = goals.fewest(job.model, planned, rest, job.judge, options.goal)
+        if count is None:
+            warnings.append("the goal is not reached even with every layer in float")
+        spared += rest if count is None else rest[:count]
+        planned = goals.without(planned, spared)
+        judgement = job.judge(trial(job.model, planned))
+    result = to_qdq(job.model, planned).model
     if options.precision == "fp16":
         half = to_fp16(result)
-        result, warnings = half.model, (*warnings, *half.warnings)
-        judgement = judge(result)
-    inside = sum(layer.macs for layer in found)
+        result = half.model
+        warnings += half.warnings
+        judgement = job.judge(result)
+    inside = [layer for layer in job.layers if layer not in spared]
     return Quantized(
         model=result,
         policy=policy.name,
-        method=method,
-        samples=chosen.count,
-        quantized=tuple(dict.fromkeys(layer.tensor for layer in found)),
-        kept=kept,
+        method=known.method,
+        samples=job.chosen.count,
+        quantized=tuple(dict.fromkeys(layer.tensor for layer in inside)),
+        kept=(*job.kept, *(_spared(layer, known.noise) for layer in spared)),
         sqnr_db=judgement.sqnr_db(),
-        macs_int8_fraction=inside / max(1, total),
-        grids={layer.tensor: q.grid for layer, q in zip(found, planned, strict=True)},
-        warnings=warnings,
+        macs_int8_fraction=sum(layer.macs for layer in inside) / max(1, job.macs),
+        grids={layer.tensor: known.grids[layer.tensor] for layer in inside},
+        warnings=tuple(warnings),
+        curve=curve,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What every step of one run works on."""
+
+    model: ir.Model  # the float network, BatchNorm folded
+    layers: tuple[Layer, ...]
+    kept: tuple[Kept, ...]
+    policy: Policy
+    options: QuantizeOptions
+    runtime: Runtime
+    chosen: Samples
+    block: int  # samples that the graph takes at once; 1 where it is free
+    judge: Judge
+    warnings: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        """Count the MACs of all convolutions and fully connected layers."""
+        return sum(layer.macs for layer in self.layers) + sum(k.macs for k in self.kept)
+
+    def float_budget(self) -> float:
+        """Give the MACs that may yet stay in float."""
+        share = self.policy.float_macs if self.options.keep is None else self.options.keep
+        return share * self.macs - sum(k.macs for k in self.kept)
+
+
+def _stamp(model: ir.Model, samples: Samples, options: QuantizeOptions) -> Stamp:
+    used = (options.hold_back, options.exclude_nodes, options.shift, options.divide)
+    return Stamp(
+        onnx_sha256=cache.model_sha256(model),
+        data_sha256=samples.sha256,
+        samples=samples.count,
+        policy=options.policy,
+        method=options.method or "auto",
+        options=repr(used),
+    )
+
+
+def _prepare(
+    model: ir.Model, samples: Samples, runtime: Runtime, policy: Policy, options: QuantizeOptions
+) -> _Job:
+    model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
+    model = graph.rewrite(model, fold_affine).model
+    found, kept = layers.find(model, se_blocks.find(model), policy)
+    if options.exclude_nodes:
+        excluded = re.compile(options.exclude_nodes)
+        out = [layer for layer in found if excluded.search(layer.node)]
+        kept = (*kept, *(Kept(layer.node, "excluded by --exclude-nodes", layer.macs) for layer in out))
+        found = tuple(layer for layer in found if layer not in out)
+    if not found:
+        raise UnsupportedGraph(
+            "the graph has no convolution or fully connected layer to quantize",
+            hint="give the FP32 graph that `se-deploy export` wrote",
+        )
+    macs = _macs(model, samples)
+    block = calibration.frozen_batch(model) or 1
+    chosen, held = samples.split(options.hold_back, block)
+    warnings = []
+    if not held.count:
+        held = chosen
+        warnings.append(
+            f"{samples.count} samples are too few to hold any back: choices were judged on the samples that "
+            "they were made on"
+        )
+    total = sum(macs[layer.node] for layer in found) + sum(macs[k.node] for k in kept)
+    held = _evenly(held, _affordable(_JUDGED, total), block)
+    return _Job(
+        model=model,
+        layers=tuple(dataclasses.replace(layer, macs=macs[layer.node]) for layer in found),
+        kept=tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept),
+        policy=policy,
+        options=options,
+        runtime=runtime,
+        chosen=chosen,
+        block=block,
+        judge=Judge.of(model, _last(model, found), held, runtime),
+        warnings=tuple(warnings),
+    )
+
+
+def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> Cache:
+    """Measure the tensors and choose their grids by each method; keep the method that is judged best."""
+    axes = {layer.tensor: layer.channel_axis for layer in job.layers}
+    statistics = calibration.measure(job.model, axes, job.chosen, job.runtime, progress=progress)
+    readers: dict[str, list[Layer]] = {}
+    for layer in job.layers:
+        readers.setdefault(layer.tensor, []).append(layer)
+    methods = (job.options.method,) if job.options.method else calibration.METHODS
+    tried = []
+    for i, method in enumerate(methods):
+        found = {
+            tensor: grids.choose(
+                statistics[tensor],
+                group,
+                method,
+                shift=job.options.shift and all(_may_shift(layer, job.policy) for layer in group),
+                divide=job.options.divide and job.policy.divide,
+                per_channel=job.policy.per_channel,
+            )
+            for tensor, group in readers.items()
+        }
+        score = 0.0
+        if len(methods) > 1:
+            score = job.judge(trial(job.model, _rounded(job, found, statistics))).score_db
+        tried.append((score, method, found))
+        progress("method", i + 1, len(methods))
+    _, method, found = max(tried, key=lambda t: t[0])
+    moments = {name: (s.mean.tolist(), s.variance.tolist()) for name, s in statistics.items()}
+    return Cache(stamp, method, found, moments)
+
+
+def _may_shift(layer: Layer, policy: Policy) -> bool:
+    return layer.can_shift and (policy.shift == "all" or (policy.shift == "unpadded" and not layer.padded))
+
+
+def _rounded(
+    job: _Job, found: Mapping[str, Grid], statistics: Mapping[str, Statistics]
+) -> list[QuantizedLayer]:
+    return [
+        rounding.round_nearest(
+            layer,
+            found[layer.tensor],
+            statistics[layer.tensor],
+            per_channel=job.policy.per_channel and layer.scales_per_channel,
+        )
+        for layer in job.layers
+    ]
+
+
+def _candidates(job: _Job, known: Cache, budget: float) -> list[Layer]:
+    """Choose the layers to try alone: the most promising that the budget has room for, by prediction."""
+    if job.options.goal.asked:
+        return list(job.layers)
+    statistics = known.statistics()
+    noise = {
+        layer.node: grids.predicted_noise(
+            layer, known.grids[layer.tensor], statistics[layer.tensor], per_channel=job.policy.per_channel
+        )
+        for layer in job.layers
+    }
+    fitting = [layer for layer in job.layers if layer.macs <= budget]
+    return sensitivity.order(fitting, noise)[:_CANDIDATES]
+
+
+def _sensed(
+    job: _Job, planned: Sequence[QuantizedLayer], candidates: Sequence[Layer], progress: Progress
+) -> dict[str, float]:
+    judge = job.judge
+    names = {layer.node for layer in candidates}
+    planned = [layer for layer in planned if layer.node in names]
+    few = _evenly(judge.held, _affordable(_SENSED, job.macs * len(planned)), job.block)
+    if few is not judge.held:
+        judge = Judge.of(job.model, judge.tensors, few, job.runtime)
+    return sensitivity.measure(job.model, planned, judge, progress=progress)
+
+
+def _reconstructed(
+    job: _Job,
+    planned: list[QuantizedLayer],
+    judgement: Judgement,
+    found: Mapping[str, Grid],
+    progress: Progress,
+) -> tuple[list[QuantizedLayer], Judgement]:
+    """Round by second moments, without and with upstream errors in the bias; keep what is judged best."""
+    few = _evenly(job.chosen, _affordable(_RECONSTRUCTED, job.macs * reconstruct.PASSES), job.block)
+    names = {layer.node for layer in planned}
+    inside = [layer for layer in job.layers if layer.node in names]
+    start = planned
+    for upstream in (False, True):
+        rounded = reconstruct.reconstruct(
+            job.model,
+            inside,
+            found,
+            start,
+            few,
+            runtime=job.runtime,
+            per_channel=job.policy.per_channel,
+            upstream=upstream,
+            progress=progress,
+        )
+        judged = job.judge(trial(job.model, rounded))
+        if judged.score_db > judgement.score_db:
+            planned, judgement = rounded, judged
+    return planned, judgement
+
+
+def _spared(layer: Layer, noise: Mapping[str, float]) -> Kept:
+    level = 10 * np.log10(max(noise[layer.node], np.finfo(np.float64).tiny))
+    return Kept(layer.node, f"alone in INT8 it makes noise at {level:.0f} dB of the output", layer.macs)
 
 
 def _affordable(limits: tuple[int, int, float], macs: int) -> int:
@@ -137,24 +310,28 @@ def _affordable(limits: tuple[int, int, float], macs: int) -> int:
     return int(np.clip(budget / max(1, macs), least, most))
 
 
-def _evenly(samples: Samples, most: int) -> Samples:
-    """Take at most `most` samples, evenly spread: more would cost time and change no choice."""
-    if samples.count <= most:
+def _evenly(samples: Samples, most: int, block: int) -> Samples:
+    """Take at most `most` samples, evenly spread, in whole blocks: more cost time and change no choice."""
+    blocks = samples.count // block
+    wanted = max(1, most // block)
+    if blocks <= wanted:
         return samples
-    return samples.take([n * samples.count // most for n in range(most)])
+    starts = [n * blocks // wanted * block for n in range(wanted)]
+    return samples.take([start + i for start in starts for i in range(block)])
 
 
 def _macs(model: ir.Model, samples: Samples) -> dict[str, int]:
     """Count each node's multiply-accumulates per sample at the samples' own size, by node name."""
     copy = model.clone()
-    first = next(samples.batches(1))
-    for value in copy.graph.inputs:
-        if value.name in first:
-            value.shape = ir.Shape(first[value.name].shape)
-    for node in copy.graph:
-        for value in node.outputs:
-            value.shape = None
-    graph.tidy(copy)
+    if calibration.frozen_batch(model) is None:
+        first = next(samples.batches(1))
+        for value in copy.graph.inputs:
+            if value.name in first:
+                value.shape = ir.Shape(first[value.name].shape)
+        for node in copy.graph:
+            for value in node.outputs:
+                value.shape = None
+        graph.tidy(copy)
     return {node.name or "": graph.macs(node) for node in copy.graph}
 
 
@@ -170,55 +347,3 @@ def _last(model: ir.Model, found: Sequence[Layer]) -> tuple[str, ...]:
         if behind or node.name in names:
             before.update(value for value in node.inputs if value is not None)
     return tuple(reversed(last))
-
-
-def _placed(
-    model: ir.Model, policy: Policy, options: QuantizeOptions
-) -> tuple[tuple[Layer, ...], tuple[Kept, ...]]:
-    found, kept = layers.find(model, se_blocks.find(model), policy)
-    if options.exclude_nodes:
-        excluded = re.compile(options.exclude_nodes)
-        out = [layer for layer in found if excluded.search(layer.node)]
-        kept = (*kept, *(Kept(layer.node, "excluded by --exclude-nodes", layer.macs) for layer in out))
-        found = tuple(layer for layer in found if layer not in out)
-    if not found:
-        raise UnsupportedGraph(
-            "the graph has no convolution or fully connected layer to quantize",
-            hint="give the FP32 graph that `se-deploy export` wrote",
-        )
-    return found, kept
-
-
-def _round(
-    found: Sequence[Layer],
-    statistics: dict[str, Statistics],
-    method: Method,
-    policy: Policy,
-    options: QuantizeOptions,
-) -> list[QuantizedLayer]:
-    readers: dict[str, list[Layer]] = {}
-    for layer in found:
-        readers.setdefault(layer.tensor, []).append(layer)
-    chosen: dict[str, Grid] = {}
-    for tensor, group in readers.items():
-        shift = options.shift and all(
-            layer.can_shift and (policy.shift == "all" or (policy.shift == "unpadded" and not layer.padded))
-            for layer in group
-        )
-        chosen[tensor] = grids.choose(
-            statistics[tensor],
-            group,
-            method,
-            shift=shift,
-            divide=options.divide and policy.divide,
-            per_channel=policy.per_channel,
-        )
-    return [
-        rounding.round_nearest(
-            layer,
-            chosen[layer.tensor],
-            statistics[layer.tensor],
-            per_channel=policy.per_channel and not (layer.op == "ConvTranspose" and layer.groups > 1),
-        )
-        for layer in found
-    ]
