@@ -48,6 +48,8 @@ def choose(
         one_low, one_high = calibration.interval(merged, method)
         low, high = np.maximum(low, one_low), np.minimum(high, one_high)
         high = np.maximum(low, high)
+    if any(layer.padded for layer in readers):  # with zeros, which must not be clipped
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
     size = (high - low) / _STEPS if shift else np.maximum(np.maximum(-low, high) / _WEIGHT_LEVELS, 0)
     largest = max(float(size.max()), 1e-12)
     share = np.maximum(size / largest, _SMALLEST_SHARE)
