@@ -109,7 +109,7 @@ def export(
     else:
         failures = list(taken.failures)
     graph.save(done.model, output)
-    if done.found is not None:
+    if done.found is not None and done.found.choices:
         files.write_text(choices_path(output), exact.to_json(done.found.choices))
     return ExportResult(
         output, taken, done, precision, runtime, error, tuple(failures), (*taken.warnings, *done.warnings)
@@ -145,6 +145,15 @@ class QuantizeResult:
             "sqnr_db": {name: finite(value) for name, value in made.sqnr_db.items()},
             "macs_int8_fraction": made.macs_int8_fraction,
             "worth": self.worth.json() if self.worth else None,
+            "curve": [
+                {
+                    "macs_fp16_fraction": 1 - point.macs_int8_fraction,
+                    "sqnr_db": finite(point.sqnr_db),
+                    "accuracy": point.accuracy,
+                    "kept": point.kept,
+                }
+                for point in made.curve
+            ],
             "ranges": [
                 {"tensor": name, "low": float(grid.low), "high": float(grid.high)}
                 for name, grid in made.grids.items()

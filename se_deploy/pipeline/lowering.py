@@ -274,9 +274,16 @@ def quantized(
         method=calibration.method,
         precision="fp16" if wanted == "fp16" else "fp32",
         exclude_nodes=calibration.exclude_nodes,
+        keep=calibration.keep_fraction,
+        goal=quantization.Goal(calibration.min_sqnr_db, calibration.max_drop_points),
     )
     return quantization.quantize(
-        model, samples, runtime=OrtRuntime(optimize=False), options=options, progress=progress
+        model,
+        samples,
+        runtime=OrtRuntime(optimize=False),
+        options=options,
+        calib_cache=calibration.cache,
+        progress=progress,
     )
 
 

@@ -184,7 +184,7 @@ def run(
             runtime=compiler,
             targets=targets,
             rewrites=rewriting,
-            calibration=calibration,
+            calibration=_for_engine(calibration),
             overwrite=True,
             progress=progress,
         )
@@ -334,6 +334,14 @@ def _write_fp32(taken: Source, path: Path) -> ExportResult:
     return exporting.ExportResult(
         path, taken, done, "fp32", "auto", taken.max_abs_error, taken.failures, taken.warnings
     )
+
+
+def _for_engine(calibration: CalibrationOptions) -> CalibrationOptions:
+    """The target's form has scales of its own, and so a cache of its own."""
+    path = calibration.cache
+    if path is None:
+        return calibration
+    return dataclasses.replace(calibration, cache=path.with_name(f"{path.stem}.engine{path.suffix}"))
 
 
 def _reference(model: str, taken: Source, threads: int) -> artifacts.Opened | str:
