@@ -53,6 +53,13 @@ def test_freezing_keeps_the_function(*, theta, softness, form, activation, bias,
     (found,) = freeze(network)
     assert type(network[1]) is SqueezeExcite
     assert (found.module, found.channels, found.available) == ("1", 16, 8)
+    assert found.json() == {
+        "module": "1",
+        "channels": 16,
+        "hidden": found.hidden,
+        "available": 8,
+        "ratio": found.ratio,
+    }
     assert network[1].weight_of(1).shape[0] == found.hidden == 16 / found.ratio
     torch.testing.assert_close(network(x), before, **FP32_REORDERED)
 

@@ -1,0 +1,38 @@
+"""Every small network goes the whole way: export, FP16, INT8, both engines, parity, latency, report."""
+
+import pytest
+
+from se_deploy import pipeline
+from se_deploy.networks import NETWORKS, SqueezeExcite
+from se_deploy.options import CalibrationOptions, NetworkOptions, RewriteOptions
+from se_deploy.shipped import shipped
+
+SMALL = [name for name, entry in NETWORKS.items() if entry.input_size[1] == 32]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_network_goes_the_whole_way(name, tmp_path):
+    entry = NETWORKS[name]
+    result = pipeline.run(
+        f"se_deploy:{name}",
+        tmp_path,
+        calibration=CalibrationOptions(data=shipped("calibration-images-idx3-ubyte.gz"), samples=32),
+        data=shipped("heldout-images-idx3-ubyte.gz"),
+        network=NetworkOptions(checkpoint=shipped(entry.checkpoint) if entry.checkpoint else None, opset=17),
+        rewrites=RewriteOptions(search_plans=8),
+        threads=1,
+        warmup_ms=20,
+        duration_s=0.2,
+        iterations=3,
+    )
+    said = result.json()
+    blocks = sum(isinstance(part, SqueezeExcite) for part in entry.build().modules())
+    assert len([b for b in said["export"]["blocks"] if b["kind"] == "se"]) == blocks
+    passed = {candidate["path"]: candidate["passed"] for candidate in said["parity"]["candidates"]}
+    assert passed["model.onnx"]
+    assert passed["model.fp16.onnx"]
+    assert {"model.fp16.engine", "model.int8.engine", "report.html"} <= {p.name for p in tmp_path.iterdir()}
+    frozen = said["export"]["frozen"]
+    assert len(frozen) == (blocks if name.startswith("adaptive") else 0)
+    assert all(found["hidden"] <= found["available"] for found in frozen)
