@@ -456,6 +456,8 @@ UNUSUAL = {
 CONSTANTS = """
     int64[3] pairs = {-1, 2, 4}, int64 zero = {0}, int64[4] map = {-1, 4, 1, 1}, float half = {0.5},
     float nought = {0}, float unit = {1}, float[1,4,1,1] gains = {1, 2, 3, 4}, int64[1] last = {3},
+    int64[2] three_one = {3, 1}, int64[2] one_three = {1, 3}, int64[6] ends = {0, 0, 1, 0, 0, 1},
+    int64[3] line = {-1, 1, 36}, int64[5] kernels = {-1, 2, 4, 1, 1}, int64[2] map_axes = {2, 3},
     int64[3] rows = {0, 4, 36}, int64[4] square = {0, 4, 6, 6},
     float eps = {0.00001}, int64[3] column = {-1, 4, 1}, int64[3] row = {-1, 1, 4}, int64[1] first = {1},
     int64[5] branches = {-1, 2, 2, 6, 6}, int64[4] stack = {-1, 2, 1, 2}, int64[5] wide = {-1, 2, 2, 1, 1},

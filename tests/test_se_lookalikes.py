@@ -24,6 +24,45 @@ KIN = {
         a = Conv(p, half1) r = Relu(a) c = Conv(r, half2) d = Reshape(c, stack) s = Softmax<axis = 1>(d)
         g = Reshape(s, wide) z = Mul(v, g) y = ReduceSum<keepdims = 0>(z, first)""",
 }
+MORE_KIN = {
+    "eca, padded with its own ends": (
+        "eca",
+        """p = GlobalAveragePool(x) v = Reshape(p, row) l, m = Split<axis = 2>(v, three_one)
+        h, k = Split<axis = 2>(v, one_three) c = Concat<axis = 2>(m, v, h) a = Conv(c, along) s = Sigmoid(a)
+        g = Reshape(s, map) y = Mul(x, g)""",
+    ),
+    "eca, padded with zeros": (
+        "eca",
+        """p = GlobalAveragePool(x) v = Reshape(p, row) c = Pad(v, ends) a = Conv(c, along) s = Sigmoid(a)
+        g = Reshape(s, map) y = Mul(x, g)""",
+    ),
+    "mean beside maximum": (
+        "cbam-channel",
+        """p = GlobalAveragePool(x) q = GlobalMaxPool(x) c = Concat<axis = 1>(p, q) a = Conv(c, stack1)
+        g = Sigmoid(a) y = Mul(x, g)""",
+    ),
+    "pooled by attention": (
+        "gc",
+        """s = Conv(x, point) t = Reshape(s, line) w = Softmax<axis = 2>(t) e = Unsqueeze(w, last)
+        f = Reshape(x, rows) h = Unsqueeze(f, first) m = MatMul(h, e) p = Reshape(m, map)
+        a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)""",
+    ),
+    "two stacked kernels": (
+        "sk",
+        """h = Relu(x) i = Unsqueeze(x, first) j = Unsqueeze(h, first) v = Concat<axis = 1>(i, j)
+        u = ReduceSum<keepdims = 0>(v, first) p = ReduceMean<axes = [2, 3]>(u) a = Conv(p, w1) r = Relu(a)
+        c = Conv(r, twice) d = Reshape(c, kernels) s = Softmax<axis = 1>(d) z = Mul(v, s)
+        y = ReduceSum<keepdims = 0>(z, first)""",
+    ),
+    "a softmax over the channels": (
+        "channel-softmax",
+        "p = GlobalAveragePool(x) a = Conv(p, full) g = Softmax<axis = 1>(a) y = Mul(x, g)",
+    ),
+    "a sum instead of a mean": (
+        "pooled-attention",
+        "p = ReduceSum<keepdims = 1>(x, map_axes) a = Conv(p, full) g = Sigmoid(a) y = Mul(x, g)",
+    ),
+}
 NEITHER = {
     "SiLU": "s = Sigmoid(x) y = Mul(x, s)",
     "HardSwish": "s = HardSigmoid(x) y = Mul(s, x)",
@@ -35,6 +74,8 @@ NEITHER = {
     "no learned layer": "p = GlobalAveragePool(x) g = Sigmoid(p) y = Mul(x, g)",
     "not bounded": "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) y = Mul(x, c)",
     "added": "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) y = Add(x, c)",
+    "both factors are parts": "s, t = Split<axis = 1>(x) g = HardSigmoid(t) y = Mul(g, s)",
+    "scales 'h'": "p = GlobalAveragePool(x) a = Conv(p, full) g = Sigmoid(a) h = Pow(x, half) y = Mul(g, h)",
     "resized from a coarser map": """p = AveragePool<kernel_shape = [2, 2], strides = [2, 2]>(x)
         a = Conv(p, full) s = Sigmoid(a) g = Resize<mode = "nearest">(s, , scales) y = Mul(x, g)""",
     "another axis": """q = ReduceMean<axes = [1, 2]>(x) m = MatMul(q, six) g = Sigmoid(m)
@@ -64,6 +105,14 @@ def test_unusual_blocks_are_blocks(name):
 @pytest.mark.parametrize("kind", KIN)
 def test_kin_are_reported_as_what_they_are(kind):
     found = census(KIN[kind])
+    assert [block.kind for block in found.blocks] == [kind], found
+    assert not found.se
+
+
+@pytest.mark.parametrize("name", MORE_KIN)
+def test_kin_are_known_in_other_spellings(name):
+    kind, body = MORE_KIN[name]
+    found = census(body)
     assert [block.kind for block in found.blocks] == [kind], found
     assert not found.se
 
@@ -129,5 +178,6 @@ def test_a_reader_of_y_decides_what_follows():
 
 def test_the_graphs_of_this_file_run():
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 6), np.float32)
-    for body in (*UNUSUAL.values(), *KIN.values(), *NEITHER.values()):
+    more = (body for _, body in MORE_KIN.values())
+    for body in (*UNUSUAL.values(), *KIN.values(), *more, *NEITHER.values()):
         run(written(body, constants=CONSTANTS), x)

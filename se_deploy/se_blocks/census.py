@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from se_deploy.se_blocks.values import Vector, View
+    from se_deploy.se_blocks.values import Dim, Vector, View
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _PASSING = frozenset({"Identity", "Cast", "Transpose", "Dropout", "Reshape"})
@@ -141,6 +141,8 @@ def _kind(reader: Reader, match: _Match) -> str:
     if vector.pools != {"mean"}:
         return "pooled-attention"
     if "softmax" in vector.traits and not {"softmax2", "part"} <= vector.traits:
+        if vector.size == _channels(reader, match):
+            return "channel-softmax"
         root = vector.source.root.producer()
         return "sk" if root is not None and root.op_type == "Concat" else "split-attention"
     if "part" in vector.traits and "softmax2" not in vector.traits:
@@ -155,6 +157,12 @@ def _kind(reader: Reader, match: _Match) -> str:
         if joins and spatial is not None and _is_spatial(reader, spatial, match.scaled):
             return "scse"
     return "ese" if len(vector.layers) == 1 else "se"
+
+
+def _channels(reader: Reader, match: _Match) -> Dim:
+    """Give the channels of what a match scales."""
+    at = reader.of(match.scaled).view.axes.index(match.vector.source.axes[0])
+    return (reader.dims(match.scaled) or ())[at]
 
 
 def _same_tensor(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
@@ -275,9 +283,7 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
     nodes = _with_shapes(reader, {*path, match.mul, *([end] if end else [])}, match.mul)
     squeeze = min(path, key=order.__getitem__)
     name, gain = _gate(vector) or ("other", 1.0)
-    shape = reader.dims(match.scaled) or ()
-    at = view.axes.index(vector.source.axes[0])
-    channels = shape[at]
+    at, channels = view.axes.index(vector.source.axes[0]), _channels(reader, match)
     widths = [layer.outputs for layer in vector.layers[:-1]]
     ordered = sorted(nodes - {match.mul, end}, key=order.__getitem__) + [match.mul] + ([end] if end else [])
     return SEBlock(

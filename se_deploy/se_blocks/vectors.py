@@ -227,8 +227,11 @@ def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Ve
     if layer is None:
         return None
     if layer.inputs == 0:  # a convolution along the channels
+        after = value_dims(node.outputs[0])
         return replace(
             _affine(reader, vector, node.inputs[1:3], frozenset({"eca"}), anew=True),
+            size=_per_image(after),
+            axis=locate(after, _per_image(after)),
             layers=(*vector.layers, replace(layer, inputs=1)),
         )
     before = (*vector.functions, vector.function) if vector.layers else vector.functions
@@ -264,9 +267,8 @@ def _softmax(reader: Reader, node: ir.Node, vector: Vector) -> Vector | None:
 
 def part_of(reader: Reader, node: ir.Node, vector: Vector, part: ir.Value) -> Vector:
     """Take some of a vector's numbers, by a Slice, a Gather or a Split."""
-    shape = value_dims(part) or ()
-    numbers = [d for d in shape[1:] if isinstance(d, int)]
-    size = math.prod(numbers) if len(numbers) == len(shape) - 1 else None
+    shape = value_dims(part)
+    size = _per_image(shape)
     if size == vector.size:
         return replace(vector, axis=locate(shape, size), nodes=vector.nodes | {node})
     return replace(
@@ -285,8 +287,7 @@ def _joined(
     """Concatenate vectors of one source (mean beside max, or a vector padded with its own ends)."""
     if position:
         return None
-    numbers = [d for d in (shape or ())[1:] if isinstance(d, int)]
-    size = math.prod(numbers) if shape and len(numbers) == len(shape) - 1 else None
+    size = _per_image(shape)
     joined = replace(
         vector,
         size=size,
@@ -316,6 +317,12 @@ def _as_mean(node: ir.Node, vector: Vector) -> Vector:
     return replace(vector, pools=frozenset({"mean"}), squeeze_output=node.outputs[0])
 
 
+def _per_image(shape: Sequence[Dim] | None) -> int | None:
+    """Count the numbers behind the batch axis; None where a size is not known."""
+    numbers = [d for d in (shape or ())[1:] if isinstance(d, int)]
+    return math.prod(numbers) if shape and len(shape) > 1 and len(numbers) == len(shape) - 1 else None
+
+
 def _relaid(node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
     """Follow a vector through a change of layout, or through its broadcast to a map."""
     before = value_dims(node.inputs[0])
@@ -328,9 +335,8 @@ def _relaid(node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vecto
         rank = len(before or ())
         moved = permuted(vector.axis, permutation(node, rank)) if rank else None
         return replace(vector, axis=moved)
-    numbers = [d for d in (shape or ())[1:] if isinstance(d, int)]
-    whole = shape is not None and len(shape) > 1 and len(numbers) == len(shape) - 1
-    if whole and vector.size is not None and math.prod(numbers) != vector.size:
+    size = _per_image(shape)
+    if size is not None and vector.size is not None and size != vector.size:
         return None
     return replace(vector, axis=locate(shape, vector.size))
 
