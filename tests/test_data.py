@@ -1,5 +1,8 @@
 import gzip
+import io
+import pickle
 import struct
+import tarfile
 
 import numpy as np
 import pytest
@@ -250,3 +253,87 @@ def test_nhwc_and_wide_pictures():
     spec = InputSpec("x", 1, 4, 4, (0.0,), (1.0,), layout="NHWC")
     wide = Image.fromarray(np.full((4, 4), 65535, np.uint16))
     np.testing.assert_allclose(data.preprocess(wide, spec), np.ones((4, 4, 1)))
+
+
+CIFAR = InputSpec("x", 3, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def cifar_pixels(count=4):
+    return np.random.default_rng(0).integers(0, 256, (count, 3072)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "train"])
+@pytest.mark.parametrize("form", ["python", "binary"])
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_cifar(tmp_path, name, form, whole_folder):
+    key, protocol = ("labels", 2) if name == "data_batch_1" else ("fine_labels", 4)
+    pixels, labels = cifar_pixels(), np.array([3, 1, 9, 0])
+    path = tmp_path / (name if form == "python" else f"{name}.bin")
+    if form == "python":
+        content = {b"data": pixels, key.encode(): labels.tolist(), b"filenames": [b"a.png"] * 4}
+        path.write_bytes(pickle.dumps(content, protocol))
+    else:
+        heads = [labels[:, None]] if name == "data_batch_1" else [labels[:, None] * 0 + 7, labels[:, None]]
+        path.write_bytes(np.hstack([*heads, pixels]).astype(np.uint8).tobytes())
+    samples = data.read(tmp_path if whole_folder else path, [CIFAR])
+    assert samples.labels.tolist() == labels.tolist()
+    np.testing.assert_allclose(all_of(samples) * 255, pixels.reshape(4, 3, 32, 32), atol=PIXEL)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Evil()),
+        pickle.dumps({b"data": Evil(), b"labels": [1]}),
+        pickle.dumps({b"data": np.zeros((1, 5), np.uint8), b"labels": [1]}),
+        pickle.dumps({b"data": cifar_pixels(1)}),
+        pickle.dumps([1, 2]),
+        b"",
+        b"no pickle",
+    ],
+)
+def test_a_pickle_that_is_no_cifar_is_refused_and_not_run(tmp_path, capsys, content):
+    (tmp_path / "data_batch_1").write_bytes(content)
+    with pytest.raises(BadData):
+        data.read(tmp_path / "data_batch_1", [CIFAR])
+    assert not capsys.readouterr().out
+
+
+def test_a_truncated_binary_cifar_is_refused(tmp_path):
+    (tmp_path / "test_batch.bin").write_bytes(b"\0" * 3000)
+    with pytest.raises(BadData, match="CIFAR records"):
+        data.read(tmp_path / "test_batch.bin", [CIFAR])
+
+
+def shard(path, names, *, labels=True):
+    with tarfile.open(path, "w") as archive:
+        for n, name in enumerate(names):
+            buffer = io.BytesIO()
+            Image.new("RGB", (8, 8), (n * 50,) * 3).save(buffer, "PNG")
+            files = [(f"{name}.png", buffer.getvalue())]
+            files += [(f"{name}.cls", str(n).encode())] if labels else []
+            for member, content in files:
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("whole_folder", [False, True])
+def test_webdataset_shards(tmp_path, whole_folder):
+    shard(tmp_path / "a.tar", ["000", "sub/001"])
+    samples = data.read(tmp_path if whole_folder else tmp_path / "a.tar", [RGB])
+    assert samples.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(all_of(samples)[:, 0, 0, 0], (np.array([0, 50]) / 255 - 0.5) / 0.25, atol=1e-5)
+
+
+def test_webdataset_without_labels_and_what_is_no_tar(tmp_path):
+    shard(tmp_path / "a.tar", ["000"], labels=False)
+    assert data.read(tmp_path / "a.tar", [RGB]).labels is None
+    (tmp_path / "b.tar").write_bytes(b"no tar")
+    with pytest.raises(BadData, match="no tar"):
+        data.read(tmp_path / "b.tar", [RGB])

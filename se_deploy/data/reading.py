@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy.data import arrays, idx, pictures
+from se_deploy.data import arrays, cifar, idx, pictures, webdataset
 from se_deploy.data.pictures import Picture, PictureSource
 from se_deploy.data.samples import Samples
 from se_deploy.errors import BadData
@@ -22,7 +22,8 @@ PICTURE_SUFFIXES = frozenset({
 })  # fmt: skip
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
 KINDS = (
-    "a folder of pictures (class folders too), a text file of paths, .npy, .npz, or MNIST IDX (plain or gzip)"
+    "a folder of pictures (class folders too), a text file of paths, .npy, .npz, MNIST IDX (plain or gzip), "
+    "CIFAR-10 or CIFAR-100 (binary or Python), or WebDataset .tar"
 )
 
 
@@ -94,6 +95,13 @@ def _picture_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> Input
 
 def _pictures(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
     """Choose the pictures that `path` names; they are opened later."""
+    if batches := cifar.files(path):
+        counts = [len(cifar.read(batch).labels) for batch in batches]
+        return list(cifar.pictures(batches, pick(sum(counts), limit, seed), counts))
+    shards = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
+    if shards:
+        found = webdataset.pictures(shards, PICTURE_SUFFIXES)
+        return [found[n] for n in pick(len(found), limit, seed)]
     if path.is_dir():
         return _folder(path, spec, limit, seed)
     if idx.is_idx(path):
