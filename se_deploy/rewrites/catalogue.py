@@ -47,6 +47,13 @@ REWRITES = (
         gate.next_batched,
         run_time_weights=True,
     ),
+    Rewriter(
+        residual.GATED,
+        "a gated 1x1 convolution and its shortcut's as one",
+        residual.gated_sites,
+        residual.gated,
+        run_time_weights=True,
+    ),
     Rewriter(residual.NAME, "two added 1x1 convolutions as one", residual.sites, residual.apply),
     Rewriter(excite.NAME, "last layer as a sum that merges with the gate", excite.sites, excite.apply),
     Rewriter(

@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.rewrites import base
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
     from se_deploy.se_blocks.types import SEBlock
 
@@ -30,13 +29,14 @@ def previous_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Sit
     """List the blocks that scale a convolution which their gate does not wait for."""
     found = []
     for block in blocks:
-        if (conv := _previous(model, block)) is not None:
+        if (conv := previous_convolution(model, block)) is not None:
             shape = (*conv.weights.shape, conv.groups, *(graph.dims(conv.y) or ())[2:])
             found.append(base.Site(PREVIOUS, block.output, shape, block))
     return tuple(found)
 
 
-def _previous(model: ir.Model, block: SEBlock) -> base.Conv | None:
+def previous_convolution(model: ir.Model, block: SEBlock) -> base.Conv | None:
+    """Give the convolution that a block scales, where `previous` may move the gate into it; else None."""
     found = base.parts(model, block)
     if found is None or found.scale is None or found.data is None or not base.static_batch_1(found.data):
         return None
@@ -57,17 +57,20 @@ def previous(model: ir.Model, site: base.Site) -> int:
             and a gate that is not computed from the convolution (hoist the squeeze first).
     The bias is an Add of (1, O, 1, 1): as a run-time input of Conv it costs a kernel more.
     """
-    conv = _previous(model, site.block) if site.block is not None else None
+    conv = previous_convolution(model, site.block) if site.block is not None else None
     found = base.parts(model, site.block) if site.block is not None else None
     if conv is None or found is None or found.scale is None:
         return 0
     anchor, name = found.scale, found.scale.outputs[0].name
     rows = base.reshape_before(model, anchor, found.gate, (conv.weights.shape[0], 1, 1, 1))
     weights = base.put_before(anchor, "Mul", [base.input_of(conv.node, 1), rows])
+    weights.shape = ir.Shape(conv.weights.shape)
     y = base.put_before(anchor, "Conv", [conv.x, weights], **_attributes(conv))
     if conv.bias is not None:
         column = graph.initializer(model, f"{name}/bias", conv.bias.reshape(1, -1, 1, 1))
-        y = base.put_before(anchor, "Add", [y, base.put_before(anchor, "Mul", [found.gate, column])])
+        bias = base.put_before(anchor, "Mul", [found.gate, column])
+        bias.shape = found.gate.shape
+        y = base.put_before(anchor, "Add", [y, bias])
     graph.replace(anchor.outputs[0], y)
     return 1
 

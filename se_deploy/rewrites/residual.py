@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.rewrites import base
+from se_deploy.rewrites import base, gate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NAME = "add-as-concat"
 PADDED = "partial-add-as-pad"
+GATED = "gated-add-as-concat"
 
 _END = np.iinfo(np.int64).max
 
@@ -128,6 +129,43 @@ def apply(model: ir.Model, site: base.Site) -> int:
         y = base.put_before(node, "Add", [y, total])
     graph.replace(node.outputs[0], y)
     return 1
+
+
+def gated_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
+    """List the additions of a gated 1x1 convolution and a plain one; static batch 1."""
+    found = []
+    for block in blocks:
+        if (node := _gated(model, block)) is not None:
+            shape = (graph.dims(node.outputs[0]),)
+            found.append(base.Site(GATED, str(node.outputs[0].name), shape, block))
+    return tuple(found)
+
+
+def _gated(model: ir.Model, block: SEBlock) -> ir.Node | None:
+    conv = gate.previous_convolution(model, block)
+    scale = graph.sole_consumer(conv.y) if conv is not None else None
+    node = graph.sole_consumer(scale.outputs[0]) if scale is not None else None
+    if conv is None or scale is None or node is None or node.op_type != "Add":
+        return None
+    first, second = node.inputs
+    shortcut = second if first is scale.outputs[0] else first
+    shapes = [graph.dims(value) for value in node.inputs]
+    alike = first is not second and shapes[0] == shapes[1] is not None
+    return node if alike and _term(shortcut) is not None and _convolved(conv.node, None) is not None else None
+
+
+def gated(model: ir.Model, site: base.Site) -> int:
+    """Move the gate into its convolution's weights and the shortcut's projection beside them.
+
+    Before: y = g (W1 x1 + b1) + (W2 x2 + b2),  g: (1, O, 1, 1)
+    After:  y = [g W1, W2] concat(x1', x2') + g b1 + b2
+    Proof:  `gate.previous`, then `apply`.
+    Needs:  what these two need: batch 1 for ever, a gate that does not wait for the convolution.
+    """
+    if site.block is None or _gated(model, site.block) is None:
+        return 0
+    gate.previous(model, base.Site(gate.PREVIOUS, site.block.output, block=site.block))
+    return apply(model, base.Site(NAME, site.at))
 
 
 def _pixels(model: ir.Model, anchor: ir.Node, term: _Term) -> ir.Value:

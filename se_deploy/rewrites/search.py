@@ -111,6 +111,7 @@ _PLACES: tuple[tuple[str, ...], ...] = (
     ("partial-add-as-pad",),
     ("concat-of-copies", "concat-as-sum"),
     ("add-as-concat",),
+    ("gated-add-as-concat",),
     ("squeeze-average-pool", "squeeze-nhwc-mean"),
     ("stem-space-to-depth",),
 )
@@ -280,11 +281,12 @@ class _Search:
         if name not in self.allowed:
             return
         rewriter = next(r for r in catalogue.REWRITES if r.name == name)
-        places = {c.at for c in self.state if c.rewrite in row} - {b.output for b in self.blocks}
+        outputs = {block.output for block in self.blocks}
+        places = {c.at for c in self.state if c.rewrite in row} - outputs
         free = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
         groups: dict[tuple[object, ...], list[str]] = {}
         for site in rewriter.sites(self.replayed(free).model, self.blocks):
-            if site.block is None:
+            if site.at not in outputs:
                 groups.setdefault(site.shape, []).append(site.at)
         everything = tuple(at for group in groups.values() for at in group)
         if everything:

@@ -24,20 +24,29 @@ NHWC_MEAN = "squeeze-nhwc-mean"
 
 
 def _pool(model: ir.Model, site: base.Site) -> ir.Node | None:
-    """Give the GlobalAveragePool of a site: a block's squeeze, or the one that writes the tensor `at`."""
+    """Give the pooling of a site: a block's squeeze, or the one that writes the tensor `at`."""
     if site.block is None:
         node = base.producer(model, site.at)
     else:
         found = base.parts(model, site.block)
         node = None if found is None else found.squeezed.producer()
-    return node if node is not None and node.op_type == "GlobalAveragePool" else None
+    return node if node is not None and _is_mean(node) else None
+
+
+def _is_mean(node: ir.Node) -> bool:
+    """Whether `node` is GlobalAveragePool, or ReduceMean over height and width that keeps its rank."""
+    if node.op_type != "ReduceMean" or not graph.attribute(node, "keepdims", 1):
+        return node.op_type == "GlobalAveragePool"
+    given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = base.ints(node, "axes") if given is None else given.tolist()
+    return {axis % base.SPATIAL_RANK for axis in axes} == {2, 3}
 
 
 def _sites(name: str, model: ir.Model, blocks: Sequence[SEBlock], *, static: bool) -> tuple[base.Site, ...]:
     """List the blocks' squeezes and the network's other global poolings."""
     of_blocks = [base.Site(name, block.output, (), block) for block in blocks]
     squeezes = [_pool(model, site) for site in of_blocks]
-    others = [node for node in model.graph if node.op_type == "GlobalAveragePool" and node not in squeezes]
+    others = [node for node in model.graph if _is_mean(node) and node not in squeezes]
     found = []
     for site in (*of_blocks, *(base.Site(name, str(node.outputs[0].name)) for node in others)):
         node = _pool(model, site)

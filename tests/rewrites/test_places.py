@@ -197,6 +197,35 @@ def test_add_as_concat_takes_computed_weights():
     assert_same(before, after)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_gated_add_as_concat_keeps_the_function(bias):
+    before = shortcut(bias=bias)
+    after, applied = apply(before, "hoist-squeeze-1x1", "gated-add-as-concat")
+    assert [c.at for c in applied] == ["y", "v"]
+    assert graph.ops(after).count("Conv") == 3  # fc1, fc2 and one for both
+    assert_same(before, after)
+    assert_only_touches(before, after, {"n_s", "n_h", "n_c", "n_y", "n_q", "n_v"})
+    assert apply(after, "gated-add-as-concat")[1] == ()
+
+
+@pytest.mark.parametrize("options", [{"batch": "N"}, {"end": "t = Relu(q)\nw = Add(v, t)\nz = Relu(w)"}])
+def test_gated_add_as_concat_refuses(options):
+    assert apply(shortcut(**options), "hoist-squeeze-1x1", "gated-add-as-concat")[1][1:] == ()
+
+
+def test_gated_add_as_concat_waits_for_the_hoist():
+    assert apply(shortcut(), "gated-add-as-concat")[1] == ()
+
+
+def shortcut(*, batch=1, bias=True, end="z = Relu(v)"):
+    """A bottleneck's end with a projected shortcut: relu(g (W u + b) + W2 x)."""
+    body, shapes = se(6, 3, x="c")
+    conv = "Conv(u, w3, b3)" if bias else "Conv(u, w3)"
+    text = f"c = {conv}\n{body}q = Conv<strides=[2,2]>(x, w2, b2)\nv = Add(y, q)\n{end}"
+    shapes |= {"w3": (6, 4, 1, 1), "w2": (6, 5, 1, 1), "b2": (6,)} | ({"b3": (6,)} if bias else {})
+    return build(f"float[{batch},4,3,3] u, float[{batch},5,6,6] x", f"float[{batch},6,3,3] z", text, shapes)
+
+
 def partial(head="0", cut="3", tail="9", size="4", seed=0):
     text = f"""
     lo = Constant<value_ints=[{head}]>()

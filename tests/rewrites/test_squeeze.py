@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -54,11 +55,21 @@ def test_average_pool_needs_a_known_height_and_width():
     assert "ReduceMean" in graph.ops(after)
 
 
-def test_a_head_is_a_place_of_its_own():
+@pytest.mark.parametrize("head", ["GlobalAveragePool(y)", "ReduceMean<keepdims=1>(y, axes)"])
+def test_a_head_is_a_place_of_its_own(head):
     body, shapes = se(8, 2)
-    before = build("float[N,8,4,4] x", "float[N,8,1,1] z", body + "z = GlobalAveragePool(y)", shapes)
+    shapes["axes"] = np.array([-1, -2], np.int64)
+    before = build("float[N,8,4,4] x", "float[N,8,1,1] z", f"{body}z = {head}", shapes)
     for name in SPELLINGS:
         after, applied = apply(before, name)
         assert [c.at for c in applied] == ["y", "z"]
         assert_same(before, after)
         assert_only_touches(before, after, {"n_s", "n_z"})
+
+
+@pytest.mark.parametrize("head", ["ReduceMean<keepdims=0>(y, axes)", "ReduceMean<keepdims=1>(y, one)"])
+def test_another_mean_is_no_pooling(head):
+    body, shapes = se(8, 2)
+    shapes |= {"axes": np.array([2, 3], np.int64), "one": np.array([2], np.int64)}
+    before = build("float[N,8,4,4] x", "float z", f"{body}z = {head}", shapes)
+    assert [c.at for c in apply(before, "squeeze-average-pool")[1]] == ["y"]
