@@ -26,6 +26,7 @@ SHAPE_OPS = frozenset({"Shape", "Size"})
 """Operators that read a tensor's shape and not its numbers."""
 
 _BLOCKED = "_nchwc"
+_NORMALIZED = "_bn"  # a BatchNormalization as a convolution in the blocked layout
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 _SUM_INPUT = 3  # of a blocked Conv: what is added to its result
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
@@ -74,9 +75,13 @@ class _Edges:
         self._types = _types(optimized)
         self._constants = {tensor.name: tensor for tensor in optimized.graph.initializer}
         self._names: dict[str, str] = {}
+        self._sized: dict[str, str] = {}  # a tensor that is none of the original's -> one as large
         for node in optimized.graph.node:
+            data = next((name for name in node.input if name and name not in self._constants), "")
             for i, name in enumerate(node.output):
                 self._names[name] = self._original(node, i)
+                if self._names[name] not in self._values and data:
+                    self._sized[name] = data  # it is what a pointwise node or a transpose makes of its input
         self._stops = set(self._names.values()) | {value.name for value in optimized.graph.input}
 
     def kernel(self, node: onnx.NodeProto) -> Kernel:
@@ -107,8 +112,10 @@ class _Edges:
             return name
         if node.op_type == "ReorderInput":
             return self._names.get(node.input[0], str(node.input[0]))
-        if label.removesuffix(_BLOCKED) in self._values:
-            return self._with_epilogue(node, label.removesuffix(_BLOCKED))
+        blocked = label.removesuffix(_BLOCKED)
+        for shown in (blocked, blocked.removesuffix(_NORMALIZED)):
+            if shown in self._values:
+                return self._with_epilogue(node, shown)
         if node.name in self._kept:
             return self._kept[str(node.name)]
         kin = [n for n in self._replaced if label.startswith(n)]  # "/act/Mul" in "/act/Mul/QuickGeluFusion/"
@@ -127,7 +134,7 @@ class _Edges:
         return name
 
     def _tensor(self, name: str, node: onnx.NodeProto) -> PlanTensor:
-        known = self._values.get(self._names.get(name, name))
+        known = self._value(name)
         dtype, dims = self._types.get(name, ("", None))
         if dims is None:
             dims = tuple(-1 if d is None else d for d in (graph.dims(known) or ()))
@@ -137,6 +144,11 @@ class _Edges:
             dtype = "float" if known is None or known.dtype is None else known.dtype.name.lower()
         blocked = name not in self._values and node.domain == _BLOCKED_DOMAIN
         return PlanTensor(name, _PLAN_NAMES.get(dtype, dtype), dims, "nchwc" if blocked else "")
+
+    def _value(self, name: str) -> ir.Value | None:
+        """Give the original tensor, or one as large."""
+        found = self._values.get(self._names.get(name, name))
+        return self._value(self._sized[name]) if found is None and name in self._sized else found
 
     def _nodes(self, node: onnx.NodeProto) -> tuple[str, ...]:
         """Name the original nodes between this kernel's inputs and its outputs, in graph order."""

@@ -1,4 +1,5 @@
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import plan_graphs
 import pytest
@@ -82,6 +83,28 @@ def test_an_activation_is_placed_where_it_is_computed(act):
     (kernel,) = [layer for layer in plan.layers if "n_a" in layer.onnx_nodes]
     assert ("n_f1" in kernel.onnx_nodes) == (act != "Mish")
     assert kernel.outputs[0].dims[1:] == (plan_graphs.R, 1, 1)
+
+
+def test_a_batch_normalization_in_the_blocked_layout_is_known():
+    model = plan_graphs.se_net(tail="conv")
+    y = model.graph.outputs[0]
+    vectors = [graph.initializer(model, f"bn{i}", np.ones(plan_graphs.C, np.float32)) for i in range(4)]
+    bn = ir.node("BatchNormalization", [y, *vectors], name="n_bn")
+    relu = ir.node("Relu", [bn.outputs[0]], name="n_relu")
+    again = ir.node("Mul", [bn.outputs[0], relu.outputs[0]], name="n_twice")
+    model.graph.extend([bn, relu, again])
+    model.graph.outputs[0] = again.outputs[0]
+    plan = ort.plan(graph.tidy(model))
+    placed = {node for layer in plan.layers for node in layer.onnx_nodes}
+    assert {"n_bn", "n_relu", "n_twice"} <= placed
+    assert all(tensor.dims for layer in plan.layers for tensor in (*layer.inputs, *layer.outputs))
+
+
+def test_a_tensor_of_its_own_making_is_as_large_as_what_it_is_made_from():
+    model = plan_graphs.se_net()
+    model.graph.node("n_y").op_type = "Gelu"  # stays in the blocked layout, under a name of its own
+    plan = ort.plan(graph.tidy(model))
+    assert all(tensor.dims for layer in plan.layers for tensor in (*layer.inputs, *layer.outputs))
 
 
 @pytest.mark.parametrize("dtype", ["float", "float16"])
