@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -131,7 +133,7 @@ def test_a_batch_norm_whose_variance_leaves_fp16_is_folded_first():
     np.testing.assert_allclose(run(half.model, x=image()), run(model, x=image()), **HALF)
 
 
-def layer_for(node, x, grid):
+def layer_for(node, grid):
     """Quantize a Conv's weights so finely that they are exact: 127 levels of integers."""
     w = graph.constant(node.inputs[1])
     divisor = 1.0 if grid.divisor is None else grid.divisor[:, None, None]
@@ -168,7 +170,7 @@ def test_qdq_computes_the_quantized_layer(shift, divide, attributes):
         np.linspace(0.5, 1.5, 4, dtype=np.float32) if shift else None,
         np.geomspace(0.5, 2, 4, dtype=np.float32) if divide else None,
     )
-    done = to_qdq(model, [layer_for(model.graph[-1], x, grid)]).model
+    done = to_qdq(model, [layer_for(model.graph[-1], grid)]).model
     graph.check(done)
     assert qdq_zero_points(done) == {0}
     wanted = run(model, x=x)
@@ -195,7 +197,7 @@ def test_padding_with_a_shift_is_exact_at_the_borders(seed):
     )
     x = np.random.default_rng(seed).integers(0, 200, (1, 4, 8, 8)).astype(np.float32)
     grid = Grid(1.0, np.full(4, 128, np.float32))
-    done = to_qdq(model, [layer_for(model.graph[0], x, grid)]).model
+    done = to_qdq(model, [layer_for(model.graph[0], grid)]).model
     np.testing.assert_allclose(run(done, x=x), run(model, x=x), **REORDERED)
 
 
@@ -206,13 +208,13 @@ def test_readers_of_one_tensor_share_its_quantizer():
         output="float[N,4,8,8] y",
     )
     grid = Grid(0.02)
-    done = to_qdq(model, [layer_for(node, image(), grid) for node in list(model.graph)[:2]]).model
+    done = to_qdq(model, [layer_for(node, grid) for node in list(model.graph)[:2]]).model
     assert graph.ops(done).count("QuantizeLinear") == 1
 
 
 def test_fp16_quantizers_have_fp16_scales_that_are_no_zeros():
     model = conv()
-    layer = layer_for(model.graph[2], image(), Grid(1e-9))
+    layer = layer_for(model.graph[2], Grid(1e-9))
     half = to_fp16(to_qdq(model, [layer]).model)
     graph.check(half.model)
     for node in half.model.graph:
@@ -237,3 +239,31 @@ def test_auto_pad_with_a_free_size_is_a_reason_not_a_guess():
     )
     with pytest.raises(ValueError, match="auto_pad"):
         qdq.pads(model.graph[0])
+
+
+def test_a_residual_add_reads_the_quantized_tensor_too():
+    model = model_of(
+        "a = Relu(x) b = Conv<pads = [1,1,1,1]>(a, w) y = Add(b, a)",
+        [("w", weights(4, 4, 3, 3))],
+        output="float[N,4,8,8] y",
+    )
+    conv_node = model.graph[1]
+    once = layer_for(conv_node, Grid(0.03))
+    shared = to_qdq(model, [dataclasses.replace(once, grid=Grid(0.03, residual=True))]).model
+    graph.check(shared)
+    add = next(node for node in shared.graph if node.op_type == "Add")
+    assert add.inputs[1].producer().op_type == "DequantizeLinear"
+    assert graph.ops(shared).count("QuantizeLinear") == 1
+    apart = to_qdq(model, [once]).model
+    add = next(node for node in apart.graph if node.op_type == "Add")
+    assert add.inputs[1].producer().op_type == "Relu"
+    x = image()
+    np.testing.assert_allclose(run(shared, x=x), run(apart, x=x), atol=0.03)  # one step of the grid
+
+
+def test_trial_runs_as_the_written_graph():
+    model = conv()
+    layer = layer_for(model.graph[2], Grid(0.03))
+    np.testing.assert_array_equal(
+        run(qdq.trial(model, [layer]), x=image()), run(to_qdq(model, [layer]).model, x=image())
+    )

@@ -34,6 +34,7 @@ class Grid:
     scale: float
     offset: Array | None = None  # (C,) float32 over the channel axis; None: no shift
     divisor: Array | None = None  # (C,) float32, positive; None: 1
+    residual: bool = False  # Adds read the tensor quantized too; needs neither offset nor divisor
 
     @property
     def low(self) -> float:
@@ -154,6 +155,7 @@ def _quantize(
         padding,
         None if grid.offset is None else grid.offset.tobytes(),
         None if grid.divisor is None else grid.divisor.tobytes(),
+        grid.residual,
     )
     if key not in shared:
         shared[key] = _quantized_input(model, node, grid, padding, zero)
@@ -198,7 +200,31 @@ def _quantized_input(
     then("QuantizeLinear", scale, zero, dtype=ir.DataType.INT8)
     then("DequantizeLinear", scale, zero)
     model.graph.insert_before(node, nodes)
+    if grid.residual:
+        _share_with_adds(model, x, value, nodes)
     return value
+
+
+def adds(value: ir.Value) -> list[ir.Node]:
+    """List the Adds of two activations that read `value`: where a residual branch comes back."""
+    return [
+        use.node
+        for use in value.uses()
+        if use.node.op_type == "Add" and all(v is not None and v.const_value is None for v in use.node.inputs)
+    ]
+
+
+def _share_with_adds(model: ir.Model, x: ir.Value, quantized: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Let the residual Adds read the same quantized tensor: it then exists in INT8 only."""
+    found = adds(x)
+    if not found:
+        return
+    model.graph.remove(nodes)
+    graph.insert_after(x, nodes)
+    for add in found:
+        for slot, value in enumerate(add.inputs):
+            if value is x:
+                add.replace_input_with(slot, quantized)
 
 
 def _quantize_weights(model: ir.Model, node: ir.Node, layer: QuantizedLayer) -> None:

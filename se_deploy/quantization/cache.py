@@ -79,6 +79,7 @@ def write(path: Path, cache: Cache) -> None:
             "high": grid.high,
             "offset": None if grid.offset is None else grid.offset.tolist(),
             "divisor": None if grid.divisor is None else grid.divisor.tolist(),
+            "residual": grid.residual,
             "mean": cache.moments[name][0],
             "variance": cache.moments[name][1],
         }
@@ -130,4 +131,5 @@ def _grid(entry: dict[str, Any]) -> Grid:
         float(entry["scale"]),
         None if offset is None else np.asarray(offset, np.float32),
         None if divisor is None else np.asarray(divisor, np.float32),
+        residual=entry["residual"],
     )

@@ -29,6 +29,7 @@ class Policy:
     depthwise_reason: str = ""
     shift: Literal["all", "unpadded", "none"] = "all"  # of ranges that do not lie around 0
     divide: bool = True  # each channel by its size
+    residual: bool = False  # the tensor that a residual Add reads is quantized once for all its readers
     float_macs: float = 0.0  # share of MACs that may stay in float, spent where INT8 hurts most
 
 
@@ -49,6 +50,7 @@ POLICIES = {
         depthwise=False,
         depthwise_reason="TensorRT-RTX copies its input to four times its channels",
         shift="unpadded",
+        residual=True,
     ),
     "tensorrt": Policy(
         "tensorrt",
@@ -58,6 +60,7 @@ POLICIES = {
         depthwise=True,
         shift="none",
         divide=False,
+        residual=True,
     ),
 }
 

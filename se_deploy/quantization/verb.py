@@ -13,7 +13,7 @@ import onnx_ir as ir
 from se_deploy import calibration, graph, se_blocks
 from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.precision import opsets, to_fp16, to_qdq, trial
+from se_deploy.precision import opsets, qdq, to_fp16, to_qdq, trial
 from se_deploy.protocols import silent
 from se_deploy.quantization import cache, goals, grids, layers, reconstruct, rounding, sensitivity
 from se_deploy.quantization.cache import Cache, Stamp
@@ -197,6 +197,12 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> Cache:
     """Measure the tensors and choose their grids by each method; keep the method that is judged best."""
     axes = {layer.tensor: layer.channel_axis for layer in job.layers}
     statistics = calibration.measure(job.model, axes, job.chosen, job.runtime, progress=progress)
+    values = {v.name: v for node in job.model.graph for v in node.outputs}
+    residual = {
+        layer.tensor
+        for layer in job.layers
+        if job.policy.residual and layer.tensor in values and qdq.adds(values[layer.tensor])
+    }
     readers: dict[str, list[Layer]] = {}
     for layer in job.layers:
         readers.setdefault(layer.tensor, []).append(layer)
@@ -208,12 +214,15 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> Cache:
                 statistics[tensor],
                 group,
                 method,
-                shift=job.options.shift and all(_may_shift(layer, job.policy) for layer in group),
-                divide=job.options.divide and job.policy.divide,
+                shift=job.options.shift
+                and tensor not in residual
+                and all(_may_shift(layer, job.policy) for layer in group),
+                divide=job.options.divide and job.policy.divide and tensor not in residual,
                 per_channel=job.policy.per_channel,
             )
             for tensor, group in readers.items()
         }
+        found |= {tensor: dataclasses.replace(found[tensor], residual=True) for tensor in residual}
         score = 0.0
         if len(methods) > 1:
             score = job.judge(trial(job.model, _rounded(job, found, statistics))).score_db
