@@ -6,6 +6,7 @@ graph as it stands, so that rewrites compose in any order and a saved choice can
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -253,6 +254,12 @@ def put_before(anchor: ir.Node, op: str, inputs: Sequence[ir.Value], **attribute
     node.outputs[0].name = _fresh(owner, f"{anchor.outputs[0].name}/{op}")
     node.name = f"{op}:{node.outputs[0].name}"
     return node.outputs[0]
+
+
+def declare(value: ir.Value, shape: Sequence[int], *, like: ir.Value) -> None:
+    """Say what a new value is, where a rewrite must know before shapes are inferred again."""
+    value.shape = ir.Shape(shape)
+    value.type = deepcopy(like.type)
 
 
 def _fresh(owner: ir.Graph | ir.Function, name: str) -> str:

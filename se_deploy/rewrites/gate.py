@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.rewrites import base
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import onnx_ir as ir
 
     from se_deploy.se_blocks.types import SEBlock
 
@@ -64,12 +65,12 @@ def previous(model: ir.Model, site: base.Site) -> int:
     anchor, name = found.scale, found.scale.outputs[0].name
     rows = base.reshape_before(model, anchor, found.gate, (conv.weights.shape[0], 1, 1, 1))
     weights = base.put_before(anchor, "Mul", [base.input_of(conv.node, 1), rows])
-    weights.shape = ir.Shape(conv.weights.shape)
+    base.declare(weights, conv.weights.shape, like=found.gate)
     y = base.put_before(anchor, "Conv", [conv.x, weights], **_attributes(conv))
     if conv.bias is not None:
         column = graph.initializer(model, f"{name}/bias", conv.bias.reshape(1, -1, 1, 1))
         bias = base.put_before(anchor, "Mul", [found.gate, column])
-        bias.shape = found.gate.shape
+        base.declare(bias, (1, conv.weights.shape[0], 1, 1), like=found.gate)
         y = base.put_before(anchor, "Add", [y, bias])
     graph.replace(anchor.outputs[0], y)
     return 1
