@@ -283,7 +283,6 @@ class Reader:
             pools = frozenset(stat for axis, stat in now if axis not in self._branches(view, channel))
             yield Vector(
                 source=View(view.root, (channel,), before),
-                squeeze_input=view.root,
                 squeeze_output=output,
                 pools=pools or frozenset({"mean"}),
                 size=size if isinstance(size, int) else None,
@@ -314,7 +313,6 @@ class Reader:
         size = (value_dims(x) or (None, None))[-2]
         yield Vector(
             source=View(view.root, (wide[0],)),
-            squeeze_input=view.root,
             squeeze_output=node.outputs[0],
             pools=frozenset({"attention"}),
             size=size if isinstance(size, int) else None,

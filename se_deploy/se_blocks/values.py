@@ -56,7 +56,6 @@ class Vector:
     """
 
     source: View  # of the pooled tensor: root, and which of its axes is the channel
-    squeeze_input: ir.Value
     squeeze_output: ir.Value
     pools: frozenset[str]  # "mean", "max", "sum", "attention"
     size: int | None  # channels
