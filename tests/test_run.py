@@ -113,6 +113,28 @@ def test_runs_side_by_side(made, capsys, tmp_path):
     assert "report.json" in err
 
 
+def test_fp16_alone_needs_no_calibration(files, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    words = [
+        "run",
+        "net.onnx",
+        "--fp16",
+        "--data",
+        "photos",
+        "-o",
+        tmp_path,
+        "--json",
+        "--no-rewrites",
+        *QUICK[2:],
+    ]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    result = json.loads(out)
+    assert list(result["build-engines"]) == ["fp16"]
+    assert result["quantize"] is None
+    assert not (tmp_path / "model.int8.onnx").exists()
+
+
 def test_files_that_exist_are_kept(files, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(files)
     (tmp_path / "mine.txt").write_text("mine")

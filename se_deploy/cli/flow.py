@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 @click.option("--data", type=options.IN_PATH, help="What parity is judged on; default: the calibration data.")
 @options.network
 @options.image
+@options.precision
 @options.runtime
 @options.target
+@options.shapes
+@options.builder
 @options.rewriting
 @options.calibration
 @options.timing
@@ -35,7 +38,7 @@ def run(model: str, output: Path, **params: Any) -> None:
     """Export, inspect, quantize, build, compare and time MODEL; leave it all in one folder.
 
     Writes model.onnx, model.fp16.onnx, model.int8.onnx, an FP16 and an INT8 engine with their manifests,
-    report.json and report.html.
+    report.json and report.html. --fp16 leaves INT8 out.
 
     \b
     Example:
@@ -51,10 +54,14 @@ def run(model: str, output: Path, **params: Any) -> None:
             output,
             calibration=arguments.calibration(params),
             data=params["data"],
+            precision=options.chosen_precision(params["precision"], params["short"]) or "int8",
             runtime=params["runtime"],
             targets=params["targets"],
             network=arguments.network(params),
             image=arguments.image(params),
+            shapes=arguments.shapes(params),
+            workspace_bytes=params["workspace"],
+            timing_cache=params["timing_cache"],
             rewrites=arguments.rewrites(params),
             threads=params["threads"],
             warmup_ms=params["warmup_ms"],

@@ -23,6 +23,7 @@ from se_deploy.cli import options, talk
 @options.network
 @options.image
 @options.threads
+@options.device
 @options.seed
 @options.overwrite
 @options.talk
@@ -53,6 +54,7 @@ def parity(reference: str, candidates: tuple[Path, ...], **params: Any) -> None:
             samples=params["samples"],
             skip_unreadable=params["skip_unreadable"],
             threads=params["threads"],
+            device=params["device"],
             network=arguments.network(params),
             image=arguments.image(params),
             seed=params["seed"],
@@ -74,6 +76,7 @@ def parity(reference: str, candidates: tuple[Path, ...], **params: Any) -> None:
 @options.network
 @options.timing
 @options.threads
+@options.device
 @options.gate
 @options.seed
 @options.talk
@@ -97,6 +100,7 @@ def profile(files: tuple[Path, ...], **params: Any) -> None:
             reference=params["reference"],
             batch=params["batch_size"],
             threads=params["threads"],
+            device=params["device"],
             warmup_ms=params["warmup_ms"],
             duration_s=params["duration_s"],
             iterations=params["iterations"],

@@ -204,6 +204,13 @@ seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed
 threads = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the runtime choose."
 )
+device = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where PyTorch and ONNX Runtime run; an engine runs on its GPU.",
+)
 gate = click.option(
     "--gate",
     "gates",

@@ -16,7 +16,7 @@ from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
 from se_deploy.pipeline import source
-from se_deploy.runtimes.ort import OrtRuntime
+from se_deploy.runtimes.ort import CPU, CUDA, OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,6 +55,7 @@ def opened(
     *,
     exact: bool = False,
     threads: int = 0,
+    device: str = "cpu",
     stand_in: bool = False,
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
@@ -71,17 +72,22 @@ def opened(
     kind = kind_of(artifact)
     image = image or ImageOptions()
     if kind == "network":
-        yield _network(artifact, threads, network or NetworkOptions(), image)
+        yield _network(artifact, threads, device, network or NetworkOptions(), image)
         return
     if kind == "engine":
         with _engine(Path(artifact), stand_in=stand_in, threads=threads) as found:
             yield dataclasses.replace(found, image=image.applied(found.image))
         return
     model = source.load_onnx(Path(artifact), image)
-    runtime = OrtRuntime(threads=threads, optimize=not exact)
+    runtime = OrtRuntime(threads=threads, optimize=not exact, provider=CUDA if device == "cuda" else CPU)
     with runtime.open(model) as session:
         yield Opened(
-            session, runtime.name, cpu_name(), precision_of(model), inputs.read(model.metadata_props), model
+            session,
+            runtime.name,
+            _device_name(device),
+            precision_of(model),
+            inputs.read(model.metadata_props),
+            model,
         )
 
 
@@ -133,7 +139,13 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _network(artifact: str, threads: int, options: NetworkOptions, image: ImageOptions) -> Opened:
+def _device_name(device: str) -> str:
+    return cpu_name() if device == "cpu" else device
+
+
+def _network(
+    artifact: str, threads: int, device: str, options: NetworkOptions, image: ImageOptions
+) -> Opened:
     from se_deploy import models  # noqa: PLC0415 - an ONNX file needs no torch
 
     network = models.load(
@@ -144,8 +156,8 @@ def _network(artifact: str, threads: int, options: NetworkOptions, image: ImageO
         input_size=options.input_size,
         seed=options.seed,
     )
-    session = source.torch_session(network, threads)
-    return Opened(session, "torch", cpu_name(), "fp32", image.applied(network.image), None)
+    session = source.torch_session(network, threads, device)
+    return Opened(session, "torch", _device_name(device), "fp32", image.applied(network.image), None)
 
 
 @contextlib.contextmanager

@@ -89,6 +89,7 @@ def parity(
     samples: int | None = None,
     skip_unreadable: bool = False,
     threads: int = 0,
+    device: str = "cpu",
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
     relative_to: Path | None = None,
@@ -104,7 +105,9 @@ def parity(
     judged: list[Judged] = []
     notes: list[str] = []
     accuracy = None
-    with artifacts.opened(reference, exact=True, threads=threads, network=network, image=image) as ref:
+    with artifacts.opened(
+        reference, exact=True, threads=threads, device=device, network=network, image=image
+    ) as ref:
         spec = ref.image or _first_image(candidates, image)
         found = artifacts.read_data(
             data, ref.session, spec, limit=samples, skip_unreadable=skip_unreadable, seed=seed
@@ -114,7 +117,7 @@ def parity(
         for done, candidate in enumerate(candidates):
             progress("parity", done, len(candidates))
             with artifacts.opened(
-                str(candidate), exact=True, threads=threads, stand_in=True, image=image
+                str(candidate), exact=True, threads=threads, device=device, stand_in=True, image=image
             ) as one:
                 size = min(artifacts.batch_size(s, _BATCH) for s in (ref.session, one.session))
                 remembered.restart(size)
@@ -229,6 +232,7 @@ def profile(
     reference: str | artifacts.Opened | None = None,
     batch: int = 1,
     threads: int = 0,
+    device: str = "cpu",
     warmup_ms: float = 200,
     duration_s: float = 3,
     iterations: int = 10,
@@ -259,6 +263,7 @@ def profile(
                     artifacts.opened(
                         str(artifact) if isinstance(artifact, Path) else artifact,
                         threads=threads,
+                        device=device,
                         network=network,
                         image=image,
                     )

@@ -13,18 +13,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, graph, inputs, precision, report
+from se_deploy import files, graph, inputs, report
 from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadData, BadInput, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.pipeline import artifacts, building, exporting, inspecting, judging, lowering, source
 from se_deploy.pipeline.results import Json, head
+from se_deploy.precision import to_fp16
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from se_deploy.options import RuntimeChoice
+    from se_deploy.engine import Profile
+    from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.pipeline.building import BuildResult
     from se_deploy.pipeline.exporting import ExportResult, QuantizeResult
     from se_deploy.pipeline.inspecting import InspectResult
@@ -36,6 +38,10 @@ PACKAGES = (
     "torch", "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime-gpu",
     "onnxruntime", "tensorrt", "tensorrt-rtx", "numpy", "pillow",
 )  # fmt: skip
+ENGINES: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp32": ("fp32",), "fp16": ("fp16",), "int8": ("fp16", "int8"),
+}  # fmt: skip
+"""Which engines a run builds, the one that the others are compared with first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +54,8 @@ class RunResult:
     date: str  # ISO 8601, UTC
     export: ExportResult
     inspection: InspectResult
-    quantize: QuantizeResult
-    engines: dict[str, BuildResult]  # "fp16" and "int8"
+    quantize: QuantizeResult | None  # None where INT8 was not asked for
+    engines: dict[Precision, BuildResult]  # one for each entry of ENGINES
     parity: ParityResult
     profile: ProfileResult
     warnings: tuple[str, ...]
@@ -64,7 +70,7 @@ class RunResult:
         ]
         return {
             "parity": tuple(text for c in self.parity.candidates for text in c.failures),
-            "fusion": self.engines["fp16"].fusion_failures,
+            "fusion": next(iter(self.engines.values())).fusion_failures,
             "precision": tuple(text for e in self.engines.values() for text in e.precision_failures),
             "latency": tuple(slow),
         }
@@ -83,11 +89,12 @@ class RunResult:
         return all(a.latency.stable for a in judged)
 
     @property
-    def recommended(self) -> str:
+    def recommended(self) -> Precision:
         """The engine to deploy: INT8 only where its plan is cheaper and its answers pass."""
-        worth = self.engines["int8"].worth
+        first = next(iter(self.engines))
+        worth = self.engines["int8"].worth if "int8" in self.engines else None
         right = all(c.passed for c in self.parity.candidates if c.path == "model.int8.engine")
-        return "int8" if worth is not None and worth.worth_it and right else "fp16"
+        return "int8" if worth is not None and worth.worth_it and right else first
 
     def json(self) -> Json:
         """The object of the contract: report.json."""
@@ -113,7 +120,7 @@ class RunResult:
             "sizes": {path.name: path.stat().st_size for path in self._files()},
             "export": self.export.json(),
             "inspect": self.inspection.json(),
-            "quantize": self.quantize.json(),
+            "quantize": self.quantize.json() if self.quantize else None,
             "build-engines": engines,
             "build-engine": engines[self.recommended],
             "parity": self.parity.json(),
@@ -126,6 +133,8 @@ class RunResult:
         return sorted(path for path in self.folder.iterdir() if path.name.startswith("model."))
 
     def _recommendation(self) -> str:
+        if "int8" not in self.engines:
+            return f"deploy the {self.recommended.upper()} engine: the only one that was asked for"
         worth = self.engines["int8"].worth
         why = worth.reason if worth else "no compiler could plan both forms on this machine"
         return f"deploy the {self.recommended.upper()} engine: {why}"
@@ -137,10 +146,14 @@ def run(
     *,
     calibration: CalibrationOptions,
     data: Path | None = None,
+    precision: Precision = "int8",
     runtime: RuntimeChoice = "auto",
     targets: Sequence[str] = (),
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
+    shapes: Mapping[str, Profile] | None = None,
+    workspace_bytes: int | None = None,
+    timing_cache: Path | None = None,
     rewrites: RewriteOptions | None = None,
     threads: int = 0,
     warmup_ms: float = 200,
@@ -153,36 +166,57 @@ def run(
 ) -> RunResult:
     """Export, inspect, quantize, build, compare and time a network; leave everything in `folder`.
 
-    `data`: what parity is judged on; the calibration data where None, and a warning says so.
+    `precision`: the lowest; INT8 builds an FP16 engine too, for comparison. `data`: what parity is judged
+    on; the calibration data where None, and a warning says so.
     Raises: whatever a step raises; files that were finished before it stay.
     """
     folder = Path(folder)
     image, rewriting = image or ImageOptions(), rewrites or RewriteOptions()
-    if calibration.data is None and not calibration.allow_random:
-        raise BadData("INT8 needs calibration data", hint="pass --calib-data: a folder of images, .npy, ...")
-    paths = _claim(folder, overwrite=overwrite)
+    if calibration.data is None and not calibration.allow_random and (precision == "int8" or data is None):
+        raise BadData(
+            "there are no samples to calibrate or to compare on",
+            hint="pass --calib-data: a folder of images, .npy/.npz, ...; for FP16 alone --data is enough",
+        )
+    paths = _claim(folder, precision, overwrite=overwrite)
     steps = _Steps(progress, 8)
 
     steps.next()
     taken = source.read(model, options=network, image=image, progress=progress)
     exported = _write_fp32(taken, paths["onnx"])
     steps.next()
-    half = precision.to_fp16(taken.model)
-    graph.save(half.model, paths["fp16"])
+    notes = list(exported.warnings)
+    written = [paths["onnx"]]
+    if precision != "fp32":
+        half = to_fp16(taken.model)
+        graph.save(half.model, paths["fp16"])
+        written.append(paths["fp16"])
+        notes += half.warnings
     steps.next()
-    quantized = exporting.quantize(
-        paths["onnx"], paths["int8"], image=image, calibration=calibration, overwrite=True, progress=progress
-    )
+    quantized = None
+    if precision == "int8":
+        quantized = exporting.quantize(
+            paths["onnx"],
+            paths["int8"],
+            image=image,
+            calibration=calibration,
+            overwrite=True,
+            progress=progress,
+        )
+        written.append(paths["int8"])
+        notes += quantized.warnings
     steps.next()
     compiler = lowering.compiler_for(runtime, targets)
-    engines = {}
-    for name in ("fp16", "int8"):
+    engines: dict[Precision, BuildResult] = {}
+    for name in ENGINES[precision]:
         engines[name] = building.build_engine(
             paths["onnx"],
             folder / f"model.{name}.engine",
-            precision="fp16" if name == "fp16" else "int8",
+            precision=name,
             runtime=compiler,
             targets=targets,
+            shapes=shapes,
+            workspace_bytes=workspace_bytes,
+            timing_cache=timing_cache,
             rewrites=rewriting,
             calibration=_for_engine(calibration),
             overwrite=True,
@@ -191,11 +225,11 @@ def run(
         steps.next()
     plans, plan_notes = inspecting.planned(taken.model, taken.census, "auto", targets[:1], progress)
     inspection = inspecting.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
-    names = ["model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.fp16.engine", "model.int8.engine"]
+    written += [built.engine for built in engines.values()]
     reference = _reference(model, taken, threads)
     parity = judging.parity(
         reference,
-        [folder / name for name in names],
+        written,
         data=data or _calibration_data(calibration, taken, folder),
         samples=calibration.samples if data is None else None,
         skip_unreadable=calibration.skip_unreadable,
@@ -205,7 +239,7 @@ def run(
     )
     steps.next()
     profile = judging.profile(
-        [folder / name for name in names],
+        written,
         reference=reference,
         threads=threads,
         warmup_ms=warmup_ms,
@@ -216,7 +250,7 @@ def run(
         progress=progress,
     )
     steps.next()
-    notes = [*exported.warnings, *half.warnings, *quantized.warnings, *plan_notes]
+    notes += plan_notes
     for built in engines.values():
         notes += built.warnings
     if data is None:
@@ -317,11 +351,11 @@ class _Steps:
         self._done += 1
 
 
-def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
+def _claim(folder: Path, precision: Precision, *, overwrite: bool) -> dict[str, Path]:
     if folder.exists() and not folder.is_dir():
         raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
     paths = {name: folder / f"model.{name}" for name in ("onnx", "fp16.onnx", "int8.onnx")}
-    engines = [folder / f"model.{name}.engine" for name in ("fp16", "int8")]
+    engines = [folder / f"model.{name}.engine" for name in ENGINES[precision]]
     sides = [p for e in engines for p in (manifests.path_of(e), building.onnx_path(e))]
     for path in (*paths.values(), *engines, *sides, folder / "report.json", folder / "report.html"):
         files.claim(path, overwrite=overwrite)

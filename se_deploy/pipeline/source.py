@@ -152,7 +152,7 @@ def _compared(network: Network | None, given: ir.Model, made: ir.Model, seed: in
         return comparison.compare(truth, candidate, feeds)
 
 
-def torch_session(network: Network, threads: int = 0) -> Session:
+def torch_session(network: Network, threads: int = 0, device: str = "cpu") -> Session:
     """Give a session over the network's own module."""
     from se_deploy.runtimes import pytorch  # noqa: PLC0415 - an ONNX file needs no torch
 
@@ -162,4 +162,5 @@ def torch_session(network: Network, threads: int = 0) -> Session:
         network.output_names,
         examples=network.examples,
         threads=threads,
+        device=device,
     )
