@@ -1,4 +1,5 @@
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import plan_graphs
@@ -85,25 +86,20 @@ def test_an_activation_is_placed_where_it_is_computed(act):
     assert kernel.outputs[0].dims[1:] == (plan_graphs.R, 1, 1)
 
 
-def test_a_batch_normalization_in_the_blocked_layout_is_known():
-    model = plan_graphs.se_net(tail="conv")
-    y = model.graph.outputs[0]
-    vectors = [graph.initializer(model, f"bn{i}", np.ones(plan_graphs.C, np.float32)) for i in range(4)]
-    bn = ir.node("BatchNormalization", [y, *vectors], name="n_bn")
-    relu = ir.node("Relu", [bn.outputs[0]], name="n_relu")
-    again = ir.node("Mul", [bn.outputs[0], relu.outputs[0]], name="n_twice")
-    model.graph.extend([bn, relu, again])
-    model.graph.outputs[0] = again.outputs[0]
-    plan = ort.plan(graph.tidy(model))
-    placed = {node for layer in plan.layers for node in layer.onnx_nodes}
-    assert {"n_bn", "n_relu", "n_twice"} <= placed
-    assert all(tensor.dims for layer in plan.layers for tensor in (*layer.inputs, *layer.outputs))
-
-
-def test_a_tensor_of_its_own_making_is_as_large_as_what_it_is_made_from():
-    model = plan_graphs.se_net()
-    model.graph.node("n_y").op_type = "Gelu"  # stays in the blocked layout, under a name of its own
-    plan = ort.plan(graph.tidy(model))
+@pytest.mark.parametrize("between", ["Relu(m) k = BatchNormalization(r, b, b, b, v)", "Gelu(m) k = Relu(r)"])
+def test_nodes_that_keep_the_blocked_layout_are_known_and_sized(between):
+    proto = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["":20]> g (float[N,32,14,14] x) => (float[N,32,14,14] y) '
+        f"{{ m = Conv(x, w, b) r = {between} y = Conv(k, w, b) }}"
+    )
+    weights = {"w": np.ones((32, 32, 1, 1)), "b": np.ones(32), "v": np.ones(32)}
+    proto.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()
+    )
+    for node in proto.graph.node:
+        node.name = f"n_{node.output[0]}"
+    plan = ort.plan(graph.tidy(ir.from_proto(proto)))
+    assert {"n_m", "n_r", "n_k", "n_y"} == {node for layer in plan.layers for node in layer.onnx_nodes}
     assert all(tensor.dims for layer in plan.layers for tensor in (*layer.inputs, *layer.outputs))
 
 
