@@ -3,13 +3,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from se_graphs import ACTIVATIONS, GATES, LAYERS, SOURCES, SQUEEZES, Recipe, build, read
 
 from se_deploy import se_blocks
-from se_deploy.se_blocks import functions
+from se_deploy.se_blocks import constants, functions
 
 PARTS = {
     "squeeze": SQUEEZES,
@@ -152,3 +153,14 @@ def test_the_formula_counts_weights_without_biases():
     assert se_blocks.formula_params([conv, conv, effective]) == 2 * (2 * 16 * 16 // 4) + 6 * 6
     assert conv.params == se_blocks.formula_params([conv]) + 16 + 4
     assert se_blocks.formula_params([]) == 0
+
+
+@pytest.mark.parametrize("op_type", ["Sigmoid", "NoSuchOperator", "RandomNormalLike", "DequantizeLinear"])
+def test_constants_are_computed_where_the_reference_knows_how(op_type):
+    x = ir.Value(name="x", const_value=ir.tensor(np.zeros(3, np.float32)))
+    node = ir.node(op_type, [x])
+    array = constants.Constants(opset=17).array(node.outputs[0])
+    if op_type == "Sigmoid":
+        np.testing.assert_array_equal(array, np.full(3, 0.5, np.float32))
+    else:
+        assert array is None

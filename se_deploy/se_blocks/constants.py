@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.reference import ReferenceEvaluator, op_run
+from onnx.reference import ReferenceEvaluator
 
 from se_deploy import graph
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from se_deploy.protocols import Array
 
@@ -29,6 +29,18 @@ def is_computable(node: ir.Node) -> bool:
 def compute(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> tuple[Array, ...] | None:
     """Run one node on arrays, None for an input left out; None where the reference does not know it."""
     names = [None if array is None else f"i{k}" for k, array in enumerate(inputs)]
+    feeds = {name: array for name, array in zip(names, inputs, strict=True) if name and array is not None}
+    try:
+        made = ReferenceEvaluator(_alone(node, names, feeds, opset)).run(None, feeds)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        return None  # the reference raises any of these for a form that it does not know; the node then stays
+    return tuple(np.asarray(array) for array in made)
+
+
+def _alone(
+    node: ir.Node, names: Sequence[str | None], feeds: Mapping[str, Array], opset: int
+) -> onnx.ModelProto:
+    """Give a model of one node."""
     proto = ir.to_proto(node)
     proto.input[:] = [name or "" for name in names]
     proto.output[:] = [f"o{k}" for k in range(len(node.outputs))]
@@ -36,20 +48,13 @@ def compute(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> tuple[
         onnx.helper.make_tensor_value_info(
             name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
         )
-        for name, array in zip(names, inputs, strict=True)
-        if name is not None and array is not None
+        for name, array in feeds.items()
     ]
     wanted = [onnx.helper.make_empty_tensor_value_info(name) for name in proto.output]
-    model = onnx.helper.make_model(
+    return onnx.helper.make_model(
         onnx.helper.make_graph([proto], "constant", infos, wanted),
         opset_imports=[onnx.helper.make_opsetid("", opset)],
     )
-    feeds = {name: array for name, array in zip(names, inputs, strict=True) if name is not None}
-    try:
-        made = ReferenceEvaluator(model).run(None, feeds)
-    except (op_run.RuntimeImplementationError, op_run.RuntimeContextError, NotImplementedError):
-        return None
-    return tuple(np.asarray(array) for array in made)
 
 
 class Constants:
