@@ -75,8 +75,8 @@ def main() -> int:
     print(f"{'exporter':24} files blocks  recall precision")
     perfect = True
     for exporter, t in sorted(totals.items()):
-        recall = t["found"] / max(t["found"] + t["missed"], 1)
-        precision = t["found"] / max(t["found"] + t["wrong"], 1)
+        recall = t["found"] / (t["found"] + t["missed"]) if t["found"] + t["missed"] else 1.0
+        precision = t["found"] / (t["found"] + t["wrong"]) if t["found"] + t["wrong"] else 1.0
         print(f"{exporter:24} {t['files']:5} {t['found'] + t['missed']:6} {recall:7.4f} {precision:9.4f}")
         perfect &= not (t["missed"] or t["wrong"] or t["traps"])
     return 0 if perfect else 1

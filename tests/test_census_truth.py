@@ -48,8 +48,8 @@ def score(request):
     terminal = request.config.pluginmanager.get_plugin("terminalreporter")
     terminal.write_line(f"\n{'exporter':22} networks blocks  recall precision")
     for exporter, t in sorted(totals.items()):
-        recall = t["right"] / max(t["right"] + t["missed"], 1)
-        precision = t["right"] / max(t["right"] + t["wrong"], 1)
+        recall = t["right"] / (t["right"] + t["missed"]) if t["right"] + t["missed"] else 1.0
+        precision = t["right"] / (t["right"] + t["wrong"]) if t["right"] + t["wrong"] else 1.0
         blocks = t["right"] + t["missed"]
         terminal.write_line(f"{exporter:22} {t['networks']:8} {blocks:6} {recall:7.4f} {precision:9.4f}")
 
