@@ -23,7 +23,7 @@ ITERATIONS = 10
 """trtexec's own defaults, so that the figures compare."""
 
 RULE = (
-    "stable: the medians of the first and the second half differ by at most 5 %, and the middle half of the "
+    "stable means that the medians of both halves differ by at most 5 %, and that the middle half of the "
     "times spans at most 10 % of the median"
 )
 _DRIFT, _SPREAD, _FEWEST = 0.05, 0.10, 4
