@@ -5,7 +5,7 @@ figures as JSON. The same seed, thread count and PyTorch give the same files.
 
 Example:
     python scripts/train_digits.py --network se_resnet20 -o calibration/
-    python scripts/train_digits.py --network adaptive_se_resnet20 --cost-weight 0.3
+    python scripts/train_digits.py --network adaptive_se_resnet20 --cost-weight 1
     python scripts/train_digits.py --network se_resnet56 --data train-images-idx3-ubyte.gz \
         --held-out t10k-images-idx3-ubyte.gz
 """
@@ -321,7 +321,7 @@ def _number(text: str) -> float | int | str:
 @click.option("--epochs", default=24, show_default=True)
 @click.option("--coarse", default=8, show_default=True, help="Of these, epochs at half the resolution.")
 @click.option("--rate", default=0.05, show_default=True, help="Largest learning rate.")
-@click.option("--cost-weight", default=0.3, show_default=True, help="What an adaptive block's units cost.")
+@click.option("--cost-weight", default=1.0, show_default=True, help="What an adaptive block's units cost.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path, dir_okay=False))
