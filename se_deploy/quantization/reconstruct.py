@@ -37,13 +37,14 @@ if TYPE_CHECKING:
 PASSES = 6  # over the data, at most: layers of one pass do not see each other's errors
 _SUM_BYTES = 192 << 20  # of second moments that one pass may hold
 _ROWS_PER_COLUMN = 4  # observations wanted per unknown
-_LEAST_ROWS, _MOST_ROWS = 4096, 16384
+_LEAST_ROWS, _MOST_ROWS = 2048, 16384
 _LARGEST = 4608  # columns; wider layers are rounded to nearest
-_LARGEST_JUDGED = 1600  # columns; wider layers take the first recipe without a trial
+_LARGEST_JUDGED = 320  # columns; wider layers take the first damping without a trial
+_ENOUGH = 2  # positions per column without which a wide layer is rounded to nearest
 _BLOCK = 64
 
 
-_DAMPINGS = (0.02, 0.2, 2.0, 100.0)
+_DAMPINGS = (0.02, 0.5, 100.0)
 """Tried on the second moments, over their mean diagonal; the last one is rounding to nearest."""
 
 
@@ -139,6 +140,7 @@ def _measure(
             q = window.rows(given[layer.tensor], at)  # (P, C, taps)
             x = q if floats is None else window.rows(wanted[layer.tensor], at)
             x, q = _onto(x, grid, quantize=False), _onto(q, grid, quantize=True)
+            sums[layer.node].available += window.count(given[layer.tensor].shape)
             odd = window.sample_of(given[layer.tensor].shape, at) % 2 == 1
             for half in (0, 1):
                 sums[layer.node].add(half, x[odd == half], q[odd == half])
@@ -164,6 +166,7 @@ class _Sums:
         g, k = layer.groups, _columns(layer)
         self.groups = g
         self.rows = np.zeros(2)
+        self.available = 0  # different positions that there were to sample
         self.second = np.zeros((2, g, k, k), np.float32)
         self.wanted, self.given = np.zeros((2, g, k)), np.zeros((2, g, k))
         self.centre: Array | None = None  # (G, 1, K): float32 sums of squares far from 0 would lose the rest
@@ -199,16 +202,13 @@ def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool) -> Quant
     g, o, _, _ = matrix.shape
     flat = matrix.reshape(g, o, -1)
     whole = sums.moments(0, 1)
-    best = _DAMPINGS[0]
+    best = _DAMPINGS[0] if sums.available >= _ENOUGH * flat.shape[2] else _DAMPINGS[-1]
     if flat.shape[2] <= _LARGEST_JUDGED and sums.rows.all():
         one, other = sums.moments(0), sums.moments(1)
         costs = []
         for damping in _DAMPINGS:
-            cost = 0.0
-            for fitted, judged in ((one, other), (other, one)):
-                q, scale = _fit(flat, matrix.shape, fitted, damping, per_channel=per_channel)
-                cost += _cost(flat, q * scale[:, :, None], judged)
-            costs.append(cost)
+            q, scale = _fit(flat, matrix.shape, one, damping, per_channel=per_channel)
+            costs.append(_cost(flat, q * scale[:, :, None], other))
         best = _DAMPINGS[int(np.argmin(costs))]
     q, scale = _fit(flat, matrix.shape, whole, best, per_channel=per_channel)
     rounded = q * scale[:, :, None]

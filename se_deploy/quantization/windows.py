@@ -26,7 +26,11 @@ class Window:
 
     def positions(self, shape: tuple[int, ...], count: int, random: np.random.Generator) -> IntArray:
         """Choose `count` output positions of an input (N, C, ...), as flat numbers with repetition."""
-        return random.integers(0, int(np.prod(self._outputs(shape))), count)
+        return random.integers(0, self.count(shape), count)
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Count the output positions of an input."""
+        return int(np.prod(self._outputs(shape)))
 
     def sample_of(self, shape: tuple[int, ...], at: IntArray) -> IntArray:
         """Give the sample that each position belongs to."""
