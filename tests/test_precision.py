@@ -140,7 +140,7 @@ def layer_for(node, grid):
     offset = 0.0 if grid.offset is None else grid.offset[:, None, None]
     bias = (w * offset).sum(axis=(1, 2, 3)) if grid.offset is not None else np.zeros(len(w))
     folded = w * divisor
-    scale = np.abs(folded).max(axis=(1, 2, 3)) / 127
+    scale = np.maximum(np.abs(folded).max(axis=(1, 2, 3)) / 127, 1e-9)
     q = np.round(folded / scale[:, None, None, None])
     return QuantizedLayer(
         node.name, grid, q.astype(np.int8), scale.astype(np.float32), 0, bias.astype(np.float32)
@@ -267,3 +267,10 @@ def test_trial_runs_as_the_written_graph():
     np.testing.assert_array_equal(
         run(qdq.trial(model, [layer]), x=image()), run(to_qdq(model, [layer]).model, x=image())
     )
+
+
+def test_small_scales_are_not_floored_to_larger_ones():
+    model = model_of("y = Conv(x, w)", [("w", weights(4, 4, 1, 1) * 1e-3)], output="float[N,4,8,8] y")
+    done = to_qdq(model, [layer_for(model.graph[0], Grid(0.03))]).model
+    half = to_fp16(done).model
+    np.testing.assert_allclose(run(half, x=image()), run(done, x=image()), rtol=0.05, atol=3e-5)

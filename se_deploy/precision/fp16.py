@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array
 
 LARGEST = float(np.finfo(np.float16).max)
-SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
-"""Quantization scales are floored here: TensorRT refuses 0, and below it FP16 has fewer than 11 bits."""
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+"""Quantization scales are floored here: those of weights that are all 0 would underflow, which TensorRT
+refuses. No higher, because a floor changes every weight it applies to."""
 
 _RESIZE_WITH_ROI = 11  # the operator set from which Resize has (X, roi, scales, sizes)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from se_deploy import calibration
 from se_deploy.precision import Grid
+from se_deploy.quantization.rounding import fp16_exact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +65,7 @@ def choose(
         noise = sum(
             _weight_noise(layer, divisor, found.variance, per_channel=per_channel) for layer in readers
         )
-        for scale in scales * (reach / largest):
+        for scale in fp16_exact(scales * (reach / largest)):
             step = divisor * scale
             offset = _offset(low, high, step) if shift else np.zeros_like(low)
             clipped = clip_error(offset - 128 * step, offset + 127 * step)

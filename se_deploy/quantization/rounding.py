@@ -60,7 +60,18 @@ def weight_scale(matrix: FloatArray, importance: FloatArray, *, per_channel: boo
         cost = (error**2 * importance).sum(axis=over, keepdims=True)
         chosen = np.where(cost < best, scale, chosen)
         best = np.minimum(cost, best)
-    return np.broadcast_to(chosen, (*matrix.shape[:2], 1, 1))
+    return np.broadcast_to(fp16_exact(chosen), (*matrix.shape[:2], 1, 1))
+
+
+def fp16_exact(scale: FloatArray) -> FloatArray:
+    """Round scales to FP16 where it has its 11 bits, so that an FP16 graph dequantizes to the same values.
+
+    It costs nothing: integers are chosen for the rounded scale. Smaller or larger scales stay as they are.
+    """
+    smallest, largest = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
+    normal = (scale >= smallest) & (scale <= largest)
+    half = np.where(normal, scale, 1).astype(np.float16).astype(np.float64)
+    return np.where(normal, half, scale)
 
 
 def finished(
