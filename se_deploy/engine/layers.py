@@ -19,6 +19,9 @@ DTYPES = {
 }  # fmt: skip
 """TensorRT's names of element types, lower case, where they are not our own."""
 
+_NO_LAUNCH = frozenset({"shape_call", "signal", "wait"})
+"""Layers that launch nothing: host-side shapes, and what streams tell each other."""
+
 _LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>[^,]*), Inputs: \[(?P<inputs>.*?)\], "
     r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], "
@@ -76,7 +79,7 @@ def _kernel(line: str) -> Kernel:
         outputs=_tensors(match["outputs"]),
         onnx_nodes=onnx_nodes(match["metadata"]),
         constants=_tensors(match["constants"] or ""),
-        host_only=match["kind"] == "shape_call",
+        host_only=match["kind"] in _NO_LAUNCH,
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-_FORMAT = "1"  # of the cached file; part of its name
+_FORMAT = "2"  # of the cached file; part of its name
 
 
 class Planner:
