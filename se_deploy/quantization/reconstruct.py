@@ -226,6 +226,8 @@ def _fit(
     importance = np.broadcast_to(np.einsum("gkk->gk", moments.second)[:, None, :], flat.shape)
     scale = rounding.weight_scale(flat.reshape(shape), importance.reshape(shape), per_channel=per_channel)
     scale = scale.reshape(shape[:2])
+    if damping == _DAMPINGS[-1]:  # to nearest: no need to factor anything
+        return np.clip(np.round(flat / scale[:, :, None]), -rounding.LEVELS, rounding.LEVELS), scale
     return round_columns(flat, scale, moments.second + damping * level * np.eye(flat.shape[2])), scale
 
 
