@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.layers import Layer
 
 PASSES = 6  # over the data, at most: layers of one pass do not see each other's errors
-_SUM_BYTES = 192 << 20  # of second moments that one pass may hold
+_SUM_BYTES = 64 << 20  # of second moments that one pass may hold
 _ROWS_PER_COLUMN = 4  # observations wanted per unknown
 _LEAST_ROWS, _MOST_ROWS = 2048, 16384
 _LARGEST = 4608  # columns; wider layers are rounded to nearest
