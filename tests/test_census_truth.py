@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -74,7 +75,8 @@ def make(name, size):
     if library == "torchvision":
         network = torchvision.models.get_model(plain, weights=None)
     else:
-        sized = {"img_size": size} if "vit" in plain or "mlp" in plain or "coat" in plain else {}
+        any_size = plain.startswith(("fastvit", "shvit"))  # their constructors take none
+        sized = {"img_size": size} if re.search("vit|mlp|coat", plain) and not any_size else {}
         network = timm.create_model(plain, pretrained=False, **sized)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
