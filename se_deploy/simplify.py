@@ -72,7 +72,7 @@ def simplify(model: ir.Model, *, runtime: Runtime, seed: int = 0) -> Simplified:
     for key in [key for key in small.metadata_props if key.startswith("onnxsim.")]:
         del small.metadata_props[key]
     small.metadata_props.update(model.metadata_props)
-    if _signature(small) != _signature(model):
+    if not _same_interface(model, small):
         return _kept(model, before, "changed the shape of an input or output")
     error = difference(model, small, runtime=runtime, seed=seed)
     if not error <= REORDERED:
@@ -111,9 +111,22 @@ def random_feeds(specs: tuple[TensorSpec, ...], *, batch: int, seed: int) -> dic
     return feeds
 
 
-def _signature(model: ir.Model) -> list[tuple[str | None, object]]:
-    """Names and ranks of the inputs and outputs, and which dimensions are free."""
-    return [(value.name, graph.dims(value)) for value in (*model.graph.inputs, *model.graph.outputs)]
+def _same_interface(given: ir.Model, made: ir.Model) -> bool:
+    """Whether inputs are the same, and outputs too but for sizes that were unknown and now are not."""
+    inputs = [[(v.name, graph.dims(v)) for v in model.graph.inputs] for model in (given, made)]
+    outputs = [[(v.name, graph.dims(v)) for v in model.graph.outputs] for model in (given, made)]
+    return (
+        inputs[0] == inputs[1]
+        and len(outputs[0]) == len(outputs[1])
+        and all(
+            name == other and (before is None or (after is not None and _refines(after, before)))
+            for (name, before), (other, after) in zip(*outputs, strict=True)
+        )
+    )
+
+
+def _refines(after: tuple[int | None, ...], before: tuple[int | None, ...]) -> bool:
+    return len(after) == len(before) and all(b in (None, a) for a, b in zip(after, before, strict=True))
 
 
 def _kept(model: ir.Model, before: int, reason: str) -> Simplified:
