@@ -294,8 +294,10 @@ def test_an_interrupted_command_leaves_nothing(net, photos):
         "3x16x16",
         "-v",
     ]
+    # A shell that starts us in the background has SIGINT ignored, and a child would inherit that.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     running = subprocess.Popen(
-        [sys.executable, "-c", f"from se_deploy.cli import main; main({words!r})"],
+        [sys.executable, "-c", f"{listen}; from se_deploy.cli import main; main({words!r})"],
         stderr=subprocess.PIPE,
         text=True,
     )
