@@ -74,11 +74,20 @@ def load(path: Path) -> ir.Model:
             raise BadModel(f"'{path}' holds no ONNX graph", hint="export it again")
         onnx.load_external_data_for_model(proto, str(path.parent))
         model = ir.from_proto(proto)
+        _free_negative(model)
         onnx.checker.check_model(proto) if proto.ByteSize() < _MAX_PROTO_BYTES else None
     except (DecodeError, onnx.checker.ValidationError, ir.serde.SerdeError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint="export it again") from e
     return tidy(inline(model))
+
+
+def _free_negative(model: ir.Model) -> None:
+    """Read a negative size as a free one: Paddle2ONNX writes -1, which shape inference takes for a number."""
+    values = [v for node in model.graph.all_nodes() for v in node.outputs]
+    for value in (*model.graph.inputs, *values):
+        if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
+            value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in value.shape])
 
 
 def save(model: ir.Model, path: Path) -> None:

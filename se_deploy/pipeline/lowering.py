@@ -280,7 +280,8 @@ def quantized(
     return quantization.quantize(
         model,
         samples,
-        runtime=OrtRuntime(optimize=False),
+        runtime=OrtRuntime(threads=1, optimize=False),
+        fast=OrtRuntime(threads=1, lean=True),
         options=options,
         calib_cache=calibration.cache,
         progress=progress,

@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.errors import BadInput
-from se_deploy.precision import trial
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
     from se_deploy.precision import QuantizedLayer
     from se_deploy.quantization.judge import Judge, Judgement
@@ -57,7 +54,7 @@ class Point:
 
 
 def fewest(
-    model: ir.Model, planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], judge: Judge, goal: Goal
+    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], judge: Judge, goal: Goal
 ) -> int | None:
     """Find how many of `ranked`, from its front, must leave INT8 so that `goal` is reached; None: no number.
 
@@ -66,7 +63,7 @@ def fewest(
     exact = judge.exact()
 
     def good(count: int) -> bool:
-        return goal.reached(judge(trial(model, without(planned, ranked[:count]))), exact)
+        return goal.reached(judge.layers(without(planned, ranked[:count])), exact)
 
     low, high = 0, len(ranked)
     if not good(high):
@@ -78,12 +75,12 @@ def fewest(
 
 
 def curve(
-    model: ir.Model, planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], judge: Judge, total_macs: int
+    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], judge: Judge, total_macs: int
 ) -> tuple[Point, ...]:
     """Give accuracy against cost for a few numbers of layers left in float, none first and all last."""
     points = []
     for count in sorted({round(n * len(ranked) / (_POINTS - 1)) for n in range(_POINTS)}):
-        found = judge(trial(model, without(planned, ranked[:count])))
+        found = judge.layers(without(planned, ranked[:count]))
         inside = sum(layer.macs for layer in ranked[count:])
         points.append(
             Point(count, inside / max(1, total_macs), min(found.sqnr_db().values()), found.accuracy)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import calibration
+from se_deploy.precision import qdq, trial
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
     from se_deploy.data import Samples
+    from se_deploy.precision import QuantizedLayer
     from se_deploy.protocols import Array, Runtime
 
 _TINY = 1e-30
@@ -34,12 +36,13 @@ class Judgement:
 
     @property
     def score_db(self) -> float:
-        """One number to compare two graphs by: the mean over outputs and last layers, in dB.
+        """One number to compare two graphs by: the mean over the last layers' outputs, in dB.
 
-        The last layers' own outputs count because a softmax's are 0 or 1 on most samples: alone, they say
-        how the few doubtful samples went.
+        Not the graph's outputs where there are others: a softmax's are 0 or 1 on most samples, and say how
+        the few doubtful ones went.
         """
-        return float(np.mean([_db(value) for value in self.noise.values()]))
+        last = [name for name in self.noise if name not in self.outputs] or self.outputs
+        return float(np.mean([_db(self.noise[name]) for name in last]))
 
     @property
     def total_noise(self) -> float:
@@ -53,20 +56,27 @@ class Judge:
 
     held: Samples
     runtime: Runtime
+    bare: ir.Model  # the float network, as far as it is compared, for the layers to be written into
     outputs: tuple[str, ...]
     tensors: tuple[str, ...]  # outputs first
     wanted: tuple[Mapping[str, Array], ...]  # batch by batch
 
     @classmethod
-    def of(cls, model: ir.Model, last: tuple[str, ...], held: Samples, runtime: Runtime) -> Judge:
-        """Run the float network once; `last` are tensors to compare beside the outputs."""
+    def of(
+        cls, model: ir.Model, last: tuple[str, ...], held: Samples, runtime: Runtime, fast: Runtime
+    ) -> Judge:
+        """Run the float network once, by `fast`; `last` are tensors to compare beside the outputs."""
         outputs = tuple(str(v.name) for v in model.graph.outputs)
         tensors = tuple(dict.fromkeys((*outputs, *last)))
-        wanted = tuple(calibration.observe(model, tensors, held, runtime))
-        return cls(held, runtime, outputs, tensors, wanted)
+        wanted = tuple(calibration.observe(model, tensors, held, fast))
+        return cls(held, runtime, _bare(model, tensors), outputs, tensors, wanted)
+
+    def layers(self, quantized: Sequence[QuantizedLayer]) -> Judgement:
+        """Judge the network with these layers in INT8."""
+        return self(trial(self.bare, quantized))
 
     def __call__(self, model: ir.Model) -> Judgement:
-        """Compare `model`."""
+        """Judge a whole graph."""
         noise = dict.fromkeys(self.tensors, 0.0)
         power = dict.fromkeys(self.tensors, 0.0)
         right, seen = 0, 0
@@ -95,6 +105,18 @@ class Judge:
                 seen += len(labels)
                 right += int((answer.reshape(len(answer), -1).argmax(axis=1) == labels).sum())
         return Judgement(self.outputs, dict.fromkeys(self.tensors, 0.0), right / seen if seen else None)
+
+
+def _bare(model: ir.Model, tensors: tuple[str, ...]) -> ir.Model:
+    """Give what makes `tensors`, without the shapes that nothing needs: trials copy and write it often."""
+    bare = calibration.observed(model, tensors)
+    bare = bare.clone() if bare is model else bare
+    read = {value for node in bare.graph if node.op_type in qdq.LAYERS for value in node.inputs}
+    for node in bare.graph:
+        for value in node.outputs:
+            if value not in read:
+                value.shape = None
+    return bare
 
 
 def _db(noise: float) -> float:

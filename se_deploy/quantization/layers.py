@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,14 @@ class Layer:
     shape: tuple[int, ...]  # of the weights as the node has them
     transposed: bool  # Gemm with transB = 0 and MatMul: (C, O)
     window: Window | None  # None for ConvTranspose, whose outputs do not all see the same taps
+    column_power: Array = field(init=False)  # float64 (C,): squared weights that each channel meets
+    largest: Array = field(init=False)  # float32 (G, O/G, C/G): of the taps' magnitudes
+
+    def __post_init__(self) -> None:
+        """Sum up the weights once: many grids are tried on them."""
+        power = np.einsum("goct,goct->gc", self.matrix, self.matrix, dtype=np.float64).reshape(-1)
+        object.__setattr__(self, "column_power", power)
+        object.__setattr__(self, "largest", np.abs(self.matrix).max(axis=3))
 
     @property
     def groups(self) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.layers import Layer
 
 LEVELS = 127
-_SHRINKS = np.linspace(0.7, 1, 16)
+_SHRINKS = np.linspace(0.7, 1, 9, dtype=np.float32)
 _SMALLEST_SCALE = 1e-8
 
 
@@ -50,17 +50,23 @@ def folded(layer: Layer, grid: Grid) -> tuple[FloatArray, FloatArray]:
 def weight_scale(matrix: FloatArray, importance: FloatArray, *, per_channel: bool) -> FloatArray:
     """Choose the scale by weighted squared error: (G, O/G, 1, 1), all equal where one serves the tensor."""
     over = (2, 3) if per_channel else (0, 1, 2, 3)
-    full = np.abs(matrix).max(axis=over, keepdims=True) / LEVELS
-    full = np.maximum(full, _SMALLEST_SCALE)
+    matrix, importance = matrix.astype(np.float32), importance.astype(np.float32)
+    full = np.maximum(np.abs(matrix).max(axis=over, keepdims=True) / LEVELS, np.float32(_SMALLEST_SCALE))
     best = np.full(full.shape, np.inf)
     chosen = full
     for shrink in _SHRINKS:
         scale = full * shrink
-        error = matrix - np.clip(np.round(matrix / scale), -LEVELS, LEVELS) * scale
-        cost = (error**2 * importance).sum(axis=over, keepdims=True)
+        q = matrix / scale
+        np.rint(q, out=q)
+        np.clip(q, -LEVELS, LEVELS, out=q)
+        q *= scale
+        q -= matrix
+        q *= q
+        q *= importance
+        cost = q.sum(axis=over, keepdims=True, dtype=np.float64)
         chosen = np.where(cost < best, scale, chosen)
         best = np.minimum(cost, best)
-    return np.broadcast_to(fp16_exact(chosen), (*matrix.shape[:2], 1, 1))
+    return np.broadcast_to(fp16_exact(chosen.astype(np.float64)), (*matrix.shape[:2], 1, 1))
 
 
 def fp16_exact(scale: FloatArray) -> FloatArray:

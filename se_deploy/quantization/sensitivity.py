@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.precision import trial
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import onnx_ir as ir
 
     from se_deploy.precision import QuantizedLayer
     from se_deploy.protocols import Progress
@@ -19,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def measure(
-    model: ir.Model, planned: Sequence[QuantizedLayer], judge: Judge, *, progress: Progress = silent
+    planned: Sequence[QuantizedLayer], judge: Judge, *, progress: Progress = silent
 ) -> dict[str, float]:
     """Give the relative noise at the outputs with each layer alone in INT8, by node name."""
     noise = {}
     for i, layer in enumerate(planned):
-        noise[layer.node] = judge(trial(model, [layer])).total_noise
+        noise[layer.node] = judge.layers([layer]).total_noise
         progress("sensitivity", i + 1, len(planned))
     return noise
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from se_deploy import calibration, graph, se_blocks
 from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.precision import opsets, qdq, to_fp16, to_qdq, trial
+from se_deploy.precision import opsets, qdq, to_fp16, to_qdq
 from se_deploy.protocols import silent
 from se_deploy.quantization import cache, goals, grids, layers, reconstruct, rounding, sensitivity
 from se_deploy.quantization.cache import Cache, Stamp
@@ -25,16 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from se_deploy.calibration import Statistics
+    from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
     from se_deploy.precision import Grid, QuantizedLayer
     from se_deploy.protocols import Progress, Runtime
 
 # Least and most samples, and the MACs that all runs of a step together may take in between.
-_JUDGED = (8, 32, 1e9)  # every choice is judged on these
+_JUDGED = (10, 48, 5e8)  # every choice is judged on these
+_PROMISE = 1.4  # times less noise than minmax is predicted to make
 _SENSED = (4, 16, 6e9)  # one layer alone in INT8
-_RECONSTRUCTED = (16, 64, 1e10)  # second moments that round the weights
-_CANDIDATES = 20  # layers that are tried alone; all of them where a goal is asked for
+_RECONSTRUCTED = (16, 64, 1.2e9)  # second moments that round the weights
 
 
 def quantize(
@@ -42,55 +43,79 @@ def quantize(
     samples: Samples,
     *,
     runtime: Runtime,
+    fast: Runtime | None = None,
     options: QuantizeOptions | None = None,
     calib_cache: Path | None = None,
     progress: Progress = silent,
 ) -> Quantized:
     """Write `model` with its layers in INT8: explicit Q/DQ, symmetric, zero points 0.
 
-    `runtime` runs the float network on part of `samples` and judges every choice on the rest, which is held
-    back. With `calib_cache`, scales and sensitivities are kept there and taken from there the next time.
+    Part of `samples` is measured, and every choice is judged on the rest, which is held back: by `runtime`,
+    node by node. `fast`, where given, runs the float network in its place, equal but for rounding. With
+    `calib_cache`, scales and sensitivities are kept there and taken from there the next time.
 
     Raises: UnsupportedGraph where there is nothing to quantize; BadData; BadInput for an unknown policy, a
     cache of something else, or a goal that needs labels.
     """
-    options = options or QuantizeOptions()
+    # The products are small and are taken beside the runtime's own threads: more threads make them slower.
+    with threadpool_limits(1, user_api="blas"):
+        return _quantize(
+            model,
+            samples,
+            runtimes=(runtime, fast or runtime),
+            options=options or QuantizeOptions(),
+            calib_cache=calib_cache,
+            progress=progress,
+        )
+
+
+def _quantize(
+    model: ir.Model,
+    samples: Samples,
+    *,
+    runtimes: tuple[Runtime, Runtime],
+    options: QuantizeOptions,
+    calib_cache: Path | None,
+    progress: Progress,
+) -> Quantized:
     policy = POLICIES.get(options.policy)
     if policy is None:
         raise BadInput(f"there is no policy '{options.policy}'", hint=f"choose one of {', '.join(POLICIES)}")
     stamp = _stamp(model, samples, options)
     known = None if calib_cache is None else cache.read(calib_cache, stamp)
-    job = _prepare(model, samples, runtime, policy, options)
+    job = _prepare(model, samples, runtimes, policy, options)
+    plan: _Plan | None = None
     if known is None:
-        known = _calibrated(job, stamp, progress)
+        known, plan = _calibrated(job, stamp, progress)
         if calib_cache is not None:
             cache.write(calib_cache, known)
-    planned = _rounded(job, known.grids, known.statistics())
-    budget = job.float_budget()
-    spared: list[Layer] = []
-    ranked: list[Layer] = []
-    if budget > 0 or options.goal.asked:
-        candidates = _candidates(job, known, budget)
-        if not {layer.node for layer in candidates} <= set(known.noise):
-            known = dataclasses.replace(known, noise=_sensed(job, planned, candidates, progress))
+    noise: Mapping[str, float] = _predicted(job, known.grids, known.statistics())
+    measured = options.goal.asked or options.keep is not None  # the policy's own budget is too small to pay
+    if measured:
+        if not known.noise:
+            rounded = _rounded(job, known.grids, known.statistics())
+            alone = sensitivity.measure(rounded, job.sensing(), progress=progress)
+            known = dataclasses.replace(known, noise=alone)
             if calib_cache is not None:
                 cache.write(calib_cache, known)
-        ranked = sensitivity.order(candidates, known.noise)
-        spared = sensitivity.within(ranked, budget)
-    planned = goals.without(planned, spared)
-    judgement = job.judge(trial(job.model, planned))
+        noise = known.noise
+    ranked = sensitivity.order(job.layers, noise)
+    spared = sensitivity.within(ranked, job.float_budget())
+    if plan is None or measured:
+        plan = job.judged(goals.without(_rounded(job, known.grids, known.statistics()), spared))
     if options.reconstruct:
-        planned, judgement = _reconstructed(job, planned, judgement, known.grids, progress)
+        plan = _reconstructed(job, plan, known.grids, progress)
+    planned, judgement = plan.layers, plan.judgement
     warnings = [*samples.warnings, *job.warnings]
     rest = [layer for layer in ranked if layer not in spared] if options.goal.asked else []
-    curve = goals.curve(job.model, planned, rest, job.judge, job.macs) if rest else ()
+    curve = goals.curve(planned, rest, job.judge, job.macs) if rest else ()
     if options.goal.asked:
-        count = goals.fewest(job.model, planned, rest, job.judge, options.goal)
+        count = goals.fewest(planned, rest, job.judge, options.goal)
         if count is None:
             warnings.append("the goal is not reached even with every layer in float")
         spared += rest if count is None else rest[:count]
         planned = goals.without(planned, spared)
-        judgement = job.judge(trial(job.model, planned))
+        judgement = job.judge.layers(planned)
     result = to_qdq(job.model, planned).model
     if options.precision == "fp16":
         half = to_fp16(result)
@@ -104,13 +129,21 @@ def quantize(
         method=known.method,
         samples=job.chosen.count,
         quantized=tuple(dict.fromkeys(layer.tensor for layer in inside)),
-        kept=(*job.kept, *(_spared(layer, known.noise) for layer in spared)),
+        kept=(*job.kept, *(_spared(layer, noise, measured=measured) for layer in spared)),
         sqnr_db=judgement.sqnr_db(),
         macs_int8_fraction=sum(layer.macs for layer in inside) / max(1, job.macs),
         grids={layer.tensor: known.grids[layer.tensor] for layer in inside},
         warnings=tuple(warnings),
         curve=curve,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Layers in INT8, and how the graph with them was judged."""
+
+    layers: list[QuantizedLayer]
+    judgement: Judgement
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +155,7 @@ class _Job:
     kept: tuple[Kept, ...]
     policy: Policy
     options: QuantizeOptions
-    runtime: Runtime
+    fast: Runtime
     chosen: Samples
     block: int  # samples that the graph takes at once; 1 where it is free
     judge: Judge
@@ -138,6 +171,17 @@ class _Job:
         share = self.policy.float_macs if self.options.keep is None else self.options.keep
         return share * self.macs - sum(k.macs for k in self.kept)
 
+    def judged(self, layers: list[QuantizedLayer]) -> _Plan:
+        """Judge the graph with these layers in INT8."""
+        return _Plan(layers, self.judge.layers(layers))
+
+    def sensing(self) -> Judge:
+        """Give a judge on few samples: every layer is tried alone."""
+        few = _evenly(self.judge.held, _affordable(_SENSED, self.macs * len(self.layers)), self.block)
+        if few is self.judge.held:
+            return self.judge
+        return Judge.of(self.model, self.judge.tensors, few, self.judge.runtime, self.fast)
+
 
 def _stamp(model: ir.Model, samples: Samples, options: QuantizeOptions) -> Stamp:
     used = (options.hold_back, options.exclude_nodes, options.shift, options.divide)
@@ -152,8 +196,13 @@ def _stamp(model: ir.Model, samples: Samples, options: QuantizeOptions) -> Stamp
 
 
 def _prepare(
-    model: ir.Model, samples: Samples, runtime: Runtime, policy: Policy, options: QuantizeOptions
+    model: ir.Model,
+    samples: Samples,
+    runtimes: tuple[Runtime, Runtime],
+    policy: Policy,
+    options: QuantizeOptions,
 ) -> _Job:
+    runtime, fast = runtimes
     model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
     model = graph.rewrite(model, fold_affine).model
     found, kept = layers.find(model, se_blocks.find(model), policy)
@@ -185,18 +234,26 @@ def _prepare(
         kept=tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept),
         policy=policy,
         options=options,
-        runtime=runtime,
+        fast=fast,
         chosen=chosen,
         block=block,
-        judge=Judge.of(model, _last(model, found), held, runtime),
+        judge=Judge.of(model, _last(model, found), held, runtime, fast),
         warnings=tuple(warnings),
     )
 
 
-def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> Cache:
+def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Plan]:
     """Measure the tensors and choose their grids by each method; keep the method that is judged best."""
     axes = {layer.tensor: layer.channel_axis for layer in job.layers}
-    statistics = calibration.measure(job.model, axes, job.chosen, job.runtime, progress=progress)
+    clips = job.options.method not in {None, "minmax"}
+    statistics = calibration.measure(
+        job.model,
+        axes,
+        job.chosen,
+        job.fast,
+        positions=calibration.TAIL_POSITIONS if clips else calibration.POSITIONS,
+        progress=progress,
+    )
     values = {v.name: v for node in job.model.graph for v in node.outputs}
     residual = {
         layer.tensor
@@ -207,30 +264,42 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> Cache:
     for layer in job.layers:
         readers.setdefault(layer.tensor, []).append(layer)
     methods = (job.options.method,) if job.options.method else calibration.METHODS
-    tried = []
-    for i, method in enumerate(methods):
+    chosen = {
+        tensor: grids.choose(
+            statistics[tensor],
+            group,
+            methods,
+            shift=job.options.shift
+            and tensor not in residual
+            and all(_may_shift(layer, job.policy) for layer in group),
+            divide=job.options.divide and job.policy.divide and tensor not in residual,
+            per_channel=job.policy.per_channel,
+        )
+        for tensor, group in readers.items()
+    }
+    noise = {method: sum(by_method[method].noise for by_method in chosen.values()) for method in methods}
+    # minmax clips nothing, and what a prediction misses is what clipping does: another method must promise
+    # enough to be tried against it.
+    least = min(methods, key=noise.__getitem__)
+    safe: Method = "minmax" if "minmax" in methods else least
+    likely = [safe] if noise[safe] <= _PROMISE * noise[least] else [safe, least]
+    best: tuple[Method, dict[str, Grid], _Plan] | None = None
+    for i, method in enumerate(likely):
         found = {
-            tensor: grids.choose(
-                statistics[tensor],
-                group,
-                method,
-                shift=job.options.shift
-                and tensor not in residual
-                and all(_may_shift(layer, job.policy) for layer in group),
-                divide=job.options.divide and job.policy.divide and tensor not in residual,
-                per_channel=job.policy.per_channel,
-            )
-            for tensor, group in readers.items()
+            tensor: dataclasses.replace(by_method[method].grid, residual=tensor in residual)
+            for tensor, by_method in chosen.items()
         }
-        found |= {tensor: dataclasses.replace(found[tensor], residual=True) for tensor in residual}
-        score = 0.0
-        if len(methods) > 1:
-            score = job.judge(trial(job.model, _rounded(job, found, statistics))).score_db
-        tried.append((score, method, found))
-        progress("method", i + 1, len(methods))
-    _, method, found = max(tried, key=lambda t: t[0])
+        spared = sensitivity.within(
+            sensitivity.order(job.layers, _predicted(job, found, statistics)), job.float_budget()
+        )
+        plan = job.judged(goals.without(_rounded(job, found, statistics), spared))
+        if best is None or plan.judgement.score_db > best[2].judgement.score_db:
+            best = (method, found, plan)
+        progress("method", i + 1, len(likely))
+    assert best is not None  # noqa: S101 - at least one method is likely
+    method, found, plan = best
     moments = {name: (s.mean.tolist(), s.variance.tolist()) for name, s in statistics.items()}
-    return Cache(stamp, method, found, moments)
+    return Cache(stamp, method, found, moments), plan
 
 
 def _may_shift(layer: Layer, policy: Policy) -> bool:
@@ -251,66 +320,40 @@ def _rounded(
     ]
 
 
-def _candidates(job: _Job, known: Cache, budget: float) -> list[Layer]:
-    """Choose the layers to try alone: the most promising that the budget has room for, by prediction."""
-    if job.options.goal.asked:
-        return list(job.layers)
-    statistics = known.statistics()
-    noise = {
+def _predicted(
+    job: _Job, found: Mapping[str, Grid], statistics: Mapping[str, Statistics]
+) -> dict[str, float]:
+    """Predict each layer's noise over its own output's power, by node name."""
+    return {
         layer.node: grids.predicted_noise(
-            layer, known.grids[layer.tensor], statistics[layer.tensor], per_channel=job.policy.per_channel
+            layer, found[layer.tensor], statistics[layer.tensor], per_channel=job.policy.per_channel
         )
         for layer in job.layers
     }
-    fitting = [layer for layer in job.layers if layer.macs <= budget]
-    return sensitivity.order(fitting, noise)[:_CANDIDATES]
 
 
-def _sensed(
-    job: _Job, planned: Sequence[QuantizedLayer], candidates: Sequence[Layer], progress: Progress
-) -> dict[str, float]:
-    judge = job.judge
-    names = {layer.node for layer in candidates}
-    planned = [layer for layer in planned if layer.node in names]
-    few = _evenly(judge.held, _affordable(_SENSED, job.macs * len(planned)), job.block)
-    if few is not judge.held:
-        judge = Judge.of(job.model, judge.tensors, few, job.runtime)
-    return sensitivity.measure(job.model, planned, judge, progress=progress)
-
-
-def _reconstructed(
-    job: _Job,
-    planned: list[QuantizedLayer],
-    judgement: Judgement,
-    found: Mapping[str, Grid],
-    progress: Progress,
-) -> tuple[list[QuantizedLayer], Judgement]:
-    """Round by second moments, without and with upstream errors in the bias; keep what is judged best."""
-    few = _evenly(job.chosen, _affordable(_RECONSTRUCTED, job.macs * reconstruct.PASSES), job.block)
-    names = {layer.node for layer in planned}
-    inside = [layer for layer in job.layers if layer.node in names]
-    start = planned
-    for upstream in (False, True):
-        rounded = reconstruct.reconstruct(
+def _reconstructed(job: _Job, plan: _Plan, found: Mapping[str, Grid], progress: Progress) -> _Plan:
+    """Round by second moments; keep it where it is judged better."""
+    names = {layer.node for layer in plan.layers}
+    rounded = job.judged(
+        reconstruct.reconstruct(
             job.model,
-            inside,
+            [layer for layer in job.layers if layer.node in names],
             found,
-            start,
-            few,
-            runtime=job.runtime,
+            plan.layers,
+            _evenly(job.chosen, _affordable(_RECONSTRUCTED, job.macs), job.block),
+            runtime=job.fast,
             per_channel=job.policy.per_channel,
-            upstream=upstream,
             progress=progress,
         )
-        judged = job.judge(trial(job.model, rounded))
-        if judged.score_db > judgement.score_db:
-            planned, judgement = rounded, judged
-    return planned, judgement
+    )
+    return max(plan, rounded, key=lambda p: p.judgement.score_db)
 
 
-def _spared(layer: Layer, noise: Mapping[str, float]) -> Kept:
+def _spared(layer: Layer, noise: Mapping[str, float], *, measured: bool) -> Kept:
     level = 10 * np.log10(max(noise[layer.node], np.finfo(np.float64).tiny))
-    return Kept(layer.node, f"alone in INT8 it makes noise at {level:.0f} dB of the output", layer.macs)
+    where = "of the network's output" if measured else "of its own output, as predicted"
+    return Kept(layer.node, f"alone in INT8 it makes noise at {level:.0f} dB {where}", layer.macs)
 
 
 def _affordable(limits: tuple[int, int, float], macs: int) -> int:

@@ -32,40 +32,38 @@ class Window:
         """Count the output positions of an input."""
         return int(np.prod(self._outputs(shape)))
 
-    def sample_of(self, shape: tuple[int, ...], at: IntArray) -> IntArray:
-        """Give the sample that each position belongs to."""
-        return at // int(np.prod(self._outputs(shape)[1:]))
-
     def rows(self, x: Array, at: IntArray) -> Array:
-        """Give the windows at these positions: (len(at), C, taps)."""
+        """Give a copy of the windows at these positions: (len(at), C, taps)."""
         if not self.kernel:
             moved = np.moveaxis(x, self.axis, -1)
             return moved.reshape(-1, moved.shape[-1])[at][:, :, None]
-        n = len(self.kernel)
-        if any(self.pads):
-            edges = [(0, 0), (0, 0), *zip(self.pads[:n], self.pads[n:], strict=True)]
-            x = np.pad(x, edges)
-        sample, *places = np.unravel_index(at, self._outputs(x.shape, padded=True))
-        # Open windows by index: for every tap, one gather of all channels.
+        sample, *places = np.unravel_index(at, self._outputs(x.shape))
         taps = np.stack(np.unravel_index(np.arange(int(np.prod(self.kernel))), self.kernel))  # (n, taps)
         index = [
-            place[:, None] * stride + tap[None, :] * dilation
-            for place, stride, tap, dilation in zip(places, self.strides, taps, self.dilations, strict=True)
+            place[:, None] * stride + tap[None, :] * dilation - pad
+            for place, stride, tap, dilation, pad in zip(
+                places, self.strides, taps, self.dilations, self.pads, strict=False
+            )
         ]
+        inside = np.ones(index[0].shape, bool)  # padding is 0: cheaper than a padded copy of all of x
+        for i, size in enumerate(x.shape[2:]):
+            inside &= (index[i] >= 0) & (index[i] < size)
+            np.clip(index[i], 0, size - 1, out=index[i])
+        # Open windows by index: for every tap, one gather of all channels.
         key = (sample[:, None], slice(None), *index)
         gathered = x[key]  # (P, taps, C): the slice lands last
+        gathered[~inside] = 0
         return np.ascontiguousarray(gathered.transpose(0, 2, 1))
 
-    def _outputs(self, shape: tuple[int, ...], *, padded: bool = False) -> tuple[int, ...]:
+    def _outputs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Give the shape of the positions: (N, outputs per axis...)."""
         if not self.kernel:
             return tuple(d for i, d in enumerate(shape) if i != self.axis)
         n = len(self.kernel)
-        pads = (0,) * 2 * n if padded else self.pads
         return (
             shape[0],
             *(
-                (size + pads[i] + pads[n + i] - self.dilations[i] * (self.kernel[i] - 1) - 1)
+                (size + self.pads[i] + self.pads[n + i] - self.dilations[i] * (self.kernel[i] - 1) - 1)
                 // self.strides[i]
                 + 1
                 for i, size in enumerate(shape[2:])

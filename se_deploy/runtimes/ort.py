@@ -48,6 +48,7 @@ class OrtRuntime:
 
     threads: int = 0  # within one operator; 0 lets ONNX Runtime take every core
     optimize: bool = True  # False runs the graph node by node, as it stands: the reference semantics
+    lean: bool = False  # frees every tensor as soon as it can: for many outputs and for runs side by side
     provider: str = CPU
 
     @property
@@ -104,6 +105,10 @@ class OrtRuntime:
         if not self.optimize:
             # Such a session is run in turn with PyTorch's: threads that spin would starve the other's.
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self.lean:
+            # By default what only feeds an output waits for the end, and each run reserves a whole plan.
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+            options.enable_mem_pattern = False
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self.optimize else level.ORT_DISABLE_ALL
         return options

@@ -1,0 +1,149 @@
+"""Run samples through a graph and see its inner tensors, a few batches at a time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+from onnx_ir.passes import common
+
+from se_deploy import graph
+from se_deploy.errors import BadData
+from se_deploy.protocols import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
+
+    import onnx_ir as ir
+
+    from se_deploy.data import Samples
+    from se_deploy.protocols import Array, Progress, Runtime, Session
+
+T = TypeVar("T")
+
+_BATCH_BYTES = 24 << 20  # of observed tensors that one run may give back
+_MAX_BATCH = 4
+_MAX_WORKERS = 4
+
+
+def observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
+    """Give a copy of `model` whose outputs are these tensors; graph inputs among them are left out.
+
+    Where they are its outputs already, it is `model` itself.
+    """
+    if [v.name for v in model.graph.outputs] == list(tensors):
+        return model
+    copy = model.clone()
+    values = {v.name: v for node in copy.graph for v in node.outputs}
+    copy.graph.outputs.clear()
+    # ONNX Runtime refuses a graph without nodes: where only inputs are asked for, the first node stays.
+    wanted = [values[name] for name in tensors if name in values] or list(values.values())[:1]
+    copy.graph.outputs.extend(wanted)
+    common.RemoveUnusedNodesPass()(copy)  # no more: this graph is run and thrown away
+    return copy
+
+
+def frozen_batch(model: ir.Model) -> int | None:
+    """Give the number of samples that the graph is frozen to; None where it is free."""
+    first = graph.dims(model.graph.inputs[0])
+    return first[0] if first else None
+
+
+def observe(
+    model: ir.Model,
+    tensors: Sequence[str],
+    samples: Samples,
+    runtime: Runtime,
+    *,
+    progress: Progress = silent,
+    step: str = "observe",
+) -> Iterator[dict[str, Array]]:
+    """Run `samples` and give the arrays of `tensors` batch by batch, graph inputs included.
+
+    A graph that is frozen to a batch gets only whole batches.
+
+    Raises: BadData where a tensor is not finite or the samples do not fill one batch.
+    """
+
+    def whole(start: int, arrays: dict[str, Array]) -> dict[str, Array]:
+        for name, array in arrays.items():
+            check_finite(name, start, array)
+        return arrays
+
+    return digested(model, tensors, samples, runtime, whole, progress=progress, step=step)
+
+
+def digested(
+    model: ir.Model,
+    tensors: Sequence[str],
+    samples: Samples,
+    runtime: Runtime,
+    digest: Callable[[int, dict[str, Array]], T],
+    *,
+    progress: Progress = silent,
+    step: str = "observe",
+) -> Iterator[T]:
+    """Give `digest(first sample, arrays)` of every batch, in order; as `observe` otherwise.
+
+    A few batches are run and digested at a time, each in a thread of its own: a session that runs node by
+    node keeps one core busy. So `digest` must neither change nor share what another call reads.
+    """
+
+    def run(start: int, feeds: Mapping[str, Array]) -> T:
+        arrays = {**feeds, **session.run(feeds)}
+        return digest(start, {name: arrays[name] for name in tensors})
+
+    workers = min(_MAX_WORKERS, os.cpu_count() or 1)
+    with runtime.open(observed(model, tensors)) as session, ThreadPoolExecutor(workers) as pool:
+        size = _batch_size(model, tensors, samples, session, workers)
+        running: deque[tuple[int, Future[T]]] = deque()
+        started = 0
+        for feeds in samples.batches(size):
+            count = len(next(iter(feeds.values())))
+            if frozen_batch(model) is not None and count < size:
+                break  # the graph takes whole batches only
+            running.append((started + count, pool.submit(run, started, feeds)))
+            started += count
+            if len(running) > workers:
+                done, future = running.popleft()
+                yield future.result()
+                progress(step, done, samples.count)
+        while running:
+            done, future = running.popleft()
+            yield future.result()
+            progress(step, done, samples.count)
+
+
+def check_finite(name: str, start: int, *arrays: Array) -> None:
+    """Raise BadData where one of the arrays that were made of tensor `name` is not finite."""
+    for array in arrays:
+        # A sum that is finite has finite terms, and is cheaper than looking at each.
+        if not np.isfinite(array.sum(dtype=np.float32)) and not np.isfinite(array).all():
+            raise BadData(
+                f"the tensor '{name}' is not finite on the samples from number {start} on",
+                hint="the network overflows on this data: check its normalization",
+            )
+
+
+def _batch_size(
+    model: ir.Model, tensors: Sequence[str], samples: Samples, session: Session, workers: int
+) -> int:
+    """Choose how many samples run at once: by the graph, by the bytes observed, and work for every thread."""
+    frozen = frozen_batch(model)
+    if frozen is not None:
+        if samples.count < frozen:
+            raise BadData(
+                f"the graph takes {frozen} samples at a time, the data holds {samples.count}",
+                hint="give more data, or export with --batch dynamic",
+            )
+        return frozen
+    first = next(samples.batches(1))
+    seen = {**first, **session.run(first)}
+    sample_bytes = sum(seen[name].nbytes for name in tensors)
+    most = int(np.clip(_BATCH_BYTES // max(1, sample_bytes), 1, _MAX_BATCH))
+    rounds = -(-samples.count // (workers * most))
+    return -(-samples.count // (workers * rounds))  # no thread waits for the others' last batch
