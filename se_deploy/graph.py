@@ -101,7 +101,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 def to_bytes(model: ir.Model) -> bytes:
     """Give `model` as the bytes of an ONNX file; BadModel above 2 GiB."""
-    weights = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
+    weights = weight_bytes(model)
     if weights > _MAX_PROTO_BYTES:
         raise BadModel(
             f"the graph holds {weights / 2**30:.1f} GiB of weights, one ONNX file at most 2 GiB",
@@ -109,6 +109,11 @@ def to_bytes(model: ir.Model) -> bytes:
         )
     data: bytes = ir.to_proto(model).SerializeToString()
     return data
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Count the bytes of all initializers."""
+    return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
 
 
 def inline(model: ir.Model) -> ir.Model:

@@ -134,3 +134,38 @@ def test_the_given_model_keeps_its_outputs():
     model = chain()
     assert [v.name for v in calibration.observed(model, ["a"]).graph.outputs] == ["a"]
     assert [v.name for v in model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_graph_reduces_itself_for_every_operator_set_and_axis(tmp_path, opset, axis):
+    text = f"""
+    <ir_version: 10, opset_import: ["" : {opset}]>
+    g (float[N,3,5] x) => (float[N,3,5] y) {{ a = Relu(x)  y = Neg(a) }}
+    """
+    x = np.random.default_rng(0).standard_normal((9, 3, 5))
+    model = graph.tidy(ir.from_onnx_text(text))
+    found = calibration.measure(model, {"a": axis}, samples_of(x, tmp_path), RUNTIME)["a"]
+    flat = np.moveaxis(np.maximum(x, 0).astype(np.float32), axis, 0).reshape(x.shape[axis], -1)
+    np.testing.assert_array_equal(found.low, flat.min(axis=1))
+    np.testing.assert_array_equal(found.high, flat.max(axis=1))
+    np.testing.assert_allclose(found.mean, flat.mean(axis=1), **SUMMED)
+
+
+def test_what_overflows_while_it_is_measured_is_named(tmp_path):
+    with pytest.raises(BadData, match="'y' is not finite"):
+        calibration.measure(chain("Log"), {"y": 1}, samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME)
+
+
+def test_the_pile_that_a_relu_leaves_at_zero_does_not_make_entropy_cut():
+    values = np.maximum(np.random.default_rng(0).standard_normal(50000), 0)
+    assert interval(summed(values), "entropy")[1] > 0.7 * values.max()
+
+
+def test_batches_come_in_order_however_many_threads_run_them(tmp_path):
+    x = np.arange(37, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 4, 4), np.float32)
+    seen = [
+        arrays["a"][:, 0, 0, 0]
+        for arrays in calibration.observe(chain(), ["a"], samples_of(x, tmp_path), RUNTIME)
+    ]
+    np.testing.assert_array_equal(np.concatenate(seen), -np.arange(37))

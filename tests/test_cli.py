@@ -93,6 +93,19 @@ def test_export_writes_the_contract(net, capsys):
     assert (net / "out" / "made.onnx").is_file()
 
 
+def test_free_sizes_of_a_file_are_settled_by_input_size(net, capsys):
+    proto = onnx.load(net / "net.onnx")
+    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    for dim in (dims[0], dims[2], dims[3]):
+        dim.dim_value = -1  # as Paddle2ONNX writes what is free
+    onnx.save(proto, net / "free.onnx")
+    code, out, _ = run(capsys, "export", "free.onnx", "-o", "out.onnx", "--input-size", "3x24x20", "--json")
+    assert code == 0
+    assert json.loads(out)["blocks"]
+    made = onnx.load(net / "out.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in made] == [0, 3, 24, 20]
+
+
 def test_an_existing_output_needs_overwrite(net, capsys):
     (net / "made.onnx").write_text("mine")
     assert "--overwrite" in refused(capsys, "export", "net.onnx", "-o", "made.onnx")

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -112,3 +113,20 @@ def test_a_simplifier_that_dies_leaves_the_graph_as_it_was(monkeypatch, ending):
     made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
     assert made.model is given
     assert "onnxsim" in made.warnings[0]
+
+
+@pytest.mark.parametrize(("scale", "same"), [(1e-5, True), (1.0, False)])
+def test_rounding_noise_is_told_from_a_changed_result(scale, same):
+    # A detector answers noise with next to nothing: 2e-7 is then much of its range, and still only rounding.
+    def detector(bias):
+        text = f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (float[N,4] x) => (float[N,4] y) <float scale = {{{scale}}}, float bias = {{{bias}}}>
+        {{ s = Mul(x, scale)  y = Add(s, bias) }}
+        """
+        return graph.inline(ir.from_onnx_text(text))
+
+    apart = simplify.difference(
+        detector(0.0), detector(2e-7 if same else 1e-2), runtime=OrtRuntime(optimize=False)
+    )
+    assert (apart <= simplify.REORDERED) is same

@@ -123,3 +123,19 @@ def test_macs_count_one_image(text, macs):
     proto.graph.output[0].type.tensor_type.ClearField("shape")
     model = graph.tidy(ir.from_proto(proto))
     assert graph.macs(model.graph[0]) == macs
+
+
+def test_a_negative_size_is_read_as_free(tmp_path):
+    # Paddle2ONNX writes -1; shape inference would take two of them for a broken Reshape.
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node("Relu", ["x"], ["y"])],
+            "g",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, (-1, 3, -1, 8))],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (-1, 3, -1, 8))],
+        )
+    )
+    onnx.save(proto, tmp_path / "x.onnx")
+    model = graph.load(tmp_path / "x.onnx")
+    assert graph.dims(model.graph.inputs[0]) == (None, 3, None, 8)
+    assert graph.dims(model.graph.outputs[0]) == (None, 3, None, 8)

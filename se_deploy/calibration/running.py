@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.data import Samples
-    from se_deploy.protocols import Array, Progress, Runtime, Session
+    from se_deploy.protocols import Array, Progress, Runtime
 
 T = TypeVar("T")
 
-_BATCH_BYTES = 24 << 20  # of observed tensors that one run may give back
+_BATCH_BYTES = 24 << 20  # of inner tensors that one run should hold
 _MAX_BATCH = 4
 _MAX_WORKERS = 4
 
@@ -84,6 +84,7 @@ def digested(
     runtime: Runtime,
     digest: Callable[[int, dict[str, Array]], T],
     *,
+    sample_bytes: int | None = None,
     progress: Progress = silent,
     step: str = "observe",
 ) -> Iterator[T]:
@@ -91,6 +92,7 @@ def digested(
 
     A few batches are run and digested at a time, each in a thread of its own: a session that runs node by
     node keeps one core busy. So `digest` must neither change nor share what another call reads.
+    `sample_bytes` is what a run holds of each sample; None: what `tensors` take.
     """
 
     def run(start: int, feeds: Mapping[str, Array]) -> T:
@@ -99,7 +101,20 @@ def digested(
 
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     with runtime.open(observed(model, tensors)) as session, ThreadPoolExecutor(workers) as pool:
-        size = _batch_size(model, tensors, samples, session, workers)
+        size = frozen_batch(model)
+        if size is None:
+            if sample_bytes is None:
+                first = next(samples.batches(1))
+                seen = {**first, **session.run(first)}
+                sample_bytes = sum(seen[name].nbytes for name in tensors)
+            most = int(np.clip(_BATCH_BYTES // max(1, sample_bytes), 1, _MAX_BATCH))
+            rounds = -(-samples.count // (workers * most))
+            size = -(-samples.count // (workers * rounds))  # no thread waits for the others' last batch
+        elif samples.count < size:
+            raise BadData(
+                f"the graph takes {size} samples at a time, the data holds {samples.count}",
+                hint="give more data, or export with --batch dynamic",
+            )
         running: deque[tuple[int, Future[T]]] = deque()
         started = 0
         for feeds in samples.batches(size):
@@ -127,23 +142,3 @@ def check_finite(name: str, start: int, *arrays: Array) -> None:
                 f"the tensor '{name}' is not finite on the samples from number {start} on",
                 hint="the network overflows on this data: check its normalization",
             )
-
-
-def _batch_size(
-    model: ir.Model, tensors: Sequence[str], samples: Samples, session: Session, workers: int
-) -> int:
-    """Choose how many samples run at once: by the graph, by the bytes observed, and work for every thread."""
-    frozen = frozen_batch(model)
-    if frozen is not None:
-        if samples.count < frozen:
-            raise BadData(
-                f"the graph takes {frozen} samples at a time, the data holds {samples.count}",
-                hint="give more data, or export with --batch dynamic",
-            )
-        return frozen
-    first = next(samples.batches(1))
-    seen = {**first, **session.run(first)}
-    sample_bytes = sum(seen[name].nbytes for name in tensors)
-    most = int(np.clip(_BATCH_BYTES // max(1, sample_bytes), 1, _MAX_BATCH))
-    rounds = -(-samples.count // (workers * most))
-    return -(-samples.count // (workers * rounds))  # no thread waits for the others' last batch

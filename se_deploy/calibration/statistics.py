@@ -5,6 +5,7 @@ Memory depends on the network and the batch, not on how many samples there are.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from se_deploy.calibration import running
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from se_deploy.data import Samples
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
@@ -87,10 +88,19 @@ def measure(
 
     channels: dict[str, _Channels] = {}
     wanted = [output for outputs in names.values() for output in outputs]
-    for part in running.digested(probed, wanted, samples, runtime, digest, progress=progress, step="ranges"):
+    held = sum(4 * math.prod(d or 1 for d in (graph.dims(v) or ())[1:]) for v in _values(model, axes))
+    for part in running.digested(
+        probed, wanted, samples, runtime, digest, sample_bytes=held, progress=progress, step="ranges"
+    ):
         for name, (low, high, values) in part.items():
             channels.setdefault(name, _Channels(len(low))).add(low, high, values)
     return {name: found.statistics() for name, found in channels.items()}
+
+
+def _values(model: ir.Model, names: Iterable[str]) -> list[ir.Value]:
+    """Give the inputs and inner tensors of these names."""
+    known = {v.name: v for v in model.graph.inputs} | {v.name: v for n in model.graph for v in n.outputs}
+    return [known[name] for name in names]
 
 
 def _probed(
@@ -102,7 +112,6 @@ def _probed(
     the tensors themselves, most of the memory and of the copying, do not leave the runtime.
     """
     copy = model.clone()
-    values = {v.name: v for v in copy.graph.inputs} | {v.name: v for n in copy.graph for v in n.outputs}
     numbers = {
         "rows": [0, 0, -1],
         "axes": [0, 2],
@@ -117,12 +126,13 @@ def _probed(
         for name, number in numbers.items()
     }
     names = {}
-    for number, (name, axis) in enumerate(axes.items()):
-        nodes, found = _probe(values[name], axis, constants, opset=graph.opset(copy))
+    for number, value in enumerate(_values(copy, axes)):
+        name = value.name or ""
+        nodes, found = _probe(value, axes[name], constants, opset=graph.opset(copy))
         names[name] = (f"probe_{number}_low", f"probe_{number}_high", f"probe_{number}_values")
-        for value, called in zip(found, names[name], strict=True):
-            value.name = called
-        graph.insert_after(values[name], nodes)
+        for result, called in zip(found, names[name], strict=True):
+            result.name = called
+        graph.insert_after(value, nodes)
     return copy, names
 
 

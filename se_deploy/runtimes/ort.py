@@ -7,12 +7,14 @@ to the CPU are listed.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from se_deploy import graph
@@ -24,8 +26,6 @@ from se_deploy.runtimes.ort_plan import ERRORS_ONLY, REFUSALS, plan
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import onnx_ir as ir
-
     from se_deploy.protocols import Array, Arrays, FloatArray
 
 __all__ = ["CPU", "CUDA", "TENSORRT", "OrtRuntime", "OrtSession", "plan"]
@@ -35,6 +35,7 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
 _FATAL_ONLY, _DEFAULT_LEVEL = 4, 2
+_LARGE = 32 << 20  # bytes of weights
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8,
@@ -79,9 +80,8 @@ class OrtRuntime:
             raise MissingRuntime(
                 f"this ONNX Runtime has no {self.provider}", hint="pip install onnxruntime-gpu"
             )
-        source = str(artifact) if isinstance(artifact, Path) else graph.to_bytes(artifact)
         try:
-            with _quiet():
+            with _source(artifact) as source, _quiet():
                 session = ort.InferenceSession(source, self._options(), providers=[self.provider])
         except REFUSALS as e:
             what = f"'{artifact}'" if isinstance(artifact, Path) else "the graph"
@@ -160,6 +160,20 @@ class OrtSession:
             binding.synchronize_outputs()
 
         return wall_times(call, calls)
+
+
+@contextlib.contextmanager
+def _source(artifact: Path | ir.Model) -> Iterator[str | bytes]:
+    """Give what ONNX Runtime loads: a path, or a model's bytes."""
+    if isinstance(artifact, Path):
+        yield str(artifact)
+    elif graph.weight_bytes(artifact) < _LARGE:
+        yield graph.to_bytes(artifact)
+    else:  # a protobuf would hold the weights twice more while it is written
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "model.onnx"
+            ir.save(artifact, path, external_data="weights")
+            yield str(path)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,18 @@ def test_a_file_opens_as_its_model_does(tmp_path):
         np.testing.assert_array_equal(a.run({"x": x})["y"], b.run({"x": x})["y"])
 
 
+def test_large_weights_are_loaded_from_a_file_beside_the_graph(monkeypatch):
+    model = plan_graphs.se_net()
+    x = np.ones((1, 32, 14, 14), np.float32)
+    with ort.OrtRuntime(threads=1).open(model) as session:
+        wanted = session.run({"x": x})["y"]
+    monkeypatch.setattr(ort, "_LARGE", 0)
+    before = graph.to_bytes(model)
+    with ort.OrtRuntime(threads=1, lean=True).open(model) as session:
+        np.testing.assert_allclose(session.run({"x": x})["y"], wanted, rtol=1e-5)
+    assert graph.to_bytes(model) == before
+
+
 def test_nothing_is_left_to_the_cpu_on_the_cpu():
     with ort.OrtRuntime(threads=1).open(plan_graphs.se_net()) as session:
         assert session.on_cpu == ()
