@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from se_deploy.rewrites import dead, excite, gate, hoist, identity, layout, residual, squeeze, stem
+from se_deploy.rewrites import dead, even, excite, gate, hoist, identity, layout, residual, squeeze, stem
 from se_deploy.rewrites.base import Rewriter
 
 REWRITES = (
     Rewriter(identity.NAME, "drop a slice that takes everything", identity.sites, identity.apply),
     Rewriter(dead.NAME, "remove hidden units that never change", dead.sites, dead.apply),
+    Rewriter(even.NAME, "an even number of hidden units", even.sites, even.apply),
     Rewriter(
         layout.BEHIND_DEPTHWISE,
         "concatenate behind the depthwise convolution",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy.errors import BuildFailed
 from se_deploy.protocols import silent
-from se_deploy.rewrites import catalogue, dead, identity
+from se_deploy.rewrites import catalogue, dead, even, identity
 from se_deploy.rewrites.replay import Choice, Replayed, replay
 from se_deploy.rewrites.shares import Neighbourhoods, Share
 
@@ -120,7 +120,8 @@ _PLACES: tuple[tuple[str, ...], ...] = (
 
 _TRIES = 3  # mixtures of forms that are planned until one keeps the limit on kernels
 
-_USELESS = frozenset({identity.NAME, dead.NAME})
+_FIRST = frozenset({identity.NAME, dead.NAME, even.NAME})
+"""Taken before a block's form is chosen, and kept with every form."""
 
 _SMALL_GATES = (
     "gates are multiplied into weights at run time: in FP16, gates below about 1e-3 lose precision there; "
@@ -199,7 +200,7 @@ class _Search:
             raise ValueError("the plan of the graph as given was refused without an error")
         self.limit = baseline.kernels if baseline_kernels is None else baseline_kernels
         self.best = baseline
-        self.drop_what_does_nothing()
+        self.take_first()
         forms = self.forms()
         elsewhere = self.best.kernels - sum(found[0].share.kernels for found in forms.values() if found)
         self.take_forms(forms, self.limit - elsewhere)
@@ -226,11 +227,11 @@ class _Search:
             tuple(self.warnings),
         )
 
-    def drop_what_does_nothing(self) -> None:
-        """Take what is provably less work, unless the compiler makes more of it."""
-        useless = [(r, r.sites(self.model, self.blocks)) for r in catalogue.REWRITES if r.name in _USELESS]
+    def take_first(self) -> None:
+        """Take what is provably less work or suits the compiler better, unless it makes more of it."""
+        early = [(r, r.sites(self.model, self.blocks)) for r in catalogue.REWRITES if r.name in _FIRST]
         state = frozenset(
-            Choice(r.name, site.at) for r, sites in useless for site in sites if r.name in self.allowed
+            Choice(r.name, site.at) for r, sites in early for site in sites if r.name in self.allowed
         )
         cost = self.measure(state) if state else None
         if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
@@ -239,23 +240,23 @@ class _Search:
     def forms(self) -> dict[str, list[_Form]]:
         """Plan each move for all blocks at once; give each block's forms, as it stands first."""
         found: dict[str, list[_Form]] = {block.output: [] for block in self.blocks}
-        useless = frozenset(c for c in self.state if c.rewrite in _USELESS)
+        early = frozenset(c for c in self.state if c.rewrite in _FIRST)
         for move in ((), *_MOVES):
             names = [name for name in move if name in self.allowed]
-            state = useless | {Choice(name, output) for name in names for output in found}
+            state = early | {Choice(name, output) for name in names for output in found}
             cost = self.measure(state)
             shares = self.shares.get(self.applied)
             if cost is None or shares is None:
                 continue
             for output, share in shares.items():
-                taken = frozenset(c for c in self.applied if c.at == output and c.rewrite not in _USELESS)
+                taken = frozenset(c for c in self.applied if c.at == output and c.rewrite not in _FIRST)
                 if all(form.choices != taken for form in found[output]):
                     found[output].append(_Form(taken, share))
         return found
 
     def take_forms(self, forms: dict[str, list[_Form]], limit: int) -> None:
         """Give each block its cheapest form, within `limit` kernels for all blocks, and plan that."""
-        others = frozenset(c for c in self.state if c.at not in forms or c.rewrite in _USELESS)
+        others = frozenset(c for c in self.state if c.at not in forms or c.rewrite in _FIRST)
         for _ in range(_TRIES):
             chosen = _choose(forms, limit)
             cost = self.measure(others | frozenset(c for form in chosen.values() for c in form.choices))
