@@ -1,13 +1,16 @@
 """Every network, and every kind of convolution and resampling, leaves PyTorch with its function."""
 
+import importlib.util
 import itertools
+import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from se_deploy import exporter, models, se_blocks
+from se_deploy import engine, exporter, models, se_blocks
 from se_deploy.networks import NETWORKS, SqueezeExcite, freeze
 from se_deploy.networks.autoencoder import Down, Up
 from se_deploy.runtimes.ort import OrtRuntime
@@ -71,13 +74,30 @@ def test_a_network_exports_through_dynamo(name):
     assert len(se_blocks.find(model).blocks) == blocks
 
 
+@pytest.fixture(scope="module")
+def plan_networks():
+    """The script whose table is in the README."""
+    path = Path(__file__).parents[2] / "scripts" / "plan_networks.py"
+    spec = importlib.util.spec_from_file_location("plan_networks", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["plan_networks"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["plan_networks"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_a_large_network_exports_with_its_blocks(name):
-    network = models.load(f"se_deploy:{name}")
-    model = exporter.export(network, opset=TORCHSCRIPT).model
-    blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
-    assert len(se_blocks.find(model).blocks) == blocks
+def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_networks):
+    planner = engine.planner("tensorrt-rtx", "sm86")
+    try:
+        row = plan_networks.row(name, TORCHSCRIPT, 0, planner)
+    finally:
+        planner.close()
+    assert row.found == row.blocks > 0
+    # No rewrite is searched for here: a canonical squeeze is split, a very large one is summed up in FP32.
+    assert row.fused + row.split + row.fallback == row.blocks
+    assert row.kernels > row.blocks
 
 
 @pytest.mark.parametrize(
