@@ -6,12 +6,14 @@ those of the Q/DQ graph on other data, run by ONNX Runtime with its optimization
     python scripts/bench_ptq.py                  # the two digit networks
     python scripts/bench_ptq.py --all            # and two of timm, with seeded weights
     python scripts/bench_ptq.py --cost 5         # time and memory against the entropy calibrator, in turn
+    python scripts/bench_ptq.py --own net.onnx calibration.npy test.npy   # a network and data of your own
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,6 +36,7 @@ THEIRS = ("minmax", "percentile", "entropy")
 OURS = ("se-deploy", "se-deploy 10 % float")
 REQUIRED_DB = {"se-deploy": 5.0, "se-deploy 10 % float": 10.0}
 KEEP = 0.1
+PER_CHANNEL_OPSET = 13
 COST_OF = "MobileNetV3-small, seeded"
 MOST_TIME, MOST_MEMORY = 1 / 3, 1 / 4  # of ONNX Runtime's entropy calibrator, on that network
 IMAGES = 128
@@ -81,6 +84,19 @@ def export(subject: Subject, folder: Path) -> None:
     ):
         pixels = _digits(file)[:count] if digits else _clouds(count, network.image.shape, seed)
         np.save(folder / f"{name}.npy", (pixels - mean) / std)
+
+
+def bring(files: tuple[Path, Path, Path], folder: Path) -> None:
+    """Put a network and its data where `export` would; per-channel Q/DQ needs operator set 13."""
+    import onnx  # noqa: PLC0415 - as above
+    from onnx import version_converter  # noqa: PLC0415 - as above
+
+    proto = onnx.load(files[0])
+    if proto.opset_import[0].version < PER_CHANNEL_OPSET:
+        proto = version_converter.convert_version(proto, PER_CHANNEL_OPSET)
+    onnx.save(proto, folder / "network.onnx")
+    for name, file in zip(("calibration", "test"), files[1:], strict=True):
+        shutil.copy(file, folder / f"{name}.npy")
 
 
 def _digits(name: str) -> Array:
@@ -246,9 +262,23 @@ def cost(rounds: int) -> bool:
 @click.option("--all", "everything", is_flag=True, help="Also the networks with seeded weights.")
 @click.option("--only", default="", help="Networks whose name holds this.")
 @click.option("--cost", "rounds", type=int, default=0, help="Only compare time and memory, so many times.")
+@click.option(
+    "--own",
+    nargs=3,
+    default=None,
+    type=click.Path(exists=True, path_type=Path),
+    help="NET.onnx CALIB.npy TEST.npy",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 @click.option("--worker", nargs=2, hidden=True, default=None)
-def main(everything: bool, only: str, rounds: int, as_json: bool, worker: tuple[str, str] | None) -> None:
+def main(  # noqa: PLR0917 - click passes them by name
+    everything: bool,
+    only: str,
+    rounds: int,
+    own: tuple[Path, Path, Path] | None,
+    as_json: bool,
+    worker: tuple[str, str] | None,
+) -> None:
     """Print the table; exit with 1 where a bound is missed."""
     if worker:
         work(Path(worker[0]), worker[1])
@@ -256,12 +286,12 @@ def main(everything: bool, only: str, rounds: int, as_json: bool, worker: tuple[
     if rounds:
         sys.exit(0 if cost(rounds) else 1)
     rows: list[dict[str, Any]] = []
-    for subject in SUBJECTS:
-        if not (everything or subject.checkpoint or only) or only not in subject.name:
+    for subject in (Subject(own[0].stem, "", None),) if own else SUBJECTS:
+        if not (own or everything or subject.checkpoint or only) or only not in subject.name:
             continue
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            export(subject, folder)
+            bring(own, folder) if own else export(subject, folder)
             for how in (*subject.theirs, *OURS):
                 row = {"network": subject.name, "how": how, **measure(folder, how)}
                 rows.append(row)
