@@ -61,6 +61,7 @@ POLICIES = {
         shift="none",
         divide=False,
         residual=True,
+        float_macs=0.045,
     ),
 }
 

@@ -245,13 +245,15 @@ def _prepare(
 def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Plan]:
     """Measure the tensors and choose their grids by each method; keep the method that is judged best."""
     axes = {layer.tensor: layer.channel_axis for layer in job.layers}
-    clips = job.options.method not in {None, "minmax"}
+    asked = job.options.method
+    # Where channels are divided clipping pays seldom, and is looked at closely only on request.
+    tails = asked != "minmax" and (asked is not None or not job.policy.divide)
     statistics = calibration.measure(
         job.model,
         axes,
         job.chosen,
         job.fast,
-        positions=calibration.TAIL_POSITIONS if clips else calibration.POSITIONS,
+        positions=calibration.TAIL_POSITIONS if tails else calibration.POSITIONS,
         progress=progress,
     )
     values = {v.name: v for node in job.model.graph for v in node.outputs}
@@ -263,7 +265,7 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Pl
     readers: dict[str, list[Layer]] = {}
     for layer in job.layers:
         readers.setdefault(layer.tensor, []).append(layer)
-    methods = (job.options.method,) if job.options.method else calibration.METHODS
+    methods = (asked,) if asked else calibration.METHODS
     chosen = {
         tensor: grids.choose(
             statistics[tensor],
@@ -280,9 +282,9 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Pl
     noise = {method: sum(by_method[method].noise for by_method in chosen.values()) for method in methods}
     # minmax clips nothing, and what a prediction misses is what clipping does: another method must promise
     # enough to be tried against it.
-    least = min(methods, key=noise.__getitem__)
-    safe: Method = "minmax" if "minmax" in methods else least
-    likely = [safe] if noise[safe] <= _PROMISE * noise[least] else [safe, least]
+    safe: Method = "minmax" if "minmax" in methods else methods[0]
+    promise = _PROMISE if job.policy.divide else 1.0
+    likely = [safe, *(method for method in methods if noise[method] * promise < noise[safe])]
     best: tuple[Method, dict[str, Grid], _Plan] | None = None
     for i, method in enumerate(likely):
         found = {

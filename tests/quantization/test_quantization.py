@@ -157,6 +157,40 @@ def test_a_share_of_float_macs_is_spent_and_not_exceeded(tmp_path):
     assert some.sqnr_db["y"] > none.sqnr_db["y"]
 
 
+@pytest.mark.parametrize(
+    ("keep", "said"), [(0.4, "of the network's output"), (None, "of its own output, as predicted")]
+)
+def test_a_layer_left_in_float_says_how_it_was_found(tmp_path, keep, said):
+    options = dataclasses.replace(FAST, policy="few", keep=keep)
+    few = dataclasses.replace(quantization.POLICIES["portable"], name="few", float_macs=0.4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quantization.POLICIES, "few", few)
+        made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
+    assert any(kept.reason.endswith(said) for kept in made.kept)
+
+
+def test_an_outlier_makes_another_method_the_best(tmp_path):
+    dataset(tmp_path)
+    x = np.load(tmp_path / "x.npz")["x"]
+    x[0, :, 3, 3] = 300  # one broken pixel, not among the samples held back
+    np.savez(tmp_path / "x.npz", x=x)
+    samples = data.read(tmp_path / "x.npz", [TensorSpec("x", np.dtype(np.float32), (None, 3, 16, 16))])
+    options = QuantizeOptions(keep=0.0, reconstruct=False)
+    best = quantization.quantize(network(), samples, runtime=RUNTIME, options=options)
+    unclipped = dataclasses.replace(options, method="minmax")
+    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=unclipped)
+    assert best.method != "minmax"
+    assert best.sqnr_db["y"] > plain.sqnr_db["y"] + 3
+
+
+def test_a_faster_runtime_for_the_float_network_changes_only_rounding(tmp_path):
+    one = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME)
+    fast = OrtRuntime(threads=1, lean=True)
+    other = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, fast=fast)
+    assert other.method == one.method
+    assert other.sqnr_db["y"] == pytest.approx(one.sqnr_db["y"], abs=0.5)
+
+
 def test_a_goal_is_reached_with_the_fewest_layers(tmp_path):
     samples = dataset(tmp_path)
     none = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
