@@ -78,7 +78,7 @@ class QuantizeOptions:
     shift: bool = True
     divide: bool = True
     reconstruct: bool = True  # second-order weight rounding
-    keep: float | None = None  # share of MACs that may stay in float; None: the policy's
+    keep: float | None = None  # share of MACs that may stay in float, by measurement; None: the policy's
     goal: Goal = field(default_factory=Goal)  # reached by leaving more layers in float
 
 

@@ -90,7 +90,7 @@ def _quantize(
         if calib_cache is not None:
             cache.write(calib_cache, known)
     noise: Mapping[str, float] = _predicted(job, known.grids, known.statistics())
-    measured = options.goal.asked or options.keep is not None  # the policy's own budget is too small to pay
+    measured = options.goal.asked or bool(options.keep)  # the policy's own budget is too small to pay for it
     if measured:
         if not known.noise:
             rounded = _rounded(job, known.grids, known.statistics())
