@@ -220,6 +220,12 @@ def macs(node: ir.Node) -> int:
     return math.prod(d or 1 for d in (y[1:] if len(y) > 1 else y)) * (inner or 1)
 
 
+def elements(node: ir.Node) -> int:
+    """Count the elements that a node reads and writes; a free dimension counts as 1."""
+    shapes = (dims(value) or () for value in (*node.inputs, *node.outputs) if value is not None)
+    return sum(math.prod(d or 1 for d in shape) for shape in shapes)
+
+
 def sole_consumer(value: ir.Value) -> ir.Node | None:
     """Give the one node that reads `value`, once; None where there are several or it is an output."""
     uses = tuple(value.uses())

@@ -148,6 +148,7 @@ class QuantizeResult:
             "curve": [
                 {
                     "macs_fp16_fraction": 1 - point.macs_int8_fraction,
+                    "added_ms": point.added_ms,
                     "sqnr_db": finite(point.sqnr_db),
                     "accuracy": point.accuracy,
                     "kept": point.kept,

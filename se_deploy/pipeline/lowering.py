@@ -172,7 +172,15 @@ def lowered(
         done = to_fp16(form, io="fp16" if io == "fp16" else "fp32")
         return Lowered(done.model, form, blocks, found, None, None, (*notes, *done.warnings))
     samples = calibration_samples(form, calibration)
-    made = quantized(form, samples, runtime=runtime, calibration=calibration, base=base, progress=progress)
+    made = quantized(
+        form,
+        samples,
+        runtime=runtime,
+        calibration=calibration,
+        base=base,
+        targets=targets,
+        progress=progress,
+    )
     return Lowered(made.model, form, blocks, found, made, samples, (*notes, *made.warnings))
 
 
@@ -264,9 +272,10 @@ def quantized(
     runtime: RuntimeChoice,
     calibration: CalibrationOptions,
     base: str | None,
+    targets: Sequence[str] = (),
     progress: Progress = silent,
 ) -> quantization.Quantized:
-    """Quantize by the runtime's rules, or by the policy named."""
+    """Quantize by the runtime's rules, or by the policy named; layers cost what they do on a target named."""
     policies: dict[str, str] = {"tensorrt-rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
     wanted = base or ("fp16" if runtime in policies else "fp32")
     options = quantization.QuantizeOptions(
@@ -276,6 +285,7 @@ def quantized(
         exclude_nodes=calibration.exclude_nodes,
         keep=calibration.keep_fraction,
         goal=quantization.Goal(calibration.min_sqnr_db, calibration.max_drop_points),
+        device=quantization.device_of(targets),
     )
     return quantization.quantize(
         model,

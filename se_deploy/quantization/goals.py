@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from se_deploy.precision import QuantizedLayer
     from se_deploy.quantization.judge import Judge, Judgement
@@ -49,6 +49,7 @@ class Point:
 
     kept: int  # layers in float
     macs_int8_fraction: float
+    added_ms: float  # per image, what those layers take longer in FP16, estimated by a roofline
     sqnr_db: float  # of the worst output
     accuracy: float | None
 
@@ -75,7 +76,11 @@ def fewest(
 
 
 def curve(
-    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], judge: Judge, total_macs: int
+    planned: Sequence[QuantizedLayer],
+    ranked: Sequence[Layer],
+    judge: Judge,
+    total_macs: int,
+    cost: Callable[[Layer], float],
 ) -> tuple[Point, ...]:
     """Give accuracy against cost for a few numbers of layers left in float, none first and all last."""
     points = []
@@ -83,7 +88,13 @@ def curve(
         found = judge.layers(without(planned, ranked[:count]))
         inside = sum(layer.macs for layer in ranked[count:])
         points.append(
-            Point(count, inside / max(1, total_macs), min(found.sqnr_db().values()), found.accuracy)
+            Point(
+                kept=count,
+                macs_int8_fraction=inside / max(1, total_macs),
+                added_ms=sum(cost(layer) for layer in ranked[:count]),
+                sqnr_db=min(found.sqnr_db().values()),
+                accuracy=found.accuracy,
+            )
         )
     return tuple(points)
 

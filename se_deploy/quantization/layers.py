@@ -40,6 +40,7 @@ class Layer:
     matrix: Array  # float32 (G, O/G, C/G, taps), C the channels it reads
     bias: Array | None  # float32 (O,)
     macs: int
+    elements: int  # of input, weights and output
     padded: bool
     can_shift: bool
     shape: tuple[int, ...]  # of the weights as the node has them
@@ -166,6 +167,7 @@ def _layer(node: ir.Node) -> Layer | str:
         matrix=np.ascontiguousarray(matrix, np.float32),
         bias=None if bias is None else bias.astype(np.float32),
         macs=graph.macs(node),
+        elements=graph.elements(node),
         padded=padded,
         can_shift=node.op_type != "ConvTranspose",
         shape=weight.shape,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.calibration import Method
+    from se_deploy.devices import Device
     from se_deploy.precision import Grid
     from se_deploy.quantization.goals import Point
     from se_deploy.quantization.layers import Kept
@@ -79,7 +80,8 @@ class QuantizeOptions:
     divide: bool = True
     reconstruct: bool = True  # second-order weight rounding
     keep: float | None = None  # share of MACs that may stay in float, by measurement; None: the policy's
-    goal: Goal = field(default_factory=Goal)  # reached by leaving more layers in float
+    goal: Goal = field(default_factory=Goal)  # reached by leaving more layers in float, the cheapest first
+    device: Device | None = None  # by whose roofline they are cheap; None: cost.DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which layers are worth their float cost: each alone in INT8, then the dearest in error per MAC first."""
+"""Which layers are worth their float cost: each alone in INT8, then the most noise for its cost first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from se_deploy.precision import QuantizedLayer
     from se_deploy.protocols import Progress
@@ -26,9 +26,9 @@ def measure(
     return noise
 
 
-def order(layers: Sequence[Layer], noise: Mapping[str, float]) -> list[Layer]:
-    """Sort by noise per multiply-accumulate, the best bargain first."""
-    return sorted(layers, key=lambda layer: noise[layer.node] / max(1, layer.macs), reverse=True)
+def order(layers: Sequence[Layer], noise: Mapping[str, float], cost: Callable[[Layer], float]) -> list[Layer]:
+    """Sort by noise over what leaving a layer in float costs, the best bargain first."""
+    return sorted(layers, key=lambda layer: noise[layer.node] / max(1e-12, cost(layer)), reverse=True)
 
 
 def within(ranked: Sequence[Layer], budget_macs: float) -> list[Layer]:

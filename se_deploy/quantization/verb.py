@@ -16,7 +16,7 @@ from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.precision import opsets, qdq, to_fp16, to_qdq
 from se_deploy.protocols import silent
-from se_deploy.quantization import cache, goals, grids, layers, reconstruct, rounding, sensitivity
+from se_deploy.quantization import cache, cost, goals, grids, layers, reconstruct, rounding, sensitivity
 from se_deploy.quantization.cache import Cache, Stamp
 from se_deploy.quantization.judge import Judge, Judgement
 from se_deploy.quantization.layers import Kept, Layer
@@ -99,7 +99,7 @@ def _quantize(
             if calib_cache is not None:
                 cache.write(calib_cache, known)
         noise = known.noise
-    ranked = sensitivity.order(job.layers, noise)
+    ranked = sensitivity.order(job.layers, noise, job.added_ms if options.goal.asked else _macs_of)
     spared = sensitivity.within(ranked, job.float_budget())
     if plan is None or measured:
         plan = job.judged(goals.without(_rounded(job, known.grids, known.statistics()), spared))
@@ -108,7 +108,7 @@ def _quantize(
     planned, judgement = plan.layers, plan.judgement
     warnings = [*samples.warnings, *job.warnings]
     rest = [layer for layer in ranked if layer not in spared] if options.goal.asked else []
-    curve = goals.curve(planned, rest, job.judge, job.macs) if rest else ()
+    curve = goals.curve(planned, rest, job.judge, job.macs, job.added_ms) if rest else ()
     if options.goal.asked:
         count = goals.fewest(planned, rest, job.judge, options.goal)
         if count is None:
@@ -171,6 +171,10 @@ class _Job:
         share = self.policy.float_macs if self.options.keep is None else self.options.keep
         return share * self.macs - sum(k.macs for k in self.kept)
 
+    def added_ms(self, layer: Layer) -> float:
+        """Estimate what leaving a layer in float costs on the device that was named."""
+        return cost.added_ms(layer, self.options.device)
+
     def judged(self, layers: list[QuantizedLayer]) -> _Plan:
         """Judge the graph with these layers in INT8."""
         return _Plan(layers, self.judge.layers(layers))
@@ -216,7 +220,7 @@ def _prepare(
             "the graph has no convolution or fully connected layer to quantize",
             hint="give the FP32 graph that `se-deploy export` wrote",
         )
-    macs = _macs(model, samples)
+    work = _work(model, samples)
     block = calibration.frozen_batch(model) or 1
     chosen, held = samples.split(options.hold_back, block)
     warnings = []
@@ -226,12 +230,15 @@ def _prepare(
             f"{samples.count} samples are too few to hold any back: choices were judged on the samples that "
             "they were made on"
         )
-    total = sum(macs[layer.node] for layer in found) + sum(macs[k.node] for k in kept)
+    total = sum(work[layer.node][0] for layer in found) + sum(work[k.node][0] for k in kept)
     held = _evenly(held, _affordable(_JUDGED, total), block)
     return _Job(
         model=model,
-        layers=tuple(dataclasses.replace(layer, macs=macs[layer.node]) for layer in found),
-        kept=tuple(dataclasses.replace(k, macs=macs[k.node]) for k in kept),
+        layers=tuple(
+            dataclasses.replace(layer, macs=work[layer.node][0], elements=work[layer.node][1])
+            for layer in found
+        ),
+        kept=tuple(dataclasses.replace(k, macs=work[k.node][0]) for k in kept),
         policy=policy,
         options=options,
         fast=fast,
@@ -292,7 +299,7 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Pl
             for tensor, by_method in chosen.items()
         }
         spared = sensitivity.within(
-            sensitivity.order(job.layers, _predicted(job, found, statistics)), job.float_budget()
+            sensitivity.order(job.layers, _predicted(job, found, statistics), _macs_of), job.float_budget()
         )
         plan = job.judged(goals.without(_rounded(job, found, statistics), spared))
         if best is None or plan.judgement.score_db > best[2].judgement.score_db:
@@ -374,8 +381,12 @@ def _evenly(samples: Samples, most: int, block: int) -> Samples:
     return samples.take([start + i for start in starts for i in range(block)])
 
 
-def _macs(model: ir.Model, samples: Samples) -> dict[str, int]:
-    """Count each node's multiply-accumulates per sample at the samples' own size, by node name."""
+def _macs_of(layer: Layer) -> float:
+    return layer.macs
+
+
+def _work(model: ir.Model, samples: Samples) -> dict[str, tuple[int, int]]:
+    """Count each node's multiply-accumulates and elements per sample at the samples' own size, by name."""
     copy = model.clone()
     if calibration.frozen_batch(model) is None:
         first = next(samples.batches(1))
@@ -386,7 +397,7 @@ def _macs(model: ir.Model, samples: Samples) -> dict[str, int]:
             for value in node.outputs:
                 value.shape = None
         graph.tidy(copy)
-    return {node.name or "": graph.macs(node) for node in copy.graph}
+    return {node.name or "": (graph.macs(node), graph.elements(node)) for node in copy.graph}
 
 
 def _last(model: ir.Model, found: Sequence[Layer]) -> tuple[str, ...]:

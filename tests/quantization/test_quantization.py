@@ -5,10 +5,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from se_deploy import data, graph, quantization
+from se_deploy import data, devices, graph, quantization, se_blocks
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.protocols import TensorSpec
-from se_deploy.quantization import Goal, QuantizeOptions
+from se_deploy.quantization import Goal, QuantizeOptions, cost, layers
 from se_deploy.runtimes.ort import OrtRuntime
 
 RUNTIME = OrtRuntime(threads=1, optimize=False)
@@ -202,6 +202,31 @@ def test_a_goal_is_reached_with_the_fewest_layers(tmp_path):
     assert made.macs_int8_fraction > 0
     assert len(made.curve) > 1
     assert made.curve[0].sqnr_db < made.curve[-1].sqnr_db
+
+
+def test_the_curve_costs_more_and_keeps_more(tmp_path):
+    options = dataclasses.replace(FAST, goal=Goal(min_sqnr_db=80.0))
+    made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
+    costs = [point.added_ms for point in made.curve]
+    assert costs[0] == 0
+    assert costs == sorted(costs)
+    assert made.curve[-1].sqnr_db > made.curve[0].sqnr_db
+
+
+def test_a_layer_costs_what_the_roofline_of_the_device_says():
+    pointwise, device = _layer(macs=1_000_000, elements=1_000_000), devices.resolve_target("a10").device
+    heavy = _layer(macs=10**9, elements=1_000_000)
+    # 600 GB/s; 125 TFLOPS in FP16 and 250 TOPS in INT8: the first is bound by its bytes, the second is not
+    assert cost.added_ms(pointwise, device) == pytest.approx(1e6 / 600e9 * 1e3)
+    assert cost.added_ms(heavy, device) == pytest.approx(2e9 / 125e12 * 1e3 - 2e9 / 250e12 * 1e3)
+    assert cost.added_ms(heavy, None) > cost.added_ms(heavy, device), "a Jetson is slower"
+    assert cost.device_of(["sm86", "h100", "a10"]) is device
+    assert cost.device_of(["sm86"]) is None
+
+
+def _layer(*, macs, elements):
+    (layer, *_), _ = layers.find(network(), se_blocks.find(network()), quantization.POLICIES["portable"])
+    return dataclasses.replace(layer, macs=macs, elements=elements)
 
 
 def test_a_drop_needs_labels(tmp_path):
