@@ -294,7 +294,7 @@ calibration = group(
         "--allow-random-calibration", is_flag=True, help="Without data, calibrate on noise; it is said so."
     ),
     click.option("--policy", help="Named placement of Q/DQ nodes; default: the target's."),
-    click.option("--min-sqnr", type=float, help="Leave layers in FP16 until the output has so many dB."),
+    click.option("--min-sqnr", type=float, help="Leave layers in FP16, cheapest first, to reach so many dB."),
     click.option("--max-drop", type=float, help="... until top-1 drops by at most so many points."),
     click.option("--keep", help="Leave so much of the multiply-accumulates in FP16, as 10%."),
 )
