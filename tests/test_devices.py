@@ -95,3 +95,9 @@ def test_arithmetic_of_a_node_in_two_kernels_counts_once():
 
 def test_nothing_is_computed_from_figures_that_are_not_known():
     assert devices.roofline_ms(plan(), {}, devices.resolve_target("thor").device) is None
+
+
+def test_a_target_without_a_device_stands_for_a_slow_one_of_its_kind():
+    assert devices.typical("sm86").name == "rtx-3060"
+    assert devices.typical("sm87").name == "orin-nano"
+    assert devices.typical("sm72").name == "orin-nano", "nothing is known of Xavier"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from se_deploy.fusion import Verdict
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.pipeline.lowering import Lowered, Worth
+    from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
 
 
@@ -86,12 +87,14 @@ def build_engine(
     timing_cache: Path | None = None,
     rewrites: RewriteOptions | None = None,
     calibration: CalibrationOptions | None = None,
+    fp16_plan: Plan | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> BuildResult:
     """Rewrite an ONNX file for the target, lower it to `precision`, build it, and read the plan back.
 
     `precision` None keeps the file's own. A file that holds Q/DQ or FP16 tensors is built as it stands.
+    `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
     Raises: BuildFailed, MissingRuntime, BadInput, BadData, OutputExists.
     """
     rewriting, calibration = rewrites or RewriteOptions(), calibration or CalibrationOptions()
@@ -121,7 +124,13 @@ def build_engine(
             done = lowering.as_it_stands(given)
         worth = None
         if wanted == "int8" and planner is not None:
-            worth = lowering.worth(done.model, lowering.half(done.rewritten), planner=planner)
+            worth = lowering.worth(
+                done.model,
+                lowering.half(done.rewritten),
+                planner=planner,
+                targets=targets,
+                built=fp16_plan,
+            )
     finally:
         if planner is not None:
             planner.close()

@@ -196,7 +196,11 @@ def quantize(
             targets=targets,
             progress=progress,
         )
-        worth = None if planner is None else lowering.worth(done.model, lowering.half(form), planner=planner)
+        worth = (
+            None
+            if planner is None
+            else lowering.worth(done.model, lowering.half(form), planner=planner, targets=targets)
+        )
     finally:
         if planner is not None:
             planner.close()

@@ -12,11 +12,12 @@ from se_deploy.protocols import TensorSpec, silent
 from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     import onnx_ir as ir
 
+    from se_deploy.devices import Device
     from se_deploy.engine import Planner, RuntimeName
     from se_deploy.inputs import InputSpec
     from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
@@ -197,24 +198,29 @@ def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """INT8 against FP16 on the same target, as planned: bytes per image and kernels, nothing was timed."""
+    """INT8 against FP16 on the same target, as planned: bytes, kernels and a roofline, nothing was timed."""
 
     int8: Plan
     fp16: Plan
+    device: Device  # whose roofline it is
+    int8_ms: float  # per image
+    fp16_ms: float
 
     @property
     def worth_it(self) -> bool:
-        """Whether INT8 is planned to move fewer bytes."""
-        return self.int8.activation_bytes < self.fp16.activation_bytes
+        """Whether INT8 is planned to move fewer bytes and to take less time."""
+        return self.int8.activation_bytes < self.fp16.activation_bytes and self.int8_ms < self.fp16_ms
 
     @property
     def reason(self) -> str:
         """The comparison in one sentence."""
         a, b = self.int8, self.fp16
-        word = "less" if self.worth_it else "no less"
+        less = a.activation_bytes < b.activation_bytes
+        also = (" and takes less time" if self.worth_it else " but takes no less time") if less else ""
         return (
-            f"the INT8 plan moves {word} than the FP16 plan: {a.activation_bytes / 1e6:.2f} MB in "
-            f"{a.kernels} kernels against {b.activation_bytes / 1e6:.2f} MB in {b.kernels} per image "
+            f"the INT8 plan moves {'less' if less else 'no less'} than the FP16 plan{also}: "
+            f"{_traffic(a)} against {_traffic(b)} per image, {self.int8_ms:.3f} against "
+            f"{self.fp16_ms:.3f} ms by the roofline of {self.device.title} "
             f"({a.runtime} {a.version}, {a.target}; planned, not timed)"
         )
 
@@ -230,14 +236,45 @@ class Worth:
             "int8_bytes": self.int8.activation_bytes,
             "fp16_kernels": self.fp16.kernels,
             "int8_kernels": self.int8.kernels,
+            "fp16_ms": self.fp16_ms,
+            "int8_ms": self.int8_ms,
+            "device": self.device.name,
             "recommended": "int8" if self.worth_it else "fp16",
             "reason": self.reason,
         }
 
 
-def worth(int8: ir.Model, fp16: ir.Model, *, planner: Planner) -> Worth:
-    """Plan both forms. Raises: BuildFailed."""
-    return Worth(planner.plan(int8), planner.plan(fp16))
+def _traffic(plan: Plan) -> str:
+    return f"{plan.activation_bytes / 1e6:.2f} MB in {plan.kernels} kernels"
+
+
+def worth(
+    int8: ir.Model,
+    fp16: ir.Model,
+    *,
+    planner: Planner,
+    targets: Sequence[str] = (),
+    built: Plan | None = None,
+) -> Worth:
+    """Plan both forms; `built` is an FP16 plan of the same network at hand, and counts where it is cheaper.
+
+    The roofline is that of the device named, or of one that the plan's target stands for.
+    Raises: BuildFailed.
+    """
+    plan = planner.plan(int8)
+    device = quantization.device_of(targets) or devices.typical(plan.target)
+    macs = {str(node.name): graph.macs(node) for node in fp16.graph}
+    others = [planner.plan(fp16), *([built] if built is not None and built.target == plan.target else [])]
+    times = [_milliseconds(other, macs, device) for other in others]
+    best = min(range(len(others)), key=times.__getitem__)
+    return Worth(plan, others[best], device, _milliseconds(plan, macs, device), times[best])
+
+
+def _milliseconds(plan: Plan, macs: Mapping[str, int], device: Device) -> float:
+    time = devices.roofline_ms(plan, macs, device)
+    if time is None:
+        raise ValueError(f"the figures of {device.title} are not known")
+    return time
 
 
 def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:

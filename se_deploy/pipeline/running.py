@@ -219,6 +219,7 @@ def run(
             timing_cache=timing_cache,
             rewrites=rewriting,
             calibration=_for_engine(calibration),
+            fp16_plan=engines["fp16"].built.plan if "fp16" in engines else None,
             overwrite=True,
             progress=progress,
         )

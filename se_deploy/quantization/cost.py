@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from se_deploy.devices import Device
     from se_deploy.quantization.layers import Layer
 
-DEFAULT = devices.resolve_target("orin-nano").device
-"""Where no device is named: the smallest Jetson whose figures are known, where INT8 is asked for most."""
-
 
 def device_of(targets: Sequence[str]) -> Device | None:
     """Give the first target's device whose figures are known; None where no target names one."""
@@ -23,14 +20,14 @@ def device_of(targets: Sequence[str]) -> Device | None:
 
 
 def added_ms(layer: Layer, device: Device | None) -> float:
-    """Estimate what a layer takes longer in FP16 than in INT8, in ms per image.
+    """Estimate what a layer takes longer in FP16 than in INT8, in ms per image; device None: a small Jetson.
 
     Either takes what its bytes (input, weights, output) or its arithmetic take, whichever is longer. An
     estimate of the layer alone: what a compiler fuses and where it converts is not in it.
     """
-    device = device if device is not None and _known(device) else DEFAULT
-    if device is None or not device.memory_gb_s or not device.fp16_tflops or not device.int8_tops:
-        raise ValueError("the default device has no figures")
+    device = device if device is not None and _known(device) else devices.typical("sm87")
+    if not device.memory_gb_s or not device.fp16_tflops or not device.int8_tops:
+        raise ValueError(f"the figures of {device.title} are not known")
     operations = 2 * layer.macs
     half = max(2 * layer.elements / device.memory_gb_s / 1e6, operations / device.fp16_tflops / 1e9)
     whole = max(layer.elements / device.memory_gb_s / 1e6, operations / device.int8_tops / 1e9)

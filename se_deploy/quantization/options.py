@@ -81,7 +81,7 @@ class QuantizeOptions:
     reconstruct: bool = True  # second-order weight rounding
     keep: float | None = None  # share of MACs that may stay in float, by measurement; None: the policy's
     goal: Goal = field(default_factory=Goal)  # reached by leaving more layers in float, the cheapest first
-    device: Device | None = None  # by whose roofline they are cheap; None: cost.DEFAULT
+    device: Device | None = None  # by whose roofline they are cheap; None: a small Jetson
 
 
 @dataclass(frozen=True, slots=True)
