@@ -244,6 +244,16 @@ def conv(node: ir.Node | None) -> Conv | None:
     )
 
 
+def bottleneck(found: Parts | None) -> tuple[Conv, Conv] | None:
+    """Give the two 1x1 layers of squeeze and excite, of one group each; None for a block with others."""
+    if found is None or len(found.layers) != 2:  # noqa: PLR2004 - squeeze and excite
+        return None
+    fc1, fc2 = (conv(layer) for layer in found.layers)
+    if fc1 is None or fc2 is None or not all(c.is_pointwise and c.groups == 1 for c in (fc1, fc2)):
+        return None
+    return fc1, fc2
+
+
 def put_before(anchor: ir.Node, op: str, inputs: Sequence[ir.Value], **attributes: object) -> ir.Value:
     """Add a node in front of `anchor` and give its output, named after the anchor's."""
     node = ir.node(op, inputs, attributes)  # type: ignore[arg-type]  # ir checks the attributes' types

@@ -62,11 +62,10 @@ def removable(model: ir.Model, block: SEBlock) -> tuple[int, ...]:
 
 def _dead(model: ir.Model, block: SEBlock) -> _Dead | None:
     found = base.parts(model, block)
-    if found is None or len(found.layers) != 2:  # noqa: PLR2004 - squeeze and excite
+    layers = base.bottleneck(found)
+    if found is None or layers is None:
         return None
-    fc1, fc2 = (base.conv(layer) for layer in found.layers)
-    if fc1 is None or fc2 is None or not all(c.is_pointwise and c.groups == 1 for c in (fc1, fc2)):
-        return None
+    fc1, fc2 = layers
     activation = _activation(fc1.y, fc2.x)
     if activation is None or graph.sole_consumer(fc2.y) is None:
         return None

@@ -43,12 +43,10 @@ def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
 
 
 def _odd(model: ir.Model, block: SEBlock) -> _Odd | None:
-    found = base.parts(model, block)
-    if found is None or len(found.layers) != 2:  # noqa: PLR2004 - squeeze and excite
+    layers = base.bottleneck(base.parts(model, block))
+    if layers is None:
         return None
-    fc1, fc2 = (base.conv(layer) for layer in found.layers)
-    if fc1 is None or fc2 is None or not all(c.is_pointwise and c.groups == 1 for c in (fc1, fc2)):
-        return None
+    fc1, fc2 = layers
     hidden = len(fc1.weights)
     if hidden % 2 == 0 or hidden <= _READ_AS_THEY_ARE:
         return None
