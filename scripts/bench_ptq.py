@@ -6,6 +6,7 @@ those of the Q/DQ graph on other data, run by ONNX Runtime with its optimization
     python scripts/bench_ptq.py                  # the two digit networks
     python scripts/bench_ptq.py --all            # and two of timm, with seeded weights
     python scripts/bench_ptq.py --cost 5         # time and memory against the entropy calibrator, in turn
+    python scripts/bench_ptq.py --growth         # the whole command's memory on 64 and on 512 images
     python scripts/bench_ptq.py --own net.onnx calibration.npy test.npy   # a network and data of your own
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -38,6 +40,8 @@ REQUIRED_DB = {"se-deploy": 5.0, "se-deploy 10 % float": 10.0}
 KEEP = 0.1
 PER_CHANNEL_OPSET = 13
 COST_OF = "MobileNetV3-small, seeded"
+COMMAND = "se-deploy quantize"  # the whole of it, imports included
+FEW_IMAGES, MANY_IMAGES, MOST_GROWTH = 64, 512, 1.1
 MOST_TIME, MOST_MEMORY = 1 / 3, 1 / 4  # of ONNX Runtime's entropy calibrator, on that network
 IMAGES = 128
 TEST_IMAGES = 256
@@ -217,6 +221,14 @@ def peak_mb() -> float:
 
 def work(folder: Path, how: str) -> None:
     """Be the process of one row: print its figures as JSON."""
+    if how == COMMAND:
+        from se_deploy.cli import main as command  # noqa: PLC0415 - counted to this worker's memory
+
+        words = ["network.onnx", "--calib-data", "many.npy", "-o", "out.onnx", "--overwrite", "-q"]
+        os.chdir(folder)
+        command(["quantize", *words], standalone_mode=False)
+        print(json.dumps({"peak_mb": peak_mb()}))
+        return
     output = folder / f"{how.split(maxsplit=1)[0]}.onnx"
     if how in THEIRS:
         seconds = quantize_theirs(folder, how, output)
@@ -258,10 +270,30 @@ def cost(rounds: int) -> bool:
     return time_share <= MOST_TIME and memory_share <= MOST_MEMORY
 
 
+def growth() -> bool:
+    """Run `se-deploy quantize` on few and on many images; tell whether its peak memory stays."""
+    subject = next(s for s in SUBJECTS if s.name == COST_OF)
+    peaks = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export(subject, folder)
+        some = np.load(folder / "calibration.npy")[:FEW_IMAGES]
+        for count in (FEW_IMAGES, MANY_IMAGES):
+            dimmer = np.linspace(1, 0.5, count // FEW_IMAGES, dtype=np.float32)
+            np.save(folder / "many.npy", np.concatenate([some * share for share in dimmer]))
+            start = time.perf_counter()
+            peaks[count] = measure(folder, COMMAND)["peak_mb"]
+            click.echo(f"{count} images: {time.perf_counter() - start:.1f} s, {peaks[count]:.0f} MB")
+    share = peaks[MANY_IMAGES] / peaks[FEW_IMAGES]
+    click.echo(f"{share:.2f} times the memory (at most {MOST_GROWTH})")
+    return share <= MOST_GROWTH
+
+
 @click.command()
 @click.option("--all", "everything", is_flag=True, help="Also the networks with seeded weights.")
 @click.option("--only", default="", help="Networks whose name holds this.")
 @click.option("--cost", "rounds", type=int, default=0, help="Only compare time and memory, so many times.")
+@click.option("--growth", "grow", is_flag=True, help="Only compare memory on few and on many images.")
 @click.option(
     "--own",
     nargs=3,
@@ -275,6 +307,7 @@ def main(  # noqa: PLR0917 - click passes them by name
     everything: bool,
     only: str,
     rounds: int,
+    grow: bool,
     own: tuple[Path, Path, Path] | None,
     as_json: bool,
     worker: tuple[str, str] | None,
@@ -283,8 +316,8 @@ def main(  # noqa: PLR0917 - click passes them by name
     if worker:
         work(Path(worker[0]), worker[1])
         return
-    if rounds:
-        sys.exit(0 if cost(rounds) else 1)
+    if rounds or grow:
+        sys.exit(0 if (growth() if grow else cost(rounds)) else 1)
     rows: list[dict[str, Any]] = []
     for subject in (Subject(own[0].stem, "", None),) if own else SUBJECTS:
         if not (own or everything or subject.checkpoint or only) or only not in subject.name:
