@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import engine, rewrites
+from se_deploy.commands import source
 from se_deploy.errors import SeDeployError
 from se_deploy.options import NetworkOptions
-from se_deploy.pipeline import source
 from se_deploy.precision import to_fp16
 from se_deploy.runtimes.ort import OrtRuntime
 from se_deploy.runtimes.trt import TrtRuntime
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx_ir as ir
 
-    from se_deploy.pipeline.source import Source
+    from se_deploy.commands.source import Source
     from se_deploy.protocols import Session
 
 NETWORKS = "timm:seresnet50,timm:mobilenetv3_small_100,timm:efficientnet_b0,timm:ese_vovnet19b_dw"

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from se_deploy import engine, graph
+from se_deploy.commands import source
+from se_deploy.commands.export import ExportResult, export
 from se_deploy.options import NetworkOptions, RewriteOptions
-from se_deploy.pipeline import source
-from se_deploy.pipeline.exporting import ExportResult, export
 from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:

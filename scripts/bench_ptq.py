@@ -68,16 +68,17 @@ SUBJECTS = (
 
 def export(subject: Subject, folder: Path) -> None:
     """Write network.onnx, calibration.npy and test.npy into `folder`."""
-    from se_deploy import canonical, exporter, graph, models, simplify  # noqa: PLC0415 - torch: not in a worker
+    from se_deploy import canonical, graph  # noqa: PLC0415 - torch: not in a worker
+    from se_deploy.frontend import simplify, torch_export, zoo  # noqa: PLC0415 - torch: not in a worker
     from se_deploy.runtimes.ort import OrtRuntime  # noqa: PLC0415 - as above
 
     digits = subject.checkpoint is not None
-    network = models.load(
+    network = zoo.load(
         subject.spec,
         checkpoint=DIGITS / subject.checkpoint if subject.checkpoint else None,
         model_args={"num_classes": 10, "in_channels": 1} if digits else None,
     )
-    made = simplify.simplify(exporter.export(network).model, runtime=OrtRuntime()).model
+    made = simplify.simplify(torch_export.export(network).model, runtime=OrtRuntime()).model
     graph.save(canonical.canonicalize(made).model, folder / "network.onnx")
     if network.image is None:
         raise click.ClickException(f"{subject.spec} takes no images")

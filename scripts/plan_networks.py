@@ -16,10 +16,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from se_deploy import canonical, engine, exporter, fusion, models, networks, se_blocks
+from se_deploy import canonical, engine, fusion, networks, se_blocks
+from se_deploy.commands import lowering
 from se_deploy.errors import SeDeployError
+from se_deploy.frontend import torch_export, zoo
 from se_deploy.options import CalibrationOptions, RewriteOptions
-from se_deploy.pipeline import lowering
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def row(name: str, opset: int, plans: int, planner: engine.Planner) -> Row:
     """
     start = time.perf_counter()
     facts = networks.describe(name)
-    exported = exporter.export(models.load(f"se_deploy:{name}"), opset=opset)
+    exported = torch_export.export(zoo.load(f"se_deploy:{name}"), opset=opset)
     made = canonical.canonicalize(exported.model).model
     low = lowering.lowered(
         made,

@@ -32,8 +32,8 @@ from torch import nn
 
 from se_deploy import data, files
 from se_deploy.errors import SeDeployError
-from se_deploy.inputs import InputSpec
 from se_deploy.networks import NETWORKS, AdaptiveSE, adaptive, autoencoder, freeze
+from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -19,5 +19,5 @@ def __getattr__(name: str) -> object:
 
         return version("se-deploy")
     if name in _VERBS:
-        return getattr(importlib.import_module("se_deploy.pipeline"), name)
+        return getattr(importlib.import_module(f"se_deploy.commands.{name}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

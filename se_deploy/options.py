@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from se_deploy.errors import BadInput
-from se_deploy.inputs import InputSpec
+from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -56,7 +56,7 @@ def _assert_parity() -> Callable[..., None]:
 @contextlib.contextmanager
 def _session(thing: Any) -> Iterator[Session]:  # noqa: ANN401 - see assert_parity
     if isinstance(thing, (str, Path)):
-        from se_deploy.pipeline import artifacts  # noqa: PLC0415
+        from se_deploy.commands import artifacts  # noqa: PLC0415
 
         with artifacts.opened(str(thing), exact=True, stand_in=True) as found:
             yield found.session
@@ -72,7 +72,7 @@ def _session(thing: Any) -> Iterator[Session]:  # noqa: ANN401 - see assert_pari
 def _batches(
     data: Array | Mapping[str, Array] | str | Path, one: Session, other: Session
 ) -> Iterator[Mapping[str, Array]]:
-    from se_deploy.pipeline import artifacts  # noqa: PLC0415
+    from se_deploy.commands import artifacts  # noqa: PLC0415
 
     size = min(artifacts.batch_size(session, 16) for session in (one, other))
     if isinstance(data, (str, Path)):

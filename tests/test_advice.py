@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
-from se_deploy import advice, data, graph, pipeline
+from se_deploy import advice, data, graph, inspect
 from se_deploy.cli.main import main
 from se_deploy.errors import BadData, BadInput, BadModel
 from se_deploy.options import ImageOptions
@@ -372,13 +372,13 @@ def test_inspect_draws_advice_as_a_table_and_a_page(folder, capsys):
 
 
 def test_inspect_without_data_gives_no_advice(folder):
-    assert pipeline.inspect("se.onnx").json()["advice"] is None
+    assert inspect("se.onnx").json()["advice"] is None
 
 
 def test_advice_asks_for_the_float_graph(folder):
     graph.save(to_fp16(graph.load(folder / "se.onnx")).model, folder / "half.onnx")
     with pytest.raises(BadModel, match="FP16"):
-        pipeline.inspect("half.onnx", calib_data=folder / "photos", image=ImageOptions())
+        inspect("half.onnx", calib_data=folder / "photos", image=ImageOptions())
     (folder / "se.engine").write_bytes(b"engine")
     with pytest.raises(BadInput, match="is an engine"):
-        pipeline.inspect("se.engine", calib_data=folder / "photos")
+        inspect("se.engine", calib_data=folder / "photos")

@@ -9,10 +9,11 @@ import onnx_ir as ir
 from onnx import numpy_helper, parser
 from PIL import Image
 
-from se_deploy import files, graph, inputs
+from se_deploy import files, graph
 from se_deploy.engine import Profile
 from se_deploy.engine.manifest import Manifest
-from se_deploy.inputs import InputSpec
+from se_deploy.schema import input_spec
+from se_deploy.schema.input_spec import InputSpec
 
 SPEC = InputSpec("x", 3, 8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), labels=("red", "green", "blue"))
 
@@ -59,7 +60,7 @@ def model(text, spec=SPEC, *, batch="N", weights=True):
         proto.graph.input.remove(value)
     made = ir.from_proto(proto)
     if spec is not None:
-        inputs.write(made.metadata_props, spec)
+        input_spec.write(made.metadata_props, spec)
     return graph.tidy(made)
 
 

@@ -36,12 +36,12 @@ def export(model: str, output: Path, **params: Any) -> None:
         se-deploy export timm:seresnet50 --pretrained -o seresnet50.onnx
         se-deploy export net.onnx --fp16 --runtime tensorrt-rtx --batch 1 -o net.fp16.onnx
     """
-    from se_deploy import pipeline
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import export as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = pipeline.export(
+        result = verb.export(
             model,
             output,
             precision=options.chosen_precision(params["precision"], params["short"]) or "fp32",
@@ -85,12 +85,12 @@ def quantize(model: Path, output: Path, **params: Any) -> None:
     Example:
         se-deploy quantize net.onnx --calib-data photos/ -o net.int8.onnx
     """
-    from se_deploy import pipeline
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import quantize as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = pipeline.quantize(
+        result = verb.quantize(
             model,
             output,
             base="fp16" if params["short"] else "fp32",
@@ -139,12 +139,12 @@ def build_engine(model: Path, output: Path, **params: Any) -> None:
     Example:
         se-deploy build-engine net.onnx --int8 --calib-data photos/ -o net.engine
     """
-    from se_deploy import pipeline
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import build_engine as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = pipeline.build_engine(
+        result = verb.build_engine(
             model,
             output,
             precision=options.chosen_precision(params["precision"], params["short"]),

@@ -12,7 +12,7 @@ from se_deploy.cli import options, talk
 
 if TYPE_CHECKING:
     from se_deploy.cli.talk import Talk
-    from se_deploy.pipeline import RunResult
+    from se_deploy.commands.run import RunResult
 
 
 @click.command()
@@ -44,12 +44,12 @@ def run(model: str, output: Path, **params: Any) -> None:
     Example:
         se-deploy run timm:mobilenetv3_small_100 --calib-data photos/ -o out
     """
-    from se_deploy import pipeline
     from se_deploy.cli import arguments
+    from se_deploy.commands import run as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = pipeline.run(
+        result = verb.run(
             model,
             output,
             calibration=arguments.calibration(params),
@@ -91,12 +91,12 @@ def demo(output: Path, **params: Any) -> None:
     Example:
         se-deploy demo -o out
     """
-    from se_deploy import pipeline
     from se_deploy.cli import arguments
+    from se_deploy.commands import demo as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = pipeline.demo(
+        result = verb.demo(
             output,
             runtime=params["runtime"],
             targets=params["targets"],

@@ -37,18 +37,19 @@ def parity(reference: str, candidates: tuple[Path, ...], **params: Any) -> None:
     Example:
         se-deploy parity timm:seresnet50 net.onnx net.fp16.onnx --pretrained --data photos/
     """
-    from se_deploy import files, pipeline, report
+    from se_deploy import files, report
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import parity as verb
 
     say = talk.of(params)
     if params["junit"]:
         files.claim(params["junit"], overwrite=params["overwrite"])
     with say.progress() as progress:
-        result = pipeline.parity(
+        result = verb.parity(
             reference,
             candidates,
             data=params["data"],
-            limits=pipeline.Limits(
+            limits=verb.Limits(
                 params["preset"], params["atol"], params["rtol"], params["min_cosine"], params["min_top1"]
             ),
             samples=params["samples"],
@@ -90,12 +91,12 @@ def profile(files: tuple[Path, ...], **params: Any) -> None:
     Example:
         se-deploy profile net.onnx --reference timm:seresnet50 --threads 1
     """
-    from se_deploy import pipeline
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import profile as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = pipeline.profile(
+        result = verb.profile(
             files,
             reference=params["reference"],
             batch=params["batch_size"],
@@ -150,14 +151,14 @@ def check(config: Path | None, **params: Any) -> None:
     """
     from se_deploy import files, report
     from se_deploy.cli import render_use
-    from se_deploy.pipeline import checking
+    from se_deploy.commands import check as verb
 
     say = talk.of(params)
     if params["junit"]:
         files.claim(params["junit"], overwrite=params["overwrite"])
-    gates = checking.read(config)
+    gates = verb.read(config)
     with say.progress() as progress:
-        result = checking.check(gates, progress=progress)
+        result = verb.check(gates, progress=progress)
     payload = result.json()
     if params["junit"]:
         files.write_text(params["junit"], report.junit(payload))

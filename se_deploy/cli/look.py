@@ -41,14 +41,15 @@ def inspect(file: Path, **params: Any) -> None:
         se-deploy inspect net.onnx --plan --gate fused
         se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
-    from se_deploy import files, pipeline, report
+    from se_deploy import files, report
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import inspect as verb
 
     say = talk.of(params)
     if params["html"]:
         files.claim(params["html"], overwrite=params["overwrite"])
     with say.progress() as progress:
-        result = pipeline.inspect(
+        result = verb.inspect(
             file,
             plan=params["plan"] or "fusion" in params["gates"] or "fused" in params["gates"],
             runtime=params["runtime"],
@@ -61,7 +62,7 @@ def inspect(file: Path, **params: Any) -> None:
     payload = result.json()
     if params["html"]:
         drawings = {}
-        if isinstance(result, pipeline.InspectResult):
+        if isinstance(result, verb.InspectResult):
             drawings = {b.output: report.block_svg(result.model, b) for b in result.census.blocks}
         files.write_text(params["html"], report.inspect_html(payload, drawings))
     table = [render.blocks(payload), *filter(None, [render.plans(payload)]), *render.reasons(payload)]
@@ -81,8 +82,8 @@ def doctor(**params: Any) -> None:
         se-deploy doctor
     """
     from se_deploy.cli import render
-    from se_deploy.doctor import diagnose
-    from se_deploy.pipeline import results
+    from se_deploy.commands import results
+    from se_deploy.commands.doctor import diagnose
 
     found = diagnose()
     payload = {**results.head("doctor", ()), **found.json()}
@@ -106,11 +107,12 @@ def report(folders: tuple[Path, ...], output: Path | None, **params: Any) -> Non
     from se_deploy import files
     from se_deploy import report as pages
     from se_deploy.cli import render
-    from se_deploy.pipeline import results, running
+    from se_deploy.commands import report as verb
+    from se_deploy.commands import results
 
     if output:
         files.claim(output, overwrite=params["overwrite"])
-    runs = [(str(folder), running.read_report(folder)) for folder in folders]
+    runs = [(str(folder), verb.read_report(folder)) for folder in folders]
     if output:
         files.write_text(output, pages.compare_html(runs))
     payload = {**results.head("report", ()), "runs": [{"folder": name, **run} for name, run in runs]}
@@ -128,7 +130,7 @@ def networks(**params: Any) -> None:
     """
     from se_deploy import networks as zoo
     from se_deploy.cli import render
-    from se_deploy.pipeline import results
+    from se_deploy.commands import results
 
     say = talk.of(params)
     rows = []

@@ -30,11 +30,11 @@ def predict(artifact: str, images: tuple[Path, ...], **params: Any) -> None:
         se-deploy predict net.onnx cat.jpg dog.jpg --top 3
     """
     from se_deploy.cli import arguments, render_use
-    from se_deploy.pipeline import predicting
+    from se_deploy.commands import predict as verb
 
     say = talk.of(params)
     with say.progress() as progress:
-        result = predicting.predict(
+        result = verb.predict(
             artifact,
             images,
             top=params["top"],
@@ -69,12 +69,12 @@ def bundle(artifact: Path, output: Path, **params: Any) -> None:
         se-deploy bundle net.onnx --triton -o models
     """
     from se_deploy.cli import arguments, render_use
-    from se_deploy.pipeline import bundling
+    from se_deploy.commands import bundle as verb
 
     if params["name"] and not params["triton"]:
         raise click.UsageError("--name is for --triton: a plain bundle keeps the file's name")
     say = talk.of(params)
-    result = bundling.bundle(
+    result = verb.bundle(
         artifact,
         output,
         triton=params["triton"],

@@ -17,8 +17,8 @@ from se_deploy.errors import BadData
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from se_deploy.inputs import InputSpec
     from se_deploy.protocols import Array
+    from se_deploy.schema.input_spec import InputSpec
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no whole picture."""

@@ -10,8 +10,8 @@ from se_deploy.data import arrays, cifar, idx, pictures, webdataset
 from se_deploy.data.pictures import Picture, PictureSource
 from se_deploy.data.samples import Samples
 from se_deploy.errors import BadData
-from se_deploy.inputs import InputSpec
 from se_deploy.protocols import TensorSpec
+from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from se_deploy import devices, graph, inputs
+from se_deploy import graph
 from se_deploy.engine import inspector, layers
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
 from se_deploy.plan import Plan
 from se_deploy.protocols import silent
+from se_deploy.schema import input_spec
+from se_deploy.targets import Target, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,9 +135,9 @@ class Compiler:
         with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
             return self._ask(model, options or BuildOptions(), Path(folder), None, data=onnx)[1]
 
-    def check_target(self, text: str) -> devices.Target:
+    def check_target(self, text: str) -> Target:
         """Resolve a target and check that this compiler can build for it. Raises: BadInput."""
-        target = devices.resolve_target(text)
+        target = resolve_target(text)
         if target.name in (self.targets or (self.device or target.name,)):
             return target
         if not self.targets:
@@ -236,7 +238,7 @@ def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile
                 f"shapes are given for '{name}', which is no input of the network",
                 hint=f"its inputs: {', '.join(str(n) for n in names)}",
             )
-    spec = inputs.read(model.metadata_props)
+    spec = input_spec.read(model.metadata_props)
     result = {}
     for value in model.graph.inputs:
         dims = graph.dims(value)
@@ -248,7 +250,7 @@ def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile
     return result
 
 
-def _derived(name: str, dims: tuple[int | None, ...], spec: inputs.InputSpec | None) -> Profile:
+def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> Profile:
     known = list(dims)
     if spec is not None and spec.name == name and len(dims) == len(spec.shape) + 1:
         c, h, w = spec.shape

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from se_deploy import files
 from se_deploy.engine.compiler import Profile
 from se_deploy.errors import BadArtifact
-from se_deploy.inputs import InputSpec
+from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

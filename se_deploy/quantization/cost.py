@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy import devices
+from se_deploy.targets import resolve_target, typical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from se_deploy.devices import Device
     from se_deploy.quantization.layers import Layer
+    from se_deploy.targets import Device
 
 
 def device_of(targets: Sequence[str]) -> Device | None:
     """Give the first target's device whose figures are known; None where no target names one."""
-    named = (devices.resolve_target(target).device for target in targets)
+    named = (resolve_target(target).device for target in targets)
     return next((device for device in named if device is not None and _known(device)), None)
 
 
@@ -25,7 +25,7 @@ def added_ms(layer: Layer, device: Device | None) -> float:
     Either takes what its bytes (input, weights, output) or its arithmetic take, whichever is longer. An
     estimate of the layer alone: what a compiler fuses and where it converts is not in it.
     """
-    device = device if device is not None and _known(device) else devices.typical("sm87")
+    device = device if device is not None and _known(device) else typical("sm87")
     if not device.memory_gb_s or not device.fp16_tflops or not device.int8_tops:
         raise ValueError(f"the figures of {device.title} are not known")
     operations = 2 * layer.macs

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.calibration import Method
-    from se_deploy.devices import Device
     from se_deploy.precision import Grid
     from se_deploy.quantization.goals import Point
     from se_deploy.quantization.layers import Kept
+    from se_deploy.targets import Device
 
 
 @dataclass(frozen=True, slots=True)

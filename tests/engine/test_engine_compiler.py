@@ -8,9 +8,10 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 
-from se_deploy import engine, graph, inputs
+from se_deploy import engine, graph
 from se_deploy.engine.compiler import MAX_BATCH, profiles
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
+from se_deploy.schema import input_spec
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -151,8 +152,8 @@ def test_free_height_and_width_come_from_the_input_spec():
     model = _any_size()
     with pytest.raises(UnsupportedGraph, match="free dimension"):
         profiles(model, {})
-    spec = inputs.InputSpec("x", 32, 20, 24, (0.0,) * 32, (1.0,) * 32)
-    inputs.write(model.metadata_props, spec)
+    spec = input_spec.InputSpec("x", 32, 20, 24, (0.0,) * 32, (1.0,) * 32)
+    input_spec.write(model.metadata_props, spec)
     assert profiles(model, {})["x"].opt == (1, 32, 20, 24)
 
 

@@ -3,13 +3,14 @@ import json
 import plan_graphs
 import pytest
 
-from se_deploy import engine, files, graph, inputs
+from se_deploy import engine, files, graph
 from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact
+from se_deploy.schema import input_spec
 
 pytest.importorskip("tensorrt_rtx")
 
-SPEC = inputs.InputSpec("x", 32, 14, 14, (0.0,) * 32, (1.0,) * 32, labels=("zero", "one"))
+SPEC = input_spec.InputSpec("x", 32, 14, 14, (0.0,) * 32, (1.0,) * 32, labels=("zero", "one"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from se_deploy import engine, exporter, models, se_blocks
+from se_deploy import engine, se_blocks
+from se_deploy.frontend import torch_export, zoo
 from se_deploy.networks import NETWORKS, SqueezeExcite, freeze
 from se_deploy.networks.autoencoder import Down, Up
 from se_deploy.runtimes.ort import OrtRuntime
@@ -34,7 +35,7 @@ def give_statistics(module):
 def assert_exports(network, opset, batches=(1, 3)):
     """Export with a dynamic batch, run in ONNX Runtime unoptimized, compare; give the graph."""
     give_statistics(network.module)
-    exported = exporter.export(network, opset=opset)
+    exported = torch_export.export(network, opset=opset)
     assert exported.exporter == ("torchscript" if opset == TORCHSCRIPT else "dynamo")
     with OrtRuntime(threads=1, optimize=False).open(exported.model) as session, torch.inference_mode():
         for batch in batches:
@@ -45,9 +46,9 @@ def assert_exports(network, opset, batches=(1, 3)):
 
 
 def around(module, size):
-    """Wrap a module as what `models.load` gives."""
+    """Wrap a module as what `zoo.load` gives."""
     torch.manual_seed(0)
-    return models.Network(
+    return zoo.Network(
         spec="test",
         module=module.eval(),
         examples=(torch.rand(2, *size),),
@@ -59,7 +60,7 @@ def around(module, size):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_network_exports_with_a_free_batch(name):
-    network = models.load(f"se_deploy:{name}")
+    network = zoo.load(f"se_deploy:{name}")
     model = assert_exports(network, TORCHSCRIPT)
     blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
     assert len(se_blocks.find(model).blocks) == blocks
@@ -68,7 +69,7 @@ def test_a_small_network_exports_with_a_free_batch(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SMALL, "mobilenet_v3_small", "se_resnet18"])
 def test_a_network_exports_through_dynamo(name):
-    network = models.load(f"se_deploy:{name}")
+    network = zoo.load(f"se_deploy:{name}")
     model = assert_exports(network, DYNAMO)
     blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
     assert len(se_blocks.find(model).blocks) == blocks
@@ -106,7 +107,7 @@ def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_ne
 @pytest.mark.parametrize("name", ["se_autoencoder", "se_vae"])
 def test_every_resampling_exports(name, down, up):
     options = {"down": down, "up": up, "width": 4, "code": 6, "side": 16}
-    network = models.load(f"se_deploy:{name}", model_args=options, input_size=(1, 16, 16))
+    network = zoo.load(f"se_deploy:{name}", model_args=options, input_size=(1, 16, 16))
     assert_exports(network, TORCHSCRIPT)
 
 
@@ -116,7 +117,7 @@ def test_every_resampling_exports(name, down, up):
 )
 def test_every_resampling_exports_through_dynamo(down, up):
     options = {"down": down, "up": up, "width": 4, "code": 6, "side": 16}
-    network = models.load("se_deploy:se_vae", model_args=options, input_size=(1, 16, 16))
+    network = zoo.load("se_deploy:se_vae", model_args=options, input_size=(1, 16, 16))
     assert_exports(network, DYNAMO)
 
 
@@ -154,7 +155,7 @@ def test_every_convolution_beside_a_block_exports(kernel, stride, groups, paddin
 
 @pytest.mark.parametrize("opset", [TORCHSCRIPT, pytest.param(DYNAMO, marks=pytest.mark.slow)])
 def test_an_adaptive_network_is_exported_frozen_and_says_so(opset):
-    network = models.load("se_deploy:adaptive_se_resnet20", model_args={"ratio": 2})
+    network = zoo.load("se_deploy:adaptive_se_resnet20", model_args={"ratio": 2})
     assert [found.channels for found in network.frozen] == [16] * 3 + [32] * 3 + [64] * 3
     assert all(found.ratio == found.channels / found.hidden for found in network.frozen)
     model = assert_exports(network, opset)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from se_deploy import pipeline
+from se_deploy.commands.run import run
 from se_deploy.networks import NETWORKS, SqueezeExcite
 from se_deploy.options import CalibrationOptions, NetworkOptions, RewriteOptions
 from se_deploy.shipped import shipped
@@ -14,7 +14,7 @@ SMALL = [name for name, entry in NETWORKS.items() if entry.input_size[1] == 32]
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_network_goes_the_whole_way(name, tmp_path):
     entry = NETWORKS[name]
-    result = pipeline.run(
+    result = run(
         f"se_deploy:{name}",
         tmp_path,
         calibration=CalibrationOptions(data=shipped("calibration-images-idx3-ubyte.gz"), samples=32),

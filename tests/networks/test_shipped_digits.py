@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from se_deploy import data, files, models
+from se_deploy import data, files
 from se_deploy.errors import BadInput
+from se_deploy.frontend import zoo
 from se_deploy.networks import NETWORKS
 from se_deploy.shipped import shipped
 
@@ -31,7 +32,7 @@ def script():
 
 
 def read(name):
-    network = models.load("se_deploy:se_resnet20")
+    network = zoo.load("se_deploy:se_resnet20")
     samples = data.read(shipped(name), (network.image,))
     return np.concatenate([batch["input"] for batch in samples.batches(250)]), samples.labels
 
@@ -68,7 +69,7 @@ def test_calibration_and_held_out_digits_are_disjoint_and_balanced():
 def test_a_checkpoint_is_as_good_as_it_says(name):
     path = shipped(NETWORKS[name].checkpoint)
     assert path.stat().st_size < (2_000_000 if name == "se_resnet20" else 600_000)
-    network = models.load(f"se_deploy:{name}", checkpoint=path)
+    network = zoo.load(f"se_deploy:{name}", checkpoint=path)
     images, truth = read("heldout-images-idx3-ubyte.gz")
     with torch.inference_mode():
         answers = network.module(torch.from_numpy(images)).argmax(1).numpy()
@@ -100,7 +101,7 @@ def test_idx_files_are_read_back_and_equal_digits_give_equal_bytes(script, tmp_p
         script.write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", values)
     first, second = sorted(tmp_path.iterdir())
     assert first.read_bytes() == second.read_bytes()
-    network = models.load("se_deploy:se_autoencoder")
+    network = zoo.load("se_deploy:se_autoencoder")
     (batch,) = data.read(first, (network.image,)).batches(5)
     np.testing.assert_allclose(batch["input"][:, 0], values / 255, rtol=0, atol=1e-6)
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from se_deploy import models
 from se_deploy.errors import BadModel
+from se_deploy.frontend import zoo
 from se_deploy.networks import NETWORKS, resnet
 
 timm = pytest.importorskip("timm")
@@ -45,7 +45,7 @@ def test_a_checkpoint_of_timms_or_of_the_other_form_loads_as_it_is(tmp_path):
     x = torch.randn(1, 3, 64, 64)
     for form in ("conv", "linear"):
         arguments = {"num_classes": 10, "form": form}
-        ours = models.load("se_deploy:se_resnet18", checkpoint=tmp_path / "timm.pth", model_args=arguments)
+        ours = zoo.load("se_deploy:se_resnet18", checkpoint=tmp_path / "timm.pth", model_args=arguments)
         with torch.inference_mode():
             torch.testing.assert_close(ours.module(x), theirs(x), rtol=1e-4, atol=1e-5)
 
@@ -54,4 +54,4 @@ def test_timms_weights_of_another_depth_are_refused(tmp_path):
     theirs = timm.create_model("legacy_seresnet34", num_classes=10)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     with pytest.raises(BadModel, match="unexpected"):
-        models.load("se_deploy:se_resnet18", checkpoint=tmp_path / "timm.pth", model_args={"num_classes": 10})
+        zoo.load("se_deploy:se_resnet18", checkpoint=tmp_path / "timm.pth", model_args={"num_classes": 10})

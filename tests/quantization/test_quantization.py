@@ -5,7 +5,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from se_deploy import data, devices, graph, quantization, se_blocks
+from se_deploy import data, graph, quantization, se_blocks, targets
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.protocols import TensorSpec
 from se_deploy.quantization import Goal, QuantizeOptions, cost, layers
@@ -214,7 +214,7 @@ def test_the_curve_costs_more_and_keeps_more(tmp_path):
 
 
 def test_a_layer_costs_what_the_roofline_of_the_device_says():
-    pointwise, device = _layer(macs=1_000_000, elements=1_000_000), devices.resolve_target("a10").device
+    pointwise, device = _layer(macs=1_000_000, elements=1_000_000), targets.resolve_target("a10").device
     heavy = _layer(macs=10**9, elements=1_000_000)
     # 600 GB/s; 125 TFLOPS in FP16 and 250 TOPS in INT8: the first is bound by its bytes, the second is not
     assert cost.added_ms(pointwise, device) == pytest.approx(1e6 / 600e9 * 1e3)

@@ -1,0 +1,191 @@
+"""An artifact, whatever it is, becomes an open session: a network specification, an ONNX file, an engine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import onnx_ir as ir
+
+from se_deploy import data, graph
+from se_deploy.commands import source
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadData, MissingRuntime
+from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.runtimes.ort import CPU, CUDA, OrtRuntime
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from se_deploy.options import Precision
+    from se_deploy.protocols import Session
+    from se_deploy.schema.input_spec import InputSpec
+
+ENGINE_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open artifact and what is known of it."""
+
+    session: Session
+    runtime: str
+    device: str
+    precision: Precision
+    image: InputSpec | None
+    model: ir.Model | None  # the graph, where there is one
+    checked_as: str | None = None  # what stands in for the artifact, in words
+    name: str = ""  # what it is called in results; the argument it was opened from where empty
+
+
+def kind_of(artifact: str) -> Literal["engine", "onnx", "network"]:
+    """Tell what an argument names, by its ending and by what is there."""
+    if Path(artifact).suffix in ENGINE_SUFFIXES:
+        return "engine"
+    return "onnx" if source.is_onnx(artifact) else "network"
+
+
+@contextlib.contextmanager
+def opened(
+    artifact: str | Opened,
+    *,
+    exact: bool = False,
+    threads: int = 0,
+    device: str = "cpu",
+    stand_in: bool = False,
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+) -> Iterator[Opened]:
+    """Open an artifact where it runs.
+
+    `exact` runs an ONNX file node by node, without ONNX Runtime's own fusions: the numbers that the file
+    means. `stand_in` lets the ONNX file that an engine was built from answer for it where no GPU is.
+    Raises: BadModel, BadArtifact, MissingRuntime.
+    """
+    if isinstance(artifact, Opened):
+        yield artifact
+        return
+    kind = kind_of(artifact)
+    image = image or ImageOptions()
+    if kind == "network":
+        yield _network(artifact, threads, device, network or NetworkOptions(), image)
+        return
+    if kind == "engine":
+        with _engine(Path(artifact), stand_in=stand_in, threads=threads) as found:
+            yield dataclasses.replace(found, image=image.applied(found.image))
+        return
+    model = source.load_onnx(Path(artifact), image)
+    runtime = OrtRuntime(threads=threads, optimize=not exact, provider=CUDA if device == "cuda" else CPU)
+    with runtime.open(model) as session:
+        yield Opened(
+            session,
+            runtime.name,
+            _device_name(device),
+            precision_of(model),
+            input_spec.read(model.metadata_props),
+            model,
+        )
+
+
+def precision_of(model: ir.Model) -> Precision:
+    """Read a graph's precision off its tensors: Q/DQ nodes, FP16 weights, or neither."""
+    if any(node.op_type == "QuantizeLinear" for node in model.graph):
+        return "int8"
+    half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
+    return "fp16" if half else "fp32"
+
+
+def read_data(
+    path: Path,
+    session: Session,
+    image: InputSpec | None,
+    *,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    seed: int = 0,
+) -> data.Samples:
+    """Read samples for a session: images by its input spec, arrays as they are. Raises: BadData."""
+    if image is None and path.suffix not in {".npy", ".npz"}:
+        raise BadData(
+            f"the network does not say how images become its input, so '{path}' cannot be used",
+            hint="pass --input-size, --mean and --std, or give .npy/.npz arrays",
+        )
+    arrays = path.suffix in {".npy", ".npz"}
+    return data.read(
+        path,
+        list(session.inputs) if arrays or image is None else [image],
+        limit=limit,
+        skip_unreadable=skip_unreadable,
+        seed=seed,
+    )
+
+
+def batch_size(session: Session, wanted: int) -> int:
+    """Give the batch that a graph accepts: its own where it is frozen, else `wanted`."""
+    frozen = [spec.dims[0] for spec in session.inputs if spec.dims and spec.dims[0] is not None]
+    return frozen[0] if frozen else wanted
+
+
+def cpu_name() -> str:
+    """Name this machine's processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _device_name(device: str) -> str:
+    return cpu_name() if device == "cpu" else device
+
+
+def _network(
+    artifact: str, threads: int, device: str, options: NetworkOptions, image: ImageOptions
+) -> Opened:
+    from se_deploy.frontend import zoo  # noqa: PLC0415 - an ONNX file needs no torch
+
+    network = zoo.load(
+        artifact,
+        checkpoint=options.checkpoint,
+        model_args=options.model_args,
+        pretrained=options.pretrained,
+        input_size=options.input_size,
+        seed=options.seed,
+    )
+    session = source.torch_session(network, threads, device)
+    return Opened(session, "torch", _device_name(device), "fp32", image.applied(network.image), None)
+
+
+@contextlib.contextmanager
+def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
+    from se_deploy.runtimes.trt import TrtRuntime  # noqa: PLC0415 - loads CUDA's bindings
+
+    manifest = manifests.read(path)
+    runtime = TrtRuntime(manifest.runtime)
+    onnx = path.parent / manifest.onnx
+    try:
+        with runtime.open(path) as session:
+            yield Opened(session, runtime.name, runtime.device, manifest.precision, manifest.input, None)
+            return
+    except MissingRuntime as e:
+        if not stand_in or not onnx.is_file():
+            raise
+        reason = e.message
+    model = graph.load(onnx)
+    exact = OrtRuntime(threads=threads, optimize=False)
+    with exact.open(model) as session:
+        yield Opened(
+            session,
+            exact.name,
+            cpu_name(),
+            manifest.precision,
+            manifest.input,
+            model,
+            f"the engine itself was not run ({reason}): its numerics were checked through the ONNX file "
+            f"that it was built from, {onnx.name}, in ONNX Runtime with optimizations off",
+        )

@@ -1,0 +1,207 @@
+"""`build-engine`: an ONNX file becomes an engine with its manifest and the ONNX that it was built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import canonical, engine, files, fusion, graph
+from se_deploy.commands import artifacts, lowering, source
+from se_deploy.commands.results import Json, block_json, head, relative, waterfall_json
+from se_deploy.engine import manifest as manifests
+from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.protocols import silent
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from se_deploy.commands.lowering import Lowered, Worth
+    from se_deploy.engine import Engine, Profile, RuntimeName
+    from se_deploy.engine.found import FoundPrecision
+    from se_deploy.fusion import Verdict
+    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.plan import Plan
+    from se_deploy.protocols import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """An engine on disk, what its plan holds, and the verdicts."""
+
+    engine: Path
+    manifest: Path
+    onnx: Path  # the rewritten graph that was built, beside the engine
+    built: Engine
+    verdicts: tuple[Verdict, ...]
+    requested: Precision
+    found: FoundPrecision
+    lowered: Lowered
+    worth: Worth | None  # INT8 against FP16; None where INT8 was not asked for
+    warnings: tuple[str, ...]
+
+    @property
+    def precision_failures(self) -> tuple[str, ...]:
+        """Say why the plan is not in the precision asked for; empty where it is."""
+        return self.found.failures(self.requested)
+
+    @property
+    def fusion_failures(self) -> tuple[str, ...]:
+        """Name the blocks that are not fused."""
+        return tuple(
+            f"SE block '{v.output}' is {v.verdict}: {'; '.join(v.reasons)}"
+            for v in self.verdicts
+            if v.verdict != "fused"
+        )
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        folder = self.engine.parent
+        search = self.lowered.found
+        return {
+            **head("build-engine", self.warnings),
+            "engine": relative(self.engine, folder),
+            "manifest": relative(self.manifest, folder),
+            "onnx": relative(self.onnx, folder),
+            "plan": fusion.plan_json(self.built.plan, self.verdicts, self.found.precision),
+            "requested_precision": self.requested,
+            "found_precision": self.found.precision,
+            "seconds": self.built.seconds,
+            "skipped_tactics": self.built.skipped_tactics,
+            "rewrites": [[choice.rewrite, choice.at] for choice in search.choices] if search else [],
+            "waterfall": waterfall_json(search) if search else [],
+            "worth": self.worth.json() if self.worth else None,
+        }
+
+
+def build_engine(
+    model: str | Path,
+    output: Path,
+    *,
+    precision: Precision | None = None,
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    image: ImageOptions | None = None,
+    shapes: Mapping[str, Profile] | None = None,
+    workspace_bytes: int | None = None,
+    timing_cache: Path | None = None,
+    rewrites: RewriteOptions | None = None,
+    calibration: CalibrationOptions | None = None,
+    fp16_plan: Plan | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> BuildResult:
+    """Rewrite an ONNX file for the target, lower it to `precision`, build it, and read the plan back.
+
+    `precision` None keeps the file's own. A file that holds Q/DQ or FP16 tensors is built as it stands.
+    `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
+    Raises: BuildFailed, MissingRuntime, BadInput, BadData, OutputExists.
+    """
+    rewriting, calibration = rewrites or RewriteOptions(), calibration or CalibrationOptions()
+    output = Path(output)
+    for path in (output, manifests.path_of(output), onnx_path(output)):
+        files.claim(path, overwrite=overwrite)
+    given = source.load_onnx(Path(model), image or ImageOptions())
+    stored = artifacts.precision_of(given)
+    wanted: Precision = precision or stored
+    chosen = lowering.compiler_for(runtime, targets)
+    planner = lowering.planner_for(chosen, targets)
+    try:
+        if stored == "fp32":
+            base = canonical.canonicalize(given).model
+            done = lowering.lowered(
+                base,
+                precision=wanted,
+                runtime=chosen,
+                rewriting=rewriting,
+                calibration=calibration,
+                planner=planner,
+                targets=targets,
+                progress=progress,
+            )
+        else:
+            base = given
+            done = lowering.as_it_stands(given)
+        worth = None
+        if wanted == "int8" and planner is not None:
+            worth = lowering.worth(
+                done.model,
+                lowering.half(done.rewritten),
+                planner=planner,
+                targets=targets,
+                built=fp16_plan,
+            )
+    finally:
+        if planner is not None:
+            planner.close()
+    return finish(
+        done,
+        output,
+        wanted=wanted,
+        runtime=chosen,
+        targets=targets,
+        shapes=shapes,
+        workspace_bytes=workspace_bytes,
+        timing_cache=timing_cache,
+        calibration=calibration,
+        worth=worth,
+        progress=progress,
+    )
+
+
+def finish(
+    done: Lowered,
+    output: Path,
+    *,
+    wanted: Precision,
+    runtime: RuntimeName,
+    targets: Sequence[str] = (),
+    shapes: Mapping[str, Profile] | None = None,
+    workspace_bytes: int | None = None,
+    timing_cache: Path | None = None,
+    calibration: CalibrationOptions,
+    worth: Worth | None,
+    progress: Progress = silent,
+) -> BuildResult:
+    """Build a lowered graph, judge the plan, and write engine, manifest and ONNX."""
+    options = engine.BuildOptions(
+        targets=tuple(targets) or (lowering.PORTABLE_TARGETS if runtime == "tensorrt-rtx" else ()),
+        shapes=dict(shapes or {}),
+        workspace_bytes=workspace_bytes,
+        timing_cache=timing_cache,
+    )
+    compiler = engine.compiler(runtime)
+    try:
+        built = compiler.build(done.model, options, progress=progress)
+    finally:
+        compiler.close()
+    found = engine.found_precision(built.plan, done.model)
+    verdicts = fusion.verdicts(built.plan, done.blocks, done.model)
+    onnx = onnx_path(output)
+    graph.save(done.model, onnx)
+    files.write_bytes(output, built.data)
+    manifests.write(
+        manifests.describe(
+            output,
+            onnx,
+            built,
+            precision=found.precision,
+            requested=wanted,
+            plan=fusion.plan_json(built.plan, verdicts, found.precision),
+            blocks=[block_json(block) for block in done.blocks],
+            calibration_sha256=done.samples.sha256 if done.samples else None,
+            cache=calibration.cache,
+            image=input_spec.read(done.model.metadata_props),
+        ),
+        manifests.path_of(output),
+    )
+    warnings = (*done.warnings, *built.warnings, *(worth.warnings if worth else ()))
+    return BuildResult(
+        output, manifests.path_of(output), onnx, built, verdicts, wanted, found, done, worth, warnings
+    )
+
+
+def onnx_path(output: Path) -> Path:
+    """OUT.engine.onnx, beside the engine."""
+    return output.with_name(f"{output.name}.onnx")

@@ -1,0 +1,273 @@
+"""`bundle`: what goes to the device, in one folder that explains and checks itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+
+import se_deploy
+from se_deploy import files, graph
+from se_deploy.commands import artifacts, source
+from se_deploy.commands.results import Json, head
+from se_deploy.deploy import pbtxt
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadArtifact, BadInput, CannotWrite
+from se_deploy.options import ImageOptions
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from se_deploy.engine.manifest import Manifest
+    from se_deploy.schema.input_spec import InputSpec
+
+README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "predict.py"
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+_ON_DEVICE = Path(__file__).parent.parent / "deploy" / "on_device.py"
+
+Part = Path | bytes
+"""A file to copy, or what to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class BundleResult:
+    """The folder that was filled."""
+
+    folder: Path
+    files: tuple[str, ...]  # relative to it
+    model: str | None  # Triton's name for it; None for a plain bundle
+    warnings: tuple[str, ...]
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        return {
+            **head("bundle", self.warnings),
+            "folder": str(self.folder),
+            "files": list(self.files),
+            "triton": self.model is not None,
+            "model": self.model,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Cargo:
+    """What is bundled, and what is known of it."""
+
+    path: Path
+    manifest: Manifest | None  # None for an ONNX file
+    onnx: Path | None  # the graph; None where an engine came without it
+    model: ir.Model | None
+    spec: InputSpec | None
+    respecified: bool  # flags changed the input spec
+    warnings: tuple[str, ...]
+
+
+def bundle(
+    artifact: str | Path,
+    folder: str | Path,
+    *,
+    triton: bool = False,
+    name: str | None = None,
+    image: ImageOptions | None = None,
+    overwrite: bool = False,
+) -> BundleResult:
+    """Fill `folder` with an engine or an ONNX file and all that belongs to it.
+
+    With `triton`, as a model repository of Triton Inference Server; `name` is then the model's. All files
+    are made before the first takes its place. Raises: BadArtifact for an engine that is not its manifest's;
+    BadModel; BadInput; OutputExists; CannotWrite.
+    """
+    cargo = _cargo(Path(artifact), image or ImageOptions())
+    folder = Path(folder)
+    if triton:
+        model, parts = _repository(cargo, name)
+    else:
+        model, parts = None, _plain(cargo)
+    _write(folder, parts, overwrite=overwrite, sums=not triton)
+    written = (*parts, SUMS) if not triton else tuple(parts)
+    return BundleResult(folder, written, model, cargo.warnings)
+
+
+def _cargo(path: Path, image: ImageOptions) -> _Cargo:
+    """Look at what is to be bundled; an engine is held against its manifest."""
+    kind = artifacts.kind_of(str(path))
+    if kind == "network":
+        raise BadInput(f"'{path}' is neither an engine nor an ONNX file", hint="export or build it first")
+    manifest, own = None, None
+    onnx_file: Path | None = path
+    notes: list[str] = []
+    if kind == "engine":
+        manifest, warnings = manifests.check(path)
+        notes += warnings
+        own = manifest.input
+        onnx_file = path.parent / Path(manifest.onnx).name
+        if not onnx_file.is_file():
+            notes.append(
+                f"'{onnx_file.name}' is not beside the engine: the bundle has no file to build it again from"
+            )
+            onnx_file = None
+    model = source.load_onnx(onnx_file, ImageOptions()) if onnx_file else None
+    if kind == "onnx" and model is not None:
+        own = input_spec.read(model.metadata_props)
+    spec = image.applied(own)
+    if spec is not None and spec != own and model is not None and len(model.graph.inputs) == 1:
+        spec = dataclasses.replace(spec, name=model.graph.inputs[0].name or spec.name)
+    if spec is None:
+        notes.append(
+            f"'{path.name}' does not say how a picture becomes its input, so {INPUT} is left out: "
+            "pass --input-size, --mean and --std"
+        )
+    if model is not None and spec is not None and spec.labels and not pbtxt.labelled(model, spec):
+        notes.append(f"the {len(spec.labels)} labels do not fit the first output")
+    return _Cargo(path, manifest, onnx_file, model, spec, spec != own, tuple(notes))
+
+
+def _plain(cargo: _Cargo) -> dict[str, Part]:
+    """Give the files of a plain bundle by name, but for the checksums."""
+    parts: dict[str, Part] = {}
+    if cargo.manifest is not None:
+        parts[cargo.path.name] = cargo.path
+        manifest = dataclasses.replace(cargo.manifest, input=cargo.spec)
+        text = json.dumps(manifest.json(), indent=2) + "\n"
+        own = manifests.path_of(cargo.path)
+        parts[own.name] = text.encode() if cargo.respecified else own
+        if cargo.onnx is not None:
+            parts[cargo.onnx.name] = cargo.onnx
+    elif cargo.onnx is not None:
+        parts[cargo.onnx.name] = _onnx(cargo, cargo.onnx)
+    if cargo.spec is not None:
+        if cargo.spec.labels:
+            parts[pbtxt.LABELS] = _labels(cargo.spec)
+        onnx_name = cargo.onnx.name if cargo.onnx is not None else None
+        fields = {"schema": "se-deploy/input/1", "onnx": onnx_name, **dataclasses.asdict(cargo.spec)}
+        parts[INPUT] = (json.dumps(fields, indent=2) + "\n").encode()
+        if cargo.model is not None and _classifies(cargo.model):
+            parts[SCRIPT] = _ON_DEVICE
+    return {**parts, README: _readme(cargo, parts).encode()}
+
+
+def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]]:
+    """Give the model's name and the files of a model repository."""
+    manifest = cargo.manifest
+    if manifest is not None and manifest.runtime != "tensorrt":
+        raise BadInput(
+            f"'{cargo.path}' is an engine of {_TITLES[manifest.runtime]}; Triton's TensorRT backend loads "
+            "engines of full TensorRT only",
+            hint=f"bundle {cargo.onnx or 'the ONNX file'} in its place, or build with --runtime tensorrt",
+        )
+    if cargo.model is None or cargo.onnx is None:
+        raise BadArtifact(
+            f"the inputs and outputs of '{cargo.path}' are unknown: its ONNX file is not beside it",
+            hint="keep both files together, or build the engine again",
+        )
+    name = pbtxt.model_name(cargo.path.stem, wanted)
+    platform: pbtxt.Platform = "onnxruntime_onnx" if manifest is None else "tensorrt_plan"
+    comments = [f"Made by se-deploy {se_deploy.__version__} from {cargo.path.name}."]
+    if manifest is not None:
+        comments.append(f"Needs a Triton with TensorRT {manifest.version} and the GPU that it was built on.")
+    text = pbtxt.config(
+        name, cargo.model, platform=platform, spec=cargo.spec, manifest=manifest, comments=comments
+    )
+    served: Part = cargo.path if manifest is not None else _onnx(cargo, cargo.onnx)
+    parts: dict[str, Part] = {f"{name}/config.pbtxt": text.encode()}
+    if cargo.spec is not None and pbtxt.labelled(cargo.model, cargo.spec):
+        parts[f"{name}/{pbtxt.LABELS}"] = _labels(cargo.spec)
+    return name, {**parts, f"{name}/1/{pbtxt.FILES[platform]}": served}
+
+
+def _onnx(cargo: _Cargo, path: Path) -> Part:
+    """Give the file as it is, unless its weights lie beside it or flags changed its input spec."""
+    proto = onnx.load(path, load_external_data=False)
+    stored = ir.from_proto(proto)
+    outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in stored.graph.initializers.values())
+    if not outside and not cargo.respecified:
+        return path
+    onnx.load_external_data_for_model(proto, str(path.parent))
+    model = ir.from_proto(proto)
+    if cargo.spec is not None:
+        input_spec.write(model.metadata_props, cargo.spec)
+    return graph.to_bytes(model)
+
+
+def _labels(spec: InputSpec) -> bytes:
+    """One class name a line."""
+    return "".join(f"{' '.join(label.split())}\n" for label in spec.labels).encode()
+
+
+def _classifies(model: ir.Model) -> bool:
+    """Tell whether the example script can run it: one float image in, (N, classes) out first."""
+    taken, dims = model.graph.inputs, graph.dims(model.graph.outputs[0])
+    floats = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
+    return len(taken) == 1 and taken[0].dtype in floats and dims is not None and len(dims) == 2  # noqa: PLR2004
+
+
+def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
+    """Say what is here, what it needs, and how it is run."""
+    manifest, name = cargo.manifest, cargo.path.name
+    lines = [f"{name}, bundled by se-deploy {se_deploy.__version__}", "", "What is here"]
+    said = {
+        pbtxt.LABELS: "class names, one a line, in the order of the output",
+        INPUT: "how a picture becomes the input, as JSON",
+        SCRIPT: "an example: the ONNX file on the CPU, with numpy, Pillow and onnxruntime",
+    }
+    if manifest is None:
+        said[name] = f"the network as ONNX, opset {graph.opset(cargo.model) if cargo.model else '?'}"
+    else:
+        title = f"{_TITLES[manifest.runtime]} {manifest.version}"
+        said[name] = f"the engine: {title}, {manifest.precision.upper()}, for {' '.join(manifest.targets)}"
+        said[manifests.path_of(cargo.path).name] = "its manifest: hashes, versions, shapes, the plan"
+        if cargo.onnx is not None:
+            said[cargo.onnx.name] = "the ONNX file that it was built from"
+    width = max(map(len, (*parts, SUMS)))
+    lines += [f"  {part:{width}}  {said[part]}" for part in parts]
+    lines += [f"  {SUMS:{width}}  check the copy with: sha256sum -c {SUMS}", "", "What it needs"]
+    if manifest is None:
+        lines.append("  ONNX Runtime, or a compiler of the device: se-deploy build-engine, trtexec.")
+    elif manifest.runtime == "tensorrt-rtx":
+        capabilities = " or ".join(f"{t.removeprefix('sm')[:-1]}.{t[-1]}" for t in manifest.targets)
+        lines.append(f"  TensorRT-RTX {manifest.version} and a GPU of compute capability {capabilities}.")
+    else:
+        lines.append(f"  TensorRT {manifest.version}, exactly, and the model of GPU that it was built on.")
+    lines += ["", "How it is run", f"  se-deploy predict {name} PICTURE.jpg"]
+    if SCRIPT in parts:
+        lines.append(f"  python3 {SCRIPT} PICTURE.jpg")
+    if manifest is not None:
+        lines.append(f"  {_TOOLS[manifest.runtime]} --loadEngine={name}")
+        if cargo.onnx is not None:
+            lines += ["", "How it is built again, on another device or version", f"  {manifest.trtexec}"]
+    return "\n".join(lines) + "\n"
+
+
+def _write(folder: Path, parts: Mapping[str, Part], *, overwrite: bool, sums: bool) -> None:
+    """Make every file aside, then let each take its place, the checksums last."""
+    if folder.exists() and not folder.is_dir():
+        raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
+    for name in (*parts, *([SUMS] if sums else [])):
+        files.claim(folder / name, overwrite=overwrite)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder) as aside:
+            digests = []
+            for name, part in parts.items():
+                made = Path(aside) / name
+                made.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(part, bytes):
+                    made.write_bytes(part)
+                else:
+                    shutil.copyfile(part, made)
+                digests.append(f"{files.sha256(made)}  {name}\n")
+            if sums:
+                (Path(aside) / SUMS).write_text("".join(digests))
+            for name in (*parts, *([SUMS] if sums else [])):
+                (Path(aside) / name).replace(folder / name)
+    except OSError as e:
+        raise CannotWrite(f"'{folder}' cannot be filled: {e.strerror}", hint="name another output") from e

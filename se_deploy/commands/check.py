@@ -1,0 +1,228 @@
+"""`check`: every gate of a configuration is judged, so that one command guards a repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from se_deploy.commands import artifacts, inspect, source
+from se_deploy.commands.gates import Gates, read
+from se_deploy.commands.parity import parity
+from se_deploy.commands.profile import profile
+from se_deploy.commands.results import Json, head
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadArtifact, MissingRuntime
+from se_deploy.options import ImageOptions
+from se_deploy.protocols import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from se_deploy.commands.gates import FusionGate, LatencyGate, ParityGate, PrecisionGate
+    from se_deploy.commands.parity import ParityResult
+    from se_deploy.commands.profile import ProfileResult
+    from se_deploy.commands.results import Judged, Timed
+    from se_deploy.protocols import Progress
+
+__all__ = ["CheckResult", "Outcome", "check", "read"]
+
+_SHOWN = 5  # blocks that are named one by one in a failed fusion gate
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One gate's verdict on one file."""
+
+    gate: Literal["parity", "fusion", "precision", "latency"]
+    name: str
+    passed: bool
+    details: tuple[str, ...]  # why it failed, or what was measured
+
+    def json(self) -> Json:
+        """One entry of `gates`."""
+        return {"gate": self.gate, "name": self.name, "passed": self.passed, "details": list(self.details)}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """Every verdict, and the measurements behind them."""
+
+    config: str
+    outcomes: tuple[Outcome, ...]
+    parity: tuple[ParityResult, ...]
+    profile: tuple[ProfileResult, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate passed."""
+        return all(outcome.passed for outcome in self.outcomes)
+
+    @property
+    def failures(self) -> list[str]:
+        """Say in words what failed."""
+        return [
+            f"{outcome.gate} of {outcome.name}: {detail}"
+            for outcome in self.outcomes
+            if not outcome.passed
+            for detail in outcome.details
+        ]
+
+    def json(self) -> Json:
+        """The object of the contract; `parity` and `profile` are lists, one object for each table."""
+        return {
+            **head("check", self.warnings),
+            "config": self.config,
+            "passed": self.passed,
+            "gates": [outcome.json() for outcome in self.outcomes],
+            "parity": [result.json() for result in self.parity],
+            "profile": [result.json() for result in self.profile],
+        }
+
+
+def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
+    """Judge every gate, cheap ones first; a failed one does not keep the others from being judged.
+
+    Raises: what parity, inspect and profile raise: a gate that cannot be judged is an error, not a pass.
+    """
+    total = len(gates.precision) + len(gates.fusion) + len(gates.parity) + len(gates.latency)
+    done = 0
+    outcomes: list[Outcome] = []
+    warnings: list[str] = []
+    for required in gates.precision:
+        progress("gates", done, total)
+        outcomes.append(_precision(required, warnings))
+        done += 1
+    for fusion in gates.fusion:
+        progress("gates", done, total)
+        outcomes += [_fusion(fusion, file, warnings, progress) for file in fusion.files]
+        done += 1
+    parities: list[ParityResult] = []
+    profiles: list[ProfileResult] = []
+    for same in gates.parity:
+        progress("gates", done, total)
+        parities.append(_measured_parity(same, progress))
+        outcomes += [_parity(candidate) for candidate in parities[-1].candidates]
+        done += 1
+    for fast in gates.latency:
+        progress("gates", done, total)
+        profiles.append(_measured_latency(fast, progress))
+        outcomes += [_latency(timed, fast) for timed in profiles[-1].artifacts if not timed.reference]
+        done += 1
+    progress("gates", total, total)
+    warnings += [text for one in parities for text in one.warnings]
+    warnings += [text for profile in profiles for text in profile.warnings]
+    return CheckResult(
+        str(gates.config),
+        tuple(outcomes),
+        tuple(parities),
+        tuple(profiles),
+        tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _precision(gate: PrecisionGate, warnings: list[str]) -> Outcome:
+    """Hold what a file runs in against what is required: an engine's plan, a graph's tensors."""
+    if artifacts.kind_of(str(gate.file)) == "engine":
+        checked = manifests.check(gate.file)
+        warnings += checked.warnings
+        found, where = checked.manifest.precision, "its plan runs"
+    else:
+        found = artifacts.precision_of(source.load_onnx(gate.file, ImageOptions()))
+        where = "its tensors are"
+    return Outcome(
+        "precision",
+        str(gate.file),
+        found == gate.precision,
+        (f"{where} in {found.upper()}, {gate.precision.upper()} is required",),
+    )
+
+
+def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progress) -> Outcome:
+    result = inspect.inspect(file, plan=True, runtime=gate.runtime, targets=gate.targets, progress=progress)
+    warnings += result.warnings
+    plans = result.json()["plans"]
+    if not plans:
+        raise MissingRuntime(
+            f"no compiler here can plan '{file}': {'; '.join(result.warnings)}", hint="se-deploy doctor"
+        )
+    if not all("blocks" in plan for plan in plans):
+        raise BadArtifact(f"the manifest of '{file}' holds no plan", hint="build the engine again")
+    if not any(plan["blocks"] for plan in plans):
+        warnings.append(f"'{file}' has no SE block: its fusion gate had nothing to judge")
+    failures = [text for plan in plans for text in _unfused(plan, gate.allow_split)]
+    return Outcome("fusion", str(file), not failures, tuple(failures or map(_counted, plans)))
+
+
+def _unfused(plan: Json, allow_split: int) -> list[str]:
+    """Say which blocks fail the gate; empty where the plan passes."""
+    split = [block for block in plan["blocks"] if block["verdict"] == "split"]
+    bad = [block for block in plan["blocks"] if block["verdict"] == "fallback"]
+    bad += split if len(split) > allow_split else []
+    if not bad:
+        return []
+    texts = [f"'{b['output']}' is {b['verdict']}: {'; '.join(b['reasons'])}" for b in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        texts.append(f"and {len(bad) - _SHOWN} more blocks")
+    return [f"{_counted(plan)}, {allow_split} split are allowed", *texts]
+
+
+def _counted(plan: Json) -> str:
+    fused = sum(block["verdict"] == "fused" for block in plan["blocks"])
+    return f"{plan['runtime']} {plan['target']}: {fused} of {len(plan['blocks'])} SE blocks are fused"
+
+
+def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:
+    return parity(
+        gate.reference,
+        gate.candidates,
+        data=gate.data,
+        limits=gate.limits,
+        samples=gate.samples,
+        skip_unreadable=gate.skip_unreadable,
+        threads=gate.threads,
+        network=gate.network,
+        image=gate.image,
+        seed=gate.network.seed,
+        progress=progress,
+    )
+
+
+def _parity(candidate: Judged) -> Outcome:
+    return Outcome(
+        "parity",
+        candidate.path,
+        candidate.passed,
+        candidate.failures or (*_measures(candidate), *filter(None, [candidate.checked_as])),
+    )
+
+
+def _measures(candidate: Judged) -> Sequence[str]:
+    return [
+        f"'{output.name}': largest error {output.max_abs:.3g}, cosine {output.cosine:.6f}"
+        + ("" if output.top1_agreement is None else f", top-1 agreement {output.top1_agreement:.2%}")
+        for output in candidate.parity.outputs
+    ]
+
+
+def _measured_latency(gate: LatencyGate, progress: Progress) -> ProfileResult:
+    return profile(
+        gate.files,
+        reference=gate.reference,
+        batch=gate.batch,
+        threads=gate.threads,
+        warmup_ms=gate.warmup_ms,
+        duration_s=gate.duration_s,
+        iterations=gate.iterations,
+        network=gate.network,
+        seed=gate.network.seed,
+        progress=progress,
+    )
+
+
+def _latency(timed: Timed, gate: LatencyGate) -> Outcome:
+    failures = timed.failures(max_p50_ms=gate.max_p50_ms, min_speedup=gate.min_speedup)
+    speedup = "" if timed.speedup is None else f", {timed.speedup:.2f} times as fast as the reference"
+    measured = f"p50 {timed.latency.p50_ms:.4g} ms{speedup}"
+    return Outcome("latency", timed.path, not failures, failures or (measured,))

@@ -1,0 +1,121 @@
+"""`export`: an ONNX file comes out, and what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import comparison, files, graph
+from se_deploy import rewrites as exact
+from se_deploy.commands import lowering, source
+from se_deploy.commands.results import Json, census_json, finite, head, relative, waterfall_json
+from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.protocols import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.commands.lowering import Lowered
+    from se_deploy.commands.source import Source
+    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.protocols import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """A written ONNX file and how it came about."""
+
+    onnx: Path
+    source: Source
+    lowered: Lowered
+    precision: Precision
+    runtime: RuntimeChoice
+    max_abs_error: float  # of the written file against the source, FP32 reference
+    failures: tuple[str, ...]  # what is outside the precision's tolerance
+    warnings: tuple[str, ...]
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        search = self.lowered.found
+        return {
+            **head("export", self.warnings),
+            **census_json(self.source.census),
+            "plans": [],
+            "onnx": relative(self.onnx, self.onnx.parent),
+            "exporter": self.source.exporter,
+            "precision": self.precision,
+            "runtime": self.runtime,
+            "opset": graph.opset(self.lowered.model),
+            "nodes_before": self.source.nodes_before,
+            "nodes_after": self.lowered.model.graph.num_nodes(),
+            "rewrites": [
+                *([name, count] for name, count in self.source.counts),
+                *([name, count] for name, count in (search.counts if search else ())),
+            ],
+            "max_abs_error": finite(self.max_abs_error),
+            "frozen": [] if self.source.network is None else [f.json() for f in self.source.network.frozen],
+            "waterfall": waterfall_json(search) if search else [],
+        }
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    precision: Precision = "fp32",
+    io: str = "fp32",
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    rewrites: RewriteOptions | None = None,
+    calibration: CalibrationOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> ExportResult:
+    """Write a network as ONNX: canonical, or in the form that `runtime` likes best, in `precision`.
+
+    Raises: BadModel, ExportFailed, BadInput, BadData, MissingRuntime, OutputExists, CannotWrite.
+    """
+    output = Path(output)
+    files.claim(output, overwrite=overwrite)
+    if targets and runtime == "auto":
+        runtime = lowering.compiler_for(runtime, targets)
+    taken = source.read(str(model), options=network, image=image, progress=progress)
+    planner = None if runtime in {"auto", "onnxruntime"} else lowering.planner_for(runtime, targets)  # type: ignore[arg-type] # narrowed
+    try:
+        done = lowering.lowered(
+            taken.model,
+            precision=precision,
+            runtime=runtime,
+            rewriting=rewrites or RewriteOptions(),
+            calibration=calibration or CalibrationOptions(),
+            io=io,
+            planner=planner,
+            targets=targets,
+            progress=progress,
+        )
+    finally:
+        if planner is not None:
+            planner.close()
+    failures: list[str] = []
+    error = taken.max_abs_error
+    if done.model is not taken.model:
+        parity = source.against(taken, done.model)
+        tolerance = comparison.PRESETS[precision]
+        failures = [text for out in parity.outputs for text in tolerance.failures(out)]
+        error = max(out.max_abs for out in parity.outputs)
+    else:
+        failures = list(taken.failures)
+    graph.save(done.model, output)
+    if done.found is not None and done.found.choices:
+        files.write_text(choices_path(output), exact.to_json(done.found.choices))
+    return ExportResult(
+        output, taken, done, precision, runtime, error, tuple(failures), (*taken.warnings, *done.warnings)
+    )
+
+
+def choices_path(output: Path) -> Path:
+    """OUT.rewrites.json: the choice of rewrites, replayable."""
+    return output.with_suffix(".rewrites.json")

@@ -1,0 +1,215 @@
+"""`inspect`: the census of an ONNX file, the plan of each compiler at hand, or what an engine holds."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import advice, engine, fusion, graph, se_blocks
+from se_deploy.commands import artifacts, lowering, source
+from se_deploy.commands.results import Json, census_json, head
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
+from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions
+from se_deploy.protocols import silent
+from se_deploy.runtimes import ort
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.fusion import Totals, Verdict
+    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.plan import Plan
+    from se_deploy.protocols import Planner, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One compiler's plan of the graph, a verdict per block, and what SE costs in it."""
+
+    plan: Plan
+    verdicts: tuple[Verdict, ...]
+    totals: Totals
+    precision: Precision
+
+    def json(self) -> Json:
+        """One entry of `plans`, with its totals."""
+        t = self.totals
+        return {
+            **fusion.plan_json(self.plan, self.verdicts, self.precision),
+            "totals": {
+                "kernels": t.kernels,
+                "activation_bytes": t.activation_bytes,
+                "weight_bytes": t.weight_bytes,
+                "se_kernels": t.se_kernels,
+                "se_bytes": t.se_activation_bytes,
+                "se_share": t.se_share,
+                "tax": t.tax,
+                "without_se": None
+                if t.plain_kernels is None
+                else {"kernels": t.plain_kernels, "activation_bytes": t.plain_activation_bytes},
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class InspectResult:
+    """What is in an ONNX file."""
+
+    file: str
+    model: ir.Model
+    census: se_blocks.Census
+    plans: tuple[Planned, ...]
+    warnings: tuple[str, ...]
+    advice: advice.Advised | None = None  # None where no data was given
+
+    @property
+    def fusion_failures(self) -> tuple[str, ...]:
+        """Name the blocks that are not fused, by compiler."""
+        return tuple(
+            f"{p.plan.runtime}: SE block '{v.output}' is {v.verdict}: {'; '.join(v.reasons)}"
+            for p in self.plans
+            for v in p.verdicts
+            if v.verdict != "fused"
+        )
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        se = self.census.se
+        return {
+            **head("inspect", self.warnings),
+            "file": self.file,
+            "nodes": self.model.graph.num_nodes(),
+            "opset": graph.opset(self.model),
+            **census_json(self.census),
+            "se_params": {
+                "counted": sum(block.params for block in se),
+                "formula": se_blocks.formula_params(se),
+            },
+            "plans": [planned.json() for planned in self.plans],
+            "totals": self.plans[0].json()["totals"] if self.plans else None,
+            "advice": None if self.advice is None else self.advice.json(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInspection:
+    """What an engine's manifest says, checked against the engine's bytes; needs no GPU."""
+
+    file: str
+    manifest: manifests.Manifest
+    warnings: tuple[str, ...]
+
+    @property
+    def fusion_failures(self) -> tuple[str, ...]:
+        """Name the blocks that are not fused."""
+        return tuple(
+            f"SE block '{b['output']}' is {b['verdict']}: {'; '.join(b['reasons'])}"
+            for b in self.manifest.plan["blocks"]
+            if b["verdict"] != "fused"
+        )
+
+    def json(self) -> Json:
+        """The object of the contract, with the manifest's own keys under `manifest`."""
+        return {
+            **head("inspect", self.warnings),
+            "file": self.file,
+            "blocks": list(self.manifest.blocks),
+            "rejected": [],
+            "plans": [self.manifest.plan],
+            "manifest": self.manifest.json(),
+        }
+
+
+def inspect(
+    file: str | Path,
+    *,
+    plan: bool = False,
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    image: ImageOptions | None = None,
+    calib_data: Path | None = None,
+    calib_samples: int = ADVICE_SAMPLES,
+    progress: Progress = silent,
+) -> InspectResult | EngineInspection:
+    """Read an ONNX file's SE blocks, with `plan` also what each compiler makes of them; or an engine.
+
+    With `calib_data`, at most `calib_samples` of them say what width each block needs.
+    Raises: BadModel, BadArtifact (an engine that does not match its manifest), BadInput, BadData.
+    """
+    path = Path(file)
+    if artifacts.kind_of(str(file)) == "engine":
+        if calib_data is not None:
+            raise BadInput(
+                f"'{file}' is an engine: its inner tensors cannot be looked at",
+                hint="give the FP32 ONNX file that it was built from",
+            )
+        return EngineInspection(str(file), *manifests.check(path))
+    read = source.load_onnx if calib_data is None else source.load_fp32
+    model = read(path, image or ImageOptions())
+    census = se_blocks.find(model)
+    plans, notes = planned(model, census, runtime, targets, progress) if plan else ((), ())
+    advised = None
+    if calib_data is not None:
+        samples = lowering.calibration_samples(model, CalibrationOptions(calib_data, calib_samples))
+        advised = advice.advise(model, samples, ort.OrtRuntime(), progress=progress)
+        notes = (*notes, *samples.warnings, *advised.warnings)
+    return InspectResult(str(file), model, census, plans, notes, advised)
+
+
+def planned(
+    model: ir.Model,
+    census: se_blocks.Census,
+    runtime: RuntimeChoice,
+    targets: Sequence[str],
+    progress: Progress = silent,
+) -> tuple[tuple[Planned, ...], tuple[str, ...]]:
+    """Plan a graph with every compiler at hand that can plan without a device, and ONNX Runtime.
+
+    A compiler that is missing or refuses is a warning, unless it was asked for by name.
+    """
+    plans: list[Planned] = []
+    notes: list[str] = []
+    names = ["tensorrt-rtx", "onnxruntime"] if runtime == "auto" else [runtime]
+    for done, name in enumerate(names):
+        progress("plan", done, len(names))
+        for target in (targets or (None,)) if name != "onnxruntime" else ("cpu",):
+            try:
+                with _planner(name, target) as planner:
+                    plans.append(_planned(model, census, planner))
+            except (MissingRuntime, BuildFailed) as e:
+                if runtime != "auto":
+                    raise
+                notes.append(f"no plan from {name}: {e.message}")
+    progress("plan", len(names), len(names))
+    return tuple(plans), tuple(notes)
+
+
+def _planned(model: ir.Model, census: se_blocks.Census, planner: Planner) -> Planned:
+    plan = planner.plan(model)
+    verdicts = fusion.verdicts(plan, census.se, model)
+    plain = planner.plan(fusion.without_gates(model, census.se)) if census.se else None
+    return Planned(plan, verdicts, fusion.totals(plan, verdicts, plain), artifacts.precision_of(model))
+
+
+class _OrtPlanner:
+    """ONNX Runtime's optimizer as a planner."""
+
+    def plan(self, model: ir.Model) -> Plan:
+        return ort.plan(model)
+
+
+@contextlib.contextmanager
+def _planner(name: str, target: str | None) -> Iterator[Planner]:
+    if name == "onnxruntime":
+        yield _OrtPlanner()
+        return
+    started = engine.planner("tensorrt" if name == "tensorrt" else "tensorrt-rtx", target)
+    try:
+        yield started
+    finally:
+        started.close()

@@ -1,0 +1,351 @@
+"""A canonical FP32 graph becomes the form that a target likes, in the precision asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from se_deploy import data, engine, graph, quantization, rewrites, se_blocks
+from se_deploy.errors import BadData, BadInput, MissingRuntime
+from se_deploy.precision import to_fp16
+from se_deploy.protocols import TensorSpec, silent
+from se_deploy.roofline import roofline_ms
+from se_deploy.runtimes.ort import OrtRuntime
+from se_deploy.schema import input_spec
+from se_deploy.targets import resolve_target, typical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    import numpy as np
+    import onnx_ir as ir
+
+    from se_deploy.engine import Planner, RuntimeName
+    from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
+    from se_deploy.plan import Plan
+    from se_deploy.protocols import Progress
+    from se_deploy.rewrites import Found
+    from se_deploy.schema.input_spec import InputSpec
+    from se_deploy.targets import Device
+
+PORTABLE_TARGETS = ("sm80", "sm86", "sm89", "sm120")
+"""What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A graph in its final precision, and what was done to get there."""
+
+    model: ir.Model
+    rewritten: ir.Model  # the FP32 graph that it was lowered from
+    blocks: tuple[se_blocks.SEBlock, ...]  # as the rewritten graph spells them
+    found: Found | None  # the search for exact rewrites; None where none was asked for
+    quantized: quantization.Quantized | None
+    samples: data.Samples | None
+    warnings: tuple[str, ...]
+
+
+def compiler_for(runtime: RuntimeChoice, targets: Sequence[str]) -> RuntimeName:
+    """Choose the compiler: TensorRT-RTX unless asked for, or unless it cannot build for a target."""
+    if runtime == "onnxruntime":
+        raise BadInput(
+            "ONNX Runtime runs ONNX files and builds no engine",
+            hint="use --runtime tensorrt-rtx or tensorrt, or run the ONNX file as it is",
+        )
+    if runtime in {"tensorrt", "tensorrt-rtx"}:
+        return runtime
+    try:
+        rtx = engine.compiler("tensorrt-rtx")
+    except MissingRuntime:
+        return "tensorrt"
+    try:
+        for target in targets:
+            rtx.check_target(target)
+    except BadInput:
+        return "tensorrt"
+    finally:
+        rtx.close()
+    return "tensorrt-rtx"
+
+
+def planner_for(runtime: RuntimeName, targets: Sequence[str]) -> Planner | None:
+    """Start the planner of a compiler that plans without a device; None for full TensorRT."""
+    if runtime != "tensorrt-rtx":
+        return None
+    return engine.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
+
+
+def half(model: ir.Model) -> ir.Model:
+    """Give `model` in FP16, inputs and outputs in FP32."""
+    return to_fp16(model).model
+
+
+def optimized(
+    model: ir.Model,
+    *,
+    runtime: RuntimeChoice,
+    precision: Precision,
+    options: RewriteOptions,
+    planner: Planner | None = None,
+    targets: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Found | None:
+    """Rewrite for a runtime: as saved, or what the planner says is cheapest; None where nothing was asked.
+
+    Cost is planned bytes, or the roofline time where a device is named whose figures have a source.
+    """
+    if options.names == ():
+        return None
+    blocks = se_blocks.find(model).se
+    if options.replay is not None:
+        choices = rewrites.from_json(options.replay.read_text("utf-8"))
+        done = rewrites.replay(model, blocks, choices)
+        lost = len(choices) - len(done.applied)
+        notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
+        return rewrites.Found(done.model, done.applied, None, None, (), 0, done.counts, notes)
+    names = rewrites.allowed(runtime, options.names)
+    if precision == "int8":  # a quantized convolution keeps constant weights
+        computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
+        names = tuple(name for name in names if name not in computed)
+    return rewrites.optimize(
+        model,
+        blocks,
+        runtime=runtime,
+        planner=planner,
+        only=names,
+        budget_plans=options.search_plans,
+        seconds=options.search_seconds,
+        cost=_cost(model, targets),
+        lower=half if precision != "fp32" else _same,
+        progress=progress,
+    )
+
+
+def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:
+    """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
+    device = resolve_target(targets[0]).device if targets else None
+    if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
+        return rewrites.planned_bytes
+    known = device
+    macs = {str(node.name): graph.macs(node) for node in model.graph}
+
+    def milliseconds(plan: Plan) -> float:
+        time = roofline_ms(plan, macs, known)
+        return rewrites.planned_bytes(plan) if time is None else time
+
+    return milliseconds
+
+
+def _same(model: ir.Model) -> ir.Model:
+    return model
+
+
+def lowered(
+    model: ir.Model,
+    *,
+    precision: Precision,
+    runtime: RuntimeChoice = "auto",
+    rewriting: RewriteOptions,
+    calibration: CalibrationOptions,
+    io: str = "fp32",
+    base: str | None = None,
+    planner: Planner | None = None,
+    targets: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Lowered:
+    """Rewrite, quantize and lower a canonical FP32 graph.
+
+    `base` is the precision of what is not INT8: FP16 for a TensorRT target, else FP32.
+    Raises: BadData where INT8 has no calibration data.
+    """
+    found = optimized(
+        model,
+        runtime=runtime,
+        precision=precision,
+        options=rewriting,
+        planner=planner,
+        targets=targets,
+        progress=progress,
+    )
+    form = found.model if found else model
+    blocks = _blocks(model, form)
+    notes = list(found.warnings) if found else []
+    if precision == "fp32":
+        return Lowered(form, form, blocks, found, None, None, tuple(notes))
+    if precision == "fp16":
+        done = to_fp16(form, io="fp16" if io == "fp16" else "fp32")
+        return Lowered(done.model, form, blocks, found, None, None, (*notes, *done.warnings))
+    samples = calibration_samples(form, calibration)
+    made = quantized(
+        form,
+        samples,
+        runtime=runtime,
+        calibration=calibration,
+        base=base,
+        targets=targets,
+        progress=progress,
+    )
+    return Lowered(made.model, form, blocks, found, made, samples, (*notes, *made.warnings))
+
+
+def as_it_stands(model: ir.Model) -> Lowered:
+    """Take a graph that is in its final precision already."""
+    return Lowered(model, model, se_blocks.find(model).se, None, None, None, ())
+
+
+def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
+    """Every block of `before`, as `after` spells it; a gate that moved into weights keeps its entry."""
+    now = {block.output: block for block in se_blocks.find(after).se}
+    return tuple(now.get(block.output, block) for block in se_blocks.find(before).se)
+
+
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """INT8 against FP16 on the same target, as planned: bytes, kernels and a roofline, nothing was timed."""
+
+    int8: Plan
+    fp16: Plan
+    device: Device  # whose roofline it is
+    int8_ms: float  # per image
+    fp16_ms: float
+
+    @property
+    def worth_it(self) -> bool:
+        """Whether INT8 is planned to move fewer bytes and to take less time."""
+        return self.int8.activation_bytes < self.fp16.activation_bytes and self.int8_ms < self.fp16_ms
+
+    @property
+    def reason(self) -> str:
+        """The comparison in one sentence."""
+        a, b = self.int8, self.fp16
+        less = a.activation_bytes < b.activation_bytes
+        also = (" and takes less time" if self.worth_it else " but takes no less time") if less else ""
+        return (
+            f"the INT8 plan moves {'less' if less else 'no less'} than the FP16 plan{also}: "
+            f"{_traffic(a)} against {_traffic(b)} per image, {self.int8_ms:.3f} against "
+            f"{self.fp16_ms:.3f} ms by the roofline of {self.device.title} "
+            f"({a.runtime} {a.version}, {a.target}; planned, not timed)"
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to tell the user; empty where INT8 pays."""
+        return () if self.worth_it else (f"INT8 is not recommended here, use FP16: {self.reason}",)
+
+    def json(self) -> dict[str, object]:
+        """Give `worth` of the JSON objects."""
+        return {
+            "fp16_bytes": self.fp16.activation_bytes,
+            "int8_bytes": self.int8.activation_bytes,
+            "fp16_kernels": self.fp16.kernels,
+            "int8_kernels": self.int8.kernels,
+            "fp16_ms": self.fp16_ms,
+            "int8_ms": self.int8_ms,
+            "device": self.device.name,
+            "recommended": "int8" if self.worth_it else "fp16",
+            "reason": self.reason,
+        }
+
+
+def _traffic(plan: Plan) -> str:
+    return f"{plan.activation_bytes / 1e6:.2f} MB in {plan.kernels} kernels"
+
+
+def worth(
+    int8: ir.Model,
+    fp16: ir.Model,
+    *,
+    planner: Planner,
+    targets: Sequence[str] = (),
+    built: Plan | None = None,
+) -> Worth:
+    """Plan both forms; `built` is an FP16 plan of the same network at hand, and counts where it is cheaper.
+
+    The roofline is that of the device named, or of one that the plan's target stands for.
+    Raises: BuildFailed.
+    """
+    plan = planner.plan(int8)
+    device = quantization.device_of(targets) or typical(plan.target)
+    macs = {str(node.name): graph.macs(node) for node in fp16.graph}
+    others = [planner.plan(fp16), *([built] if built is not None and built.target == plan.target else [])]
+    times = [_milliseconds(other, macs, device) for other in others]
+    best = min(range(len(others)), key=times.__getitem__)
+    return Worth(plan, others[best], device, _milliseconds(plan, macs, device), times[best])
+
+
+def _milliseconds(plan: Plan, macs: Mapping[str, int], device: Device) -> float:
+    time = roofline_ms(plan, macs, device)
+    if time is None:
+        raise ValueError(f"the figures of {device.title} are not known")
+    return time
+
+
+def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
+    """Read the calibration data by the graph's own input spec. Raises: BadData."""
+    spec = input_spec.read(model.metadata_props)
+    specs: list[InputSpec | TensorSpec] = [spec] if spec else list(tensor_specs(model))
+    if options.data is None:
+        if not options.allow_random:
+            raise BadData(
+                "INT8 needs calibration data, and random data would ruin the answers",
+                hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
+            )
+        return data.random(tensor_specs(model), count=options.samples or 32, seed=options.seed)
+    if spec is None and options.data.suffix not in {".npy", ".npz"}:
+        raise BadData(
+            f"the graph does not say how images become its input, so '{options.data}' cannot be used",
+            hint="pass --input-size, --mean and --std, or give .npy/.npz arrays",
+        )
+    return data.read(
+        options.data,
+        specs,
+        limit=options.samples,
+        skip_unreadable=options.skip_unreadable,
+        seed=options.seed,
+    )
+
+
+def quantized(
+    model: ir.Model,
+    samples: data.Samples,
+    *,
+    runtime: RuntimeChoice,
+    calibration: CalibrationOptions,
+    base: str | None,
+    targets: Sequence[str] = (),
+    progress: Progress = silent,
+) -> quantization.Quantized:
+    """Quantize by the runtime's rules, or by the policy named; layers cost what they do on a target named."""
+    policies: dict[str, str] = {"tensorrt-rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
+    wanted = base or ("fp16" if runtime in policies else "fp32")
+    options = quantization.QuantizeOptions(
+        policy=calibration.policy or policies.get(runtime, "portable"),
+        method=calibration.method,
+        precision="fp16" if wanted == "fp16" else "fp32",
+        exclude_nodes=calibration.exclude_nodes,
+        keep=calibration.keep_fraction,
+        goal=quantization.Goal(calibration.min_sqnr_db, calibration.max_drop_points),
+        device=quantization.device_of(targets),
+    )
+    return quantization.quantize(
+        model,
+        samples,
+        runtime=OrtRuntime(threads=1, optimize=False),
+        fast=OrtRuntime(threads=1, lean=True),
+        options=options,
+        calib_cache=calibration.cache,
+        progress=progress,
+    )
+
+
+def tensor_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Give the graph's inputs as a session would."""
+    return tuple(
+        TensorSpec(str(value.name), _dtype(value), graph.dims(value) or ()) for value in model.graph.inputs
+    )
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    if value.dtype is None:
+        raise BadData(f"input '{value.name}' has no element type", hint="export the network again")
+    return value.dtype.numpy()

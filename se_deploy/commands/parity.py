@@ -1,0 +1,197 @@
+"""`parity`: outputs of artifacts against a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import comparison
+from se_deploy.commands import artifacts
+from se_deploy.commands.results import Json, Judged, head, relative
+from se_deploy.protocols import silent
+from se_deploy.runtimes.ort import OrtRuntime
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.comparison import Tolerance
+    from se_deploy.data import Samples
+    from se_deploy.options import ImageOptions, NetworkOptions
+    from se_deploy.protocols import Array, Arrays, FloatArray, Progress, Session
+    from se_deploy.schema.input_spec import InputSpec
+
+_BATCH = 16
+_REMEMBERED_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What replaces single limits of a preset; per-output limits by output name."""
+
+    preset: str | None = None  # None: by the candidate's precision
+    atol: tuple[tuple[str, float], ...] = ()  # (output name or "" for all, value)
+    rtol: tuple[tuple[str, float], ...] = ()
+    min_cosine: float | None = None
+    min_top1: float | None = None
+
+    def tolerance(self, precision: str, output: str) -> Tolerance:
+        """Give what one output of a candidate is judged by."""
+        every = {name: value for name, value in self.atol if name in {"", output}}
+        each = {name: value for name, value in self.rtol if name in {"", output}}
+        return comparison.tolerance(
+            self.preset or precision,
+            atol=every.get(output, every.get("")),
+            rtol=each.get(output, each.get("")),
+            min_cosine=self.min_cosine,
+            min_top1=self.min_top1,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ParityResult:
+    """Every candidate measured on the same samples, and judged."""
+
+    reference: str
+    preset: str
+    candidates: tuple[Judged, ...]
+    reference_accuracy: float | None
+    warnings: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every candidate passed."""
+        return all(candidate.passed for candidate in self.candidates)
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        return {
+            **head("parity", self.warnings),
+            "reference": self.reference,
+            "reference_accuracy": self.reference_accuracy,
+            "preset": self.preset,
+            "candidates": [candidate.json() for candidate in self.candidates],
+            "passed": self.passed,
+        }
+
+
+def parity(
+    reference: str | artifacts.Opened,
+    candidates: Sequence[str | Path],
+    *,
+    data: Path,
+    limits: Limits | None = None,
+    samples: int | None = None,
+    skip_unreadable: bool = False,
+    threads: int = 0,
+    device: str = "cpu",
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    relative_to: Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ParityResult:
+    """Compare every candidate with the reference on the same data.
+
+    An ONNX file is run node by node as it stands; an engine runs itself where a GPU is, else through the
+    ONNX file beside it, and the result says so. Raises: BadData, BadModel, BadArtifact, BadInput.
+    """
+    limits = limits or Limits()
+    judged: list[Judged] = []
+    notes: list[str] = []
+    accuracy = None
+    with artifacts.opened(
+        reference, exact=True, threads=threads, device=device, network=network, image=image
+    ) as ref:
+        spec = ref.image or _first_image(candidates, image)
+        found = artifacts.read_data(
+            data, ref.session, spec, limit=samples, skip_unreadable=skip_unreadable, seed=seed
+        )
+        notes += found.warnings
+        remembered = _Remembered(ref.session)
+        for done, candidate in enumerate(candidates):
+            progress("parity", done, len(candidates))
+            with artifacts.opened(
+                str(candidate), exact=True, threads=threads, device=device, stand_in=True, image=image
+            ) as one:
+                size = min(artifacts.batch_size(s, _BATCH) for s in (ref.session, one.session))
+                remembered.restart(size)
+                measured = comparison.compare(
+                    remembered, one.session, found.batches(size), labels=found.labels
+                )
+                accuracy = measured.reference_accuracy
+                failures = tuple(
+                    text
+                    for output in measured.outputs
+                    for text in limits.tolerance(one.precision, output.name).failures(output)
+                )
+                tolerance = limits.tolerance(one.precision, measured.outputs[0].name)
+                divergence = None
+                if failures and ref.model is not None and one.model is not None:
+                    divergence = _divergence(ref.model, one.model, found, size, tolerance)
+            if one.checked_as:
+                notes.append(f"{name_of(candidate, relative_to)}: {one.checked_as}")
+            name = name_of(candidate, relative_to)
+            judged.append(Judged(name, measured, tolerance, failures, divergence, one.checked_as))
+        progress("parity", len(candidates), len(candidates))
+    return ParityResult(
+        name_of(reference, relative_to), limits.preset or "auto", tuple(judged), accuracy, tuple(notes)
+    )
+
+
+def name_of(artifact: str | Path | artifacts.Opened, folder: Path | None) -> str:
+    """Return what an artifact is called in results: relative to `folder` where one is given."""
+    if isinstance(artifact, artifacts.Opened):
+        return artifact.name
+    return relative(artifact, folder) if folder and isinstance(artifact, Path) else str(artifact)
+
+
+def _first_image(candidates: Sequence[str | Path], image: ImageOptions | None) -> InputSpec | None:
+    """Give the input spec of the first candidate that has one: the reference has none."""
+    for candidate in candidates:
+        if artifacts.kind_of(str(candidate)) != "network":
+            with artifacts.opened(str(candidate), stand_in=True, image=image) as one:
+                if one.image is not None:
+                    return one.image
+    return None
+
+
+def _divergence(
+    reference: ir.Model, candidate: ir.Model, samples: Samples, size: int, tolerance: Tolerance
+) -> comparison.Divergence | None:
+    feeds: Arrays = next(iter(samples.batches(size)))
+    return comparison.first_divergence(
+        reference, candidate, feeds, runtime=OrtRuntime(optimize=False), limit=tolerance.divergence
+    )
+
+
+class _Remembered:
+    """A reference whose answers are kept while they are small: every candidate gets the same batches."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._answers: list[dict[str, Array]] = []
+        self._kept_bytes = self._next = self._size = 0
+        self.inputs, self.outputs = session.inputs, session.outputs
+
+    def restart(self, size: int) -> None:
+        """Begin again with the first batch, of `size` samples."""
+        if size != self._size:
+            self._answers, self._kept_bytes, self._size = [], 0, size
+        self._next = 0
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        if self._next < len(self._answers):
+            answer = self._answers[self._next]
+        else:
+            answer = self._session.run(feeds)
+            self._kept_bytes += sum(value.nbytes for value in answer.values())
+            if self._kept_bytes <= _REMEMBERED_BYTES and self._next == len(self._answers):
+                self._answers.append(answer)
+        self._next += 1
+        return answer
+
+    def time(self, feeds: Arrays, calls: int) -> FloatArray:
+        return self._session.time(feeds, calls)

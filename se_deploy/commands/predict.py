@@ -1,0 +1,213 @@
+"""`predict`: what an artifact says of pictures, with its labels; the first thing tried on a device."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from se_deploy import data
+from se_deploy.commands import artifacts
+from se_deploy.commands.results import Json, head
+from se_deploy.data.pictures import UNREADABLE
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
+from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.protocols import silent
+from se_deploy.runtimes.base import shape_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from se_deploy.protocols import Array, FloatArray, Progress, Session, TensorSpec
+    from se_deploy.schema.input_spec import InputSpec
+
+# FP16 probabilities of 1000 classes add up to 1 within 2**-11; rounded once more on the way out.
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One class and how probable the artifact finds it."""
+
+    index: int
+    label: str | None
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The most probable classes of one picture, best first."""
+
+    image: str
+    top: tuple[Guess, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """What an artifact said of every picture."""
+
+    artifact: str
+    runtime: str
+    device: str
+    predictions: tuple[Prediction, ...]
+    warnings: tuple[str, ...]
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        return {
+            **head("predict", self.warnings),
+            "artifact": self.artifact,
+            "runtime": self.runtime,
+            "device": self.device,
+            "predictions": [dataclasses.asdict(prediction) for prediction in self.predictions],
+        }
+
+
+def predict(
+    artifact: str | Path,
+    images: Sequence[str | Path],
+    *,
+    top: int = 5,
+    threads: int = 0,
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    progress: Progress = silent,
+) -> PredictResult:
+    """Give the `top` most probable classes of each picture.
+
+    Scores become probabilities by softmax, unless they are probabilities already. Nothing stands in for
+    the artifact: an engine needs its GPU. Raises: BadInput where the artifact is no classifier or does not
+    say how pictures become its input; BadData for an unreadable picture; MissingRuntime; BadArtifact.
+    """
+    image = image or ImageOptions()
+    with _opened(str(artifact), threads, network or NetworkOptions(), image) as one:
+        spec = _spec(one, str(artifact), image)
+        # An engine's profile may end at any batch: one picture at a time fits them all.
+        size = artifacts.batch_size(one.session, 1)
+        guessed: list[Prediction] = []
+        warnings: list[str] = [*_spec_warnings(one, image)]
+        for start in range(0, len(images), size):
+            progress("predict", start, len(images))
+            names = [str(name) for name in images[start : start + size]]
+            scores = _scores(one.session, spec, names, size)
+            for name, row in zip(names, probabilities(scores), strict=True):
+                best = np.argsort(-row, kind="stable")[:top]
+                guesses = (Guess(int(i), _label(spec, int(i)), float(row[i])) for i in best)
+                guessed.append(Prediction(name, tuple(guesses)))
+            if spec.labels and len(spec.labels) != scores.shape[1]:
+                warnings.append(f"there are {len(spec.labels)} labels for {scores.shape[1]} classes")
+        progress("predict", len(images), len(images))
+        return PredictResult(
+            str(artifact), one.runtime, one.device, tuple(guessed), tuple(dict.fromkeys(warnings))
+        )
+
+
+@contextlib.contextmanager
+def _opened(
+    artifact: str, threads: int, network: NetworkOptions, image: ImageOptions
+) -> Iterator[artifacts.Opened]:
+    """Open the artifact itself; where its GPU is missing, say what could be run in its place."""
+    with contextlib.ExitStack() as stack:
+        try:
+            opening = artifacts.opened(artifact, threads=threads, network=network, image=image)
+            one = stack.enter_context(opening)
+        except MissingRuntime as e:
+            if artifacts.kind_of(artifact) != "engine":
+                raise
+            onnx = Path(artifact).parent / manifests.read(Path(artifact)).onnx
+            if not onnx.is_file():
+                raise
+            hint = f"{e.hint}; or ask the ONNX file that it was built from: se-deploy predict {onnx} ..."
+            raise MissingRuntime(e.message, hint=hint) from e
+        yield one
+
+
+def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpec:
+    """Give how a picture becomes the artifact's one input."""
+    if len(one.session.inputs) != 1:
+        names = ", ".join(f"'{spec.name}'" for spec in one.session.inputs)
+        raise BadInput(
+            f"'{artifact}' takes {len(one.session.inputs)} inputs ({names}), a picture is one",
+            hint="predict reads networks with one image input",
+        )
+    taken = one.session.inputs[0]
+    spec = image.applied(one.image)
+    if spec is None:
+        raise BadInput(
+            f"'{artifact}' does not say how a picture becomes its input '{taken.name}' "
+            f"({taken.dtype} {shape_text(taken.dims)})",
+            hint="pass --input-size, --mean and --std",
+        )
+    if not np.issubdtype(taken.dtype, np.floating):
+        raise BadInput(
+            f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared picture is float",
+            hint="predict reads networks with a float input",
+        )
+    return spec
+
+
+def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> list[str]:
+    """Say which normalization nobody gave: the flags made the input spec."""
+    given = image.size is not None and (image.mean is None or image.std is None)
+    plain = one.image is None or (set(one.image.mean) == {0.0} and set(one.image.std) == {1.0})
+    if given and plain:
+        return ["--mean and --std were not both given: 0 and 1 stand for what is missing"]
+    return []
+
+
+def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) -> FloatArray:
+    """Run one batch: the first output's scores, (len(names), classes)."""
+    taken = session.inputs[0]
+    batch = np.stack([_prepared(name, spec) for name in names]).astype(taken.dtype)
+    # A graph frozen at a larger batch is filled up with the last picture, whose copies are dropped again.
+    batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
+    output = session.outputs[0]
+    scores = session.run({taken.name: batch})[output.name]
+    _check_classes(output, scores, len(batch))
+    scores = scores[: len(names)].astype(np.float64)
+    for name, row in zip(names, scores, strict=True):
+        if not np.isfinite(row).all():
+            raise BadArtifact(
+                f"the output '{output.name}' for '{name}' holds NaN or infinity",
+                hint="compare the artifact with what it was made from: se-deploy parity",
+            )
+    return scores
+
+
+def _prepared(name: str, spec: InputSpec) -> Array:
+    try:
+        with Image.open(name) as picture:
+            return data.preprocess(picture, spec)
+    except UNREADABLE as e:
+        raise BadData(
+            f"the picture '{name}' cannot be read: {str(e) or type(e).__name__}",
+            hint="name a whole picture of a format that Pillow knows",
+        ) from e
+
+
+def _check_classes(output: TensorSpec, scores: Array, batch: int) -> None:
+    if scores.ndim != 2 or scores.shape[0] != batch or scores.shape[1] < 2:  # noqa: PLR2004 - (N, classes)
+        raise BadInput(
+            f"the output '{output.name}' is {scores.dtype} {shape_text(scores.shape)}, not (N, classes): "
+            "this is no classifier",
+            hint="predict names classes; for other networks compare outputs with `se-deploy parity`",
+        )
+
+
+def probabilities(scores: FloatArray) -> FloatArray:
+    """Softmax over (N, classes), but for a network that ends in one itself."""
+    if (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) <= _SUM_TOLERANCE).all():
+        return scores
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    found: FloatArray = powers / powers.sum(axis=1, keepdims=True)
+    return found
+
+
+def _label(spec: InputSpec, index: int) -> str | None:
+    return spec.labels[index] if index < len(spec.labels) else None

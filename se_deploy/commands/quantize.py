@@ -1,0 +1,107 @@
+"""`quantize`: explicit INT8 Q/DQ from calibration data, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import canonical, files, graph
+from se_deploy.commands import lowering, source
+from se_deploy.commands.results import Json, finite, head, relative
+from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.protocols import silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.commands.lowering import Lowered, Worth
+    from se_deploy.options import RuntimeChoice
+    from se_deploy.protocols import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeResult:
+    """A written Q/DQ file, what is INT8 in it and what it costs."""
+
+    onnx: Path
+    lowered: Lowered
+    worth: Worth | None  # INT8 against FP16 on the target; None where no compiler plans here
+    warnings: tuple[str, ...]
+
+    def json(self) -> Json:
+        """The object of the contract."""
+        made = self.lowered.quantized
+        assert made is not None  # noqa: S101 - quantize() always quantizes
+        return {
+            **head("quantize", self.warnings),
+            "onnx": relative(self.onnx, self.onnx.parent),
+            "policy": made.policy,
+            "method": made.method,
+            "samples": made.samples,
+            "quantized": list(made.quantized),
+            "kept": [{"node": kept.node, "reason": kept.reason} for kept in made.kept],
+            "sqnr_db": {name: finite(value) for name, value in made.sqnr_db.items()},
+            "macs_int8_fraction": made.macs_int8_fraction,
+            "worth": self.worth.json() if self.worth else None,
+            "curve": [
+                {
+                    "macs_fp16_fraction": 1 - point.macs_int8_fraction,
+                    "added_ms": point.added_ms,
+                    "sqnr_db": finite(point.sqnr_db),
+                    "accuracy": point.accuracy,
+                    "kept": point.kept,
+                }
+                for point in made.curve
+            ],
+            "ranges": [
+                {"tensor": name, "low": float(grid.low), "high": float(grid.high)}
+                for name, grid in made.grids.items()
+            ],
+        }
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    base: str = "fp32",
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    image: ImageOptions | None = None,
+    calibration: CalibrationOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> QuantizeResult:
+    """Write explicit INT8 Q/DQ into an FP32 ONNX file, from calibration data.
+
+    Without `runtime` the portable form; `base` is the precision of the rest. Imports no torch.
+    Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
+    """
+    output = Path(output)
+    files.claim(output, overwrite=overwrite)
+    given = source.load_fp32(Path(model), image or ImageOptions())
+    form = canonical.canonicalize(given).model
+    planner = lowering.planner_for("tensorrt-rtx", targets) if runtime == "tensorrt-rtx" else None
+    try:
+        done = lowering.lowered(
+            form,
+            precision="int8",
+            runtime=runtime,
+            rewriting=RewriteOptions(names=()),
+            calibration=calibration or CalibrationOptions(),
+            base="fp16" if base == "fp16" else None,
+            planner=planner,
+            targets=targets,
+            progress=progress,
+        )
+        worth = (
+            None
+            if planner is None
+            else lowering.worth(done.model, lowering.half(form), planner=planner, targets=targets)
+        )
+    finally:
+        if planner is not None:
+            planner.close()
+    graph.save(done.model, output)
+    return QuantizeResult(output, done, worth, done.warnings)

@@ -1,0 +1,356 @@
+"""`run`: the whole flow on one screen, one directory, one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy import files, graph, report
+from se_deploy.commands import artifacts, export, inspect, lowering, source
+from se_deploy.commands.build_engine import build_engine, onnx_path
+from se_deploy.commands.parity import parity
+from se_deploy.commands.profile import profile
+from se_deploy.commands.quantize import quantize
+from se_deploy.commands.results import Json, head
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadData, CannotWrite
+from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.precision import to_fp16
+from se_deploy.protocols import silent
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from se_deploy.commands.build_engine import BuildResult
+    from se_deploy.commands.export import ExportResult
+    from se_deploy.commands.inspect import InspectResult
+    from se_deploy.commands.parity import ParityResult
+    from se_deploy.commands.profile import ProfileResult
+    from se_deploy.commands.quantize import QuantizeResult
+    from se_deploy.commands.source import Source
+    from se_deploy.engine import Profile
+    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.protocols import Progress
+
+PACKAGES = (
+    "torch", "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime-gpu",
+    "onnxruntime", "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+)  # fmt: skip
+ENGINES: Mapping[Precision, tuple[Precision, ...]] = {
+    "fp32": ("fp32",), "fp16": ("fp16",), "int8": ("fp16", "int8"),
+}  # fmt: skip
+"""Which engines a run builds, the one that the others are compared with first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Everything that a run found, and where its files are."""
+
+    folder: Path
+    verb: str  # "run" or "demo"
+    command: str  # as typed, for the report
+    date: str  # ISO 8601, UTC
+    export: ExportResult
+    inspection: InspectResult
+    quantize: QuantizeResult | None  # None where INT8 was not asked for
+    engines: dict[Precision, BuildResult]  # one for each entry of ENGINES
+    parity: ParityResult
+    profile: ProfileResult
+    warnings: tuple[str, ...]
+
+    @property
+    def failures(self) -> dict[str, tuple[str, ...]]:
+        """Say per verdict what failed; an empty tuple is a pass."""
+        slow = [
+            f"'{a.path}' is slower than PyTorch: {a.latency.p50_ms:.3g} ms"
+            for a in self.profile.artifacts
+            if a.path == "model.onnx" and a.speedup is not None and a.speedup < 1 and self._timed_well
+        ]
+        return {
+            "parity": tuple(text for c in self.parity.candidates for text in c.failures),
+            "fusion": next(iter(self.engines.values())).fusion_failures,
+            "precision": tuple(text for e in self.engines.values() for text in e.precision_failures),
+            "latency": tuple(slow),
+        }
+
+    @property
+    def verdicts(self) -> dict[str, bool | None]:
+        """Pass or fail per verdict; None for a latency that was too unstable to judge."""
+        found: dict[str, bool | None] = {name: not texts for name, texts in self.failures.items()}
+        if not self._timed_well:
+            found["latency"] = None
+        return found
+
+    @property
+    def _timed_well(self) -> bool:
+        judged = [a for a in self.profile.artifacts if a.reference or a.path == "model.onnx"]
+        return all(a.latency.stable for a in judged)
+
+    @property
+    def recommended(self) -> Precision:
+        """The engine to deploy: INT8 only where its plan is cheaper and its answers pass."""
+        first = next(iter(self.engines))
+        worth = self.engines["int8"].worth if "int8" in self.engines else None
+        right = all(c.passed for c in self.parity.candidates if c.path == "model.int8.engine")
+        return "int8" if worth is not None and worth.worth_it and right else first
+
+    def json(self) -> Json:
+        """The object of the contract: report.json."""
+        taken = self.export.source
+        engines = {name: built.json() for name, built in self.engines.items()}
+        spec = input_spec.read(taken.model.metadata_props)
+        return {
+            **head(self.verb, self.warnings),
+            "command": self.command,
+            "date": self.date,
+            "network": {
+                "spec": taken.spec,
+                "weights": taken.network.weights if taken.network else "in the ONNX file",
+                "params": sum(
+                    v.const_value.size for v in taken.model.graph.initializers.values() if v.const_value
+                ),
+                "macs": sum(graph.macs(node) for node in taken.model.graph),
+                "input": dataclasses.asdict(spec) if spec else None,
+            },
+            "machine": machine(),
+            "report": "report.html",
+            "artifacts": {path.name.removeprefix("model."): path.name for path in self._files()},
+            "sizes": {path.name: path.stat().st_size for path in self._files()},
+            "export": self.export.json(),
+            "inspect": self.inspection.json(),
+            "quantize": self.quantize.json() if self.quantize else None,
+            "build-engines": engines,
+            "build-engine": engines[self.recommended],
+            "parity": self.parity.json(),
+            "profile": self.profile.json(),
+            "verdicts": self.verdicts,
+            "recommendation": self._recommendation(),
+        }
+
+    def _files(self) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if path.name.startswith("model."))
+
+    def _recommendation(self) -> str:
+        if "int8" not in self.engines:
+            return f"deploy the {self.recommended.upper()} engine: the only one that was asked for"
+        worth = self.engines["int8"].worth
+        why = worth.reason if worth else "no compiler could plan both forms on this machine"
+        return f"deploy the {self.recommended.upper()} engine: {why}"
+
+
+def run(
+    model: str,
+    folder: str | Path,
+    *,
+    calibration: CalibrationOptions,
+    data: Path | None = None,
+    precision: Precision = "int8",
+    runtime: RuntimeChoice = "auto",
+    targets: Sequence[str] = (),
+    network: NetworkOptions | None = None,
+    image: ImageOptions | None = None,
+    shapes: Mapping[str, Profile] | None = None,
+    workspace_bytes: int | None = None,
+    timing_cache: Path | None = None,
+    rewrites: RewriteOptions | None = None,
+    threads: int = 0,
+    warmup_ms: float = 200,
+    duration_s: float = 3,
+    iterations: int = 10,
+    overwrite: bool = False,
+    command: str | None = None,
+    verb: str = "run",
+    progress: Progress = silent,
+) -> RunResult:
+    """Export, inspect, quantize, build, compare and time a network; leave everything in `folder`.
+
+    `precision`: the lowest; INT8 builds an FP16 engine too, for comparison. `data`: what parity is judged
+    on; the calibration data where None, and a warning says so.
+    Raises: whatever a step raises; files that were finished before it stay.
+    """
+    folder = Path(folder)
+    image, rewriting = image or ImageOptions(), rewrites or RewriteOptions()
+    if calibration.data is None and not calibration.allow_random and (precision == "int8" or data is None):
+        raise BadData(
+            "there are no samples to calibrate or to compare on",
+            hint="pass --calib-data: a folder of images, .npy/.npz, ...; for FP16 alone --data is enough",
+        )
+    paths = _claim(folder, precision, overwrite=overwrite)
+    steps = _Steps(progress, 8)
+
+    steps.next()
+    taken = source.read(model, options=network, image=image, progress=progress)
+    exported = _write_fp32(taken, paths["onnx"])
+    steps.next()
+    notes = list(exported.warnings)
+    written = [paths["onnx"]]
+    if precision != "fp32":
+        half = to_fp16(taken.model)
+        graph.save(half.model, paths["fp16"])
+        written.append(paths["fp16"])
+        notes += half.warnings
+    steps.next()
+    quantized = None
+    if precision == "int8":
+        quantized = quantize(
+            paths["onnx"],
+            paths["int8"],
+            image=image,
+            calibration=calibration,
+            overwrite=True,
+            progress=progress,
+        )
+        written.append(paths["int8"])
+        notes += quantized.warnings
+    steps.next()
+    compiler = lowering.compiler_for(runtime, targets)
+    engines: dict[Precision, BuildResult] = {}
+    for name in ENGINES[precision]:
+        engines[name] = build_engine(
+            paths["onnx"],
+            folder / f"model.{name}.engine",
+            precision=name,
+            runtime=compiler,
+            targets=targets,
+            shapes=shapes,
+            workspace_bytes=workspace_bytes,
+            timing_cache=timing_cache,
+            rewrites=rewriting,
+            calibration=_for_engine(calibration),
+            fp16_plan=engines["fp16"].built.plan if "fp16" in engines else None,
+            overwrite=True,
+            progress=progress,
+        )
+        steps.next()
+    plans, plan_notes = inspect.planned(taken.model, taken.census, "auto", targets[:1], progress)
+    inspection = inspect.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
+    written += [built.engine for built in engines.values()]
+    reference = _reference(model, taken, threads)
+    compared = parity(
+        reference,
+        written,
+        data=data or _calibration_data(calibration, taken, folder),
+        samples=calibration.samples if data is None else None,
+        skip_unreadable=calibration.skip_unreadable,
+        threads=threads,
+        relative_to=folder,
+        progress=progress,
+    )
+    steps.next()
+    timed = profile(
+        written,
+        reference=reference,
+        threads=threads,
+        warmup_ms=warmup_ms,
+        duration_s=duration_s,
+        iterations=iterations,
+        skip_missing=True,
+        relative_to=folder,
+        progress=progress,
+    )
+    steps.next()
+    notes += plan_notes
+    for built in engines.values():
+        notes += built.warnings
+    if data is None:
+        notes.append("parity was judged on the calibration data: name other data with --data")
+    notes += [*compared.warnings, *timed.warnings]
+    result = RunResult(
+        folder,
+        verb,
+        command or f"se-deploy {verb} {model} -o {folder}",
+        dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        exported,
+        inspection,
+        quantized,
+        engines,
+        compared,
+        timed,
+        tuple(dict.fromkeys(notes)),
+    )
+    payload = result.json()
+    files.write_text(folder / "report.json", json.dumps(payload, indent=2, allow_nan=False) + "\n")
+    files.write_text(folder / "report.html", report.html(payload))
+    steps.next()
+    return result
+
+
+def machine() -> Json:
+    """Say what this run ran on: processor, cores, Python and the packages that matter."""
+    installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    found = {name: installed[name] for name in PACKAGES if name in installed}
+    return {
+        "platform": platform.platform(),
+        "cpu": artifacts.cpu_name(),
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+        "packages": found,
+    }
+
+
+class _Steps:
+    """Counts the steps of the run for the overall bar."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def next(self) -> None:
+        self._progress("all steps", self._done, self._total)
+        self._done += 1
+
+
+def _claim(folder: Path, precision: Precision, *, overwrite: bool) -> dict[str, Path]:
+    if folder.exists() and not folder.is_dir():
+        raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
+    paths = {name: folder / f"model.{name}" for name in ("onnx", "fp16.onnx", "int8.onnx")}
+    engines = [folder / f"model.{name}.engine" for name in ENGINES[precision]]
+    sides = [p for e in engines for p in (manifests.path_of(e), onnx_path(e))]
+    for path in (*paths.values(), *engines, *sides, folder / "report.json", folder / "report.html"):
+        files.claim(path, overwrite=overwrite)
+    return {"onnx": paths["onnx"], "fp16": paths["fp16.onnx"], "int8": paths["int8.onnx"]}
+
+
+def _write_fp32(taken: Source, path: Path) -> ExportResult:
+    graph.save(taken.model, path)
+    done = lowering.as_it_stands(taken.model)
+    return export.ExportResult(
+        path, taken, done, "fp32", "auto", taken.max_abs_error, taken.failures, taken.warnings
+    )
+
+
+def _for_engine(calibration: CalibrationOptions) -> CalibrationOptions:
+    """The target's form has scales of its own, and so a cache of its own."""
+    path = calibration.cache
+    if path is None:
+        return calibration
+    return dataclasses.replace(calibration, cache=path.with_name(f"{path.stem}.engine{path.suffix}"))
+
+
+def _reference(model: str, taken: Source, threads: int) -> artifacts.Opened | str:
+    """PyTorch where the network came from it, else the ONNX file that was given."""
+    if taken.network is None:
+        return model
+    session = source.torch_session(taken.network, threads)
+    spec = input_spec.read(taken.model.metadata_props)
+    return artifacts.Opened(session, "torch", artifacts.cpu_name(), "fp32", spec, None, name=taken.spec)
+
+
+def _calibration_data(calibration: CalibrationOptions, taken: Source, folder: Path) -> Path:
+    """Give the calibration data's path; random calibration is written out, so that parity can read it."""
+    if calibration.data is not None:
+        return calibration.data
+    import numpy as np  # noqa: PLC0415 - only for this case
+
+    samples = lowering.calibration_samples(taken.model, calibration)
+    path = folder / "random-calibration.npz"
+    np.savez(path, allow_pickle=False, **next(samples.batches(samples.count)))
+    return path

@@ -1,0 +1,1 @@
+"""What goes to the device beside the engine: a runner of its own, a configuration for Triton."""

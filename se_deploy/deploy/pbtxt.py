@@ -1,0 +1,146 @@
+"""The config.pbtxt of Triton Inference Server, from a graph's inputs and outputs.
+
+Its rules: the batch stands in no `dims` where `max_batch_size` is above 0, which needs every input and output
+to have a free first dimension; a network with a frozen batch has `max_batch_size: 0` and all its dims.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import onnx_ir as ir
+
+from se_deploy import graph
+from se_deploy.engine.compiler import MAX_BATCH
+from se_deploy.errors import BadInput, UnsupportedGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from se_deploy.engine.manifest import Manifest
+    from se_deploy.schema.input_spec import InputSpec
+
+Platform = Literal["tensorrt_plan", "onnxruntime_onnx"]
+
+FILES: dict[Platform, str] = {"tensorrt_plan": "model.plan", "onnxruntime_onnx": "model.onnx"}
+LABELS = "labels.txt"
+PARAMETER = "se_deploy.input"
+"""The key under which clients find how a picture becomes the input, as JSON."""
+
+_BACKENDS: dict[Platform, str] = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime"}
+_TYPES = {
+    ir.DataType.FLOAT: "TYPE_FP32", ir.DataType.FLOAT16: "TYPE_FP16", ir.DataType.DOUBLE: "TYPE_FP64",
+    ir.DataType.BFLOAT16: "TYPE_BF16", ir.DataType.INT64: "TYPE_INT64", ir.DataType.INT32: "TYPE_INT32",
+    ir.DataType.INT16: "TYPE_INT16", ir.DataType.INT8: "TYPE_INT8", ir.DataType.UINT8: "TYPE_UINT8",
+    ir.DataType.BOOL: "TYPE_BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """One input or output; None in `dims` where a dimension is free."""
+
+    name: str
+    data_type: str
+    dims: tuple[int | None, ...]
+
+
+def model_name(stem: str, wanted: str | None) -> str:
+    """Give the model's name: `wanted`, else the file's with what is no letter or digit made `_`.
+
+    Raises: BadInput for a name that is no plain folder name.
+    """
+    if wanted is None:
+        return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_") or "model"
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", wanted):
+        raise BadInput(f"'{wanted}' is no name for a model", hint="use letters, digits, '_', '-' and '.'")
+    return wanted
+
+
+def config(
+    name: str,
+    model: ir.Model,
+    *,
+    platform: Platform,
+    spec: InputSpec | None,
+    manifest: Manifest | None,
+    comments: Sequence[str] = (),
+) -> str:
+    """Write the config.pbtxt; `manifest` says what batches an engine takes.
+
+    Raises: UnsupportedGraph where an input or output has no type or shape that Triton knows.
+    """
+    taken, given = _tensors(model.graph.inputs), _tensors(model.graph.outputs)
+    batch = _max_batch((*taken, *given), manifest)
+    lines = [f"# {comment}" for comment in comments]
+    lines += [
+        f"name: {_quoted(name)}",
+        f'platform: "{platform}"',
+        f'backend: "{_BACKENDS[platform]}"',
+        f"max_batch_size: {batch}",
+    ]
+    lines += [_entry("input", tensor, batch) for tensor in taken]
+    for position, tensor in enumerate(given):
+        labels = LABELS if position == 0 and labelled(model, spec) else None
+        lines.append(_entry("output", tensor, batch, labels))
+    if batch > 1:
+        lines.append("dynamic_batching { }")
+    if spec is not None:
+        fields = dataclasses.asdict(dataclasses.replace(spec, labels=()))
+        value = _quoted(json.dumps(fields))
+        lines.append(f'parameters {{\n  key: "{PARAMETER}"\n  value {{\n    string_value: {value}\n  }}\n}}')
+    return "\n".join(lines) + "\n"
+
+
+def labelled(model: ir.Model, spec: InputSpec | None) -> bool:
+    """Tell whether the first output is (N, classes) with a label for each class."""
+    dims = graph.dims(model.graph.outputs[0]) or ()
+    return spec is not None and bool(spec.labels) and dims[1:] == (len(spec.labels),)
+
+
+def _tensors(values: Iterable[ir.Value]) -> tuple[_Tensor, ...]:
+    found = []
+    for value in values:
+        dims, data_type = graph.dims(value), _TYPES.get(value.dtype) if value.dtype else None
+        if dims is None or data_type is None or value.name is None:
+            raise UnsupportedGraph(
+                f"'{value.name}' has no type and rank that Triton knows ({value.dtype}, {value.shape})",
+                hint="export the network again with `se-deploy export`",
+            )
+        found.append(_Tensor(value.name, data_type, dims))
+    return tuple(found)
+
+
+def _max_batch(tensors: Iterable[_Tensor], manifest: Manifest | None) -> int:
+    """Give the largest batch; 0 where Triton may not batch."""
+    if not all(tensor.dims and tensor.dims[0] is None for tensor in tensors):
+        return 0
+    if manifest is None:
+        return MAX_BATCH
+    if any(profile.min[0] != 1 for profile in manifest.shapes.values()):
+        return 0  # Triton also sends single requests, which this engine does not take
+    return min(profile.max[0] for profile in manifest.shapes.values())
+
+
+def _entry(kind: str, tensor: _Tensor, batch: int, labels: str | None = None) -> str:
+    dims = tensor.dims[1:] if batch else tensor.dims
+    lines = [
+        f"  name: {_quoted(tensor.name)}",
+        f"  data_type: {tensor.data_type}",
+        f"  dims: [ {', '.join(str(-1 if d is None else d) for d in dims) or 1} ]",
+    ]
+    if not dims:  # Triton knows no empty shape
+        lines.append("  reshape { shape: [ ] }")
+    if labels:
+        lines.append(f'  label_filename: "{labels}"')
+    return "\n".join([f"{kind} {{", *lines, "}"])
+
+
+def _quoted(text: str) -> str:
+    """Write a string of protobuf's text format."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

@@ -1,0 +1,157 @@
+"""A PyTorch network becomes an ONNX graph; the only caller of `torch.onnx`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from se_deploy import graph
+from se_deploy.errors import ExportFailed
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from se_deploy.frontend.zoo import Network
+
+DYNAMO_MIN_OPSET = 18  # below it the dynamo exporter writes 18 without a word
+TORCHSCRIPT_MAX_OPSET = 20
+BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """The graph as the exporter wrote it, tidied, and which exporter that was."""
+
+    model: ir.Model
+    exporter: Literal["dynamo", "torchscript"]
+    warnings: tuple[str, ...]
+
+
+def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Exported:
+    """Export with a dynamic batch, or frozen at `batch`; dynamo first, TorchScript where that fails.
+
+    Raises: ExportFailed where neither can, or where the written opset is not the one asked for.
+    """
+    notes: list[str] = []
+    failures: list[str] = []
+    for exporter, write in (("dynamo", _dynamo), ("torchscript", _torchscript)):
+        if exporter == "dynamo" and opset < DYNAMO_MIN_OPSET:
+            notes.append(f"opset {opset} is below what the dynamo exporter writes: TorchScript exporter used")
+            continue
+        if exporter == "torchscript" and opset > TORCHSCRIPT_MAX_OPSET:
+            failures.append(f"torchscript: writes opset {TORCHSCRIPT_MAX_OPSET} at most")
+            continue
+        try:
+            with _silence():
+                model = write(network, opset, batch)
+        except Exception as e:  # noqa: BLE001 - exporters raise anything; all of it is reported below
+            failures.append(f"{exporter}: {_reason(e)}")
+            continue
+        if graph.opset(model) != opset:
+            failures.append(f"{exporter}: wrote opset {graph.opset(model)} instead of {opset}")
+            continue
+        if failures:
+            notes.append(f"the dynamo exporter failed ({failures[0]}): TorchScript exporter used")
+        if network.image is not None:
+            input_spec.write(model.metadata_props, network.image)
+        model.metadata_props["se_deploy.network"] = network.spec
+        model.metadata_props["se_deploy.weights"] = network.weights
+        return Exported(model, "dynamo" if exporter == "dynamo" else "torchscript", tuple(notes))
+    raise ExportFailed(
+        f"'{network.spec}' cannot be exported at opset {opset}: {'; '.join(failures)}",
+        hint="try --batch 1, another --opset, or export it yourself and pass the ONNX file",
+    )
+
+
+def _dynamo(network: Network, opset: int, batch: int | None) -> ir.Model:
+    shapes = None
+    if batch is None:
+        free = {0: torch.export.Dim(BATCH, min=1, max=65535)}
+        shapes = tuple(free for _ in network.examples)
+    program = torch.onnx.export(
+        network.module,
+        _examples(network, batch),
+        dynamo=True,
+        opset_version=opset,
+        input_names=list(network.input_names),
+        output_names=list(network.output_names),
+        dynamic_shapes=shapes,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError("the exporter gave no program")
+    return _finish(program.model_proto)
+
+
+def _torchscript(network: Network, opset: int, batch: int | None) -> ir.Model:
+    names = (*network.input_names, *network.output_names)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            network.module,
+            _examples(network, batch),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=list(network.input_names),
+            output_names=list(network.output_names),
+            dynamic_axes={name: {0: BATCH} for name in names} if batch is None else None,
+            do_constant_folding=True,
+        )
+        return _finish(onnx.load(path))
+
+
+def _examples(network: Network, batch: int | None) -> tuple[torch.Tensor, ...]:
+    if batch is None:
+        return network.examples
+    return tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in network.examples)
+
+
+def _finish(proto: onnx.ModelProto) -> ir.Model:
+    """Drop the exporter's notes, which hold paths of the machine it ran on, and tidy."""
+    for node in proto.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    return graph.tidy(graph.inline(ir.from_proto(proto)))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporters' chatter off both streams: what matters is in the result."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the innermost cause: the exporters wrap it in pages."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]

@@ -1,0 +1,431 @@
+"""A network specification becomes an eval-mode module with its input spec.
+
+Specifications: `timm:NAME`, `torchvision:NAME`, `se_deploy:NAME`, `package.module:callable`,
+`path/to/file.py:callable`, `path/to/model.pt2`. Weights are seeded random ones unless a checkpoint is
+named or pretrained ones are asked for. A checkpoint is read as tensors only: nothing in it is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import pickle
+import struct
+import sys
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from se_deploy import files
+from se_deploy.errors import BadInput, BadModel, MissingRuntime
+from se_deploy.schema.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    Args = Mapping[str, Any]
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "output"
+_EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
+_NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_SHOWN_KEYS = 6
+_UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
+    AttributeError, struct.error,
+)  # fmt: skip
+"""What torch's restricted unpickler stumbles over in bytes that are no checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A module in eval mode, what it is fed, and where its weights came from."""
+
+    spec: str
+    module: nn.Module
+    examples: tuple[torch.Tensor, ...]  # one random batch for each positional input
+    output_names: tuple[str, ...]
+    image: InputSpec | None  # None where the input is no image (N, C, H, W)
+    weights: str  # "checkpoint FILE (sha256 ...)", "pretrained" or "random, seed N"
+    warnings: tuple[str, ...] = ()
+    frozen: tuple[Any, ...] = ()  # what `networks.freeze` found, one entry per adaptive block
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The graph's input names, in order."""
+        if len(self.examples) == 1:
+            return (self.image.name if self.image else INPUT_NAME,)
+        return tuple(f"{INPUT_NAME}_{i}" for i in range(len(self.examples)))
+
+
+def load(
+    spec: str,
+    *,
+    checkpoint: Path | None = None,
+    model_args: Args | None = None,
+    pretrained: bool = False,
+    input_size: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> Network:
+    """Build the network that `spec` names, in eval mode.
+
+    `input_size` is (C, H, W), or (C, L) and (C, D, H, W) for networks that take no images.
+    Raises: BadModel (unknown name, wrong checkpoint), BadInput (arguments), MissingRuntime (timm).
+    """
+    torch.manual_seed(seed)
+    args = dict(model_args or {})
+    if checkpoint is not None and pretrained:
+        raise BadInput("--checkpoint and --pretrained name two sets of weights", hint="choose one of them")
+    if spec.endswith(".pt2"):
+        return _from_program(Path(spec))
+    source, colon, name = spec.partition(":")
+    if not colon or not name:
+        raise BadModel(f"'{spec}' names no network and no ONNX file", hint=_SPEC_HINT)
+    with _quiet_imports(spec):
+        if source == "timm":
+            module, image = _from_timm(name, args, pretrained=pretrained, input_size=input_size)
+        elif source == "torchvision":
+            module, image = _from_torchvision(name, args, pretrained=pretrained)
+        elif source == "se_deploy":
+            module, image = _from_registry(name, args, input_size=input_size)
+        else:
+            module, image = _from_callable(source, name, args), None
+    if pretrained and source not in {"timm", "torchvision"}:
+        raise BadInput(f"'{source}' has no pretrained weights", hint="name a file with --checkpoint")
+    notes = []
+    if checkpoint is not None:
+        load_checkpoint(module, checkpoint)
+        weights = f"checkpoint {checkpoint.name} (sha256 {files.sha256(checkpoint)[:12]})"
+    elif pretrained:
+        weights = "pretrained"
+    else:
+        weights = f"random, seed {seed}"
+        notes.append(
+            f"'{spec}' has random weights (seed {seed}): its answers mean nothing; "
+            "name weights with --checkpoint FILE or --pretrained"
+        )
+    module = module.eval()
+    frozen = _freeze(module)
+    if input_size is not None and (image is None or input_size != image.shape):
+        image = _image_of_size(image, input_size)
+    dims = input_size or (image.shape if image else None)
+    if dims is None:
+        raise BadInput(f"'{spec}' does not say what it is fed", hint="pass --input-size, as in 3x224x224")
+    examples = (torch.randn(_EXAMPLE_BATCH, *dims, generator=torch.Generator().manual_seed(seed)),)
+    return Network(
+        spec=spec,
+        module=module,
+        examples=examples,
+        output_names=_output_names(module, examples, spec),
+        image=image,
+        weights=weights,
+        warnings=tuple(notes),
+        frozen=frozen,
+    )
+
+
+def load_checkpoint(module: nn.Module, path: Path) -> None:
+    """Load a state dict into `module`: safetensors, or a `.pth` read with `weights_only=True`.
+
+    A dict nested under `state_dict`, `model`, `model_ema`, ... is found, prefixes such as `module.` are
+    stripped. Raises: BadModel where it is no state dict, of another network, or not finite.
+    """
+    from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
+
+    state = _read_state(path)
+    wanted = module.state_dict()
+    for prefix in _PREFIXES:
+        if state and all(key.startswith(prefix) for key in state) and not _has_prefix(wanted, prefix):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    state = networks.adapt(module, state)
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = sorted(wanted.keys() - state.keys() - optional)
+    unexpected = sorted(state.keys() - wanted.keys())
+    reshaped = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
+    if missing or unexpected or reshaped:
+        raise BadModel(
+            f"'{path}' is a checkpoint of another network: {_difference(missing, unexpected, reshaped)}",
+            hint=_mismatch_hint(wanted, state, reshaped),
+        )
+    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise BadModel(f"'{path}' holds NaN or infinite values in '{bad[0]}'", hint="use another checkpoint")
+    module.load_state_dict(state, strict=False)  # only num_batches_tracked may still be missing
+
+
+_SPEC_HINT = (
+    "use timm:NAME, torchvision:NAME, se_deploy:NAME, package.module:callable, path/to/file.py:callable, "
+    "path/to/model.pt2 or an ONNX file; `se-deploy networks` lists the ones that ship"
+)
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError  # noqa: PLC0415 - only where such a file is read
+        from safetensors.torch import load_file  # noqa: PLC0415
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as e:
+            raise BadModel(f"'{path}' cannot be read as safetensors: {e}", hint="save it again") from e
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it refuses it
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as e:
+        raise BadModel(
+            f"'{path}' is no plain state dict, and what else is in it is never executed",
+            hint="save it with torch.save(network.state_dict(), FILE) or as safetensors",
+        ) from e
+    for key in _NESTED:
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, dict) or not loaded:
+        raise BadModel(f"'{path}' holds no state dict", hint="save it with torch.save(network.state_dict())")
+    stray = [key for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    if stray:
+        raise BadModel(
+            f"'{path}' is no state dict: its entry '{stray[0]}' is no tensor",
+            hint="save it with torch.save(network.state_dict(), FILE)",
+        )
+    return loaded
+
+
+def _has_prefix(wanted: Mapping[str, torch.Tensor], prefix: str) -> bool:
+    return all(key.startswith(prefix) for key in wanted)
+
+
+def _difference(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> str:
+    parts = []
+    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)):
+        if keys:
+            more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
+            parts.append(f"{len(keys)} {what} ({', '.join(keys[:_SHOWN_KEYS])}{more})")
+    return "; ".join(parts)
+
+
+def _mismatch_hint(
+    wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], reshaped: Sequence[str]
+) -> str:
+    heads = [key for key in reshaped if key.endswith("weight")]
+    last_weight = [key for key in wanted if key.endswith("weight")][-1:]
+    if heads and heads == last_weight:
+        return f"its head differs: pass --model-arg num_classes={state[heads[0]].shape[0]}"
+    return "name the network that this checkpoint was saved from, with its --model-arg"
+
+
+@contextlib.contextmanager
+def _quiet_imports(spec: str) -> Iterator[None]:
+    """Let a specification import from the working directory, and leave the path as it was."""
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        yield
+    except ImportError as e:
+        extra = {"timm": "zoo", "torchvision": "zoo"}.get(e.name or "")
+        if extra:
+            raise MissingRuntime(
+                f"'{spec}' needs {e.name}, which is not installed", hint=f"pip install 'se-deploy[{extra}]'"
+            ) from e
+        raise BadModel(f"'{spec}' cannot be imported: {e}", hint=_SPEC_HINT) from e
+    finally:
+        sys.path[:] = before
+
+
+def _from_timm(
+    name: str, args: dict[str, Any], *, pretrained: bool, input_size: tuple[int, ...] | None
+) -> tuple[nn.Module, InputSpec]:
+    import timm  # noqa: PLC0415 - an optional extra
+    from timm.data import resolve_model_data_config  # noqa: PLC0415
+    from timm.layers import set_exportable  # noqa: PLC0415
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:5]
+        raise BadModel(
+            f"timm has no model '{name}'",
+            hint=f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists the names",
+        )
+    if input_size is not None:
+        args.setdefault("in_chans", input_size[0])
+    with set_exportable(True), _constructor(f"timm:{name}"):
+        module = timm.create_model(name, pretrained=pretrained, **args)
+    resize = getattr(module, "set_input_size", None)
+    if input_size is not None and callable(resize):
+        resize(img_size=input_size[1:])
+    config = resolve_model_data_config(module)
+    channels, height, width = input_size or config["input_size"]
+    return module, InputSpec(
+        name=INPUT_NAME,
+        channels=channels,
+        height=height,
+        width=width,
+        mean=_per_channel(config["mean"], channels),
+        std=_per_channel(config["std"], channels),
+        resize="squash" if config["crop_mode"] == "squash" else "shortest",
+        crop=config["crop_pct"],
+        interpolation=config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic",
+    )
+
+
+def _from_torchvision(name: str, args: dict[str, Any], *, pretrained: bool) -> tuple[nn.Module, InputSpec]:
+    from torchvision import models as zoo  # noqa: PLC0415 - an optional extra
+
+    if name not in zoo.list_models():
+        near = [n for n in zoo.list_models() if name.lower() in n][:5]
+        raise BadModel(
+            f"torchvision has no model '{name}'",
+            hint=f"did you mean {', '.join(near)}?" if near else "`torchvision.models.list_models()` lists",
+        )
+    with _constructor(f"torchvision:{name}"):
+        module = zoo.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+    transforms = zoo.get_model_weights(name).DEFAULT.transforms()
+    size = getattr(transforms, "crop_size", [224])[0]
+    resize = getattr(transforms, "resize_size", [size])[0]
+    return module, InputSpec(
+        name=INPUT_NAME,
+        channels=3,
+        height=size,
+        width=size,
+        mean=tuple(getattr(transforms, "mean", IMAGENET_MEAN)),
+        std=tuple(getattr(transforms, "std", IMAGENET_STD)),
+        crop=size / resize,
+    )
+
+
+def _from_registry(
+    name: str, args: dict[str, Any], *, input_size: tuple[int, ...] | None
+) -> tuple[nn.Module, InputSpec]:
+    from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
+
+    entry = networks.NETWORKS.get(name)
+    if entry is None:
+        raise BadModel(f"no network '{name}' ships", hint="`se-deploy networks` lists the ones that do")
+    channels, height, width = entry.input_size
+    if input_size is not None and input_size[0] != channels:
+        args.setdefault("in_channels", input_size[0])
+    channels = int(args.get("in_channels", channels))
+    with _constructor(f"se_deploy:{name}"):
+        module = entry.build(**args)
+    return module, InputSpec(
+        name=INPUT_NAME,
+        channels=channels,
+        height=height,
+        width=width,
+        mean=_per_channel(entry.mean, channels),
+        std=_per_channel(entry.std, channels),
+        labels=tuple(entry.labels),
+    )
+
+
+def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
+    spec = f"{source}:{name}"
+    if source.endswith(".py"):
+        path = Path(source)
+        if not path.is_file():
+            raise BadModel(f"'{source}' is no file", hint=_SPEC_HINT)
+        found = importlib.util.spec_from_file_location(path.stem, path)
+        if found is None or found.loader is None:
+            raise BadModel(f"'{source}' is no Python file", hint=_SPEC_HINT)
+        scope = importlib.util.module_from_spec(found)
+        found.loader.exec_module(scope)
+    else:
+        scope = importlib.import_module(source)
+    build = getattr(scope, name, None)
+    if not callable(build):
+        raise BadModel(f"'{source}' has no callable '{name}'", hint=_SPEC_HINT)
+    with _constructor(spec):
+        module = build(**args)
+    if not isinstance(module, nn.Module):
+        raise BadModel(f"'{spec}' gave a {type(module).__name__}, no torch.nn.Module", hint="return a module")
+    return module
+
+
+def _from_program(path: Path) -> Network:
+    if not path.is_file():
+        raise BadModel(f"'{path}' is no file", hint=_SPEC_HINT)
+    try:
+        program = torch.export.load(path)
+    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as e:
+        raise BadModel(f"'{path}' cannot be read as a torch.export program", hint="save it again") from e
+    args, kwargs = program.example_inputs or ((), {})
+    if kwargs or not args or not all(isinstance(arg, torch.Tensor) for arg in args):
+        raise BadModel(
+            f"'{path}' takes other than positional tensors", hint="export it with positional tensors only"
+        )
+    module = program.module()
+    examples = tuple(args)
+    image = _image_of_size(None, tuple(examples[0].shape[1:])) if len(examples) == 1 else None
+    return Network(
+        spec=str(path),
+        module=module,
+        examples=examples,
+        output_names=_output_names(module, examples, str(path)),
+        image=image,
+        weights=f"program {path.name} (sha256 {files.sha256(path)[:12]})",
+    )
+
+
+@contextlib.contextmanager
+def _constructor(spec: str) -> Iterator[None]:
+    """Name the network where its constructor refuses an argument."""
+    try:
+        yield
+    except (TypeError, ValueError) as e:
+        raise BadInput(f"'{spec}' does not take these arguments: {e}", hint="check --model-arg") from e
+
+
+def _freeze(module: nn.Module) -> tuple[Any, ...]:
+    from se_deploy import networks  # noqa: PLC0415
+
+    return tuple(networks.freeze(module))
+
+
+def _image_of_size(image: InputSpec | None, dims: tuple[int, ...]) -> InputSpec | None:
+    """`image` with another size; plain [0, 1] pixels where nothing was known; None for no image."""
+    if len(dims) != 3:  # noqa: PLR2004 - (C, H, W)
+        return None
+    channels, height, width = dims
+    if image is None:
+        return InputSpec(INPUT_NAME, channels, height, width, (0.0,) * channels, (1.0,) * channels)
+    return dataclasses.replace(
+        image,
+        channels=channels,
+        height=height,
+        width=width,
+        mean=_per_channel(image.mean, channels),
+        std=_per_channel(image.std, channels),
+    )
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """One value per channel; the mean of the known ones where the number of channels differs."""
+    if len(values) == channels:
+        return tuple(values)
+    return (sum(values) / len(values),) * channels
+
+
+def _output_names(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> tuple[str, ...]:
+    try:
+        with torch.no_grad():
+            result = module(*examples)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as e:
+        shapes = ", ".join("x".join(map(str, x.shape)) for x in examples)
+        raise BadInput(
+            f"'{spec}' does not accept an input of {shapes}: {str(e).splitlines()[0]}",
+            hint="pass --input-size, as in 3x224x224",
+        ) from e
+    if isinstance(result, dict):
+        return tuple(result)
+    leaves, _ = pytree.tree_flatten(result)
+    if len(leaves) == 1:
+        return (OUTPUT_NAME,)
+    return tuple(f"{OUTPUT_NAME}_{i}" for i in range(len(leaves)))

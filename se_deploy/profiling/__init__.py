@@ -1,0 +1,1 @@
+"""Session -> latency and power."""

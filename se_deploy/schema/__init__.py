@@ -1,0 +1,1 @@
+"""The JSON objects that this tool writes and reads, each one type."""

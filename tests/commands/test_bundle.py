@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import use_graphs
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from se_deploy import data, files
+from se_deploy.cli.main import main
+from se_deploy.commands import bundle, predict
+from se_deploy.deploy import on_device, pbtxt
+from se_deploy.engine import Profile
+from se_deploy.engine import manifest as manifests
+from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
+from se_deploy.options import ImageOptions
+from se_deploy.schema import input_spec
+
+# What Triton's model_config.proto says of the fields that are written here: (name, number, type).
+STRING, INT32, INT64, MESSAGE, ENUM = 9, 5, 3, 11, 14
+SCHEMA = {
+    "ModelConfig": [
+        ("name", 1, STRING), ("platform", 2, STRING), ("max_batch_size", 4, INT32),
+        ("input", 5, "ModelInput[]"), ("output", 6, "ModelOutput[]"),
+        ("dynamic_batching", 11, "ModelDynamicBatching"),
+        ("parameters", 14, "ParametersEntry[]"), ("backend", 17, STRING),
+    ],
+    "ModelInput": [("name", 1, STRING), ("data_type", 2, "DataType"), ("dims", 4, "int64[]"),
+                   ("reshape", 5, "ModelTensorReshape")],
+    "ModelOutput": [("name", 1, STRING), ("data_type", 2, "DataType"), ("dims", 3, "int64[]"),
+                    ("label_filename", 4, STRING), ("reshape", 5, "ModelTensorReshape")],
+    "ModelTensorReshape": [("shape", 1, "int64[]")],
+    "ModelDynamicBatching": [],
+    "ParametersEntry": [("key", 1, STRING), ("value", 2, "ModelParameter")],
+    "ModelParameter": [("string_value", 1, STRING)],
+}  # fmt: skip
+DATA_TYPES = [
+    "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8",
+    "TYPE_INT16", "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING",
+    "TYPE_BF16",
+]  # fmt: skip
+
+
+def triton_config():
+    """Triton's ModelConfig, as far as it is written here: a strict reader of the text format."""
+    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="t", syntax="proto3")
+    kinds = file.enum_type.add(name="DataType")
+    for number, name in enumerate(DATA_TYPES):
+        kinds.value.add(name=name, number=number)
+    for message, fields in SCHEMA.items():
+        made = file.message_type.add(name=message)
+        for name, number, kind in fields:
+            field = made.field.add(name=name, number=number, label=1)
+            if isinstance(kind, int):
+                field.type = kind
+                continue
+            field.label = 3 if kind.endswith("[]") else 1
+            base = kind.removesuffix("[]")
+            field.type = {"int64": INT64, "DataType": ENUM}.get(base, MESSAGE)
+            if base != "int64":
+                field.type_name = f".t.{base}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.ModelConfig"))
+
+
+def parsed(path):
+    return text_format.Parse(path.read_text("utf-8"), triton_config()())
+
+
+@pytest.fixture
+def net(tmp_path):
+    return use_graphs.save(tmp_path / "net.onnx")
+
+
+def engine(folder, **fields):
+    folder.mkdir(exist_ok=True)
+    onnx_file = use_graphs.save(folder / "net.engine.onnx", use_graphs.SE, batch=fields.pop("batch", "N"))
+    path = folder / "net.engine"
+    path.write_bytes(b"vtrt" + bytes(64))
+    manifests.write(use_graphs.manifest(path, onnx_file, **fields), manifests.path_of(path))
+    return path
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+
+
+def test_an_onnx_file_comes_with_all_that_explains_it(net, tmp_path):
+    result = bundle.bundle(net, tmp_path / "out")
+    found = contents(tmp_path / "out")
+    names = {"net.onnx", "labels.txt", "input.json", "predict.py", "README.txt", "sha256sums.txt"}
+    assert set(found) == set(result.files) == names
+    assert found["net.onnx"].read_bytes() == net.read_bytes()
+    assert found["labels.txt"].read_text() == "red\ngreen\nblue\n"
+    spec = json.loads(found["input.json"].read_text())
+    assert (spec["onnx"], spec["mean"], spec["height"]) == ("net.onnx", [0.5, 0.5, 0.5], 8)
+    assert result.warnings == ()
+    assert all(name in found["README.txt"].read_text() for name in names - {"README.txt"})
+
+
+def test_an_engine_takes_its_manifest_and_its_onnx_along(tmp_path):
+    path = engine(tmp_path / "in", targets=("sm86", "sm120"))
+    bundle.bundle(path, tmp_path / "out")
+    found = contents(tmp_path / "out")
+    assert {"net.engine", "net.engine.json", "net.engine.onnx"} <= set(found)
+    assert manifests.check(tmp_path / "out" / "net.engine").warnings == ()
+    readme = found["README.txt"].read_text()
+    assert "TensorRT-RTX 1.7.1 and a GPU of compute capability 8.6 or 12.0." in readme
+    assert "--saveEngine=net.engine" in readme
+    assert "--loadEngine=net.engine" in readme
+
+
+def test_the_readme_of_a_tensorrt_engine_asks_for_its_exact_version(tmp_path):
+    bundle.bundle(engine(tmp_path / "in", runtime="tensorrt"), tmp_path / "out")
+    assert "TensorRT 10.3.0, exactly" in (tmp_path / "out" / "README.txt").read_text()
+
+
+def test_the_checksums_are_those_of_sha256sum(net, tmp_path):
+    out = tmp_path / "out"
+    result = bundle.bundle(net, out)
+    lines = dict(reversed(line.split("  ")) for line in (out / "sha256sums.txt").read_text().splitlines())
+    assert lines == {name: files.sha256(out / name) for name in result.files if name != "sha256sums.txt"}
+    if tool := shutil.which("sha256sum"):
+        subprocess.run([tool, "-c", "sha256sums.txt"], cwd=out, check=True, capture_output=True)
+
+
+def test_the_script_says_what_predict_says_without_this_package(net, tmp_path):
+    out = tmp_path / "out"
+    bundle.bundle(net, out)
+    picture = use_graphs.noise(tmp_path / "noise.png")
+    hidden = "import sys; sys.modules['se_deploy'] = None; sys.argv = sys.argv[1:]; "
+    run = "import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", hidden + run, str(out / "predict.py"), str(picture)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    name, *rows = done.stdout.splitlines()
+    assert name == str(picture)
+    guesses = predict.predict(net, [picture]).predictions[0].top
+    assert [row.split() for row in rows] == [[f"{g.probability:.4%}", str(g.index), g.label] for g in guesses]
+
+
+SPECS = st.builds(
+    use_graphs.spec,
+    channels=st.just(3),
+    height=st.integers(1, 24),
+    width=st.integers(1, 24),
+    resize=st.sampled_from(["shortest", "squash"]),
+    crop=st.floats(0.3, 1.0),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    layout=st.sampled_from(["NCHW", "NHWC"]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(spec=SPECS, size=st.tuples(st.integers(1, 40), st.integers(1, 40)), seed=st.integers(0, 99))
+def test_the_script_prepares_a_picture_as_the_package_does(spec, size, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    np.testing.assert_array_equal(
+        on_device.prepare(image, dataclasses.asdict(spec)), data.preprocess(image, spec)
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "I;16", "F", "1"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_script_reads_every_kind_of_picture_alike(mode, channels):
+    grey = np.random.default_rng(0).integers(0, 256, (9, 11), np.uint8)
+    grey[0, 0] = 255  # the largest value of each format is its full scale
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(grey)
+    image = image if mode == "I;16" else image.convert(mode)
+    spec = use_graphs.spec(channels=channels, mean=(0.5,) * channels, std=(0.3,) * channels)
+    np.testing.assert_array_equal(
+        on_device.prepare(image, dataclasses.asdict(spec)), data.preprocess(image, spec)
+    )
+
+
+@given(st.lists(st.floats(-30, 30), min_size=2, max_size=9))
+def test_the_script_computes_probabilities_as_the_package_does(scores):
+    row = np.array(scores)
+    np.testing.assert_array_equal(on_device.probabilities(row), predict.probabilities(row[None])[0])
+
+
+def test_without_an_input_spec_it_is_said_and_flags_give_one(tmp_path):
+    bare = use_graphs.save(tmp_path / "bare.onnx", spec=None)
+    result = bundle.bundle(bare, tmp_path / "out")
+    assert "--input-size" in result.warnings[0]
+    assert not {"input.json", "predict.py", "labels.txt"} & set(result.files)
+    spec = use_graphs.SPEC
+    image = ImageOptions(mean=spec.mean, std=spec.std, size=spec.shape)
+    result = bundle.bundle(bare, tmp_path / "with", image=image)
+    assert result.warnings == ()
+    written = input_spec.read(ir.load(tmp_path / "with" / "bare.onnx").metadata_props)
+    assert written == use_graphs.spec(labels=())
+
+
+def test_flags_reach_an_engine_s_manifest(tmp_path):
+    labels = tmp_path / "names.txt"
+    labels.write_text("a\nb\nc\n")
+    bundle.bundle(engine(tmp_path / "in"), tmp_path / "out", image=ImageOptions(labels=labels))
+    assert manifests.check(tmp_path / "out" / "net.engine").manifest.input.labels == ("a", "b", "c")
+    assert (tmp_path / "out" / "labels.txt").read_text() == "a\nb\nc\n"
+
+
+def test_weights_beside_the_onnx_file_are_taken_in(tmp_path):
+    proto = onnx.load(use_graphs.save(tmp_path / "se.onnx", use_graphs.SE))
+    (tmp_path / "in").mkdir()
+    split = tmp_path / "in" / "split.onnx"
+    onnx.save(proto, split, save_as_external_data=True, location="split.data", size_threshold=0)
+    bundle.bundle(split, tmp_path / "out")
+    assert not (tmp_path / "out" / "split.data").exists()
+    picture = use_graphs.noise(tmp_path / "n.png")
+    want, got = (predict.predict(p, [picture]) for p in (split, tmp_path / "out" / "split.onnx"))
+    assert want.predictions == got.predictions
+
+
+def test_an_engine_without_its_onnx_is_bundled_with_a_warning(tmp_path):
+    path = engine(tmp_path / "in")
+    (tmp_path / "in" / "net.engine.onnx").unlink()
+    result = bundle.bundle(path, tmp_path / "out")
+    assert "net.engine.onnx" in result.warnings[0]
+    assert "predict.py" not in result.files
+    assert "--saveEngine" not in (tmp_path / "out" / "README.txt").read_text()
+
+
+def test_labels_that_do_not_fit_are_a_warning(tmp_path):
+    net = use_graphs.save(tmp_path / "net.onnx", spec=use_graphs.spec(labels=("one",)))
+    assert "1 labels" in bundle.bundle(net, tmp_path / "out").warnings[0]
+
+
+def test_a_free_batch_leaves_the_dims_in_a_model_repository(net, tmp_path):
+    result = bundle.bundle(net, tmp_path / "models", triton=True)
+    assert set(contents(tmp_path / "models")) == set(result.files)
+    assert set(result.files) == {"net/config.pbtxt", "net/labels.txt", "net/1/model.onnx"}
+    config = parsed(tmp_path / "models/net/config.pbtxt")
+    assert (config.name, config.platform, config.backend) == ("net", "onnxruntime_onnx", "onnxruntime")
+    assert config.max_batch_size == 16
+    assert config.HasField("dynamic_batching")
+    (taken,), (given_,) = config.input, config.output
+    assert (taken.name, list(taken.dims), DATA_TYPES[taken.data_type]) == ("x", [3, 8, 8], "TYPE_FP32")
+    assert (given_.name, list(given_.dims), given_.label_filename) == ("y", [3], "labels.txt")
+    parameters = {entry.key: entry.value.string_value for entry in config.parameters}
+    assert json.loads(parameters[pbtxt.PARAMETER])["mean"] == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_a_frozen_batch_is_in_the_dims_and_not_batched(tmp_path, batch):
+    net = use_graphs.save(tmp_path / "net.onnx", batch=batch)
+    bundle.bundle(net, tmp_path / "models", triton=True)
+    config = parsed(tmp_path / "models/net/config.pbtxt")
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert list(config.input[0].dims) == [batch, 3, 8, 8]
+    assert list(config.output[0].dims) == [batch, 3]
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), [(1, 4, 4), (1, 1, 1), (2, 4, 0)])
+def test_an_engine_is_batched_as_its_profile_allows(tmp_path, low, high, expected):
+    shapes = {"x": Profile((low, 3, 8, 8), (low, 3, 8, 8), (high, 3, 8, 8))}
+    path = engine(tmp_path / "in", runtime="tensorrt", shapes=shapes)
+    result = bundle.bundle(path, tmp_path / "models", triton=True, name="digits")
+    assert (result.model, "digits/1/model.plan" in result.files) == ("digits", True)
+    text = (tmp_path / "models/digits/config.pbtxt").read_text()
+    config = parsed(tmp_path / "models/digits/config.pbtxt")
+    assert (config.platform, config.backend) == ("tensorrt_plan", "tensorrt")
+    assert config.max_batch_size == expected
+    assert config.HasField("dynamic_batching") == (expected > 1)
+    assert list(config.input[0].dims) == ([3, 8, 8] if expected else [-1, 3, 8, 8])
+    assert "TensorRT 10.3.0" in text
+
+
+def test_a_tensorrt_rtx_engine_is_not_for_triton(tmp_path):
+    with pytest.raises(BadInput, match="TensorRT-RTX") as e:
+        bundle.bundle(engine(tmp_path / "in"), tmp_path / "models", triton=True)
+    assert "net.engine.onnx" in e.value.hint
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_model_repository_needs_the_graph_s_inputs_and_outputs(tmp_path):
+    path = engine(tmp_path / "in", runtime="tensorrt")
+    (tmp_path / "in" / "net.engine.onnx").unlink()
+    with pytest.raises(BadArtifact, match="inputs and outputs"):
+        bundle.bundle(path, tmp_path / "models", triton=True)
+
+
+def test_odd_names_and_shapes_stay_valid_text():
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]>\ng (float16[N,H,W] x, int64[N] n) => (int64[N] m, y) {{\n'
+    )
+    model = use_graphs.model(text + "    m = Neg(n)\n    y = Relu(x)\n}}", None, weights=False)
+    model.graph.inputs[0].name = 'x"\\\n'
+    made = pbtxt.config("odd", model, platform="onnxruntime_onnx", spec=None, manifest=None)
+    config = text_format.Parse(made, triton_config()())
+    assert config.input[0].name == 'x"\\\n'
+    assert list(config.input[0].dims) == [-1, -1]
+    assert DATA_TYPES[config.input[0].data_type] == "TYPE_FP16"
+    assert list(config.input[1].dims) == [1]
+    assert list(config.input[1].reshape.shape) == []
+    assert config.input[1].HasField("reshape")
+    assert not config.output[0].label_filename
+    model.graph.outputs[1].shape = None
+    with pytest.raises(UnsupportedGraph, match="'y'"):
+        pbtxt.config("odd", model, platform="onnxruntime_onnx", spec=None, manifest=None)
+
+
+@pytest.mark.parametrize(("stem", "name"), [("net", "net"), ("net.int8", "net_int8"), ("é", "model")])
+def test_a_model_s_name_is_made_of_the_file_s(stem, name):
+    assert pbtxt.model_name(stem, None) == name
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", ".hidden", "a b"])
+def test_a_name_that_is_no_folder_s_is_refused(net, tmp_path, name):
+    with pytest.raises(BadInput, match="no name"):
+        bundle.bundle(net, tmp_path / "models", triton=True, name=name)
+
+
+def test_own_files_are_replaced_only_when_told_and_others_never(net, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.md").write_text("mine")
+    (out / "README.txt").write_text("mine")
+    with pytest.raises(OutputExists, match=r"README\.txt"):
+        bundle.bundle(net, out)
+    assert set(contents(out)) == {"notes.md", "README.txt"}
+    bundle.bundle(net, out, overwrite=True)
+    assert (out / "notes.md").read_text() == "mine"
+    assert "bundled by se-deploy" in (out / "README.txt").read_text()
+
+
+def test_nothing_is_left_where_a_file_cannot_be_made(net, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle.shutil, "copyfile", full)
+    with pytest.raises(CannotWrite, match="No space left"):
+        bundle.bundle(net, out)
+    assert contents(out) == {}
+
+
+def test_a_file_where_the_folder_should_be_is_an_error(net):
+    with pytest.raises(CannotWrite, match="is a file"):
+        bundle.bundle(net, net)
+
+
+def test_an_engine_that_is_not_its_manifest_s_is_not_bundled(tmp_path):
+    path = engine(tmp_path / "in")
+    path.write_bytes(b"vtrt" + bytes(3))
+    with pytest.raises(BadArtifact, match="sha256"):
+        bundle.bundle(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_artifact_is_refused(tmp_path):
+    program = tmp_path / "net.pt2"
+    program.touch()
+    with pytest.raises(BadInput, match="neither an engine nor an ONNX"):
+        bundle.bundle(program, tmp_path / "out")
+
+
+def run(capsys, *args):
+    code = main([str(a) for a in args], standalone_mode=False)
+    out = capsys.readouterr()
+    return code or 0, out.out, out.err
+
+
+def test_the_command_prints_one_object(net, tmp_path, capsys):
+    code, out, err = run(capsys, "bundle", net, "-o", tmp_path / "out", "--json")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (found["schema"], found["folder"], found["triton"]) == (
+        "se-deploy/bundle/1",
+        str(tmp_path / "out"),
+        False,
+    )
+    assert {Path(name) for name in found["files"]} == {Path(n) for n in contents(tmp_path / "out")}
+    code, out, _ = run(capsys, "bundle", net, "-o", tmp_path / "out", "--json")
+    assert (code, json.loads(out)["error"]["kind"]) == (1, "OutputExists")
+    code, out, _ = run(capsys, "bundle", net, "-o", tmp_path / "m", "--triton", "--name", "n")
+    assert code == 0
+    assert "n/config.pbtxt" in out
+
+
+def test_usage_errors_exit_with_2(net, tmp_path, capsys):
+    assert run(capsys, "bundle", tmp_path / "no.onnx", "-o", tmp_path / "out")[0] == 2
+    assert run(capsys, "bundle", net)[0] == 2
+    assert run(capsys, "bundle", net, "-o", tmp_path / "out", "--name", "x")[0] == 2

@@ -1,0 +1,164 @@
+"""`run` and `demo` from end to end, on real files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+from test_cli import NET, WEIGHTS
+from test_cli import run as call
+
+from se_deploy.cli import main
+from se_deploy.schema import input_spec
+
+KEYS = {
+    "schema", "tool_version", "warnings", "report", "artifacts", "export", "inspect", "quantize",
+    "build-engine", "build-engines", "parity", "profile", "verdicts", "recommendation",
+}  # fmt: skip
+QUICK = ["--search-plans", "3", "--warmup-ms", "1", "--duration-s", "0.05", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with an ONNX file that carries its input spec, and two classes of photographs."""
+    folder = tmp_path_factory.mktemp("work")
+    proto = onnx.parser.parse_model(NET)
+    rng = np.random.default_rng(0)
+    for name, shape in WEIGHTS.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+    metadata = {}
+    input_spec.write(metadata, input_spec.InputSpec("input", 3, 16, 16, (0.5,) * 3, (0.25,) * 3))
+    proto.metadata_props.add(key=input_spec.METADATA_KEY, value=metadata[input_spec.METADATA_KEY])
+    onnx.save(proto, folder / "net.onnx")
+    for kind in ("cat", "dog"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for i in range(6):
+            pixels = rng.integers(0, 256, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / "photos" / kind / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(files):
+    """The folder after `run` on it, and the object that it printed."""
+    out = io.StringIO()
+    words = ["run", "net.onnx", "--calib-data", "photos", "-o", "out", "--json", "-q", *QUICK]
+    with _inside(files), contextlib.redirect_stdout(out):
+        assert not main(words, standalone_mode=False)
+    return files, json.loads(out.getvalue())
+
+
+@contextlib.contextmanager
+def _inside(folder):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def test_run_leaves_artifacts_and_a_report(made):
+    files, result = made
+    assert set(result) >= KEYS
+    assert result["schema"] == "se-deploy/run/1"
+    folder = files / "out"
+    assert json.loads((folder / "report.json").read_text()) == result
+    for path in result["artifacts"].values():
+        assert (folder / path).is_file()
+    for name in ("fp16", "int8"):
+        assert (folder / f"model.{name}.engine").read_bytes()[:4] == b"vtrt"
+        built = result["build-engines"][name]
+        assert (built["requested_precision"], built["found_precision"]) == (name, name)
+    assert {c["path"] for c in result["parity"]["candidates"]} >= {"model.onnx", "model.int8.engine"}
+    assert any("not run" in c["checked_as"] for c in result["parity"]["candidates"] if c["checked_as"])
+    assert "<svg" in (folder / "report.html").read_text()
+    assert str(files) not in json.dumps(result)
+
+
+def test_an_engine_is_inspected_without_a_gpu(made, capsys):
+    files, _ = made
+    code, out, _ = call(capsys, "inspect", files / "out" / "model.fp16.engine", "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["manifest"]["precision"] == "fp16"
+    assert len(result["blocks"]) == len(result["plans"][0]["blocks"]) == 1
+    engine = files / "tampered.engine"
+    engine.write_bytes((files / "out" / "model.fp16.engine").read_bytes() + b"x")
+    manifest = (files / "out" / "model.fp16.engine.json").read_text()
+    (files / "tampered.engine.json").write_text(manifest)
+    code, _, err = call(capsys, "inspect", engine)
+    assert code == 1
+    assert "tampered.engine" in err
+
+
+def test_runs_side_by_side(made, capsys, tmp_path):
+    files, _ = made
+    words = ["report", files / "out", files / "out", "-o", tmp_path / "both.html", "--json"]
+    code, out, _ = call(capsys, *words)
+    assert code == 0
+    assert len(json.loads(out)["runs"]) == 2
+    assert "<html" in (tmp_path / "both.html").read_text()
+    code, _, err = call(capsys, "report", tmp_path)
+    assert code == 1
+    assert "report.json" in err
+
+
+def test_fp16_alone_needs_no_calibration(files, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    words = [
+        "run",
+        "net.onnx",
+        "--fp16",
+        "--data",
+        "photos",
+        "-o",
+        tmp_path,
+        "--json",
+        "--no-rewrites",
+        *QUICK[2:],
+    ]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    result = json.loads(out)
+    assert list(result["build-engines"]) == ["fp16"]
+    assert result["quantize"] is None
+    assert not (tmp_path / "model.int8.onnx").exists()
+
+
+def test_files_that_exist_are_kept(files, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "model.onnx").write_text("mine too")
+    code, _, err = call(capsys, "run", "net.onnx", "--calib-data", "photos", "-o", tmp_path, *QUICK)
+    assert code == 1
+    assert "--overwrite" in err
+    assert (tmp_path / "model.onnx").read_text() == "mine too"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "model.onnx"]
+
+
+@pytest.mark.slow
+def test_demo_keeps_the_answers(tmp_path, capsys):
+    code, out, err = call(capsys, "demo", "-o", tmp_path / "out", "--json", "--duration-s", "0.2")
+    assert code == 0, err
+    result = json.loads(out)
+    assert set(result) >= KEYS
+    assert result["schema"] == "se-deploy/demo/1"
+    assert len(result["export"]["blocks"]) == 9
+    accuracy = {c["path"]: c["accuracy"] for c in result["parity"]["candidates"]}
+    reference = result["parity"]["reference_accuracy"]
+    assert reference >= 0.985
+    assert all(c["samples"] == 1000 for c in result["parity"]["candidates"])
+    for path in ("model.int8.onnx", "model.int8.engine"):
+        assert abs(accuracy[path] - reference) <= 0.003 + 1e-9, path
+    assert result["verdicts"]["parity"]
+    assert result["verdicts"]["precision"]

@@ -1,0 +1,68 @@
+"""Whether INT8 is worth it is read from two plans, and FP16 has its best one."""
+
+import onnx_ir as ir
+import pytest
+
+from se_deploy import graph
+from se_deploy.commands import lowering
+from se_deploy.plan import Kernel, Plan, PlanTensor
+
+INT8, FP16 = (
+    graph.tidy(
+        ir.from_onnx_text(
+            f'<ir_version: 10, opset_import: ["" : 20]> {name} (float[N] x) => (float[N] y) {{ y = Relu(x) }}'
+        )
+    )
+    for name in ("int8", "fp16")
+)
+
+
+def plan(kernels, kilobytes, target="sm86"):
+    each = PlanTensor("t", "int8", (kilobytes * 1000 // kernels,))
+    return Plan(
+        "tensorrt-rtx", "1.7", target, tuple(Kernel(f"k{i}", "kgen", (each,), (), ()) for i in range(kernels))
+    )
+
+
+class Plans:
+    """A planner that says what it is given."""
+
+    def __init__(self, int8, fp16):
+        self.said = {"int8": int8, "fp16": fp16}
+
+    def plan(self, model):
+        return self.said[model.graph.name]
+
+
+@pytest.mark.parametrize(
+    ("int8", "fp16", "worth_it", "words"),
+    [
+        (plan(10, 8000), plan(10, 9000), True, "moves less than the FP16 plan and takes less time"),
+        (plan(40, 8000), plan(10, 8100), False, "moves less than the FP16 plan but takes no less time"),
+        (plan(10, 9000), plan(10, 9000), False, "moves no less than the FP16 plan:"),
+    ],
+)
+def test_int8_must_move_less_and_take_less_time(int8, fp16, worth_it, words):
+    found = lowering.worth(INT8, FP16, planner=Plans(int8, fp16))
+    assert found.worth_it is worth_it
+    assert words in found.reason
+    assert found.json()["recommended"] == ("int8" if worth_it else "fp16")
+    assert bool(found.warnings) is not worth_it
+
+
+def test_the_best_fp16_plan_at_hand_is_the_one_to_beat():
+    planner = Plans(plan(10, 8000), plan(10, 9000))
+    assert lowering.worth(INT8, FP16, planner=planner).worth_it
+    better = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000))
+    assert not better.worth_it
+    assert better.fp16.kernels == 5
+    elsewhere = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000, "sm120"))
+    assert elsewhere.worth_it, "a plan for another target says nothing"
+
+
+def test_the_roofline_is_that_of_the_device_named():
+    planner = Plans(plan(1, 8000), plan(1, 9000))
+    slow = lowering.worth(INT8, FP16, planner=planner, targets=["orin-nano"])
+    fast = lowering.worth(INT8, FP16, planner=planner, targets=["a100"])
+    assert (slow.device.name, fast.device.name) == ("orin-nano", "a100")
+    assert slow.int8_ms > fast.int8_ms

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from se_deploy import graph
+from se_deploy.errors import ExportFailed
+from se_deploy.frontend import simplify, torch_export, zoo
+from se_deploy.runtimes.ort import OrtRuntime
+from se_deploy.schema import input_spec
+
+
+class Gate(nn.Module):
+    """A convolution and an SE block in the spelling that is copied most: `view` and two Linears."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.fc1, self.fc2 = nn.Linear(8, 2), nn.Linear(2, 8)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x)).relu()
+        b, c, _, _ = x.shape
+        y = nn.functional.adaptive_avg_pool2d(x, 1).view(b, c)
+        return x * self.fc2(self.fc1(y).relu()).sigmoid().view(b, c, 1, 1)
+
+
+class Stubborn(nn.Module):
+    """What neither exporter takes: ONNX has no operator for it."""
+
+    def forward(self, x):
+        return torch.linalg.svdvals(x)
+
+
+def network(module, size=(3, 8, 8)):
+    torch.manual_seed(0)
+    image = input_spec.InputSpec("input", *size, (0.0,) * size[0], (1.0,) * size[0])
+    return zoo.Network("test", module.eval(), (torch.randn(2, *size),), ("output",), image, "random")
+
+
+@pytest.mark.parametrize(
+    ("opset", "batch", "by"), [(20, None, "dynamo"), (17, None, "torchscript"), (18, 1, "dynamo")]
+)
+def test_the_written_graph_computes_what_pytorch_does(opset, batch, by, tmp_path):
+    net = network(Gate())
+    made = torch_export.export(net, opset=opset, batch=batch)
+    assert (made.exporter, graph.opset(made.model)) == (by, opset)
+    assert graph.dims(made.model.graph.inputs[0]) == (batch, 3, 8, 8)
+    assert [v.name for v in made.model.graph.outputs] == ["output"]
+    assert input_spec.read(made.model.metadata_props) == net.image
+    graph.save(made.model, tmp_path / "m.onnx")
+    onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+    x = np.random.default_rng(0).standard_normal((batch or 5, 3, 8, 8)).astype(np.float32)
+    with OrtRuntime(optimize=False).open(tmp_path / "m.onnx") as session, torch.no_grad():
+        got = session.run({"input": x})["output"]
+        want = net.module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # the same FP32 sums in another order
+
+
+def test_the_file_holds_no_trace_of_the_machine_it_was_made_on(tmp_path):
+    made = torch_export.export(network(Gate()))
+    graph.save(made.model, tmp_path / "m.onnx")
+    assert b".py" not in (tmp_path / "m.onnx").read_bytes()
+
+
+def test_an_opset_below_dynamo_says_who_wrote_it():
+    made = torch_export.export(network(Gate()), opset=17)
+    assert "TorchScript" in made.warnings[0]
+
+
+def test_what_no_exporter_takes_names_both_reasons():
+    net = dataclasses.replace(network(nn.Identity()), module=Stubborn())
+    with pytest.raises(ExportFailed, match=r"dynamo: .*; torchscript: ") as caught:
+        torch_export.export(net)
+    assert "--batch 1" in caught.value.hint
+
+
+def test_an_opset_that_no_exporter_writes_is_refused():
+    with pytest.raises(ExportFailed, match="opset 12"):
+        torch_export.export(dataclasses.replace(network(nn.Identity()), module=Stubborn()), opset=12)
+
+
+def test_simplify_folds_shape_arithmetic_and_keeps_the_function():
+    given = torch_export.export(network(Gate()), opset=17).model
+    made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
+    assert made.warnings == ()
+    assert made.nodes_before == given.graph.num_nodes() > made.model.graph.num_nodes()
+    assert "Shape" not in graph.ops(made.model)
+    assert made.max_error < simplify.REORDERED
+    assert graph.dims(made.model.graph.inputs[0]) == (None, 3, 8, 8)
+    assert made.model.metadata_props == given.metadata_props
+
+
+def test_a_simplifier_that_changes_the_result_is_not_believed(monkeypatch):
+    given = torch_export.export(network(Gate()), opset=17).model
+    bad = simplify._SIMPLIFY.replace(
+        "onnx.save(", "model.graph.node[-1].op_type = 'Add'\nonnx.save("
+    )  # x * gate becomes x + gate
+    monkeypatch.setattr(simplify, "_SIMPLIFY", bad)
+    made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
+    assert made.model is given
+    assert "changed the result" in made.warnings[0]
+
+
+@pytest.mark.parametrize("ending", ["raise SystemExit(3)", "import os; os.abort()", "open(sys.argv[2], 'w')"])
+def test_a_simplifier_that_dies_leaves_the_graph_as_it_was(monkeypatch, ending):
+    given = torch_export.export(network(Gate()), opset=17).model
+    monkeypatch.setattr(simplify, "_SIMPLIFY", f"import sys\n{ending}")
+    made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
+    assert made.model is given
+    assert "onnxsim" in made.warnings[0]
+
+
+@pytest.mark.parametrize(("scale", "same"), [(1e-5, True), (1.0, False)])
+def test_rounding_noise_is_told_from_a_changed_result(scale, same):
+    # A detector answers noise with next to nothing: 2e-7 is then much of its range, and still only rounding.
+    def detector(bias):
+        text = f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        g (float[N,4] x) => (float[N,4] y) <float scale = {{{scale}}}, float bias = {{{bias}}}>
+        {{ s = Mul(x, scale)  y = Add(s, bias) }}
+        """
+        return graph.inline(ir.from_onnx_text(text))
+
+    apart = simplify.difference(
+        detector(0.0), detector(2e-7 if same else 1e-2), runtime=OrtRuntime(optimize=False)
+    )
+    assert (apart <= simplify.REORDERED) is same

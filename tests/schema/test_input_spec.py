@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from se_deploy.errors import BadInput, BadModel
+from se_deploy.options import ImageOptions, read_labels
+from se_deploy.schema import input_spec
+
+SPEC = input_spec.InputSpec(
+    "x", 3, 32, 48, (0.1, 0.2, 0.3), (1.0, 2.0, 3.0), "squash", 0.9, labels=("a", "b")
+)
+
+
+def test_the_spec_survives_the_metadata():
+    metadata = {}
+    input_spec.write(metadata, SPEC)
+    assert input_spec.read(metadata) == SPEC
+    assert input_spec.read({}) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"name": "x"}', '{"mean": 3}'])
+def test_foreign_metadata_is_named(text):
+    with pytest.raises(BadModel, match=r"se_deploy\.input"):
+        input_spec.read({input_spec.METADATA_KEY: text})
+
+
+def test_flags_replace_single_fields():
+    changed = ImageOptions(mean=(0.0, 0.0, 0.0), crop=0.5).applied(SPEC)
+    assert changed is not None
+    assert (changed.mean, changed.crop, changed.std) == ((0.0, 0.0, 0.0), 0.5, SPEC.std)
+
+
+def test_without_a_spec_the_size_is_needed():
+    assert ImageOptions(mean=(0.5,)).applied(None) is None
+    made = ImageOptions(size=(1, 8, 8), mean=(0.5,)).applied(None)
+    assert made is not None
+    assert (made.shape, made.mean, made.std) == ((1, 8, 8), (0.5,), (1.0,))
+
+
+def test_a_mean_of_the_wrong_length_is_refused():
+    with pytest.raises(BadInput, match="--mean has 1 values for 3 channels"):
+        ImageOptions(mean=(0.5,)).applied(SPEC)
+
+
+def test_labels_are_lines_or_json(tmp_path):
+    (tmp_path / "l.txt").write_text("cat\ndog\n")
+    (tmp_path / "l.json").write_text('["cat", "dog"]')
+    assert read_labels(tmp_path / "l.txt") == read_labels(tmp_path / "l.json") == ("cat", "dog")
+    (tmp_path / "bad.json").write_text('{"a": 1}')
+    with pytest.raises(BadInput, match=r"bad\.json"):
+        read_labels(tmp_path / "bad.json")

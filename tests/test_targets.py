@@ -1,0 +1,103 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from se_deploy import roofline, targets
+from se_deploy.errors import BadInput
+from se_deploy.plan import Kernel, Plan, PlanTensor
+
+
+@pytest.mark.parametrize("device", targets.DEVICES, ids=lambda d: d.name)
+def test_every_device_is_found_by_name_and_title(device):
+    for text in (device.name, device.title, device.name.upper(), device.name.replace("-", "_")):
+        assert targets.resolve_target(text) == targets.Target(f"sm{device.sm}", device.sm, device)
+
+
+@pytest.mark.parametrize("device", targets.DEVICES, ids=lambda d: d.name)
+def test_no_figure_stands_without_its_source(device):
+    figures = (device.memory_gb_s, device.fp16_tflops, device.int8_tops)
+    assert device.source is not None or figures == (None, None, None)
+
+
+@given(st.integers(5, 12), st.integers(0, 9))
+def test_a_capability_is_read_in_every_spelling(major, minor):
+    wanted = targets.Target(f"sm{major}{minor}", major * 10 + minor)
+    for text in (
+        f"sm{major}{minor}",
+        f"SM_{major}{minor}",
+        f"{major}.{minor}",
+        f"sm{major}.{minor}",
+        f" {major}{minor} ",
+    ):
+        assert targets.resolve_target(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "orin", "sm", "86x", "gpu", "sm8"])
+def test_what_is_neither_is_refused_with_the_list(text):
+    with pytest.raises(BadInput, match="is no target") as caught:
+        targets.resolve_target(text)
+    assert "orin-nano" in caught.value.hint
+
+
+def test_the_dla_is_refused_with_the_reason():
+    with pytest.raises(BadInput, match="DLA"):
+        targets.resolve_target("agx-orin-dla0")
+
+
+def test_jetson_modules_are_known_as_such():
+    jetsons = {d.name for d in targets.DEVICES if d.is_jetson}
+    assert jetsons == {
+        "xavier-nx",
+        "agx-xavier",
+        "orin-nano",
+        "orin-nano-super",
+        "orin-nx",
+        "agx-orin",
+        "thor",
+    }
+
+
+DEVICE = targets.Device("d", "D", 86, memory_gb_s=100, fp16_tflops=10, int8_tops=20, source="test")
+
+
+def plan(*kernels):
+    return Plan("tensorrt-rtx", "", "sm86", kernels)
+
+
+def kernel(node, dtype, elements, *, weights=0, host_only=False):
+    tensors = (PlanTensor(f"{node}.x", dtype, (elements,)),)
+    constants = (PlanTensor(f"{node}.w", dtype, (weights,)),) if weights else ()
+    return Kernel(node, "kgen", tensors, (), (node,), constants, host_only)
+
+
+def test_a_kernel_takes_its_bytes_its_arithmetic_or_a_launch():
+    moved = kernel("a", "float16", 50_000_000)  # 100 MB at 100 GB/s
+    assert roofline.roofline_ms(plan(moved), {}, DEVICE) == pytest.approx(1.0)
+    computed = kernel("b", "float16", 1, weights=1)
+    assert roofline.roofline_ms(plan(computed), {"b": 5_000_000_000}, DEVICE) == pytest.approx(1.0)
+    small = kernel("c", "float16", 1)
+    assert roofline.roofline_ms(plan(small, small), {}, DEVICE, launch_us=3) == pytest.approx(0.006)
+    assert roofline.roofline_ms(plan(kernel("s", "int64", 1, host_only=True)), {}, DEVICE) == 0
+
+
+@pytest.mark.parametrize(("dtype", "ms"), [("int8", 0.5), ("float16", 1.0), ("float32", 2.0)])
+def test_the_rate_is_that_of_the_type(dtype, ms):
+    found = roofline.roofline_ms(plan(kernel("b", dtype, 1, weights=1)), {"b": 5_000_000_000}, DEVICE)
+    assert found == pytest.approx(ms)
+
+
+def test_arithmetic_of_a_node_in_two_kernels_counts_once():
+    twice = plan(kernel("b", "float16", 1, weights=1), kernel("b", "float16", 1, weights=1))
+    assert roofline.roofline_ms(twice, {"b": 5_000_000_000}, DEVICE, launch_us=0) == pytest.approx(
+        1.0, rel=1e-6
+    )
+
+
+def test_nothing_is_computed_from_figures_that_are_not_known():
+    assert roofline.roofline_ms(plan(), {}, targets.resolve_target("thor").device) is None
+
+
+def test_a_target_without_a_device_stands_for_a_slow_one_of_its_kind():
+    assert targets.typical("sm86").name == "rtx-3060"
+    assert targets.typical("sm87").name == "orin-nano"
+    assert targets.typical("sm72").name == "orin-nano", "nothing is known of Xavier"
