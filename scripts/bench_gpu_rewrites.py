@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import engine, rewrites
+from se_deploy import engine
 from se_deploy.errors import SeDeployError
 from se_deploy.options import NetworkOptions
+from se_deploy.passes import rewrites, search
 from se_deploy.pipeline import source
 from se_deploy.precision import to_fp16
 from se_deploy.runtimes.ort import OrtRuntime
@@ -99,15 +100,15 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
     for name in rewrites.NAMES:
         if runtime == "onnxruntime" and name in computed:
             continue
-        choices = rewrites.everywhere(taken.model, blocks, (*NEEDS.get(name, ()), name))
-        done = rewrites.replay(taken.model, blocks, choices)
+        choices = search.everywhere(taken.model, blocks, (*NEEDS.get(name, ()), name))
+        done = search.replay(taken.model, blocks, choices)
         places = sum(choice.rewrite == name for choice in done.applied)
         if places:
             yield name, places, done.model
     if runtime == "tensorrt-rtx":
         planner = engine.planner(runtime, options.target)
         try:
-            best = rewrites.optimize(
+            best = search.optimize(
                 taken.model,
                 blocks,
                 runtime="tensorrt-rtx",

@@ -68,7 +68,8 @@ SUBJECTS = (
 
 def export(subject: Subject, folder: Path) -> None:
     """Write network.onnx, calibration.npy and test.npy into `folder`."""
-    from se_deploy import canonical, exporter, graph, models, simplify  # noqa: PLC0415 - torch: not in a worker
+    from se_deploy import exporter, graph, models, simplify  # noqa: PLC0415 - torch: not in a worker
+    from se_deploy.passes import canonical  # noqa: PLC0415
     from se_deploy.runtimes.ort import OrtRuntime  # noqa: PLC0415 - as above
 
     digits = subject.checkpoint is not None

@@ -16,9 +16,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from se_deploy import canonical, engine, exporter, fusion, models, networks, se_blocks
+from se_deploy import engine, exporter, fusion, models, networks, se_blocks
 from se_deploy.errors import SeDeployError
 from se_deploy.options import CalibrationOptions, RewriteOptions
+from se_deploy.passes import canonical
 from se_deploy.pipeline import lowering
 
 

@@ -14,7 +14,7 @@ import se_deploy
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "files", "shipped", "plan", "devices", "power", "protocols", "inputs", "options", "graph",
-    "networks", "models", "exporter", "simplify", "se_blocks", "canonical", "rewrites", "data", "calibration",
+    "networks", "models", "exporter", "simplify", "se_blocks", "passes", "data", "calibration",
     "precision", "quantization", "advice", "runtimes", "engine", "fusion", "comparison", "latency", "doctor",
     "report", "pipeline", "pytest_plugin", "cli",
 ]  # fmt: skip

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from se_deploy import canonical, se_blocks
+from se_deploy import se_blocks
 from se_deploy.advice import widths
 from se_deploy.advice.places import Excitation, Place, place
 from se_deploy.calibration import observe
 from se_deploy.errors import BadData
+from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import numpy as np
 
 from se_deploy import graph
 from se_deploy.advice.widths import Layer
-from se_deploy.rewrites import dead
+from se_deploy.passes.rewrites import dead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

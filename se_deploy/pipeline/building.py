@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import canonical, engine, files, fusion, graph, inputs
+from se_deploy import engine, files, fusion, graph, inputs
 from se_deploy.engine import manifest as manifests
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.passes import canonical
 from se_deploy.pipeline import artifacts, lowering, source
 from se_deploy.pipeline.results import Json, block_json, head, relative, waterfall_json
 from se_deploy.protocols import silent

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import canonical, comparison, files, graph
-from se_deploy import rewrites as exact
+from se_deploy import comparison, files, graph
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.passes import canonical, search
 from se_deploy.pipeline import lowering, source
 from se_deploy.pipeline.results import Json, census_json, finite, head, relative, waterfall_json
 from se_deploy.protocols import silent
@@ -110,7 +110,7 @@ def export(
         failures = list(taken.failures)
     graph.save(done.model, output)
     if done.found is not None and done.found.choices:
-        files.write_text(choices_path(output), exact.to_json(done.found.choices))
+        files.write_text(choices_path(output), search.to_json(done.found.choices))
     return ExportResult(
         output, taken, done, precision, runtime, error, tuple(failures), (*taken.warnings, *done.warnings)
     )

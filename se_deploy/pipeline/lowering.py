@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import data, devices, engine, graph, inputs, quantization, rewrites, se_blocks
+from se_deploy import data, devices, engine, graph, inputs, quantization, se_blocks
 from se_deploy.errors import BadData, BadInput, MissingRuntime
+from se_deploy.passes import rewrites, search
 from se_deploy.precision import to_fp16
 from se_deploy.protocols import TensorSpec, silent
 from se_deploy.runtimes.ort import OrtRuntime
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from se_deploy.engine import Planner, RuntimeName
     from se_deploy.inputs import InputSpec
     from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
+    from se_deploy.passes.search import Found
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
-    from se_deploy.rewrites import Found
 
 PORTABLE_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 """What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
@@ -95,16 +96,16 @@ def optimized(
         return None
     blocks = se_blocks.find(model).se
     if options.replay is not None:
-        choices = rewrites.from_json(options.replay.read_text("utf-8"))
-        done = rewrites.replay(model, blocks, choices)
+        choices = search.from_json(options.replay.read_text("utf-8"))
+        done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
-        return rewrites.Found(done.model, done.applied, None, None, (), 0, done.counts, notes)
-    names = rewrites.allowed(runtime, options.names)
+        return search.Found(done.model, done.applied, None, None, (), 0, done.counts, notes)
+    names = search.allowed(runtime, options.names)
     if precision == "int8":  # a quantized convolution keeps constant weights
         computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
         names = tuple(name for name in names if name not in computed)
-    return rewrites.optimize(
+    return search.optimize(
         model,
         blocks,
         runtime=runtime,
@@ -122,13 +123,13 @@ def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:
     """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
     device = devices.resolve_target(targets[0]).device if targets else None
     if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
-        return rewrites.planned_bytes
+        return search.planned_bytes
     known = device
     macs = {str(node.name): graph.macs(node) for node in model.graph}
 
     def milliseconds(plan: Plan) -> float:
         time = devices.roofline_ms(plan, macs, known)
-        return rewrites.planned_bytes(plan) if time is None else time
+        return search.planned_bytes(plan) if time is None else time
 
     return milliseconds
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from se_deploy.comparison import Divergence, Parity, Tolerance
     from se_deploy.latency import Latency
-    from se_deploy.rewrites import Found
+    from se_deploy.passes.search import Found
     from se_deploy.se_blocks import Census, SEBlock
 
 Json = dict[str, Any]

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from se_deploy import canonical, comparison, graph, inputs, se_blocks, simplify
+from se_deploy import comparison, graph, inputs, se_blocks, simplify
 from se_deploy.errors import BadModel
 from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 from se_deploy.runtimes.ort import OrtRuntime
 

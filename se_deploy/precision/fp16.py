@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph
-from se_deploy.canonical.fold import fold_affine
+from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.precision import opsets
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from se_deploy import calibration, graph, se_blocks
-from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
+from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.precision import opsets, qdq, to_fp16, to_qdq
 from se_deploy.protocols import silent
 from se_deploy.quantization import cache, cost, goals, grids, layers, reconstruct, rounding, sensitivity

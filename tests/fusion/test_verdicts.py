@@ -5,8 +5,9 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 
-from se_deploy import engine, fusion, rewrites, se_blocks
+from se_deploy import engine, fusion, se_blocks
 from se_deploy.errors import UnsupportedGraph
+from se_deploy.passes import search
 from se_deploy.plan import Kernel, Plan, PlanTensor
 from se_deploy.runtimes import ort
 
@@ -122,7 +123,7 @@ REWRITTEN = [
 def test_a_block_is_followed_through_rewrites(planner, tail, names):
     model = plan_graphs.se_net(tail=tail, batch=1)
     blocks = se_blocks.find(model).se
-    done = rewrites.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
+    done = search.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
     assert {choice.rewrite for choice in done.choices} == set(names)
     (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model)
     assert (verdict.verdict, verdict.kernels) == ("fused", 4)

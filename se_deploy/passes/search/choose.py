@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, cast
 
 from se_deploy.errors import BadInput
+from se_deploy.passes.rewrites import catalogue, dead, gate, hoist, identity
+from se_deploy.passes.search.replay import Choice, replay
+from se_deploy.passes.search.search import Found, planned_bytes, search
 from se_deploy.protocols import silent
-from se_deploy.rewrites import catalogue, dead, gate, hoist, identity
-from se_deploy.rewrites.replay import Choice, replay
-from se_deploy.rewrites.search import Found, planned_bytes, search
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import onnx_ir as ir
 
+    from se_deploy.passes.rewrites.base import Site
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
-    from se_deploy.rewrites.base import Site
     from se_deploy.se_blocks.types import SEBlock
 
     TargetRuntime = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.errors import BadInput
-from se_deploy.rewrites.catalogue import NAMES, REWRITES
+from se_deploy.passes.rewrites.catalogue import NAMES, REWRITES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import onnx_ir as ir
 
-    from se_deploy.rewrites.base import Rewriter
+    from se_deploy.passes.rewrites.base import Rewriter
     from se_deploy.se_blocks.types import SEBlock
 
 _SCHEMA = "se-deploy/rewrites/1"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.rewrites import base, gate
+from se_deploy.passes.rewrites import base, gate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.rewrites import base
+from se_deploy.passes.rewrites import base
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
-from se_deploy.rewrites import base
+from se_deploy.passes.rewrites import base
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

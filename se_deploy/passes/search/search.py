@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.errors import BuildFailed
+from se_deploy.passes.rewrites import catalogue, dead, even, identity
+from se_deploy.passes.search.replay import Choice, Replayed, replay
+from se_deploy.passes.search.shares import Neighbourhoods, Share
 from se_deploy.protocols import silent
-from se_deploy.rewrites import catalogue, dead, even, identity
-from se_deploy.rewrites.replay import Choice, Replayed, replay
-from se_deploy.rewrites.shares import Neighbourhoods, Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -22,8 +22,9 @@ from se_graphs import (
     written,
 )
 
-from se_deploy import canonical, graph, se_blocks
-from se_deploy.canonical import fold_affine, fold_constants, recompose_hard, respell_blocks
+from se_deploy import graph, se_blocks
+from se_deploy.passes import canonical
+from se_deploy.passes.canonical import fold_affine, fold_constants, recompose_hard, respell_blocks
 
 FP32_REORDERED = {"rtol": 1e-4, "atol": 2e-5}  # the same float32 sums in another order, through two layers
 PLAIN = {"GlobalAveragePool", "Conv", "Mul", "Add"}

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import graph, se_blocks
-from se_deploy.canonical.blocks import obstacle, respell_blocks
-from se_deploy.canonical.fold import fold_affine, fold_constants
-from se_deploy.canonical.hard import recompose_hard
-from se_deploy.canonical.layout import blocks_to_channels_first
+from se_deploy.passes.canonical.blocks import obstacle, respell_blocks
+from se_deploy.passes.canonical.fold import fold_affine, fold_constants
+from se_deploy.passes.canonical.hard import recompose_hard
+from se_deploy.passes.canonical.layout import blocks_to_channels_first
 
 if TYPE_CHECKING:
     import onnx_ir as ir

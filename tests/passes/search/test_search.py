@@ -9,10 +9,8 @@ from rewrites_graphs import assert_same, build
 
 from se_deploy import graph
 from se_deploy.errors import BadInput, BuildFailed
-from se_deploy.plan import Kernel, Plan, PlanTensor
-from se_deploy.rewrites import (
-    NAMES,
-    REWRITES,
+from se_deploy.passes.rewrites import NAMES, REWRITES
+from se_deploy.passes.search import (
     Choice,
     allowed,
     from_json,
@@ -22,7 +20,8 @@ from se_deploy.rewrites import (
     search,
     to_json,
 )
-from se_deploy.rewrites.shares import Neighbourhoods
+from se_deploy.passes.search.shares import Neighbourhoods
+from se_deploy.plan import Kernel, Plan, PlanTensor
 from se_deploy.se_blocks import find
 
 AVERAGE_AND_HOIST = ("squeeze-average-pool", "hoist-squeeze-1x1")

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from se_deploy.rewrites import dead, even, excite, gate, hoist, identity, layout, residual, squeeze, stem
-from se_deploy.rewrites.base import Rewriter
+from se_deploy.passes.rewrites import (
+    dead,
+    even,
+    excite,
+    gate,
+    hoist,
+    identity,
+    layout,
+    residual,
+    squeeze,
+    stem,
+)
+from se_deploy.passes.rewrites.base import Rewriter
 
 REWRITES = (
     Rewriter(identity.NAME, "drop a slice that takes everything", identity.sites, identity.apply),

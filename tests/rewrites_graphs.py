@@ -8,7 +8,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from se_deploy import graph
-from se_deploy.rewrites import REWRITES, Choice, replay
+from se_deploy.passes.rewrites import REWRITES
+from se_deploy.passes.search import Choice, replay
 from se_deploy.se_blocks import find
 
 FP32_REORDERED = {"rtol": 2e-4, "atol": 2e-5}  # the same FP32 sums in another order, over a few layers
