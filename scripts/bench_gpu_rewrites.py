@@ -29,7 +29,7 @@ from se_deploy.errors import SeDeployError
 from se_deploy.options import NetworkOptions
 from se_deploy.passes import rewrites, search
 from se_deploy.pipeline import source
-from se_deploy.precision import to_fp16
+from se_deploy.quantization import to_fp16
 from se_deploy.runtimes.ort import OrtRuntime
 from se_deploy.runtimes.trt import TrtRuntime
 

@@ -15,7 +15,7 @@ PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "files", "shipped", "plan", "devices", "power", "protocols", "inputs", "options", "graph",
     "networks", "models", "exporter", "simplify", "se_blocks", "passes", "data", "calibration",
-    "precision", "quantization", "advice", "runtimes", "engine", "fusion", "comparison", "latency", "doctor",
+    "quantization", "advice", "runtimes", "engine", "fusion", "comparison", "latency", "doctor",
     "report", "pipeline", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from se_deploy import data, devices, engine, graph, inputs, quantization, se_blocks
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.passes import rewrites, search
-from se_deploy.precision import to_fp16
 from se_deploy.protocols import TensorSpec, silent
+from se_deploy.quantization import to_fp16
 from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:

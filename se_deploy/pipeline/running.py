@@ -19,8 +19,8 @@ from se_deploy.errors import BadData, BadInput, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.pipeline import artifacts, building, exporting, inspecting, judging, lowering, source
 from se_deploy.pipeline.results import Json, head
-from se_deploy.precision import to_fp16
 from se_deploy.protocols import silent
+from se_deploy.quantization import to_fp16
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

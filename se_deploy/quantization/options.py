@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method
     from se_deploy.devices import Device
-    from se_deploy.precision import Grid
     from se_deploy.quantization.goals import Point
     from se_deploy.quantization.layers import Kept
+    from se_deploy.quantization.qdq import Grid
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.passes.canonical.fold import fold_affine
-from se_deploy.precision import opsets
+from se_deploy.quantization import opsets
 
 if TYPE_CHECKING:
     from se_deploy.protocols import Array

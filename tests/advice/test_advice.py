@@ -12,7 +12,7 @@ from se_deploy import advice, data, graph, pipeline
 from se_deploy.cli.main import main
 from se_deploy.errors import BadData, BadInput, BadModel
 from se_deploy.options import ImageOptions
-from se_deploy.precision import to_fp16
+from se_deploy.quantization import to_fp16
 from se_deploy.runtimes.ort import OrtRuntime
 
 CHANNELS, HIDDEN = 12, 6
