@@ -64,7 +64,7 @@ def row(name: str, opset: int, plans: int, planner: engine.Planner) -> Row:
         params=facts.params,
         macs=facts.macs,
         blocks=facts.blocks,
-        found=len(se_blocks.find(made).se),
+        found=len(se_blocks.detect(made).se),
         fused=said.count("fused"),
         split=said.count("split"),
         fallback=said.count("fallback"),

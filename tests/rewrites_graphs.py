@@ -10,7 +10,7 @@ import onnxruntime as ort
 from se_deploy import graph
 from se_deploy.passes.rewrites import REWRITES
 from se_deploy.passes.search import Choice, replay
-from se_deploy.se_blocks import find
+from se_deploy.se_blocks import detect
 
 FP32_REORDERED = {"rtol": 2e-4, "atol": 2e-5}  # the same FP32 sums in another order, over a few layers
 
@@ -63,7 +63,7 @@ def run(model, *, seed=1, batch=2):
 
 def apply(model, *names):
     """Apply the named rewrites wherever they may be; give the copy and what was applied."""
-    blocks = find(model).blocks
+    blocks = detect(model).blocks
     done, applied = model, ()
     for name in names:
         rewriter = next(r for r in REWRITES if r.name == name)

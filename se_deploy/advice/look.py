@@ -115,7 +115,7 @@ def advise(
             hint="give more data",
         )
     made = canonical.canonicalize(model).model
-    places = tuple(place(made, block) for block in se_blocks.find(made).se)
+    places = tuple(place(made, block) for block in se_blocks.detect(made).se)
     units: dict[str, list[Array]] = {
         p.excitation.hidden: [] for p in places if isinstance(p.excitation, Excitation)
     }

@@ -151,7 +151,7 @@ def inspect(
         return EngineInspection(str(file), *manifests.check(path))
     read = source.load_onnx if calib_data is None else source.load_fp32
     model = read(path, image or ImageOptions())
-    census = se_blocks.find(model)
+    census = se_blocks.detect(model)
     plans, notes = planned(model, census, runtime, targets, progress) if plan else ((), ())
     advised = None
     if calib_data is not None:

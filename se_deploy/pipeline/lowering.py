@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from se_deploy.engine import Planner, RuntimeName
     from se_deploy.inputs import InputSpec
     from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
-    from se_deploy.passes.search import Found
+    from se_deploy.passes.search import SearchResult
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
 
@@ -37,7 +37,7 @@ class Lowered:
     model: ir.Model
     rewritten: ir.Model  # the FP32 graph that it was lowered from
     blocks: tuple[se_blocks.SEBlock, ...]  # as the rewritten graph spells them
-    found: Found | None  # the search for exact rewrites; None where none was asked for
+    found: SearchResult | None  # the search for exact rewrites; None where none was asked for
     quantized: quantization.Quantized | None
     samples: data.Samples | None
     warnings: tuple[str, ...]
@@ -87,20 +87,20 @@ def optimized(
     planner: Planner | None = None,
     targets: Sequence[str] = (),
     progress: Progress = silent,
-) -> Found | None:
+) -> SearchResult | None:
     """Rewrite for a runtime: as saved, or what the planner says is cheapest; None where nothing was asked.
 
     Cost is planned bytes, or the roofline time where a device is named whose figures have a source.
     """
     if options.names == ():
         return None
-    blocks = se_blocks.find(model).se
+    blocks = se_blocks.detect(model).se
     if options.replay is not None:
         choices = search.from_json(options.replay.read_text("utf-8"))
         done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
-        return search.Found(done.model, done.applied, None, None, (), 0, done.counts, notes)
+        return search.SearchResult(done.model, done.applied, None, None, (), 0, done.counts, notes)
     names = search.allowed(runtime, options.names)
     if precision == "int8":  # a quantized convolution keeps constant weights
         computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
@@ -188,13 +188,13 @@ def lowered(
 
 def as_it_stands(model: ir.Model) -> Lowered:
     """Take a graph that is in its final precision already."""
-    return Lowered(model, model, se_blocks.find(model).se, None, None, None, ())
+    return Lowered(model, model, se_blocks.detect(model).se, None, None, None, ())
 
 
 def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
     """Every block of `before`, as `after` spells it; a gate that moved into weights keeps its entry."""
-    now = {block.output: block for block in se_blocks.find(after).se}
-    return tuple(now.get(block.output, block) for block in se_blocks.find(before).se)
+    now = {block.output: block for block in se_blocks.detect(after).se}
+    return tuple(now.get(block.output, block) for block in se_blocks.detect(before).se)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from se_deploy.comparison import Divergence, Parity, Tolerance
     from se_deploy.latency import Latency
-    from se_deploy.passes.search import Found
+    from se_deploy.passes.search import SearchResult
     from se_deploy.se_blocks import Census, SEBlock
 
 Json = dict[str, Any]
@@ -179,7 +179,7 @@ class Timed:
         }
 
 
-def waterfall_json(found: Found) -> list[Json]:
+def waterfall_json(found: SearchResult) -> list[Json]:
     """The planned cost after each rewrite, the graph as given first."""
     if found.baseline is None:
         return []

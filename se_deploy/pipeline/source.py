@@ -136,7 +136,7 @@ def read(
     return Source(
         spec=spec,
         model=made.model,
-        census=se_blocks.find(made.model),
+        census=se_blocks.detect(made.model),
         network=network,
         exporter=exporter,
         nodes_before=given.graph.num_nodes(),

@@ -220,7 +220,7 @@ def _prepare(
     runtime, fast = runtimes
     model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
     model = graph.rewrite(model, fold_affine).model
-    found, kept = layers.find(model, se_blocks.find(model), policy)
+    found, kept = layers.find(model, se_blocks.detect(model), policy)
     if options.exclude_nodes:
         excluded = re.compile(options.exclude_nodes)
         out = [layer for layer in found if excluded.search(layer.node)]

@@ -106,7 +106,7 @@ def test_a_block_is_found_again_by_its_output_alone(planner, pool, layers):
 def test_the_census_and_the_hand_agree(planner):
     model = plan_graphs.se_net("nhwc")
     plan = planner.plan(model)
-    (verdict,) = fusion.verdicts(plan, se_blocks.find(model).se, model)
+    (verdict,) = fusion.verdicts(plan, se_blocks.detect(model).se, model)
     assert verdict == judge(plan, model)
 
 
@@ -122,7 +122,7 @@ REWRITTEN = [
 @pytest.mark.parametrize(("tail", "names"), REWRITTEN)
 def test_a_block_is_followed_through_rewrites(planner, tail, names):
     model = plan_graphs.se_net(tail=tail, batch=1)
-    blocks = se_blocks.find(model).se
+    blocks = se_blocks.detect(model).se
     done = search.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
     assert {choice.rewrite for choice in done.choices} == set(names)
     (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model)

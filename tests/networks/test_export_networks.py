@@ -62,7 +62,7 @@ def test_a_small_network_exports_with_a_free_batch(name):
     network = models.load(f"se_deploy:{name}")
     model = assert_exports(network, TORCHSCRIPT)
     blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
-    assert len(se_blocks.find(model).blocks) == blocks
+    assert len(se_blocks.detect(model).blocks) == blocks
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_a_network_exports_through_dynamo(name):
     network = models.load(f"se_deploy:{name}")
     model = assert_exports(network, DYNAMO)
     blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
-    assert len(se_blocks.find(model).blocks) == blocks
+    assert len(se_blocks.detect(model).blocks) == blocks
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_every_convolution_beside_a_block_exports(kernel, stride, groups, paddin
         nn.ConvTranspose2d(16, 8, kernel, stride, groups=groups),
     )
     model = assert_exports(around(module, (8, 12, 11)), TORCHSCRIPT)
-    assert len(se_blocks.find(model).blocks) == 1
+    assert len(se_blocks.detect(model).blocks) == 1
 
 
 @pytest.mark.parametrize("opset", [TORCHSCRIPT, pytest.param(DYNAMO, marks=pytest.mark.slow)])
@@ -158,5 +158,5 @@ def test_an_adaptive_network_is_exported_frozen_and_says_so(opset):
     assert [found.channels for found in network.frozen] == [16] * 3 + [32] * 3 + [64] * 3
     assert all(found.ratio == found.channels / found.hidden for found in network.frozen)
     model = assert_exports(network, opset)
-    assert [block.reduced for block in se_blocks.find(model).blocks] == [f.hidden for f in network.frozen]
+    assert [block.reduced for block in se_blocks.detect(model).blocks] == [f.hidden for f in network.frozen]
     assert freeze(network.module) == ()

@@ -225,7 +225,7 @@ def test_a_layer_costs_what_the_roofline_of_the_device_says():
 
 
 def _layer(*, macs, elements):
-    (layer, *_), _ = layers.find(network(), se_blocks.find(network()), quantization.POLICIES["portable"])
+    (layer, *_), _ = layers.find(network(), se_blocks.detect(network()), quantization.POLICIES["portable"])
     return dataclasses.replace(layer, macs=macs, elements=elements)
 
 

@@ -46,7 +46,7 @@ def canonicalize(model: ir.Model) -> Canonical:
     made = graph.rewrite(model, *PASSES)
     refused = tuple(
         NotCanonical(block.output, reason)
-        for block in se_blocks.find(made.model).se
+        for block in se_blocks.detect(made.model).se
         if (reason := obstacle(made.model, block))
     )
     return Canonical(made.model, made.counts, refused)

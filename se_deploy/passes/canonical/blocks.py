@@ -39,7 +39,7 @@ def respell_blocks(model: ir.Model) -> int:
     fired = 0
     written: dict[tuple[ir.Value, int], ir.Value] = {}
     weights: dict[tuple[ir.Value, str, int], ir.Value] = {}
-    for block in se_blocks.find(model).se:
+    for block in se_blocks.detect(model).se:
         found = _Place.of(model, block)
         if found is None or _is_canonical(found) or _obstacle(found):
             continue

@@ -23,7 +23,7 @@ def blocks_to_channels_first(model: ir.Model) -> int:
     output of the graph; the gate needs the rank of x.
     """
     moved = 0
-    for block in se_blocks.find(model).se:
+    for block in se_blocks.detect(model).se:
         found = _scaled_behind_transpose(model, block)
         if found is None:
             continue

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from se_deploy.passes.rewrites import (
-    dead,
-    even,
     excite,
     gate,
     hoist,
     identity,
     layout,
+    pad_hidden_units,
+    prune_hidden_units,
     residual,
     squeeze,
     stem,
@@ -18,8 +18,18 @@ from se_deploy.passes.rewrites.base import Rewriter
 
 REWRITES = (
     Rewriter(identity.NAME, "drop a slice that takes everything", identity.sites, identity.apply),
-    Rewriter(dead.NAME, "remove hidden units that never change", dead.sites, dead.apply),
-    Rewriter(even.NAME, "an even number of hidden units", even.sites, even.apply),
+    Rewriter(
+        prune_hidden_units.NAME,
+        "remove hidden units that never change",
+        prune_hidden_units.sites,
+        prune_hidden_units.apply,
+    ),
+    Rewriter(
+        pad_hidden_units.NAME,
+        "an even number of hidden units",
+        pad_hidden_units.sites,
+        pad_hidden_units.apply,
+    ),
     Rewriter(
         layout.BEHIND_DEPTHWISE,
         "concatenate behind the depthwise convolution",

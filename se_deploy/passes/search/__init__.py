@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from se_deploy.passes.search.choose import allowed, everywhere, optimize
+from se_deploy.passes.search.plan_search import Cost, SearchResult, Step, planned_bytes, search
 from se_deploy.passes.search.replay import Choice, Replayed, from_json, replay, to_json
-from se_deploy.passes.search.search import Cost, Found, Step, planned_bytes, search
 
 __all__ = [
-    "Choice", "Cost", "Found", "Replayed", "Step", "allowed", "everywhere", "from_json", "optimize",
-    "planned_bytes", "replay", "search", "to_json",
+    "Choice",
+    "Cost",
+    "Replayed",
+    "SearchResult",
+    "Step",
+    "allowed",
+    "everywhere",
+    "from_json",
+    "optimize",
+    "planned_bytes",
+    "replay",
+    "search",
+    "to_json",
 ]  # fmt: skip

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, cast
 
 from se_deploy.errors import BadInput
-from se_deploy.passes.rewrites import catalogue, dead, gate, hoist, identity
+from se_deploy.passes.rewrites import catalogue, gate, hoist, identity, prune_hidden_units
+from se_deploy.passes.search.plan_search import SearchResult, planned_bytes, search
 from se_deploy.passes.search.replay import Choice, replay
-from se_deploy.passes.search.search import Found, planned_bytes, search
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     TargetRuntime = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
-_ALWAYS = (identity.NAME, dead.NAME)
+_ALWAYS = (identity.NAME, prune_hidden_units.NAME)
 _LESS_WORK = (*_ALWAYS, hoist.POINTWISE, gate.BEHIND_POOL)
 """What is less arithmetic and less traffic on any machine, so that it needs no measurement."""
 
@@ -64,7 +64,7 @@ def optimize(
     lower: Callable[[ir.Model], ir.Model] = lambda model: model,
     baseline_kernels: int | None = None,
     progress: Progress = silent,
-) -> Found:
+) -> SearchResult:
     """Rewrite a canonical graph for a runtime; with a planner only what its plan says is cheaper.
 
     `blocks` is the graph's census. Without a planner every allowed rewrite is applied wherever it is
@@ -78,7 +78,7 @@ def optimize(
             lower=lower, baseline_kernels=baseline_kernels, progress=progress,
         )  # fmt: skip
     done = replay(model, blocks, everywhere(model, blocks, names))
-    return Found(done.model, tuple(sorted(done.applied)), None, None, (), 0, done.counts)
+    return SearchResult(done.model, tuple(sorted(done.applied)), None, None, (), 0, done.counts)
 
 
 def everywhere(model: ir.Model, blocks: Sequence[SEBlock], names: Sequence[str]) -> tuple[Choice, ...]:

@@ -48,7 +48,7 @@ def same_blocks(before, after):
         "scale_node",
         "followed_by",
     )
-    one, other = se_blocks.find(before).se, se_blocks.find(after).se
+    one, other = se_blocks.detect(before).se, se_blocks.detect(after).se
     assert [[getattr(b, k) for k in kept] for b in other] == [[getattr(b, k) for k in kept] for b in one]
     return other
 

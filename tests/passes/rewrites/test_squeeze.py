@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from rewrites_graphs import apply, assert_only_touches, assert_same, build, se
 
 from se_deploy import graph
-from se_deploy.se_blocks import find
+from se_deploy.se_blocks import detect
 
 SPELLINGS = ("squeeze-average-pool", "squeeze-nhwc-mean")
 
@@ -44,7 +44,7 @@ def test_twice_is_once(name):
 def test_the_block_is_found_again_in_either_spelling():
     for name in SPELLINGS:
         after, _ = apply(block(), name)
-        assert [b.output for b in find(after).se] == ["y"]
+        assert [b.output for b in detect(after).se] == ["y"]
 
 
 def test_average_pool_needs_a_known_height_and_width():

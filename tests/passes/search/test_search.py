@@ -20,9 +20,9 @@ from se_deploy.passes.search import (
     search,
     to_json,
 )
-from se_deploy.passes.search.shares import Neighbourhoods
+from se_deploy.passes.search.attribution import CostAttribution
 from se_deploy.plan import Kernel, Plan, PlanTensor
-from se_deploy.se_blocks import find
+from se_deploy.se_blocks import detect
 
 AVERAGE_AND_HOIST = ("squeeze-average-pool", "hoist-squeeze-1x1")
 
@@ -73,7 +73,7 @@ def block(i):
 
 
 def run(model, planner=None, **options):
-    return search(model, find(model).blocks, planner or CountingPlanner(), **options)
+    return search(model, detect(model).blocks, planner or CountingPlanner(), **options)
 
 
 def test_it_hoists_because_the_squeeze_reads_less():
@@ -95,7 +95,7 @@ def test_each_block_gets_a_form_of_its_own():
 def test_shares_add_up_to_the_plan():
     before = network()
     plan = CountingPlanner().plan(before)
-    shares = Neighbourhoods(before, find(before).se).shares(plan, planned_bytes)
+    shares = CostAttribution(before, detect(before).se).shares(plan, planned_bytes)
     assert set(shares) == {"y1", "y2"}
     assert sum(share.kernels for share in shares.values()) == plan.kernels
     assert sum(share.value for share in shares.values()) == plan.activation_bytes
@@ -104,10 +104,10 @@ def test_shares_add_up_to_the_plan():
 
 def test_shares_know_rewritten_nodes_and_kernels_without_nodes():
     before = network()
-    done = replay(before, find(before).blocks, [Choice("hoist-squeeze-1x1", "y2")]).model
+    done = replay(before, detect(before).blocks, [Choice("hoist-squeeze-1x1", "y2")]).model
     plan = CountingPlanner().plan(done)
     layers = tuple(dataclasses.replace(k, onnx_nodes=()) if k.kind == "Relu" else k for k in plan.layers)
-    places = Neighbourhoods(before, find(before).se)
+    places = CostAttribution(before, detect(before).se)
     shares = places.shares(dataclasses.replace(plan, layers=layers), planned_bytes)
     assert shares == places.shares(plan, planned_bytes)
     assert shares["y2"].value < shares["y1"].value
@@ -163,7 +163,7 @@ def test_the_choice_can_be_replayed():
     before = network()
     found = run(before)
     text = to_json(found.choices)
-    again = replay(before, find(before).blocks, from_json(text))
+    again = replay(before, detect(before).blocks, from_json(text))
     assert graph.to_bytes(again.model) == graph.to_bytes(found.model)
     assert tuple(sorted(again.applied)) == found.choices
 
@@ -171,7 +171,9 @@ def test_the_choice_can_be_replayed():
 def test_what_does_not_apply_is_left_out_of_applied():
     before = network()
     done = replay(
-        before, find(before).blocks, [Choice("gate-into-previous", "y1"), Choice("stem-space-to-depth", "no")]
+        before,
+        detect(before).blocks,
+        [Choice("gate-into-previous", "y1"), Choice("stem-space-to-depth", "no")],
     )
     assert done.applied == ()
     assert graph.to_bytes(done.model) == graph.to_bytes(before)
@@ -212,7 +214,7 @@ def test_rules_per_runtime():
 @pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "tensorrt"])
 def test_without_a_planner_only_what_is_less_work(runtime):
     before = network()
-    found = optimize(before, find(before).blocks, runtime=runtime)
+    found = optimize(before, detect(before).blocks, runtime=runtime)
     assert {c.rewrite for c in found.choices} == (set() if runtime == "auto" else {"hoist-squeeze-1x1"})
     assert found.best is None
     assert_same(before, found.model)

@@ -28,7 +28,7 @@ class Share:
     kernels: int
 
 
-class Neighbourhoods:
+class CostAttribution:
     """Which block each node is near to: from behind the block before it to what reads its output.
 
     A form of a block changes kernels near it only, up to layouts at the borders: the sum of shares over

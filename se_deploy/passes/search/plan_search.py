@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.errors import BuildFailed
-from se_deploy.passes.rewrites import catalogue, dead, even, identity
+from se_deploy.passes.rewrites import catalogue, identity, pad_hidden_units, prune_hidden_units
+from se_deploy.passes.search.attribution import CostAttribution, Share
 from se_deploy.passes.search.replay import Choice, Replayed, replay
-from se_deploy.passes.search.shares import Neighbourhoods, Share
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The best graph that the search saw; never worse than the one it was given."""
 
     model: ir.Model  # in the precision that it was given in
@@ -74,7 +74,7 @@ def search(
     lower: Callable[[ir.Model], ir.Model] = lambda model: model,
     baseline_kernels: int | None = None,
     progress: Progress = silent,
-) -> Found:
+) -> SearchResult:
     """Find choices that make `cost` small without more kernels than the graph as given.
 
     `model`: canonical, with its census `blocks`. `lower` is what happens to the graph before it is planned
@@ -120,7 +120,7 @@ _PLACES: tuple[tuple[str, ...], ...] = (
 
 _TRIES = 3  # mixtures of forms that are planned until one keeps the limit on kernels
 
-_FIRST = frozenset({identity.NAME, dead.NAME, even.NAME})
+_FIRST = frozenset({identity.NAME, prune_hidden_units.NAME, pad_hidden_units.NAME})
 """Taken before a block's form is chosen, and kept with every form."""
 
 _SMALL_GATES = (
@@ -188,13 +188,13 @@ class _Search:
         self.known: dict[State, Cost | None] = {}
         self.state: State = frozenset()  # the choices behind the best cost so far
         self.applied: State = frozenset()  # those of the graph that was measured last
-        self.neighbourhoods = Neighbourhoods(model, blocks)
+        self.attribution = CostAttribution(model, blocks)
         self.shares: dict[State, Mapping[str, Share]] = {}
         self.plans = 0
         self.warnings: list[str] = []
         self.steps: list[Step] = []
 
-    def run(self, baseline_kernels: int | None) -> Found:
+    def run(self, baseline_kernels: int | None) -> SearchResult:
         baseline = self.measure(frozenset())
         if baseline is None:
             raise ValueError("the plan of the graph as given was refused without an error")
@@ -216,7 +216,7 @@ class _Search:
         computed = {r.name for r in catalogue.REWRITES if r.run_time_weights}
         if any(choice.rewrite in computed for choice in self.state):
             self.warnings.append(_SMALL_GATES)
-        return Found(
+        return SearchResult(
             done.model,
             tuple(sorted(self.state)),
             baseline,
@@ -339,7 +339,7 @@ class _Search:
                 raise
             self.warnings.append(f"the compiler refused a rewritten graph, which was left out: {e.message}")
             return None
-        self.shares[self.applied] = self.neighbourhoods.shares(plan, self.cost)
+        self.shares[self.applied] = self.attribution.shares(plan, self.cost)
         return Cost(plan.kernels, plan.activation_bytes, self.cost(plan))
 
     def spent(self) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from se_deploy import graph
-from se_deploy.se_blocks import functions, vectors
+from se_deploy.se_blocks import functions, transfer
 from se_deploy.se_blocks.constants import Constants
 from se_deploy.se_blocks.values import (
     LAYOUT,
@@ -38,7 +38,7 @@ _MOST_GUESSES = 4  # ways to read one value as a pooled vector
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ValueInfo:
     """What is known of one value."""
 
     view: View
@@ -47,24 +47,24 @@ class Facts:
     of_shapes: bool = False  # depends on nothing but constants and shapes
 
 
-class Reader:
-    """The facts of every value of a graph, computed as its nodes are read in order."""
+class Dataflow:
+    """The dataflow analysis: the info of every value of a graph, computed as its nodes are read in order."""
 
     def __init__(self, model: ir.Model) -> None:
         """Read the whole graph, the bodies of its control flow included."""
-        self.facts: dict[ir.Value, Facts] = {}
+        self.infos: dict[ir.Value, ValueInfo] = {}
         self.constants = Constants(graph.opset(model))
         self._bases = itertools.count()
         self._twins: dict[object, ir.Value] = {}
         self._stands_for: dict[ir.Value, ir.Value] = {}
         self._read_all(model.graph)
 
-    def of(self, value: ir.Value) -> Facts:
-        """Give the facts of a value; one that no node made is its own root."""
-        known = self.facts.get(value)
+    def of(self, value: ir.Value) -> ValueInfo:
+        """Give the info of a value; one that no node made is its own root."""
+        known = self.infos.get(value)
         if known is None:
             constant = value.is_initializer() and not value.is_graph_input()
-            known = self.facts[value] = Facts(self._root(value), constant=constant, of_shapes=constant)
+            known = self.infos[value] = ValueInfo(self._root(value), constant=constant, of_shapes=constant)
         return known
 
     def base(self) -> int:
@@ -86,8 +86,10 @@ class Reader:
         for index, output in enumerate(node.outputs):
             branches = [self.of(body.outputs[index]) for body in bodies]
             vectors_of = [f for f in branches if f.vectors]
-            known = (vectors_of or [f for f in branches if f.view.nodes] or [Facts(self._root(output))])[0]
-            self.facts[output] = Facts(
+            known = (vectors_of or [f for f in branches if f.view.nodes] or [ValueInfo(self._root(output))])[
+                0
+            ]
+            self.infos[output] = ValueInfo(
                 view=replace(known.view, nodes=(*known.view.nodes, node)),
                 vectors=tuple(replace(v, nodes=v.nodes | {node}) for v in known.vectors),
                 constant=all(f.constant for f in branches),
@@ -102,7 +104,7 @@ class Reader:
             twin = self._twin(node, index)
             if twin is not None:
                 self._stands_for[output] = twin
-            self.facts[output] = Facts(self._root(output), constant=constant, of_shapes=of_shapes)
+            self.infos[output] = ValueInfo(self._root(output), constant=constant, of_shapes=of_shapes)
         if (
             constant
             or of_shapes
@@ -112,15 +114,15 @@ class Reader:
         ):
             return
         output = node.outputs[0]
-        view = self._view(node) or self.facts[output].view
-        guesses = _distinct(itertools.chain(vectors.followed(self, node), self._pooled(node, view)))
-        self.facts[output] = replace(self.facts[output], view=view, vectors=guesses)
+        view = self._view(node) or self.infos[output].view
+        guesses = _distinct(itertools.chain(transfer.followed(self, node), self._pooled(node, view)))
+        self.infos[output] = replace(self.infos[output], view=view, vectors=guesses)
         if node.op_type == "Split":
             for part in node.outputs[1:]:
                 parts = tuple(
-                    vectors.part_of(self, node, vector, part) for vector in self.of(node.inputs[0]).vectors
+                    transfer.part_of(self, node, vector, part) for vector in self.of(node.inputs[0]).vectors
                 )
-                self.facts[part] = replace(self.facts[part], vectors=_distinct(parts))
+                self.infos[part] = replace(self.infos[part], vectors=_distinct(parts))
 
     def _root(self, value: ir.Value) -> View:
         shape = value_dims(value) or ()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from se_deploy.se_blocks.reader import Reader
+    from se_deploy.se_blocks.dataflow import Dataflow
     from se_deploy.se_blocks.values import Dim
 
 _NORMS = frozenset(
@@ -45,51 +45,51 @@ _OF_ONE_LAYER = frozenset({"part", "joined", "softmax", "softmax2"})
 """What says nothing of the gate once another learned layer has mixed the numbers."""
 
 
-def followed(reader: Reader, node: ir.Node) -> Iterable[Vector]:
+def followed(flow: Dataflow, node: ir.Node) -> Iterable[Vector]:
     """Give what a node\'s output is for each guess at what its inputs are."""
     for position, value in enumerate(node.inputs):
-        for vector in reader.of(value).vectors if value is not None else ():
-            after = _follow(reader, node, position, vector)
+        for vector in flow.of(value).vectors if value is not None else ():
+            after = _follow(flow, node, position, vector)
             if after is not None:
                 yield replace(after, nodes=after.nodes | {node})
         if node.op_type not in functions.BINARY_OPS | {"MatMul", "Concat"}:
             return  # the other inputs are shapes, axes and weights
 
 
-def _follow(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Vector | None:
+def _follow(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     op, shape = node.op_type, value_dims(node.outputs[0])
     if op in SAME:
         return vector
     if op in LAYOUT or op in {"Expand", "Tile"}:
         return _relaid(node, vector, shape)
     if op in REDUCE or op in POOL:
-        return _reduced(reader, node, vector, shape)
+        return _reduced(flow, node, vector, shape)
     if op in functions.UNARY_OPS:
         if vector.function is None:
             return vector
-        function = functions.unary(node, vector.function, reader.constants.scalar)
+        function = functions.unary(node, vector.function, flow.constants.scalar)
         return None if function is None else replace(vector, function=function)
     if op == "PRelu":
-        return _prelu(reader, node, vector)
+        return _prelu(flow, node, vector)
     if op in functions.BINARY_OPS:
-        return _binary(reader, node, position, vector)
+        return _binary(flow, node, position, vector)
     if op in {"Conv", "Gemm", "MatMul"}:
-        return _learned(reader, node, position, vector)
+        return _learned(flow, node, position, vector)
     if op == "BatchNormalization" or op in _NORMS:
         trait = frozenset() if op == "BatchNormalization" else frozenset({"norm"})
-        return _affine(reader, vector, node.inputs[1:3], trait, anew=bool(trait))
+        return _affine(flow, vector, node.inputs[1:3], trait, anew=bool(trait))
     if op == "Softmax":
-        return _softmax(reader, node, vector)
+        return _softmax(flow, node, vector)
     if op in _PARTS:
-        return part_of(reader, node, vector, node.outputs[0])
+        return part_of(flow, node, vector, node.outputs[0])
     if op in {"Concat", "Pad"}:
-        return _joined(reader, node, position, vector, shape)
+        return _joined(flow, node, position, vector, shape)
     return None
 
 
-def _reduced(reader: Reader, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
+def _reduced(flow: Dataflow, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
     """Follow a vector through a reduction of axes of size one, or across its channels to one number."""
-    gone = reader.reduced_axes(node)
+    gone = flow.reduced_axes(node)
     before = value_dims(node.inputs[0])
     if gone is None or before is None:
         return None
@@ -100,41 +100,41 @@ def _reduced(reader: Reader, node: ir.Node, vector: Vector, shape: Sequence[Dim]
     return None
 
 
-def _prelu(reader: Reader, node: ir.Node, vector: Vector) -> Vector | None:
+def _prelu(flow: Dataflow, node: ir.Node, vector: Vector) -> Vector | None:
     slope = node.inputs[1]
-    array = reader.constants.array(slope)
+    array = flow.constants.array(slope)
     if slope is None or array is None or vector.function is None:
         return None
     leaky = functions.leaky(vector.function, float(array.mean()))
     return replace(vector, function=leaky, weights=vector.weights | {slope})
 
 
-def _binary(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Vector | None:
+def _binary(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     other = node.inputs[1 - position] if len(node.inputs) == 2 else None  # noqa: PLR2004
     if other is None:
         return None
-    facts = reader.of(other)
-    if facts.constant:
-        return _with_constant(reader, node, position, vector, other)
-    if facts.of_shapes:
+    info = flow.of(other)
+    if info.constant:
+        return _with_constant(flow, node, position, vector, other)
+    if info.of_shapes:
         divides = node.op_type == "Div" and position == 0 and vector.pools == {"sum"}
         return _as_mean(node, vector) if divides else None
-    for partner in facts.vectors if position == 0 else ():
+    for partner in info.vectors if position == 0 else ():
         if partner.source == vector.source:
-            return _with_vector(reader, node, vector, partner)
+            return _with_vector(flow, node, vector, partner)
     return None
 
 
 def _with_constant(
-    reader: Reader, node: ir.Node, position: int, vector: Vector, other: ir.Value
+    flow: Dataflow, node: ir.Node, position: int, vector: Vector, other: ir.Value
 ) -> Vector | None:
-    number, shape = reader.constants.scalar(other), value_dims(other)
+    number, shape = flow.constants.scalar(other), value_dims(other)
     only_channel = vector.size == 1 and bool(shape) and node.op_type == "Add" and _just_learned(vector)
     if number is None or only_channel:
         sizes = [d for d in shape or () if d != 1]
         fits = shape is not None and (not sizes or (len(sizes) == 1 and vector.size in {None, sizes[0]}))
         if node.op_type in _AFFINE and fits and not (node.op_type == "Div" and position == 1):
-            return _affine(reader, vector, [other], frozenset())
+            return _affine(flow, vector, [other], frozenset())
         return None
     if vector.pools == {"sum"} and not vector.layers and node.op_type in {"Div", "Mul"}:
         count = number if node.op_type == "Div" else 1 / number if number else math.inf
@@ -161,7 +161,7 @@ def _is_area(vector: Vector, count: float) -> bool:
     return math.isclose(count, known, rel_tol=1e-4) or any(not isinstance(d, int) for d in sizes)
 
 
-def _with_vector(reader: Reader, node: ir.Node, vector: Vector, partner: Vector) -> Vector | None:
+def _with_vector(flow: Dataflow, node: ir.Node, vector: Vector, partner: Vector) -> Vector | None:
     """Combine two vectors of one source: one function of the same numbers, a norm, or two branches."""
     joined = replace(
         vector,
@@ -177,14 +177,14 @@ def _with_vector(reader: Reader, node: ir.Node, vector: Vector, partner: Vector)
     if True in scalars:
         both = False not in scalars
         traits = joined.traits | ({"scalar"} if both else {"norm"})
-        return replace(joined, base=reader.base(), function=functions.identity(), traits=frozenset(traits))
+        return replace(joined, base=flow.base(), function=functions.identity(), traits=frozenset(traits))
     if vector.base == partner.base and vector.function is not None and partner.function is not None:
         function = functions.binary(node.op_type, vector.function, partner.function)
         return replace(joined, function=function)
     bounded = all(v.function is None or functions.is_bounded(v.function) for v in (vector, partner))
     return replace(
         joined,
-        base=reader.base(),
+        base=flow.base(),
         function=None if bounded else functions.identity(),
         functions=(*vector.functions, None if node.op_type == "Mul" else vector.function),
         traits=joined.traits | {"merged"},
@@ -192,7 +192,7 @@ def _with_vector(reader: Reader, node: ir.Node, vector: Vector, partner: Vector)
 
 
 def _affine(
-    reader: Reader,
+    flow: Dataflow,
     vector: Vector,
     weights: Sequence[ir.Value | None],
     traits: frozenset[str],
@@ -208,15 +208,15 @@ def _affine(
         vector,
         weights=vector.weights | used,
         traits=vector.traits | traits,
-        base=reader.base(),
+        base=flow.base(),
         functions=vector.functions if known else (*vector.functions, vector.function),
         function=functions.identity(),
     )
 
 
-def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Vector | None:
+def _learned(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     weight = node.inputs[1 - position if node.op_type == "MatMul" else 1]
-    if weight is None or position > 1 or not reader.of(weight).constant or "scalar" in vector.traits:
+    if weight is None or position > 1 or not flow.of(weight).constant or "scalar" in vector.traits:
         return None
     shape = value_dims(weight)
     if shape is None or not all(isinstance(d, int) for d in shape):
@@ -229,7 +229,7 @@ def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Ve
     if layer.inputs == 0:  # a convolution along the channels
         after = value_dims(node.outputs[0])
         return replace(
-            _affine(reader, vector, node.inputs[1:3], frozenset({"eca"}), anew=True),
+            _affine(flow, vector, node.inputs[1:3], frozenset({"eca"}), anew=True),
             size=_per_image(after),
             axis=locate(after, _per_image(after)),
             layers=(*vector.layers, replace(layer, inputs=1)),
@@ -240,7 +240,7 @@ def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Ve
         vector,
         size=layer.outputs,
         axis=_output_axis(node, vector, value_dims(node.outputs[0]), layer.outputs),
-        base=reader.base(),
+        base=flow.base(),
         function=functions.identity(),
         functions=before,
         settled=len(before),
@@ -250,7 +250,7 @@ def _learned(reader: Reader, node: ir.Node, position: int, vector: Vector) -> Ve
     )
 
 
-def _softmax(reader: Reader, node: ir.Node, vector: Vector) -> Vector | None:
+def _softmax(flow: Dataflow, node: ir.Node, vector: Vector) -> Vector | None:
     shape = value_dims(node.inputs[0])
     axis = graph.attribute(node, "axis", -1)
     if shape is None or not isinstance(axis, int) or shape[axis] == 1:
@@ -259,13 +259,13 @@ def _softmax(reader: Reader, node: ir.Node, vector: Vector) -> Vector | None:
     return replace(
         vector,
         function=None,
-        base=reader.base(),
+        base=flow.base(),
         functions=(*vector.functions, vector.function),
         traits=vector.traits | {trait, "softmax"},
     )
 
 
-def part_of(reader: Reader, node: ir.Node, vector: Vector, part: ir.Value) -> Vector:
+def part_of(flow: Dataflow, node: ir.Node, vector: Vector, part: ir.Value) -> Vector:
     """Take some of a vector's numbers, by a Slice, a Gather or a Split."""
     shape = value_dims(part)
     size = _per_image(shape)
@@ -275,14 +275,14 @@ def part_of(reader: Reader, node: ir.Node, vector: Vector, part: ir.Value) -> Ve
         vector,
         size=size,
         axis=locate(shape, size),
-        base=reader.base(),
+        base=flow.base(),
         nodes=vector.nodes | {node},
         traits=vector.traits | {"part"},
     )
 
 
 def _joined(
-    reader: Reader, node: ir.Node, position: int, vector: Vector, shape: Sequence[Dim] | None
+    flow: Dataflow, node: ir.Node, position: int, vector: Vector, shape: Sequence[Dim] | None
 ) -> Vector | None:
     """Concatenate vectors of one source (mean beside max, or a vector padded with its own ends)."""
     if position:
@@ -292,13 +292,13 @@ def _joined(
         vector,
         size=size,
         axis=locate(shape, size),
-        base=reader.base(),
+        base=flow.base(),
         traits=vector.traits | {"joined"},
     )
     if node.op_type == "Pad":
         return joined
     for value in node.inputs[1:]:
-        partners = reader.of(value).vectors if value is not None else ()
+        partners = flow.of(value).vectors if value is not None else ()
         partner = next((p for p in partners if p.source == vector.source), None)
         if partner is None:
             return None
