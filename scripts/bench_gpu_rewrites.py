@@ -24,14 +24,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import engine
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.errors import SeDeployError
 from se_deploy.options import NetworkOptions
 from se_deploy.passes import rewrites, search
 from se_deploy.pipeline import source
 from se_deploy.quantization import to_fp16
-from se_deploy.runtimes.ort import OrtRuntime
-from se_deploy.runtimes.trt import TrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,7 +106,7 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
         if places:
             yield name, places, done.model
     if runtime == "tensorrt-rtx":
-        planner = engine.planner(runtime, options.target)
+        planner = tensorrt.planner(runtime, options.target)
         try:
             best = search.optimize(
                 taken.model,
@@ -133,8 +133,8 @@ def time_variants(taken: Source, runtime: str, batch: int, options: argparse.Nam
                 plans.append(None)
                 sessions.append(stack.enter_context(OrtRuntime(threads=1).open(model)))
                 continue
-            compiler = stack.enter_context(contextlib.closing(engine.compiler(runtime)))
-            built = compiler.build(to_fp16(model).model, engine.BuildOptions(targets=(options.target,)))
+            compiler = stack.enter_context(contextlib.closing(tensorrt.compiler(runtime)))
+            built = compiler.build(to_fp16(model).model, tensorrt.BuildOptions(targets=(options.target,)))
             plans.append(built.plan)
             path = folder / f"{len(made)}.engine"
             path.write_bytes(built.data)

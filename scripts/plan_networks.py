@@ -16,7 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from se_deploy import engine, exporter, fusion, models, networks, se_blocks
+from se_deploy import exporter, fusion, models, networks, se_blocks
+from se_deploy.backends import tensorrt
 from se_deploy.errors import SeDeployError
 from se_deploy.options import CalibrationOptions, RewriteOptions
 from se_deploy.passes import canonical
@@ -40,7 +41,7 @@ class Row:
     seconds: float
 
 
-def row(name: str, opset: int, plans: int, planner: engine.Planner) -> Row:
+def row(name: str, opset: int, plans: int, planner: tensorrt.Planner) -> Row:
     """Take one network, with random weights and a free batch, from PyTorch to an FP16 plan.
 
     `plans`: how many plans the search for the target's rewrites may ask for; 0 plans the canonical form.
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    planner = engine.planner("tensorrt-rtx", arguments.target)
+    planner = tensorrt.planner("tensorrt-rtx", arguments.target)
     rows, failed = [], []
     print(f"{'network':22} {'M params':>8} {'GMACs':>7} {'blocks':>7} {'fused':>6} {'kernels':>8} {'s':>6}")
     for name in networks.NETWORKS:

@@ -4,8 +4,8 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.quantization import QuantizedLayer
-from se_deploy.runtimes.ort import OrtRuntime
 
 RUNTIME = OrtRuntime(threads=1, optimize=False)
 

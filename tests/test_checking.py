@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 import pytest
 import use_graphs
 
+from se_deploy.backends import manifest as manifests
 from se_deploy.cli.main import main
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, BadData, BadInput, BadModel, MissingRuntime
 from se_deploy.latency import Latency
 from se_deploy.pipeline import checking

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from se_deploy import exporter, graph, inputs, models, simplify
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import ExportFailed
-from se_deploy.runtimes.ort import OrtRuntime
 
 
 class Gate(nn.Module):

@@ -15,7 +15,7 @@ PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "files", "shipped", "plan", "devices", "power", "protocols", "inputs", "options", "graph",
     "networks", "models", "exporter", "simplify", "se_blocks", "passes", "data", "calibration",
-    "quantization", "advice", "runtimes", "engine", "fusion", "comparison", "latency", "doctor",
+    "quantization", "advice", "backends", "fusion", "comparison", "latency", "doctor",
     "report", "pipeline", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")
@@ -52,7 +52,7 @@ def test_every_module_has_its_place():
 
 
 def test_torch_is_imported_only_where_pytorch_is_the_subject():
-    allowed = {"networks", "models", "exporter", "runtimes"}
+    allowed = {"networks", "models", "exporter", "backends"}
     users = {
         part(path)
         for path in modules()

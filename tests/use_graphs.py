@@ -10,8 +10,8 @@ from onnx import numpy_helper, parser
 from PIL import Image
 
 from se_deploy import files, graph, inputs
-from se_deploy.engine import Profile
-from se_deploy.engine.manifest import Manifest
+from se_deploy.backends.manifest import Manifest
+from se_deploy.backends.tensorrt import Profile
 from se_deploy.inputs import InputSpec
 
 SPEC = InputSpec("x", 3, 8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), labels=("red", "green", "blue"))

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 import se_deploy
 from se_deploy import files, graph, inputs
-from se_deploy.engine import manifest as manifests
+from se_deploy.backends import manifest as manifests
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite
 from se_deploy.options import ImageOptions
 from se_deploy.pipeline import artifacts, pbtxt, source
@@ -24,7 +24,7 @@ from se_deploy.pipeline.results import Json, head
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from se_deploy.engine.manifest import Manifest
+    from se_deploy.backends.manifest import Manifest
     from se_deploy.inputs import InputSpec
 
 README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "predict.py"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from se_deploy.engine import manifest as manifests
+from se_deploy.backends import manifest as manifests
 from se_deploy.errors import BadArtifact, MissingRuntime
 from se_deploy.options import ImageOptions
 from se_deploy.pipeline import artifacts, inspecting, judging, source

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import comparison, latency, power
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.pipeline import artifacts
 from se_deploy.pipeline.results import Json, Judged, Timed, head, relative
 from se_deploy.protocols import silent
-from se_deploy.runtimes.ort import OrtRuntime
 from se_deploy.simplify import random_feeds
 
 if TYPE_CHECKING:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import data, devices, engine, graph, inputs, quantization, se_blocks
+from se_deploy import data, devices, graph, inputs, quantization, se_blocks
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.passes import rewrites, search
 from se_deploy.protocols import TensorSpec, silent
 from se_deploy.quantization import to_fp16
-from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
+    from se_deploy.backends.tensorrt import Planner, RuntimeName
     from se_deploy.devices import Device
-    from se_deploy.engine import Planner, RuntimeName
     from se_deploy.inputs import InputSpec
     from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
     from se_deploy.passes.search import SearchResult
@@ -53,7 +54,7 @@ def compiler_for(runtime: RuntimeChoice, targets: Sequence[str]) -> RuntimeName:
     if runtime in {"tensorrt", "tensorrt-rtx"}:
         return runtime
     try:
-        rtx = engine.compiler("tensorrt-rtx")
+        rtx = tensorrt.compiler("tensorrt-rtx")
     except MissingRuntime:
         return "tensorrt"
     try:
@@ -70,7 +71,7 @@ def planner_for(runtime: RuntimeName, targets: Sequence[str]) -> Planner | None:
     """Start the planner of a compiler that plans without a device; None for full TensorRT."""
     if runtime != "tensorrt-rtx":
         return None
-    return engine.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
+    return tensorrt.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
 
 
 def half(model: ir.Model) -> ir.Model:

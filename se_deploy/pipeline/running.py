@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph, inputs, report
-from se_deploy.engine import manifest as manifests
+from se_deploy.backends import manifest as manifests
 from se_deploy.errors import BadData, BadInput, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.pipeline import artifacts, building, exporting, inspecting, judging, lowering, source
@@ -25,7 +25,7 @@ from se_deploy.quantization import to_fp16
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.engine import Profile
+    from se_deploy.backends.tensorrt import Profile
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.pipeline.building import BuildResult
     from se_deploy.pipeline.exporting import ExportResult, QuantizeResult

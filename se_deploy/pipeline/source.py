@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from se_deploy import comparison, graph, inputs, se_blocks, simplify
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadModel
 from se_deploy.options import ImageOptions, NetworkOptions
 from se_deploy.passes import canonical
 from se_deploy.protocols import silent
-from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +179,7 @@ def _compared(network: Network | None, given: ir.Model, made: ir.Model, seed: in
 
 def torch_session(network: Network, threads: int = 0, device: str = "cpu") -> Session:
     """Give a session over the network's own module."""
-    from se_deploy.runtimes import pytorch  # noqa: PLC0415 - an ONNX file needs no torch
+    from se_deploy.backends.pytorch import session as pytorch  # noqa: PLC0415 - an ONNX file needs no torch
 
     return pytorch.TorchSession(
         network.module,

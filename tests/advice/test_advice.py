@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 
 from se_deploy import advice, data, graph, pipeline
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli.main import main
 from se_deploy.errors import BadData, BadInput, BadModel
 from se_deploy.options import ImageOptions
 from se_deploy.quantization import to_fp16
-from se_deploy.runtimes.ort import OrtRuntime
 
 CHANNELS, HIDDEN = 12, 6
 FITTED = 1e-5  # a least-squares fit of fp32 activations that has an exact solution

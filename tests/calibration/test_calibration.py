@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from se_deploy import calibration, data, graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.calibration import statistics as stats
 from se_deploy.errors import BadData
 from se_deploy.protocols import TensorSpec
-from se_deploy.runtimes.ort import OrtRuntime
 
 RUNTIME = OrtRuntime(threads=1, optimize=False)
 SUMMED = {"rtol": 1e-5, "atol": 1e-5}  # float32 values summed in another order

@@ -5,11 +5,12 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 
-from se_deploy import engine, fusion, se_blocks
+from se_deploy import fusion, se_blocks
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.passes import search
 from se_deploy.plan import Kernel, Plan, PlanTensor
-from se_deploy.runtimes import ort
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -19,7 +20,7 @@ FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-4}  # the same fp32 sums in another o
 
 @pytest.fixture(scope="module")
 def planner():
-    started = engine.planner()
+    started = tensorrt.planner()
     yield started
     started.close()
 

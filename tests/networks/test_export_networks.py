@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from se_deploy import engine, exporter, models, se_blocks
+from se_deploy import exporter, models, se_blocks
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.networks import NETWORKS, SqueezeExcite, freeze
 from se_deploy.networks.autoencoder import Down, Up
-from se_deploy.runtimes.ort import OrtRuntime
 
 FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # a whole network of fp32 sums in another order
 TORCHSCRIPT, DYNAMO = 17, 20  # the opsets at which each exporter is the one that writes
@@ -89,7 +90,7 @@ def plan_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_networks):
-    planner = engine.planner("tensorrt-rtx", "sm86")
+    planner = tensorrt.planner("tensorrt-rtx", "sm86")
     try:
         row = plan_networks.row(name, TORCHSCRIPT, 0, planner)
     finally:

@@ -6,10 +6,10 @@ import onnx_ir as ir
 import pytest
 
 from se_deploy import data, devices, graph, quantization, se_blocks
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.protocols import TensorSpec
 from se_deploy.quantization import Goal, QuantizeOptions, cost, layers
-from se_deploy.runtimes.ort import OrtRuntime
 
 RUNTIME = OrtRuntime(threads=1, optimize=False)
 FAST = QuantizeOptions(method="mse", reconstruct=False, keep=0.0)

@@ -8,7 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import files, graph
-from se_deploy.engine.compiler import BuildOptions, Compiler, RuntimeName
+from se_deploy.backends.tensorrt.compiler import BuildOptions, Compiler, RuntimeName
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
 if TYPE_CHECKING:

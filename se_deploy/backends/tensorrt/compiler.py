@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from se_deploy import devices, graph, inputs
-from se_deploy.engine import inspector, layers
+from se_deploy.backends.tensorrt import inspector, layer_log
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
 from se_deploy.plan import Plan
 from se_deploy.protocols import silent
@@ -191,7 +191,7 @@ class Compiler:
     def _plan(self, reply: dict[str, Any], target: str) -> Plan:
         if reply["inspector"] is not None:
             return inspector.plan_from_inspector(reply["inspector"], version=self.version, target=target)
-        kernels = layers.parse_layers(reply["layers"])
+        kernels = layer_log.parse_layers(reply["layers"])
         if not kernels:
             raise BuildFailed(
                 f"{_TITLES[self.runtime]} {self.version} built the network but did not say what it planned",

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from se_deploy import files
-from se_deploy.engine.compiler import Profile
+from se_deploy.backends.tensorrt.compiler import Profile
 from se_deploy.errors import BadArtifact
 from se_deploy.inputs import InputSpec
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from se_deploy.engine.compiler import Engine, RuntimeName
-    from se_deploy.engine.found import PrecisionName
+    from se_deploy.backends.precision_check import PrecisionName
+    from se_deploy.backends.tensorrt.compiler import Engine, RuntimeName
 
 SCHEMA = "se-deploy/manifest/1"
 RTX_MAGIC = b"vtrt"

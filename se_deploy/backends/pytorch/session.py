@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from se_deploy.backends.base import checked, wall_times
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.protocols import TensorSpec
-from se_deploy.runtimes.base import checked, wall_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

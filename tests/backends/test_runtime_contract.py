@@ -7,11 +7,11 @@ import plan_graphs
 import pytest
 import torch
 
-from se_deploy import engine
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import CUDA, OrtRuntime
+from se_deploy.backends.pytorch.session import TorchRuntime, TorchSession
+from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.errors import BadInput, MissingRuntime
-from se_deploy.runtimes.ort import CUDA, OrtRuntime
-from se_deploy.runtimes.pytorch import TorchRuntime, TorchSession
-from se_deploy.runtimes.trt import TrtRuntime
 
 
 class Net(torch.nn.Module):
@@ -41,7 +41,7 @@ def torch_session():
 @contextlib.contextmanager
 def engine_session(runtime, folder):
     _ = TrtRuntime(runtime).device  # without one, there is nothing to build for
-    compiler = engine.compiler(runtime)
+    compiler = tensorrt.compiler(runtime)
     path = folder / "net.engine"
     path.write_bytes(compiler.build(MODEL).data)
     compiler.close()

@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any
 
-from se_deploy.engine.layers import DTYPES, dtype_of, onnx_nodes
+from se_deploy.backends.tensorrt.layer_log import DTYPES, dtype_of, onnx_nodes
 from se_deploy.errors import BadArtifact
 from se_deploy.plan import SIZE_BYTES, Kernel, Plan, PlanTensor
 

@@ -18,10 +18,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from se_deploy import graph
+from se_deploy.backends.base import checked, wall_times
+from se_deploy.backends.onnxruntime.planner import ERRORS_ONLY, REFUSALS, plan
 from se_deploy.errors import BadArtifact, MissingRuntime
 from se_deploy.protocols import TensorSpec
-from se_deploy.runtimes.base import checked, wall_times
-from se_deploy.runtimes.ort_plan import ERRORS_ONLY, REFUSALS, plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from se_deploy.backends.base import checked, shape_text
+from se_deploy.backends.tensorrt.cuda import Cuda
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.protocols import TensorSpec
-from se_deploy.runtimes.base import checked, shape_text
-from se_deploy.runtimes.cuda import Cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,9 +4,10 @@ import fake_nvidia
 import numpy as np
 import pytest
 
+from se_deploy.backends.tensorrt import cuda
+from se_deploy.backends.tensorrt import session as trt
+from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
-from se_deploy.runtimes import cuda, trt
-from se_deploy.runtimes.trt import TrtRuntime
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 import plan_graphs
 import pytest
 
+from se_deploy.backends.tensorrt import cuda
+from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.errors import BadArtifact, MissingRuntime
-from se_deploy.runtimes import cuda
-from se_deploy.runtimes.trt import TrtRuntime
 
 
 def has_gpu():

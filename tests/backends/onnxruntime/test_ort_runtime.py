@@ -6,8 +6,9 @@ import plan_graphs
 import pytest
 
 from se_deploy import graph
+from se_deploy.backends.onnxruntime import session as ort
+from se_deploy.backends.tensorrt import cuda
 from se_deploy.errors import BadArtifact, BuildFailed, MissingRuntime
-from se_deploy.runtimes import cuda, ort
 
 
 def has_gpu():

@@ -5,7 +5,7 @@ import plan_graphs
 import pytest
 
 from se_deploy import graph
-from se_deploy.engine import worker
+from se_deploy.backends.tensorrt import worker
 
 REQUEST = {
     "onnx": "net.onnx",

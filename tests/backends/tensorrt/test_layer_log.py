@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from se_deploy.engine.layers import dtype_of, onnx_nodes, parse_layers
+from se_deploy.backends.tensorrt.layer_log import dtype_of, onnx_nodes, parse_layers
 from se_deploy.errors import BuildFailed
 from se_deploy.plan import SIZE_BYTES, Plan
 

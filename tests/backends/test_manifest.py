@@ -3,8 +3,9 @@ import json
 import plan_graphs
 import pytest
 
-from se_deploy import engine, files, graph, inputs
-from se_deploy.engine import manifest as manifests
+from se_deploy import files, graph, inputs
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends import tensorrt
 from se_deploy.errors import BadArtifact
 
 pytest.importorskip("tensorrt_rtx")
@@ -14,8 +15,8 @@ SPEC = inputs.InputSpec("x", 32, 14, 14, (0.0,) * 32, (1.0,) * 32, labels=("zero
 
 @pytest.fixture(scope="module")
 def built():
-    compiler = engine.compiler("tensorrt-rtx")
-    options = engine.BuildOptions(targets=("sm86", "sm89"), workspace_bytes=1 << 30)
+    compiler = tensorrt.compiler("tensorrt-rtx")
+    options = tensorrt.BuildOptions(targets=("sm86", "sm89"), workspace_bytes=1 << 30)
     yield compiler.build(plan_graphs.se_net(), options)
     compiler.close()
 
