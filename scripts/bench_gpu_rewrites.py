@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import engine, rewrites
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.commands import source
 from se_deploy.errors import SeDeployError
 from se_deploy.options import NetworkOptions
-from se_deploy.precision import to_fp16
-from se_deploy.runtimes.ort import OrtRuntime
-from se_deploy.runtimes.trt import TrtRuntime
+from se_deploy.passes import rewrites, search
+from se_deploy.quantization import to_fp16
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,15 +100,15 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
     for name in rewrites.NAMES:
         if runtime == "onnxruntime" and name in computed:
             continue
-        choices = rewrites.everywhere(taken.model, blocks, (*NEEDS.get(name, ()), name))
-        done = rewrites.replay(taken.model, blocks, choices)
+        choices = search.everywhere(taken.model, blocks, (*NEEDS.get(name, ()), name))
+        done = search.replay(taken.model, blocks, choices)
         places = sum(choice.rewrite == name for choice in done.applied)
         if places:
             yield name, places, done.model
     if runtime == "tensorrt-rtx":
-        planner = engine.planner(runtime, options.target)
+        planner = tensorrt.planner(runtime, options.target)
         try:
-            best = rewrites.optimize(
+            best = search.optimize(
                 taken.model,
                 blocks,
                 runtime="tensorrt-rtx",
@@ -132,8 +133,8 @@ def time_variants(taken: Source, runtime: str, batch: int, options: argparse.Nam
                 plans.append(None)
                 sessions.append(stack.enter_context(OrtRuntime(threads=1).open(model)))
                 continue
-            compiler = stack.enter_context(contextlib.closing(engine.compiler(runtime)))
-            built = compiler.build(to_fp16(model).model, engine.BuildOptions(targets=(options.target,)))
+            compiler = stack.enter_context(contextlib.closing(tensorrt.compiler(runtime)))
+            built = compiler.build(to_fp16(model).model, tensorrt.BuildOptions(targets=(options.target,)))
             plans.append(built.plan)
             path = folder / f"{len(made)}.engine"
             path.write_bytes(built.data)

@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from se_deploy import engine, graph
+from se_deploy import graph
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.commands import source
 from se_deploy.commands.export import ExportResult, export
 from se_deploy.options import NetworkOptions, RewriteOptions
-from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,7 @@ def main() -> int:
     if options.ort:
         timings = [time_on_cpu(name, folder) for name in names]
         return _judge_timings(timings)
-    planner = engine.planner("tensorrt-rtx", options.target, folder / "plans")
+    planner = tensorrt.planner("tensorrt-rtx", options.target, folder / "plans")
     try:
         rows = []
         for batch in options.batches.split(","):

@@ -68,9 +68,10 @@ SUBJECTS = (
 
 def export(subject: Subject, folder: Path) -> None:
     """Write network.onnx, calibration.npy and test.npy into `folder`."""
-    from se_deploy import canonical, graph  # noqa: PLC0415 - torch: not in a worker
+    from se_deploy import graph  # noqa: PLC0415 - torch: not in a worker
+    from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
     from se_deploy.frontend import simplify, torch_export, zoo  # noqa: PLC0415 - torch: not in a worker
-    from se_deploy.runtimes.ort import OrtRuntime  # noqa: PLC0415 - as above
+    from se_deploy.passes import canonical  # noqa: PLC0415
 
     digits = subject.checkpoint is not None
     network = zoo.load(
@@ -156,8 +157,8 @@ def quantize_theirs(folder: Path, method: str, output: Path) -> float:
 def quantize_ours(folder: Path, keep: float | None, output: Path) -> float:
     """Run se-deploy's quantize; give the seconds."""
     from se_deploy import data, graph, quantization  # noqa: PLC0415 - counted to this worker's memory
+    from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
     from se_deploy.protocols import TensorSpec  # noqa: PLC0415 - as above
-    from se_deploy.runtimes.ort import OrtRuntime  # noqa: PLC0415 - as above
 
     start = time.perf_counter()  # imports are not counted, as they are not for quantize_static
     model = graph.load(folder / "network.onnx")
@@ -177,7 +178,7 @@ def quantize_ours(folder: Path, keep: float | None, output: Path) -> float:
 def judge(folder: Path, output: Path) -> dict[str, Any]:
     """Compare a Q/DQ file with the float network on the test data, and count what is INT8 in it."""
     from se_deploy import graph  # noqa: PLC0415 - as above
-    from se_deploy.runtimes.ort import OrtRuntime  # noqa: PLC0415 - as above
+    from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
 
     runtime = OrtRuntime(threads=1, optimize=False)
     images = np.load(folder / "test.npy")

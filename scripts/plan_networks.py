@@ -16,11 +16,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from se_deploy import canonical, engine, fusion, networks, se_blocks
+from se_deploy import fusion, networks, se_blocks
+from se_deploy.backends import tensorrt
 from se_deploy.commands import lowering
 from se_deploy.errors import SeDeployError
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.options import CalibrationOptions, RewriteOptions
+from se_deploy.passes import canonical
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Row:
     seconds: float
 
 
-def row(name: str, opset: int, plans: int, planner: engine.Planner) -> Row:
+def row(name: str, opset: int, plans: int, planner: tensorrt.Planner) -> Row:
     """Take one network, with random weights and a free batch, from PyTorch to an FP16 plan.
 
     `plans`: how many plans the search for the target's rewrites may ask for; 0 plans the canonical form.
@@ -64,7 +66,7 @@ def row(name: str, opset: int, plans: int, planner: engine.Planner) -> Row:
         params=facts.params,
         macs=facts.macs,
         blocks=facts.blocks,
-        found=len(se_blocks.find(made).se),
+        found=len(se_blocks.detect(made).se),
         fused=said.count("fused"),
         split=said.count("split"),
         fallback=said.count("fallback"),
@@ -85,7 +87,7 @@ def main() -> int:
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    planner = engine.planner("tensorrt-rtx", arguments.target)
+    planner = tensorrt.planner("tensorrt-rtx", arguments.target)
     rows, failed = [], []
     print(f"{'network':22} {'M params':>8} {'GMACs':>7} {'blocks':>7} {'fused':>6} {'kernels':>8} {'s':>6}")
     for name in networks.NETWORKS:

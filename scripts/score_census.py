@@ -22,7 +22,7 @@ def score(path: Path, *, verbose: bool) -> Counter[str]:
     """Compare one file with its sidecar; the counter holds found, missed, wrong, traps and files."""
     truth = json.loads(path.with_name(f"{path.name.removesuffix('.onnx')}.truth.json").read_text())
     start = time.perf_counter()
-    census = se_blocks.find(graph.load(path))
+    census = se_blocks.detect(graph.load(path))
     seconds = time.perf_counter() - start
     said = {block.output: block for block in census.blocks}
     roles = {b["gate_mul_output"]: b["role"] for b in truth["blocks"] if b.get("gate_mul")}

@@ -63,7 +63,7 @@ def _session(thing: Any) -> Iterator[Session]:  # noqa: ANN401 - see assert_pari
     elif hasattr(thing, "run") and hasattr(thing, "outputs"):
         yield thing
     else:
-        from se_deploy.runtimes import pytorch  # noqa: PLC0415
+        from se_deploy.backends.pytorch import session as pytorch  # noqa: PLC0415
 
         with pytorch.TorchRuntime().open(thing) as session:
             yield session

@@ -123,7 +123,7 @@ def exported(network, x, exporter, *, static):
 def judge(proto, x, expected, totals):
     """Match the blocks that the census finds with the modules' outputs, one to one."""
     model = read(proto)
-    blocks = se_blocks.find(model).se
+    blocks = se_blocks.detect(model).se
     by_name = {v.name: v for node in model.graph for v in node.outputs}
     ends = [by_name[b.output] if b.kind != "residual-se" else _end(model, b) for b in blocks]
     model.graph.outputs.extend(v for v in ends if not v.is_graph_output())

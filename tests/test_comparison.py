@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from onnx import parser
 
 from se_deploy import comparison, graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadInput
 from se_deploy.protocols import TensorSpec
-from se_deploy.runtimes.ort import OrtRuntime
 
 
 @dataclass

@@ -14,8 +14,8 @@ import se_deploy
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "options", "graph",
-    "networks", "frontend", "se_blocks", "canonical", "rewrites", "data", "calibration",
-    "precision", "quantization", "advice", "runtimes", "engine", "fusion", "comparison", "profiling",
+    "networks", "frontend", "se_blocks", "passes", "data", "calibration",
+    "quantization", "advice", "backends", "fusion", "comparison", "profiling",
     "deploy", "report", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")
@@ -52,7 +52,7 @@ def test_every_module_has_its_place():
 
 
 def test_torch_is_imported_only_where_pytorch_is_the_subject():
-    allowed = {"networks", "frontend", "runtimes"}
+    allowed = {"networks", "frontend", "backends"}
     users = {
         part(path)
         for path in modules()

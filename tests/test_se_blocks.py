@@ -69,7 +69,7 @@ def expectation(recipe):
 
 def check(recipe):
     proto, mul, scaled = build(recipe)
-    census = se_blocks.find(read(proto))
+    census = se_blocks.detect(read(proto))
     assert len(census.blocks) == 1, census
     block = census.blocks[0]
     assert {name: getattr(block, name) for name in expectation(recipe)} == expectation(recipe)
@@ -128,14 +128,14 @@ def test_weights_listed_as_inputs_are_weights():
         info.type.tensor_type.elem_type = tensor.data_type
         for d in tensor.dims:
             info.type.tensor_type.shape.dim.add(dim_value=d)
-    assert [b.output for b in se_blocks.find(read(proto)).se] == [scaled]
+    assert [b.output for b in se_blocks.detect(read(proto)).se] == [scaled]
 
 
 def test_the_census_leaves_the_graph_alone():
     proto, _, _ = build(Recipe(layers="gemm"))
     model = read(proto)
     before = [(n.name, n.op_type, tuple(v.name for v in n.inputs if v)) for n in model.graph]
-    se_blocks.find(model)
+    se_blocks.detect(model)
     assert before == [(n.name, n.op_type, tuple(v.name for v in n.inputs if v)) for n in model.graph]
 
 

@@ -85,7 +85,7 @@ NEITHER = {
 
 
 def census(body, **kw):
-    return se_blocks.find(written(body, constants=CONSTANTS, **kw))
+    return se_blocks.detect(written(body, constants=CONSTANTS, **kw))
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
@@ -161,7 +161,7 @@ def test_the_branches_of_an_if_are_looked_into():
     for value in list(proto.graph.input)[1:3]:
         shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
         proto.graph.initializer.add(name=value.name, data_type=1, dims=shape, float_data=[0.5] * 8)
-    found = se_blocks.find(read(proto))
+    found = se_blocks.detect(read(proto))
     assert [block.output for block in found.se] == ["y"]
 
 

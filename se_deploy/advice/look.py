@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from se_deploy import canonical, se_blocks
+from se_deploy import se_blocks
 from se_deploy.advice import widths
 from se_deploy.advice.places import Excitation, Place, place
 from se_deploy.calibration import observe
 from se_deploy.errors import BadData
+from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def advise(
             hint="give more data",
         )
     made = canonical.canonicalize(model).model
-    places = tuple(place(made, block) for block in se_blocks.find(made).se)
+    places = tuple(place(made, block) for block in se_blocks.detect(made).se)
     units: dict[str, list[Array]] = {
         p.excitation.hidden: [] for p in places if isinstance(p.excitation, Excitation)
     }

@@ -9,7 +9,7 @@ import numpy as np
 
 from se_deploy import graph
 from se_deploy.advice.widths import Layer
-from se_deploy.rewrites import dead
+from se_deploy.passes.rewrites import prune_hidden_units
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def _excitation(model: ir.Model, block: SEBlock, last: ir.Node) -> Excitation | 
         weight.reshape(block.channels, -1).astype(np.float64),
         np.zeros(block.channels) if bias is None else bias.astype(np.float64),
     )
-    return Excitation(hidden.name, layer, dead.removable(model, block))
+    return Excitation(hidden.name, layer, prune_hidden_units.removable(model, block))
 
 
 def _function(nodes: Sequence[ir.Node], gate: str) -> Function | None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 import onnx_ir as ir
 
 from se_deploy import data, graph
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends.onnxruntime.session import CPU, CUDA, OrtRuntime
 from se_deploy.commands import source
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
-from se_deploy.runtimes.ort import CPU, CUDA, OrtRuntime
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _network(
 
 @contextlib.contextmanager
 def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
-    from se_deploy.runtimes.trt import TrtRuntime  # noqa: PLC0415 - loads CUDA's bindings
+    from se_deploy.backends.tensorrt.session import TrtRuntime  # noqa: PLC0415 - loads CUDA's bindings
 
     manifest = manifests.read(path)
     runtime = TrtRuntime(manifest.runtime)

@@ -6,20 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import canonical, engine, files, fusion, graph
+from se_deploy import files, fusion, graph
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends import precision_check, tensorrt
 from se_deploy.commands import artifacts, lowering, source
 from se_deploy.commands.results import Json, block_json, head, relative, waterfall_json
-from se_deploy.engine import manifest as manifests
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from se_deploy.backends.precision_check import FoundPrecision
+    from se_deploy.backends.tensorrt import Engine, Profile, RuntimeName
     from se_deploy.commands.lowering import Lowered, Worth
-    from se_deploy.engine import Engine, Profile, RuntimeName
-    from se_deploy.engine.found import FoundPrecision
     from se_deploy.fusion import Verdict
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.plan import Plan
@@ -165,18 +167,18 @@ def finish(
     progress: Progress = silent,
 ) -> BuildResult:
     """Build a lowered graph, judge the plan, and write engine, manifest and ONNX."""
-    options = engine.BuildOptions(
+    options = tensorrt.BuildOptions(
         targets=tuple(targets) or (lowering.PORTABLE_TARGETS if runtime == "tensorrt-rtx" else ()),
         shapes=dict(shapes or {}),
         workspace_bytes=workspace_bytes,
         timing_cache=timing_cache,
     )
-    compiler = engine.compiler(runtime)
+    compiler = tensorrt.compiler(runtime)
     try:
         built = compiler.build(done.model, options, progress=progress)
     finally:
         compiler.close()
-    found = engine.found_precision(built.plan, done.model)
+    found = precision_check.found_precision(built.plan, done.model)
     verdicts = fusion.verdicts(built.plan, done.blocks, done.model)
     onnx = onnx_path(output)
     graph.save(done.model, onnx)

@@ -15,10 +15,10 @@ import onnx_ir as ir
 
 import se_deploy
 from se_deploy import files, graph
+from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, source
 from se_deploy.commands.results import Json, head
 from se_deploy.deploy import pbtxt
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite
 from se_deploy.options import ImageOptions
 from se_deploy.schema import input_spec
@@ -26,7 +26,7 @@ from se_deploy.schema import input_spec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from se_deploy.engine.manifest import Manifest
+    from se_deploy.backends.manifest import Manifest
     from se_deploy.schema.input_spec import InputSpec
 
 README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "predict.py"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, inspect, source
 from se_deploy.commands.gates import Gates, read
 from se_deploy.commands.parity import parity
 from se_deploy.commands.profile import profile
 from se_deploy.commands.results import Json, head
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, MissingRuntime
 from se_deploy.options import ImageOptions
 from se_deploy.protocols import silent

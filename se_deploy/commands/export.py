@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import comparison, files, graph
-from se_deploy import rewrites as exact
 from se_deploy.commands import lowering, source
 from se_deploy.commands.results import Json, census_json, finite, head, relative, waterfall_json
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.passes import search
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def export(
         failures = list(taken.failures)
     graph.save(done.model, output)
     if done.found is not None and done.found.choices:
-        files.write_text(choices_path(output), exact.to_json(done.found.choices))
+        files.write_text(choices_path(output), search.to_json(done.found.choices))
     return ExportResult(
         output, taken, done, precision, runtime, error, tuple(failures), (*taken.warnings, *done.warnings)
     )

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import advice, engine, fusion, graph, se_blocks
+from se_deploy import advice, fusion, graph, se_blocks
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.commands import artifacts, lowering, source
 from se_deploy.commands.results import Json, census_json, head
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions
 from se_deploy.protocols import silent
-from se_deploy.runtimes import ort
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -151,7 +152,7 @@ def inspect(
         return EngineInspection(str(file), *manifests.check(path))
     read = source.load_onnx if calib_data is None else source.load_fp32
     model = read(path, image or ImageOptions())
-    census = se_blocks.find(model)
+    census = se_blocks.detect(model)
     plans, notes = planned(model, census, runtime, targets, progress) if plan else ((), ())
     advised = None
     if calib_data is not None:
@@ -208,7 +209,7 @@ def _planner(name: str, target: str | None) -> Iterator[Planner]:
     if name == "onnxruntime":
         yield _OrtPlanner()
         return
-    started = engine.planner("tensorrt" if name == "tensorrt" else "tensorrt-rtx", target)
+    started = tensorrt.planner("tensorrt" if name == "tensorrt" else "tensorrt-rtx", target)
     try:
         yield started
     finally:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import data, engine, graph, quantization, rewrites, se_blocks
+from se_deploy import data, graph, quantization, se_blocks
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadData, BadInput, MissingRuntime
-from se_deploy.precision import to_fp16
+from se_deploy.passes import rewrites, search
 from se_deploy.protocols import TensorSpec, silent
+from se_deploy.quantization import to_fp16
 from se_deploy.roofline import roofline_ms
-from se_deploy.runtimes.ort import OrtRuntime
 from se_deploy.schema import input_spec
 from se_deploy.targets import resolve_target, typical
 
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-    from se_deploy.engine import Planner, RuntimeName
+    from se_deploy.backends.tensorrt import Planner, RuntimeName
     from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
+    from se_deploy.passes.search import SearchResult
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
-    from se_deploy.rewrites import Found
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.targets import Device
 
@@ -39,7 +41,7 @@ class Lowered:
     model: ir.Model
     rewritten: ir.Model  # the FP32 graph that it was lowered from
     blocks: tuple[se_blocks.SEBlock, ...]  # as the rewritten graph spells them
-    found: Found | None  # the search for exact rewrites; None where none was asked for
+    found: SearchResult | None  # the search for exact rewrites; None where none was asked for
     quantized: quantization.Quantized | None
     samples: data.Samples | None
     warnings: tuple[str, ...]
@@ -55,7 +57,7 @@ def compiler_for(runtime: RuntimeChoice, targets: Sequence[str]) -> RuntimeName:
     if runtime in {"tensorrt", "tensorrt-rtx"}:
         return runtime
     try:
-        rtx = engine.compiler("tensorrt-rtx")
+        rtx = tensorrt.compiler("tensorrt-rtx")
     except MissingRuntime:
         return "tensorrt"
     try:
@@ -72,7 +74,7 @@ def planner_for(runtime: RuntimeName, targets: Sequence[str]) -> Planner | None:
     """Start the planner of a compiler that plans without a device; None for full TensorRT."""
     if runtime != "tensorrt-rtx":
         return None
-    return engine.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
+    return tensorrt.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
 
 
 def half(model: ir.Model) -> ir.Model:
@@ -89,25 +91,25 @@ def optimized(
     planner: Planner | None = None,
     targets: Sequence[str] = (),
     progress: Progress = silent,
-) -> Found | None:
+) -> SearchResult | None:
     """Rewrite for a runtime: as saved, or what the planner says is cheapest; None where nothing was asked.
 
     Cost is planned bytes, or the roofline time where a device is named whose figures have a source.
     """
     if options.names == ():
         return None
-    blocks = se_blocks.find(model).se
+    blocks = se_blocks.detect(model).se
     if options.replay is not None:
-        choices = rewrites.from_json(options.replay.read_text("utf-8"))
-        done = rewrites.replay(model, blocks, choices)
+        choices = search.from_json(options.replay.read_text("utf-8"))
+        done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
-        return rewrites.Found(done.model, done.applied, None, None, (), 0, done.counts, notes)
-    names = rewrites.allowed(runtime, options.names)
+        return search.SearchResult(done.model, done.applied, None, None, (), 0, done.counts, notes)
+    names = search.allowed(runtime, options.names)
     if precision == "int8":  # a quantized convolution keeps constant weights
         computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
         names = tuple(name for name in names if name not in computed)
-    return rewrites.optimize(
+    return search.optimize(
         model,
         blocks,
         runtime=runtime,
@@ -125,13 +127,13 @@ def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:
     """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
     device = resolve_target(targets[0]).device if targets else None
     if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
-        return rewrites.planned_bytes
+        return search.planned_bytes
     known = device
     macs = {str(node.name): graph.macs(node) for node in model.graph}
 
     def milliseconds(plan: Plan) -> float:
         time = roofline_ms(plan, macs, known)
-        return rewrites.planned_bytes(plan) if time is None else time
+        return search.planned_bytes(plan) if time is None else time
 
     return milliseconds
 
@@ -190,13 +192,13 @@ def lowered(
 
 def as_it_stands(model: ir.Model) -> Lowered:
     """Take a graph that is in its final precision already."""
-    return Lowered(model, model, se_blocks.find(model).se, None, None, None, ())
+    return Lowered(model, model, se_blocks.detect(model).se, None, None, None, ())
 
 
 def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
     """Every block of `before`, as `after` spells it; a gate that moved into weights keeps its entry."""
-    now = {block.output: block for block in se_blocks.find(after).se}
-    return tuple(now.get(block.output, block) for block in se_blocks.find(before).se)
+    now = {block.output: block for block in se_blocks.detect(after).se}
+    return tuple(now.get(block.output, block) for block in se_blocks.detect(before).se)
 
 
 @dataclass(frozen=True, slots=True)

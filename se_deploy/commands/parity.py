@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import comparison
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.commands import artifacts
 from se_deploy.commands.results import Json, Judged, head, relative
 from se_deploy.protocols import silent
-from se_deploy.runtimes.ort import OrtRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

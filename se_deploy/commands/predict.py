@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 
 from se_deploy import data
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends.base import shape_text
 from se_deploy.commands import artifacts
 from se_deploy.commands.results import Json, head
 from se_deploy.data.pictures import UNREADABLE
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
-from se_deploy.runtimes.base import shape_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

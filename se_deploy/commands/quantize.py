@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import canonical, files, graph
+from se_deploy import files, graph
 from se_deploy.commands import lowering, source
 from se_deploy.commands.results import Json, finite, head, relative
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:

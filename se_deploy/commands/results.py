@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from se_deploy.comparison import Divergence, Parity, Tolerance
+    from se_deploy.passes.search import SearchResult
     from se_deploy.profiling.latency import Latency
-    from se_deploy.rewrites import Found
     from se_deploy.se_blocks import Census, SEBlock
 
 Json = dict[str, Any]
@@ -179,7 +179,7 @@ class Timed:
         }
 
 
-def waterfall_json(found: Found) -> list[Json]:
+def waterfall_json(found: SearchResult) -> list[Json]:
     """The planned cost after each rewrite, the graph as given first."""
     if found.baseline is None:
         return []

@@ -14,22 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph, report
+from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, export, inspect, lowering, source
 from se_deploy.commands.build_engine import build_engine, onnx_path
 from se_deploy.commands.parity import parity
 from se_deploy.commands.profile import profile
 from se_deploy.commands.quantize import quantize
 from se_deploy.commands.results import Json, head
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
-from se_deploy.precision import to_fp16
 from se_deploy.protocols import silent
+from se_deploy.quantization import to_fp16
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from se_deploy.backends.tensorrt import Profile
     from se_deploy.commands.build_engine import BuildResult
     from se_deploy.commands.export import ExportResult
     from se_deploy.commands.inspect import InspectResult
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from se_deploy.commands.profile import ProfileResult
     from se_deploy.commands.quantize import QuantizeResult
     from se_deploy.commands.source import Source
-    from se_deploy.engine import Profile
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.protocols import Progress
 

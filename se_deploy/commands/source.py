@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from se_deploy import canonical, comparison, graph, se_blocks
+from se_deploy import comparison, graph, se_blocks
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadModel
 from se_deploy.frontend import simplify
 from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.passes import canonical
 from se_deploy.protocols import silent
-from se_deploy.runtimes.ort import OrtRuntime
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def read(
     return Source(
         spec=spec,
         model=made.model,
-        census=se_blocks.find(made.model),
+        census=se_blocks.detect(made.model),
         network=network,
         exporter=exporter,
         nodes_before=given.graph.num_nodes(),
@@ -179,7 +180,7 @@ def _compared(network: Network | None, given: ir.Model, made: ir.Model, seed: in
 
 def torch_session(network: Network, threads: int = 0, device: str = "cpu") -> Session:
     """Give a session over the network's own module."""
-    from se_deploy.runtimes import pytorch  # noqa: PLC0415 - an ONNX file needs no torch
+    from se_deploy.backends.pytorch import session as pytorch  # noqa: PLC0415 - an ONNX file needs no torch
 
     return pytorch.TorchSession(
         network.module,

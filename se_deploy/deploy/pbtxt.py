@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 import onnx_ir as ir
 
 from se_deploy import graph
-from se_deploy.engine.compiler import MAX_BATCH
+from se_deploy.backends.tensorrt.compiler import MAX_BATCH
 from se_deploy.errors import BadInput, UnsupportedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from se_deploy.engine.manifest import Manifest
+    from se_deploy.backends.manifest import Manifest
     from se_deploy.schema.input_spec import InputSpec
 
 Platform = Literal["tensorrt_plan", "onnxruntime_onnx"]

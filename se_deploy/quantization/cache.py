@@ -12,7 +12,7 @@ import numpy as np
 
 from se_deploy import __version__, calibration, files, graph
 from se_deploy.errors import BadInput
-from se_deploy.precision import Grid
+from se_deploy.quantization.qdq import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

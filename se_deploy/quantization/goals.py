@@ -10,9 +10,9 @@ from se_deploy.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from se_deploy.precision import QuantizedLayer
     from se_deploy.quantization.judge import Judge, Judgement
     from se_deploy.quantization.layers import Layer
+    from se_deploy.quantization.qdq import QuantizedLayer
 
 _POINTS = 7  # of the curve
 

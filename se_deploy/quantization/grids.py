@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import calibration
-from se_deploy.precision import Grid
+from se_deploy.quantization.qdq import Grid
 from se_deploy.quantization.rounding import fp16_exact
 
 if TYPE_CHECKING:

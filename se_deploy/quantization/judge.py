@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import calibration
-from se_deploy.precision import qdq, trial
+from se_deploy.quantization import qdq
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.data import Samples
-    from se_deploy.precision import QuantizedLayer
     from se_deploy.protocols import Array, Runtime
+    from se_deploy.quantization.qdq import QuantizedLayer
 
 _TINY = 1e-30
 
@@ -73,7 +73,7 @@ class Judge:
 
     def layers(self, quantized: Sequence[QuantizedLayer]) -> Judgement:
         """Judge the network with these layers in INT8."""
-        return self(trial(self.bare, quantized))
+        return self(qdq.trial(self.bare, quantized))
 
     def __call__(self, model: ir.Model) -> Judgement:
         """Judge a whole graph."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.precision import qdq
+from se_deploy.quantization import qdq
 from se_deploy.quantization.windows import Window
 
 if TYPE_CHECKING:

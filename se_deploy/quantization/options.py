@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.calibration import Method
-    from se_deploy.precision import Grid
     from se_deploy.quantization.goals import Point
     from se_deploy.quantization.layers import Kept
+    from se_deploy.quantization.qdq import Grid
     from se_deploy.targets import Device
 
 

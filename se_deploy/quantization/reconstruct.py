@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.data import Samples
-    from se_deploy.precision import Grid, QuantizedLayer
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
     from se_deploy.quantization.layers import Layer
+    from se_deploy.quantization.qdq import Grid, QuantizedLayer
 
 _SUM_BYTES = 64 << 20  # of second moments that one pass may hold
 _ROWS_PER_COLUMN = 1  # observations wanted per unknown

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy.precision import QuantizedLayer
+from se_deploy.quantization.qdq import QuantizedLayer
 
 if TYPE_CHECKING:
     from se_deploy.calibration import Statistics
-    from se_deploy.precision import Grid
     from se_deploy.protocols import Array, FloatArray
     from se_deploy.quantization.layers import Layer
+    from se_deploy.quantization.qdq import Grid
 
 LEVELS = 127
 _SHRINKS = np.linspace(0.7, 1, 9, dtype=np.float32)

@@ -9,10 +9,10 @@ from se_deploy.protocols import silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from se_deploy.precision import QuantizedLayer
     from se_deploy.protocols import Progress
     from se_deploy.quantization.judge import Judge
     from se_deploy.quantization.layers import Layer
+    from se_deploy.quantization.qdq import QuantizedLayer
 
 
 def measure(

@@ -12,12 +12,23 @@ import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
 from se_deploy import calibration, graph, se_blocks
-from se_deploy.canonical.fold import fold_affine
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.precision import opsets, qdq, to_fp16, to_qdq
+from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.protocols import silent
-from se_deploy.quantization import cache, cost, goals, grids, layers, reconstruct, rounding, sensitivity
+from se_deploy.quantization import (
+    cache,
+    cost,
+    goals,
+    grids,
+    layers,
+    opsets,
+    qdq,
+    reconstruct,
+    rounding,
+    sensitivity,
+)
 from se_deploy.quantization.cache import Cache, Stamp
+from se_deploy.quantization.fp16 import to_fp16
 from se_deploy.quantization.judge import Judge, Judgement
 from se_deploy.quantization.layers import Kept, Layer
 from se_deploy.quantization.options import POLICIES, Policy, Quantized, QuantizeOptions
@@ -28,8 +39,8 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
-    from se_deploy.precision import Grid, QuantizedLayer
     from se_deploy.protocols import Progress, Runtime
+    from se_deploy.quantization.qdq import Grid, QuantizedLayer
 
 # Least and most samples, and the MACs that all runs of a step together may take in between.
 _JUDGED = (10, 48, 5e8)  # every choice is judged on these
@@ -116,7 +127,7 @@ def _quantize(
         spared += rest if count is None else rest[:count]
         planned = goals.without(planned, spared)
         judgement = job.judge.layers(planned)
-    result = to_qdq(job.model, planned).model
+    result = qdq.to_qdq(job.model, planned).model
     if options.precision == "fp16":
         half = to_fp16(result)
         result = half.model
@@ -209,7 +220,7 @@ def _prepare(
     runtime, fast = runtimes
     model = opsets.at_least(model, opsets.FP16_SCALES if options.precision == "fp16" else opsets.PER_CHANNEL)
     model = graph.rewrite(model, fold_affine).model
-    found, kept = layers.find(model, se_blocks.find(model), policy)
+    found, kept = layers.find(model, se_blocks.detect(model), policy)
     if options.exclude_nodes:
         excluded = re.compile(options.exclude_nodes)
         out = [layer for layer in found if excluded.search(layer.node)]

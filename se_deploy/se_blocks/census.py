@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.se_blocks import functions
-from se_deploy.se_blocks.reader import Reader
+from se_deploy.se_blocks.dataflow import Dataflow
 from se_deploy.se_blocks.types import Census, NotSE, SEBlock
 from se_deploy.se_blocks.values import value_dims
 
@@ -35,50 +35,50 @@ class _Match:
     vector: Vector
 
 
-def find(model: ir.Model) -> Census:
+def detect(model: ir.Model) -> Census:
     """Find every SE block, every other pooled channel attention, and every Mul that is neither.
 
     `model` is as `graph.load` gives it: named nodes, known shapes, constants as initializers.
     """
-    reader = Reader(model)
+    flow = Dataflow(model)
     order = {node: i for i, node in enumerate(model.graph.all_nodes())}
     blocks, rejected = [], []
     for node in order:
         if node.op_type not in {"Mul", "Add"} or any(v is None for v in node.inputs):
             continue
-        if any(reader.of(v).constant or reader.of(v).of_shapes for v in node.inputs if v is not None):
+        if any(flow.of(v).constant or flow.of(v).of_shapes for v in node.inputs if v is not None):
             continue
-        verdict = _judge(reader, node)
+        verdict = _judge(flow, node)
         if isinstance(verdict, _Match):
-            blocks.append(_describe(reader, verdict, order))
+            blocks.append(_describe(flow, verdict, order))
         elif verdict:
             rejected.append(NotSE(node.outputs[0].name or "", verdict))
     return Census(tuple(blocks), tuple(rejected))
 
 
-def _judge(reader: Reader, node: ir.Node) -> _Match | str:
+def _judge(flow: Dataflow, node: ir.Node) -> _Match | str:
     """Give the match of a Mul, the reason against a candidate, or "" for what is no candidate."""
     a, b = node.inputs
     if a is None or b is None:
         return ""
     reasons: list[tuple[int, str]] = []
     for gate, scaled in ((b, a), (a, b)):
-        view = reader.of(scaled).view
-        for vector in reader.of(gate).vectors:
+        view = flow.of(scaled).view
+        for vector in flow.of(gate).vectors:
             match = _Match(node, gate, scaled, vector)
             if node.op_type == "Add":
                 if vector.layers and _is_source(vector, view):
                     reasons.append((1, "the pooled vector is added to its source, not multiplied with it"))
                 continue
-            rank, reason = _against(reader, match, view)
+            rank, reason = _against(flow, match, view)
             if not reason:
                 return match
             reasons.append((rank, reason))
     if node.op_type == "Add":
         return reasons[0][1] if reasons else ""
-    if _of_one_vector(reader, a, b):
+    if _of_one_vector(flow, a, b):
         return ""
-    ungated = _without_pool(reader, a, b)
+    ungated = _without_pool(flow, a, b)
     return max(reasons)[1] if reasons else ungated
 
 
@@ -86,12 +86,12 @@ def _is_source(vector: Vector, view: View) -> bool:
     return view.root is vector.source.root and view.reduced == vector.source.reduced
 
 
-def _against(reader: Reader, match: _Match, view: View) -> tuple[int, str]:
+def _against(flow: Dataflow, match: _Match, view: View) -> tuple[int, str]:
     """Give what speaks against a match, "" for nothing, and how far it came before it failed."""
     vector = match.vector
     gate = _gate(vector)
     if not _is_source(vector, view):
-        if reader.of(match.scaled).vectors:
+        if flow.of(match.scaled).vectors:
             return 0, "both factors are pooled vectors"
         pooled, scaled = vector.source.root.name, match.scaled.name
         return 2, f"the gate is pooled from '{pooled}', but scales '{scaled}'"
@@ -100,7 +100,7 @@ def _against(reader: Reader, match: _Match, view: View) -> tuple[int, str]:
     if gate is None:
         return 4, "the factor pooled from its source is not bounded, so it is no gate"
     at = next((i for i, axis in enumerate(view.axes) if axis == vector.source.axes[0]), None)
-    shape, gate_shape = reader.dims(match.scaled), value_dims(match.gate)
+    shape, gate_shape = flow.dims(match.scaled), value_dims(match.gate)
     if at is None or shape is None:
         return 5, "the gate's channels do not lie along one axis of what it scales"
     placed = None if vector.axis is None or gate_shape is None else len(gate_shape) - vector.axis
@@ -130,7 +130,7 @@ def _gate(vector: Vector) -> tuple[str, float] | None:
     return functions.gate_name(last)
 
 
-def _kind(reader: Reader, match: _Match) -> str:
+def _kind(flow: Dataflow, match: _Match) -> str:
     vector = match.vector
     if "attention" in vector.pools:
         return "gc"
@@ -141,7 +141,7 @@ def _kind(reader: Reader, match: _Match) -> str:
     if vector.pools != {"mean"}:
         return "pooled-attention"
     if "softmax" in vector.traits and not {"softmax2", "part"} <= vector.traits:
-        if vector.size == _channels(reader, match):
+        if vector.size == _channels(flow, match):
             return "channel-softmax"
         root = vector.source.root.producer()
         return "sk" if root is not None and root.op_type == "Concat" else "split-attention"
@@ -149,34 +149,34 @@ def _kind(reader: Reader, match: _Match) -> str:
         return "dynamic-relu"
     if "joined" in vector.traits:
         return "pooled-attention"
-    if _residual(reader, match) is not None:
+    if _residual(flow, match) is not None:
         return "residual-se"
     for node, other in _joins(match.mul.outputs[0]):
         spatial = other.producer()
         joins = node.op_type in {"Add", "Max", "Concat"} and spatial is not None and spatial.op_type == "Mul"
-        if joins and spatial is not None and _is_spatial(reader, spatial, match.scaled):
+        if joins and spatial is not None and _is_spatial(flow, spatial, match.scaled):
             return "scse"
     return "ese" if len(vector.layers) == 1 else "se"
 
 
-def _channels(reader: Reader, match: _Match) -> Dim:
+def _channels(flow: Dataflow, match: _Match) -> Dim:
     """Give the channels of what a match scales."""
-    at = reader.of(match.scaled).view.axes.index(match.vector.source.axes[0])
-    return (reader.dims(match.scaled) or ())[at]
+    at = flow.of(match.scaled).view.axes.index(match.vector.source.axes[0])
+    return (flow.dims(match.scaled) or ())[at]
 
 
-def _same_tensor(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
-    x, y = reader.of(a).view, reader.of(b).view
+def _same_tensor(flow: Dataflow, a: ir.Value, b: ir.Value) -> bool:
+    x, y = flow.of(a).view, flow.of(b).view
     return (x.root, x.axes, x.reduced) == (y.root, y.axes, y.reduced)
 
 
-def _is_spatial(reader: Reader, mul: ir.Node, scaled: ir.Value) -> bool:
+def _is_spatial(flow: Dataflow, mul: ir.Node, scaled: ir.Value) -> bool:
     """Whether a Mul scales the same tensor by one bounded factor per position."""
     for gate, other in ((mul.inputs[0], mul.inputs[1]), (mul.inputs[1], mul.inputs[0])):
-        if gate is None or other is None or not _same_tensor(reader, other, scaled):
+        if gate is None or other is None or not _same_tensor(flow, other, scaled):
             continue
         producer, shape = _through(gate).producer(), value_dims(gate)
-        bounded = producer is not None and producer.op_type in _GATES and not reader.of(gate).vectors
+        bounded = producer is not None and producer.op_type in _GATES and not flow.of(gate).vectors
         if bounded and shape is not None and 1 in {shape[1], shape[-1]}:
             return True
     return False
@@ -196,10 +196,10 @@ def _joins(value: ir.Value) -> Iterable[tuple[ir.Node, ir.Value]]:
                     yield use.node, other
 
 
-def _of_one_vector(reader: Reader, a: ir.Value, b: ir.Value) -> bool:
+def _of_one_vector(flow: Dataflow, a: ir.Value, b: ir.Value) -> bool:
     """Whether both factors come from one squeeze: an activation or a gated layer inside a block."""
-    sources = {vector.source for vector in reader.of(a).vectors}
-    return any(vector.source in sources for vector in reader.of(b).vectors)
+    sources = {vector.source for vector in flow.of(a).vectors}
+    return any(vector.source in sources for vector in flow.of(b).vectors)
 
 
 def _through(value: ir.Value) -> ir.Value:
@@ -215,25 +215,25 @@ def _through(value: ir.Value) -> ir.Value:
     return value
 
 
-def _elementwise_of(reader: Reader, value: ir.Value, target: ir.Value) -> bool:
+def _elementwise_of(flow: Dataflow, value: ir.Value, target: ir.Value) -> bool:
     """Whether `value` is a scalar function of `target`."""
     for _ in range(_FAR):
-        if reader.of(value).view.root is reader.of(target).view.root:
+        if flow.of(value).view.root is flow.of(target).view.root:
             return True
         producer = value.producer()
         if producer is None or producer.op_type not in _ACTIVATIONS | functions.BINARY_OPS:
             return False
-        computed = [v for v in producer.inputs if v is not None and not reader.of(v).constant]
+        computed = [v for v in producer.inputs if v is not None and not flow.of(v).constant]
         if not computed or (len(set(computed)) > 1 and target not in computed):
             return False
         value = computed[0]
     return False
 
 
-def _without_pool(reader: Reader, a: ir.Value, b: ir.Value) -> str:
+def _without_pool(flow: Dataflow, a: ir.Value, b: ir.Value) -> str:
     """Say what a product of a bounded factor with no pooled vector is; "" where no factor is bounded."""
     for gate, scaled in ((b, a), (a, b)):
-        if _elementwise_of(reader, gate, scaled):
+        if _elementwise_of(flow, gate, scaled):
             return "x * f(x) of every element: an activation such as SiLU or HardSwish"
     for gate, scaled in ((b, a), (a, b)):
         producer = _through(gate).producer()
@@ -275,15 +275,15 @@ def _first_source(value: ir.Value) -> ir.Value | None:
 # ---- the description of a block
 
 
-def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlock:
-    vector, view = match.vector, reader.of(match.scaled).view
-    kind = _kind(reader, match)
+def _describe(flow: Dataflow, match: _Match, order: dict[ir.Node, int]) -> SEBlock:
+    vector, view = match.vector, flow.of(match.scaled).view
+    kind = _kind(flow, match)
     path = vector.nodes - frozenset(view.nodes)
-    end = _residual(reader, match) if kind == "residual-se" else None
-    nodes = _with_shapes(reader, {*path, match.mul, *([end] if end else [])}, match.mul)
+    end = _residual(flow, match) if kind == "residual-se" else None
+    nodes = _with_shapes(flow, {*path, match.mul, *([end] if end else [])}, match.mul)
     squeeze = min(path, key=order.__getitem__)
     name, gain = _gate(vector) or ("other", 1.0)
-    at, channels = view.axes.index(vector.source.axes[0]), _channels(reader, match)
+    at, channels = view.axes.index(vector.source.axes[0]), _channels(flow, match)
     widths = [layer.outputs for layer in vector.layers[:-1]]
     ordered = sorted(nodes - {match.mul, end}, key=order.__getitem__) + [match.mul] + ([end] if end else [])
     return SEBlock(
@@ -304,8 +304,8 @@ def _describe(reader: Reader, match: _Match, order: dict[ir.Node, int]) -> SEBlo
         params=sum(
             math.prod(int(d) for d in weight.shape or () if isinstance(d, int)) for weight in vector.weights
         ),
-        placement=_placement(reader, match.scaled),
-        followed_by=_followed_by(reader, end or match.mul),
+        placement=_placement(flow, match.scaled),
+        followed_by=_followed_by(flow, end or match.mul),
         channel_axis=at,
         gain=gain,
         traits=tuple(sorted(vector.traits)),
@@ -319,17 +319,17 @@ def _activation(vector: Vector) -> str:
     return next((name for name in names if name != "none"), "none")
 
 
-def _residual(reader: Reader, match: _Match) -> ir.Node | None:
+def _residual(flow: Dataflow, match: _Match) -> ir.Node | None:
     """Find the Add of x + x * gate."""
-    x = reader.of(match.scaled).view
+    x = flow.of(match.scaled).view
     for node, other in _joins(match.mul.outputs[0]):
-        view = reader.of(other).view
+        view = flow.of(other).view
         if node.op_type == "Add" and (view.root, view.reduced) == (x.root, x.reduced):
             return node
     return None
 
 
-def _with_shapes(reader: Reader, nodes: set[ir.Node], mul: ir.Node) -> frozenset[ir.Node]:
+def _with_shapes(flow: Dataflow, nodes: set[ir.Node], mul: ir.Node) -> frozenset[ir.Node]:
     """Add the nodes that compute shapes for the block and nothing else."""
     found = set(nodes)
     frontier = list(nodes)
@@ -337,7 +337,7 @@ def _with_shapes(reader: Reader, nodes: set[ir.Node], mul: ir.Node) -> frozenset
         node = frontier.pop()
         for value in node.inputs:
             producer = None if value is None else value.producer()
-            if producer is None or producer in found or value is None or not reader.of(value).of_shapes:
+            if producer is None or producer in found or value is None or not flow.of(value).of_shapes:
                 continue
             if all(use.node in found for output in producer.outputs for use in output.uses()):
                 found.add(producer)
@@ -345,9 +345,9 @@ def _with_shapes(reader: Reader, nodes: set[ir.Node], mul: ir.Node) -> frozenset
     return frozenset(found | {mul})
 
 
-def _placement(reader: Reader, value: ir.Value) -> str:
+def _placement(flow: Dataflow, value: ir.Value) -> str:
     """Say what x comes from: "linear-conv", "activation" or "other"."""
-    producer = reader.of(value).view.root.producer()
+    producer = flow.of(value).view.root.producer()
     for _ in range(_FAR):
         if producer is None:
             return "other"
@@ -355,10 +355,10 @@ def _placement(reader: Reader, value: ir.Value) -> str:
             return "linear-conv"
         if producer.op_type in _ACTIVATIONS:
             return "activation"
-        computed = [v for v in producer.inputs if v is not None and not reader.of(v).constant]
+        computed = [v for v in producer.inputs if v is not None and not flow.of(v).constant]
         if producer.op_type == "Mul" and len(computed) == 2:  # noqa: PLR2004
             a, b = computed
-            spelled = _elementwise_of(reader, a, b) or _elementwise_of(reader, b, a)
+            spelled = _elementwise_of(flow, a, b) or _elementwise_of(flow, b, a)
             return "activation" if spelled else "other"
         affine = producer.op_type in {"BatchNormalization", "Add", "Mul", "Sub", "Div"}
         if not (affine or producer.op_type in _PASSING) or len(computed) != 1:
@@ -367,14 +367,14 @@ def _placement(reader: Reader, value: ir.Value) -> str:
     return "other"
 
 
-def _followed_by(reader: Reader, node: ir.Node) -> str:
+def _followed_by(flow: Dataflow, node: ir.Node) -> str:
     """Say what reads y, seen through scalar gains and changes of layout: "residual-add", "conv", "other"."""
     found: set[str] = set()
     frontier = [node.outputs[0]]
     for _ in range(_FAR):
         following: list[ir.Value] = []
         for use in _uses(frontier):
-            computed = [v for v in use.inputs if v is not None and not reader.of(v).constant]
+            computed = [v for v in use.inputs if v is not None and not flow.of(v).constant]
             if use.op_type == "Add" and len(computed) == 2:  # noqa: PLR2004
                 found.add("residual-add")
             elif use.op_type in _LINEAR:

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from se_deploy import data, files
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends.tensorrt import Profile
 from se_deploy.cli.main import main
 from se_deploy.commands import bundle, predict
 from se_deploy.deploy import on_device, pbtxt
-from se_deploy.engine import Profile
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
 from se_deploy.options import ImageOptions
 from se_deploy.schema import input_spec

@@ -6,11 +6,11 @@ import xml.etree.ElementTree as ET
 import pytest
 import use_graphs
 
+from se_deploy.backends import manifest as manifests
 from se_deploy.cli.main import main
 from se_deploy.commands import check as verb
 from se_deploy.commands.profile import ProfileResult
 from se_deploy.commands.results import Timed
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, BadData, BadInput, BadModel, MissingRuntime
 from se_deploy.profiling.latency import Latency
 

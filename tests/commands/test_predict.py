@@ -8,9 +8,9 @@ import use_graphs
 from PIL import Image
 
 from se_deploy import data
+from se_deploy.backends import manifest as manifests
 from se_deploy.cli.main import main
 from se_deploy.commands import predict
-from se_deploy.engine import manifest as manifests
 from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
 from se_deploy.options import ImageOptions
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from se_deploy import graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import ExportFailed
 from se_deploy.frontend import simplify, torch_export, zoo
-from se_deploy.runtimes.ort import OrtRuntime
 from se_deploy.schema import input_spec
 
 

@@ -5,10 +5,12 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 
-from se_deploy import engine, fusion, rewrites, se_blocks
+from se_deploy import fusion, se_blocks
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.errors import UnsupportedGraph
+from se_deploy.passes import search
 from se_deploy.plan import Kernel, Plan, PlanTensor
-from se_deploy.runtimes import ort
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -18,7 +20,7 @@ FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-4}  # the same fp32 sums in another o
 
 @pytest.fixture(scope="module")
 def planner():
-    started = engine.planner()
+    started = tensorrt.planner()
     yield started
     started.close()
 
@@ -105,7 +107,7 @@ def test_a_block_is_found_again_by_its_output_alone(planner, pool, layers):
 def test_the_census_and_the_hand_agree(planner):
     model = plan_graphs.se_net("nhwc")
     plan = planner.plan(model)
-    (verdict,) = fusion.verdicts(plan, se_blocks.find(model).se, model)
+    (verdict,) = fusion.verdicts(plan, se_blocks.detect(model).se, model)
     assert verdict == judge(plan, model)
 
 
@@ -121,8 +123,8 @@ REWRITTEN = [
 @pytest.mark.parametrize(("tail", "names"), REWRITTEN)
 def test_a_block_is_followed_through_rewrites(planner, tail, names):
     model = plan_graphs.se_net(tail=tail, batch=1)
-    blocks = se_blocks.find(model).se
-    done = rewrites.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
+    blocks = se_blocks.detect(model).se
+    done = search.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
     assert {choice.rewrite for choice in done.choices} == set(names)
     (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model)
     assert (verdict.verdict, verdict.kernels) == ("fused", 4)

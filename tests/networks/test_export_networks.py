@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from se_deploy import engine, se_blocks
+from se_deploy import se_blocks
+from se_deploy.backends import tensorrt
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.networks import NETWORKS, SqueezeExcite, freeze
 from se_deploy.networks.autoencoder import Down, Up
-from se_deploy.runtimes.ort import OrtRuntime
 
 FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # a whole network of fp32 sums in another order
 TORCHSCRIPT, DYNAMO = 17, 20  # the opsets at which each exporter is the one that writes
@@ -63,7 +64,7 @@ def test_a_small_network_exports_with_a_free_batch(name):
     network = zoo.load(f"se_deploy:{name}")
     model = assert_exports(network, TORCHSCRIPT)
     blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
-    assert len(se_blocks.find(model).blocks) == blocks
+    assert len(se_blocks.detect(model).blocks) == blocks
 
 
 @pytest.mark.slow
@@ -72,7 +73,7 @@ def test_a_network_exports_through_dynamo(name):
     network = zoo.load(f"se_deploy:{name}")
     model = assert_exports(network, DYNAMO)
     blocks = sum(isinstance(part, SqueezeExcite) for part in network.module.modules())
-    assert len(se_blocks.find(model).blocks) == blocks
+    assert len(se_blocks.detect(model).blocks) == blocks
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def plan_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_networks):
-    planner = engine.planner("tensorrt-rtx", "sm86")
+    planner = tensorrt.planner("tensorrt-rtx", "sm86")
     try:
         row = plan_networks.row(name, TORCHSCRIPT, 0, planner)
     finally:
@@ -150,7 +151,7 @@ def test_every_convolution_beside_a_block_exports(kernel, stride, groups, paddin
         nn.ConvTranspose2d(16, 8, kernel, stride, groups=groups),
     )
     model = assert_exports(around(module, (8, 12, 11)), TORCHSCRIPT)
-    assert len(se_blocks.find(model).blocks) == 1
+    assert len(se_blocks.detect(model).blocks) == 1
 
 
 @pytest.mark.parametrize("opset", [TORCHSCRIPT, pytest.param(DYNAMO, marks=pytest.mark.slow)])
@@ -159,5 +160,5 @@ def test_an_adaptive_network_is_exported_frozen_and_says_so(opset):
     assert [found.channels for found in network.frozen] == [16] * 3 + [32] * 3 + [64] * 3
     assert all(found.ratio == found.channels / found.hidden for found in network.frozen)
     model = assert_exports(network, opset)
-    assert [block.reduced for block in se_blocks.find(model).blocks] == [f.hidden for f in network.frozen]
+    assert [block.reduced for block in se_blocks.detect(model).blocks] == [f.hidden for f in network.frozen]
     assert freeze(network.module) == ()

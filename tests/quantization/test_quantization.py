@@ -6,10 +6,10 @@ import onnx_ir as ir
 import pytest
 
 from se_deploy import data, graph, quantization, se_blocks, targets
+from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.protocols import TensorSpec
 from se_deploy.quantization import Goal, QuantizeOptions, cost, layers
-from se_deploy.runtimes.ort import OrtRuntime
 
 RUNTIME = OrtRuntime(threads=1, optimize=False)
 FAST = QuantizeOptions(method="mse", reconstruct=False, keep=0.0)
@@ -225,7 +225,7 @@ def test_a_layer_costs_what_the_roofline_of_the_device_says():
 
 
 def _layer(*, macs, elements):
-    (layer, *_), _ = layers.find(network(), se_blocks.find(network()), quantization.POLICIES["portable"])
+    (layer, *_), _ = layers.find(network(), se_blocks.detect(network()), quantization.POLICIES["portable"])
     return dataclasses.replace(layer, macs=macs, elements=elements)
 
 

@@ -41,7 +41,7 @@ def network(*, scaled="x, g", readers=0):
 
 
 def block_of(model):
-    (block,) = se_blocks.find(model).blocks
+    (block,) = se_blocks.detect(model).blocks
     return block
 
 

@@ -1,0 +1,201 @@
+"""What an engine was built from and with, in a JSON file beside it; checked without a GPU.
+
+An engine says nothing of itself to a machine that cannot load it. Its manifest does: hashes, precision,
+shapes, versions, targets, the plan with its verdicts, and how to build it again with NVIDIA's own tool.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shlex
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from se_deploy import files
+from se_deploy.backends.tensorrt.compiler import Profile
+from se_deploy.errors import BadArtifact
+from se_deploy.schema.input_spec import InputSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from se_deploy.backends.precision_check import PrecisionName
+    from se_deploy.backends.tensorrt.compiler import Engine, RuntimeName
+
+SCHEMA = "se-deploy/manifest/1"
+RTX_MAGIC = b"vtrt"
+
+_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One engine's provenance; file names are relative to its folder."""
+
+    engine: str
+    engine_sha256: str
+    engine_bytes: int
+    onnx: str
+    onnx_sha256: str
+    precision: PrecisionName  # what its plan runs in
+    requested_precision: PrecisionName
+    shapes: Mapping[str, Profile]
+    runtime: RuntimeName
+    version: str
+    targets: tuple[str, ...]
+    trtexec: str  # the equivalent command line
+    host: Mapping[str, str]
+    tool_version: str
+    calibration_sha256: str | None = None  # of the samples, in order
+    calibration_cache_sha256: str | None = None
+    input: InputSpec | None = None
+    plan: Mapping[str, Any] = field(default_factory=dict)  # the contract's PLAN
+    blocks: tuple[Mapping[str, Any], ...] = ()  # the contract's blocks of `inspect`
+
+    def json(self) -> dict[str, Any]:
+        """Give the JSON object."""
+        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+
+
+class Checked(NamedTuple):
+    """A manifest whose engine is the one that it describes, and what is worth a warning."""
+
+    manifest: Manifest
+    warnings: tuple[str, ...]
+
+
+def describe(
+    engine: Path,
+    onnx: Path,
+    built: Engine,
+    *,
+    precision: PrecisionName,
+    requested: PrecisionName | None = None,
+    calibration_sha256: str | None = None,
+    cache: Path | None = None,
+    image: InputSpec | None = None,
+    plan: Mapping[str, Any] | None = None,
+    blocks: Sequence[Mapping[str, Any]] = (),
+) -> Manifest:
+    """Describe `built`, which goes to `engine` and was built from the file `onnx`."""
+    targets = tuple(built.plan.target.split("+"))
+    return Manifest(
+        engine=engine.name,
+        engine_sha256=hashlib.sha256(built.data).hexdigest(),
+        engine_bytes=len(built.data),
+        onnx=onnx.name,
+        onnx_sha256=files.sha256(onnx),
+        precision=precision,
+        requested_precision=requested or precision,
+        shapes=built.shapes,
+        runtime=built.runtime,
+        version=built.plan.version,
+        targets=targets,
+        trtexec=trtexec_line(engine.name, onnx.name, built),
+        host={
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+        tool_version=version("se-deploy"),
+        calibration_sha256=calibration_sha256,
+        calibration_cache_sha256=files.sha256(cache) if cache is not None and cache.is_file() else None,
+        input=image,
+        plan=plan or {},
+        blocks=tuple(blocks),
+    )
+
+
+def trtexec_line(engine: str, onnx: str, built: Engine) -> str:
+    """Write the command of NVIDIA's own tool that builds the same: precision is in the graph."""
+    free = {name: p for name, p in built.shapes.items() if p.min != p.max}
+    words = [_TOOLS[built.runtime], f"--onnx={onnx}", f"--saveEngine={engine}"]
+    for option, pick in (("minShapes", "min"), ("optShapes", "opt"), ("maxShapes", "max")):
+        if free:
+            shapes = (f"{name}:{'x'.join(map(str, getattr(p, pick)))}" for name, p in free.items())
+            words.append(f"--{option}={','.join(shapes)}")
+    if built.runtime == "tensorrt-rtx":
+        capabilities = ",".join(t.removeprefix("sm") for t in built.plan.target.split("+"))
+        words.append(f"--computeCapabilities={capabilities}")
+    elif built.plan.version.startswith("10."):  # from 11 on, networks are always strongly typed
+        words.append("--stronglyTyped")
+    if built.workspace_bytes is not None:
+        words.append(f"--memPoolSize=workspace:{built.workspace_bytes / 2**20:g}")  # MiB
+    return shlex.join([*words, "--profilingVerbosity=detailed", "--skipInference"])
+
+
+def path_of(engine: Path) -> Path:
+    """Give the path of an engine's manifest: OUT.engine.json beside OUT.engine."""
+    return engine.with_name(f"{engine.name}.json")
+
+
+def write(manifest: Manifest, path: Path) -> None:
+    """Write a manifest as JSON."""
+    files.write_text(path, json.dumps(manifest.json(), indent=2) + "\n")
+
+
+def read(engine: Path) -> Manifest:
+    """Read the manifest beside `engine`. Raises: BadArtifact where there is none, or it is no manifest."""
+    path = path_of(engine)
+    try:
+        fields = json.loads(path.read_text("utf-8"))
+        if fields.pop("schema") != SCHEMA:
+            raise BadArtifact(f"'{path}' is no manifest of schema {SCHEMA}", hint="build the engine again")
+        return _manifest(fields)
+    except FileNotFoundError as e:
+        raise BadArtifact(
+            f"'{engine}' has no manifest: '{path.name}' is not beside it",
+            hint="keep both files together, or build the engine with `se-deploy build-engine`",
+        ) from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BadArtifact(f"'{path}' is no manifest: {e}", hint="build the engine again") from e
+
+
+def check(engine: Path) -> Checked:
+    """Hold an engine against its manifest, without a GPU.
+
+    Raises: BadArtifact where its bytes are not the ones described, or are no engine of that runtime.
+    """
+    manifest = read(engine)
+    try:
+        with engine.open("rb") as file:
+            magic = file.read(len(RTX_MAGIC))
+        digest = files.sha256(engine)
+    except OSError as e:
+        raise BadArtifact(f"'{engine}' cannot be read: {e.strerror}", hint="build the engine again") from e
+    if digest != manifest.engine_sha256:
+        raise BadArtifact(
+            f"'{engine}' is not the engine that '{path_of(engine).name}' describes: its sha256 is "
+            f"{digest[:12]}..., not {manifest.engine_sha256[:12]}...",
+            hint="copy both files again, or build the engine again",
+        )
+    if manifest.runtime == "tensorrt-rtx" and magic != RTX_MAGIC:
+        raise BadArtifact(
+            f"'{engine}' does not begin as a TensorRT-RTX engine does", hint="build the engine again"
+        )
+    return Checked(manifest, tuple(_warnings(engine, manifest)))
+
+
+def _warnings(engine: Path, manifest: Manifest) -> list[str]:
+    onnx = engine.parent / manifest.onnx
+    if onnx.is_file() and files.sha256(onnx) != manifest.onnx_sha256:
+        return [f"'{manifest.onnx}' is no longer the file that the engine was built from"]
+    return []
+
+
+def _manifest(fields: dict[str, Any]) -> Manifest:
+    spec = fields["input"]
+    if spec is not None:
+        lists = {name: tuple(spec[name]) for name in ("mean", "std", "labels")}
+        spec = InputSpec(**{**spec, **lists})
+    shapes = {
+        name: Profile(tuple(p["min"]), tuple(p["opt"]), tuple(p["max"]))
+        for name, p in fields["shapes"].items()
+    }
+    tuples = {name: tuple(fields[name]) for name in ("targets", "blocks")}
+    return Manifest(**{**fields, **tuples, "input": spec, "shapes": shapes})

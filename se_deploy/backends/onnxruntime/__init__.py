@@ -1,0 +1,1 @@
+"""ONNX Runtime: runs ONNX files, and plans them for its CPU provider."""

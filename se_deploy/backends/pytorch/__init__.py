@@ -1,0 +1,1 @@
+"""PyTorch, eager: the reference that every artifact is compared with."""

@@ -1,0 +1,146 @@
+"""PyTorch, eager: the reference that every artifact is compared with."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from se_deploy.backends.base import checked, wall_times
+from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.protocols import TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    import onnx_ir as ir
+
+    from se_deploy.protocols import Array, Arrays, FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class TorchRuntime:
+    """Opens modules; an ONNX graph is nothing that PyTorch runs."""
+
+    threads: int = 0  # 0 leaves PyTorch's own choice
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The runtime's name in reports."""
+        return "torch"
+
+    @contextlib.contextmanager
+    def open(self, artifact: Path | ir.Model | torch.nn.Module) -> Iterator[TorchSession]:
+        """Open a module. Raises: BadInput for anything else; MissingRuntime without the device."""
+        if not isinstance(artifact, torch.nn.Module):
+            what = f"'{artifact}'" if isinstance(artifact, Path) else "an ONNX graph"
+            raise BadInput(f"PyTorch runs modules, not {what}", hint="load the network with models.load")
+        yield TorchSession(artifact, ("input",), ("output",), threads=self.threads, device=self.device)
+
+
+class TorchSession:
+    """A module in eval mode (protocols.Session)."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        input_names: Sequence[str],
+        output_names: Sequence[str],
+        *,
+        examples: Sequence[torch.Tensor] = (),
+        threads: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        """`examples`: one batch for each input, which says shapes and types; the batch is free.
+
+        Raises: MissingRuntime where PyTorch has no such device.
+        """
+        if device != "cpu" and not torch.cuda.is_available():
+            raise MissingRuntime(f"PyTorch has no '{device}' here", hint="`se-deploy doctor`, or use the CPU")
+        self._module = module.to(device)
+        if module.training:  # a module out of torch.export is never training, and refuses to be asked
+            module.eval()
+        self._threads = threads
+        self._device = torch.device(device)
+        self._output_names = tuple(output_names)
+        self._inputs = tuple(_specs(input_names, examples))
+        self._outputs = tuple(_specs(output_names, self._example_outputs(examples)))
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` must be fed; free in every dimension where no example was given."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` gives."""
+        return self._outputs
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        """Compute every output for one batch. Raises: BadInput where the feeds do not fit."""
+        with torch.no_grad(), _threads(self._threads):
+            results = _flat(self._module(*self._tensors(feeds)))
+        arrays = (result.detach().cpu().numpy().copy() for result in results)
+        return dict(zip(self._output_names, arrays, strict=True))
+
+    def time(self, feeds: Arrays, calls: int) -> FloatArray:
+        """Time each call in ms, shape (calls,): inputs are on the device before, outputs stay there."""
+        tensors = self._tensors(feeds)
+
+        def call() -> None:
+            self._module(*tensors)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+        with torch.inference_mode(), _threads(self._threads):
+            return wall_times(call, calls)
+
+    def _tensors(self, feeds: Arrays) -> list[torch.Tensor]:
+        known = [spec for spec in self._inputs if spec.dims]
+        arrays = checked(feeds, known) if known else dict(feeds)
+        return [torch.from_numpy(arrays[spec.name]).to(self._device) for spec in self._inputs]
+
+    def _example_outputs(self, examples: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        if not examples:
+            return ()
+        with torch.no_grad():
+            return _flat(self._module(*(example.to(self._device) for example in examples)))
+
+
+@contextlib.contextmanager
+def _threads(wanted: int) -> Iterator[None]:
+    """Let PyTorch use `wanted` threads within one operator for as long as the block runs."""
+    before = torch.get_num_threads()
+    if wanted in (0, before):
+        yield
+        return
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _flat(result: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401  (modules return what they like)
+    if isinstance(result, torch.Tensor):
+        return (result,)
+    values = result.values() if isinstance(result, dict) else result
+    return tuple(tensor for value in values for tensor in _flat(value))
+
+
+def _specs(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[TensorSpec]:
+    if not tensors:
+        return [TensorSpec(name, _dtype(torch.zeros(())), ()) for name in names]
+    return [
+        TensorSpec(name, _dtype(tensor), (None, *tensor.shape[1:]))
+        for name, tensor in zip(names, tensors, strict=True)
+    ]
+
+
+def _dtype(tensor: torch.Tensor) -> np.dtype[Any]:
+    return torch.zeros((), dtype=tensor.dtype).numpy().dtype

@@ -1,0 +1,404 @@
+"""Builds engines with TensorRT or TensorRT-RTX, and reads back what the compiler planned.
+
+Both are one class given the module's name; the module itself lives in a process of its own (`worker`), so
+that a compiler that is killed for memory or crashes is reported and not suffered. Precision is in the graph:
+networks are strongly typed and no precision flag is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+from se_deploy import graph
+from se_deploy.backends.tensorrt import inspector, layer_log
+from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
+from se_deploy.plan import Plan
+from se_deploy.protocols import silent
+from se_deploy.schema import input_spec
+from se_deploy.targets import Target, resolve_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import onnx_ir as ir
+
+    from se_deploy.protocols import Progress
+
+RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
+Dims = tuple[int, ...]
+
+INSTALL: Mapping[str, str] = {
+    "tensorrt": "pip install 'se-deploy[tensorrt]' on a server; on Jetson use JetPack's own "
+    "(python3 -m venv --system-site-packages)",
+    "tensorrt-rtx": "pip install tensorrt-rtx",
+}
+MAX_BATCH = 16
+"""Largest batch of the default profile; --max-shapes sets another."""
+
+DEFAULT_TARGET = "sm86"
+"""What TensorRT-RTX plans for where nothing is said; sm80, sm89 and sm120 get the same plan."""
+
+_INT8_SINCE = (1, 7)  # older TensorRT-RTX fails inside on any INT8 convolution
+_KILLED = (-9, 137)  # as the process itself, and as a shell or container in between, report SIGKILL
+_WORKER = Path(__file__).with_name("worker.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one input's shape may be: smallest, the one to tune for, largest."""
+
+    min: Dims
+    opt: Dims
+    max: Dims
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What a build may be told; everything has a default that works."""
+
+    targets: tuple[str, ...] = ()  # capabilities or device names; () for DEFAULT_TARGET, or this device
+    shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
+    workspace_bytes: int | None = None
+    timing_cache: Path | None = None  # read and written by full TensorRT; TensorRT-RTX times nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A built engine and what the compiler said about it."""
+
+    data: bytes
+    plan: Plan
+    runtime: RuntimeName
+    shapes: Mapping[str, Profile]  # of every input
+    seconds: float
+    workspace_bytes: int | None = None  # as asked for
+    warnings: tuple[str, ...] = ()  # the compiler's own, and what was asked for and ignored
+    log_errors: tuple[str, ...] = ()  # ERROR lines of a build that succeeded: mostly noise
+    skipped_tactics: int = 0  # for want of memory
+
+
+class Compiler:
+    """TensorRT or TensorRT-RTX, in a process that starts once and serves every build."""
+
+    def __init__(self, runtime: RuntimeName) -> None:
+        """Start the compiler. Raises: MissingRuntime with the command that installs it."""
+        self.runtime = runtime
+        self._process = _Process(runtime)
+        self.version: str = self._process.capabilities["version"]
+        self.targets: tuple[str, ...] = tuple(self._process.capabilities["targets"])  # () where this device
+        self.device: str = self._process.capabilities["device"]  # "sm87"; "" where it does not matter
+        if not self._process.capabilities["strongly_typed"]:
+            raise MissingRuntime(
+                f"TensorRT {self.version} cannot build strongly typed networks",
+                hint="use TensorRT 10.3 or newer (JetPack 6.1), or TensorRT-RTX",
+            )
+
+    def build(
+        self, model: ir.Model, options: BuildOptions | None = None, *, progress: Progress = silent
+    ) -> Engine:
+        """Build an engine for `model`.
+
+        Raises: BuildFailed with the compiler's reason; BadInput for a target that it cannot build for;
+        UnsupportedGraph where a free dimension has no range.
+        """
+        options = options or BuildOptions()
+        with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
+            reply, plan, shapes = self._ask(model, options, Path(folder), "model.engine", progress=progress)
+            data = (Path(folder) / "model.engine").read_bytes()
+        return Engine(
+            data=data,
+            plan=plan,
+            runtime=self.runtime,
+            shapes=shapes,
+            seconds=reply["seconds"],
+            workspace_bytes=options.workspace_bytes,
+            warnings=(*self._notes(plan, options), *reply["warnings"]),
+            log_errors=tuple(reply["errors"]),
+            skipped_tactics=reply["skipped_tactics"],
+        )
+
+    def plan(
+        self, model: ir.Model, options: BuildOptions | None = None, *, onnx: bytes | None = None
+    ) -> Plan:
+        """Give what `build` would build, without the engine; `onnx`: the model's bytes, where at hand.
+
+        Raises as `build` does.
+        """
+        with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
+            return self._ask(model, options or BuildOptions(), Path(folder), None, data=onnx)[1]
+
+    def check_target(self, text: str) -> Target:
+        """Resolve a target and check that this compiler can build for it. Raises: BadInput."""
+        target = resolve_target(text)
+        if target.name in (self.targets or (self.device or target.name,)):
+            return target
+        if not self.targets:
+            raise BadInput(
+                f"TensorRT {self.version} builds for the device that it runs on, {self.device}, "
+                f"and not for {text}",
+                hint="build on that device itself, or use --runtime tensorrt-rtx where it has that target",
+            )
+        name = text if target.device is None else f"{target.device.title} ({target.name})"
+        full = "build with full TensorRT on the device itself"
+        raise BadInput(
+            f"{name} is no target of TensorRT-RTX {self.version}, which builds for {', '.join(self.targets)}",
+            hint=f"{full}: --runtime tensorrt" if target.sm > min(map(_sm, self.targets)) else full,
+        )
+
+    def close(self) -> None:
+        """End the compiler's process; the next build starts another."""
+        self._process.end()
+
+    def _ask(
+        self,
+        model: ir.Model,
+        options: BuildOptions,
+        folder: Path,
+        engine: str | None,
+        *,
+        progress: Progress = silent,
+        data: bytes | None = None,
+    ) -> tuple[dict[str, Any], Plan, Mapping[str, Profile]]:
+        asked = options.targets or ((DEFAULT_TARGET,) if self.targets else ())
+        targets = [self.check_target(text) for text in asked]
+        self._check_int8(model)
+        shapes = profiles(model, options.shapes)
+        onnx = folder / "model.onnx"
+        onnx.write_bytes(graph.to_bytes(model) if data is None else data)
+        request = {
+            "onnx": str(onnx),
+            "engine": None if engine is None else str(folder / engine),
+            "targets": [target.name for target in targets] if self.targets else [],
+            "shapes": {name: [p.min, p.opt, p.max] for name, p in shapes.items()},
+            "workspace_bytes": options.workspace_bytes,
+            "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
+        }
+        reply = self._process.ask(request, progress)
+        if not reply["ok"]:
+            raise BuildFailed(
+                f"{_TITLES[self.runtime]} {self.version} refused the network: {reply['reason']}",
+                hint=_hint(reply["reason"]),
+            )
+        names = "+".join(target.name for target in targets) if self.targets else self.device
+        return reply, self._plan(reply, names), shapes
+
+    def _plan(self, reply: dict[str, Any], target: str) -> Plan:
+        if reply["inspector"] is not None:
+            return inspector.plan_from_inspector(reply["inspector"], version=self.version, target=target)
+        kernels = layer_log.parse_layers(reply["layers"])
+        if not kernels:
+            raise BuildFailed(
+                f"{_TITLES[self.runtime]} {self.version} built the network but did not say what it planned",
+                hint="report it with the version of the compiler",
+            )
+        return Plan(self.runtime, self.version, target, kernels)
+
+    def _check_int8(self, model: ir.Model) -> None:
+        if not self.targets or _version(self.version) >= _INT8_SINCE:
+            return
+        if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
+            raise BuildFailed(
+                f"TensorRT-RTX {self.version} cannot build INT8 convolutions",
+                hint="pip install 'tensorrt-rtx>=1.7', or build the FP16 network",
+            )
+
+    def _notes(self, plan: Plan, options: BuildOptions) -> tuple[str, ...]:
+        """Say what was asked for and ignored, and what the targets cost each other."""
+        notes = []
+        if self.targets and options.timing_cache is not None:
+            notes.append(f"the timing cache '{options.timing_cache}' is not used: TensorRT-RTX times nothing")
+        targets = plan.target.split("+")
+        if "sm75" in targets and len(targets) > 1:
+            notes.append(
+                "one engine for sm75 and others gives them all Turing's slower plan: build sm75 apart"
+            )
+        return tuple(notes)
+
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+
+
+def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile]:
+    """Give every input its range: as given, else batch 1 to MAX_BATCH and the input spec's height and width.
+
+    Raises: BadInput for a range that does not fit; UnsupportedGraph for a free dimension without one.
+    """
+    names = [value.name for value in model.graph.inputs]
+    for name in given:
+        if name not in names:
+            raise BadInput(
+                f"shapes are given for '{name}', which is no input of the network",
+                hint=f"its inputs: {', '.join(str(n) for n in names)}",
+            )
+    spec = input_spec.read(model.metadata_props)
+    result = {}
+    for value in model.graph.inputs:
+        dims = graph.dims(value)
+        if dims is None or value.name is None:
+            raise UnsupportedGraph(f"input '{value.name}' has no rank", hint="export it with a shape")
+        result[value.name] = _fitting(
+            value.name, dims, given.get(value.name) or _derived(value.name, dims, spec)
+        )
+    return result
+
+
+def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> Profile:
+    known = list(dims)
+    if spec is not None and spec.name == name and len(dims) == len(spec.shape) + 1:
+        c, h, w = spec.shape
+        sizes = (c, h, w) if spec.layout == "NCHW" else (h, w, c)
+        known[1:] = [d if d is not None else s for d, s in zip(dims[1:], sizes, strict=True)]
+    if any(d is None for d in known[1:]):
+        raise UnsupportedGraph(
+            f"input '{name}' has a free dimension besides the batch: {_text(dims)}",
+            hint=f"give its range: --min-shapes {name}:... --opt-shapes {name}:... --max-shapes {name}:...",
+        )
+    rest = tuple(d for d in known[1:] if d is not None)
+    if not known or known[0] is not None:
+        whole = (known[0], *rest) if known and known[0] is not None else ()
+        return Profile(whole, whole, whole)
+    return Profile((1, *rest), (1, *rest), (MAX_BATCH, *rest))
+
+
+def _fitting(name: str, dims: tuple[int | None, ...], profile: Profile) -> Profile:
+    for shape in (profile.min, profile.opt, profile.max):
+        if len(shape) != len(dims) or any(d not in (None, s) for d, s in zip(dims, shape, strict=False)):
+            raise BadInput(
+                f"shape {_text(shape)} does not fit input '{name}' of shape {_text(dims)}",
+                hint="give one number for each dimension, the fixed ones as they are",
+            )
+    if not all(a <= b <= c for a, b, c in zip(profile.min, profile.opt, profile.max, strict=True)):
+        raise BadInput(
+            f"the shapes of input '{name}' are out of order: {_text(profile.min)} to {_text(profile.max)}",
+            hint="each number of --min-shapes <= --opt-shapes <= --max-shapes",
+        )
+    return profile
+
+
+def _text(dims: tuple[int | None, ...]) -> str:
+    return "x".join("?" if d is None else str(d) for d in dims) or "scalar"
+
+
+def _version(text: str) -> tuple[int, int]:
+    major, minor = text.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _sm(target: str) -> int:
+    return int(target.removeprefix("sm"))
+
+
+def _hint(reason: str) -> str:
+    if "workspace" in reason:
+        return "give more with --workspace"
+    if "no NVIDIA device" in reason:
+        return "build on the device, or use --runtime tensorrt-rtx, which builds without one"
+    if "non-zero zero point" in reason.lower() or "Scale coefficients" in reason:
+        return "quantize with `se-deploy quantize`: symmetric, with positive scales"
+    return "look at the node named, or export the network again with `se-deploy export`"
+
+
+class _Process:
+    """The worker's two pipes; it is started again after it died."""
+
+    def __init__(self, runtime: RuntimeName) -> None:
+        self._runtime = runtime
+        self.capabilities: dict[str, Any] = {}
+        self._worker = self._start()
+
+    @property
+    def alive(self) -> bool:
+        return self._worker.process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._worker.process.pid
+
+    def ask(self, request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """Send one request and wait for its last reply. Raises: BuildFailed where the process died."""
+        if not self.alive:
+            self._worker = self._start()
+        worker = self._worker
+        try:
+            worker.write(request)
+            while (reply := worker.read()) is not None:
+                if "progress" not in reply:
+                    return reply
+                progress(*reply["progress"])
+        except BaseException:
+            worker.end()  # an interrupted build must not go on
+            raise
+        code, words = worker.process.wait(), worker.last_words()
+        worker.end()
+        killed = code in _KILLED
+        how = "was killed, most likely for want of memory" if killed else f"crashed (exit status {code})"
+        raise BuildFailed(
+            f"the {_TITLES[self._runtime]} compiler {how}{words}",
+            hint="free memory, or give a smaller --workspace and --max-shapes" if killed else "report it",
+        )
+
+    def end(self) -> None:
+        self._worker.end()
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._runtime.replace("-", "_"))
+        hello = worker.read()
+        if hello is None or "missing" in hello:
+            worker.process.wait()
+            reason = f"it crashed when imported{worker.last_words()}" if hello is None else hello["missing"]
+            worker.end()
+            raise MissingRuntime(
+                f"{_TITLES[self._runtime]} cannot be used: {reason}", hint=INSTALL[self._runtime]
+            )
+        self.capabilities = hello
+        return worker
+
+
+class _Worker:
+    """One process of the worker script, its pipes and what it wrote to stderr."""
+
+    def __init__(self, module: str) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
+        self.process = subprocess.Popen(
+            [sys.executable, str(_WORKER), module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the caller to handle, which then ends this process
+        )
+        self.end = weakref.finalize(self, _end, self.process, self._stderr)
+
+    def write(self, request: dict[str, Any]) -> None:
+        assert self.process.stdin is not None  # noqa: S101  (opened as a pipe above)
+        with contextlib.suppress(BrokenPipeError):  # the read that follows sees that it died
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+
+    def read(self) -> dict[str, Any] | None:
+        assert self.process.stdout is not None  # noqa: S101  (opened as a pipe above)
+        line = self.process.stdout.readline()
+        reply: dict[str, Any] | None = json.loads(line) if line else None
+        return reply
+
+    def last_words(self) -> str:
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
+def _end(process: subprocess.Popen[str], stderr: IO[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()

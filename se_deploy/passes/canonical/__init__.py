@@ -1,0 +1,52 @@
+"""One spelling for every SE block, so that each later step has one form to know.
+
+GlobalAveragePool -> Conv 1x1 -> activation -> Conv 1x1 -> gate -> Mul: biases and BatchNorm inside the
+convolutions, no shape arithmetic, any batch. What stays different is refused with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from se_deploy import graph, se_blocks
+from se_deploy.passes.canonical.blocks import obstacle, respell_blocks
+from se_deploy.passes.canonical.fold import fold_affine, fold_constants
+from se_deploy.passes.canonical.hard import recompose_hard
+from se_deploy.passes.canonical.layout import blocks_to_channels_first
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+PASSES = (fold_constants, blocks_to_channels_first, respell_blocks, recompose_hard, fold_affine)
+
+
+@dataclass(frozen=True, slots=True)
+class NotCanonical:
+    """A block that keeps its spelling: the name of its output, and why in a user's words."""
+
+    output: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    """The rewritten copy, how often each pass fired, and the blocks that it left alone."""
+
+    model: ir.Model
+    counts: tuple[tuple[str, int], ...]
+    refused: tuple[NotCanonical, ...] = ()
+
+
+def canonicalize(model: ir.Model) -> Canonical:
+    """Give every SE block of a graph its one spelling; fold BatchNorm and biases everywhere.
+
+    Exact up to floating-point rounding and idempotent. Each block keeps its Mul and its output's name.
+    """
+    made = graph.rewrite(model, *PASSES)
+    refused = tuple(
+        NotCanonical(block.output, reason)
+        for block in se_blocks.detect(made.model).se
+        if (reason := obstacle(made.model, block))
+    )
+    return Canonical(made.model, made.counts, refused)

@@ -1,0 +1,148 @@
+"""Remove hidden units that are the same for every input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy import graph
+from se_deploy.passes.rewrites import base
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.protocols import Array
+    from se_deploy.se_blocks.types import SEBlock
+
+NAME = "dead-hidden-units"
+
+
+def _silu(h: Array) -> Array:
+    y: Array = h / (1 + np.exp(-h))
+    return y
+
+
+_SILU = "silu"  # Mul(h, Sigmoid(h))
+
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "Relu": lambda h: np.maximum(h, 0),
+    "Sigmoid": lambda h: 1 / (1 + np.exp(-h)),
+    "Tanh": np.tanh,
+    "HardSwish": lambda h: h * np.clip(h / 6 + 0.5, 0, 1),
+    _SILU: _silu,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Dead:
+    fc1: base.Conv
+    fc2: base.Conv
+    alive: Array  # (R,) bool
+    constant: Array  # (R,) what a dead unit gives, 0 for those whose value is never read
+
+
+def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
+    """List the blocks with hidden units that are provably the same for every input."""
+    return tuple(
+        base.Site(NAME, block.output, (block.output,), block)
+        for block in blocks
+        if _dead(model, block) is not None
+    )
+
+
+def removable(model: ir.Model, block: SEBlock) -> tuple[int, ...]:
+    """Number the hidden units of a canonical block, from 0, that `apply` would remove."""
+    found = _dead(model, block)
+    return () if found is None else tuple(np.flatnonzero(~found.alive).tolist())
+
+
+def _dead(model: ir.Model, block: SEBlock) -> _Dead | None:
+    found = base.parts(model, block)
+    layers = base.bottleneck(found)
+    if found is None or layers is None:
+        return None
+    fc1, fc2 = layers
+    activation = _activation(fc1.y, fc2.x)
+    if activation is None or graph.sole_consumer(fc2.y) is None:
+        return None
+    rows, columns = fc1.weights[:, :, 0, 0], fc2.weights[:, :, 0, 0]
+    bias = np.zeros(len(rows), rows.dtype) if fc1.bias is None else fc1.bias
+    unread, fixed = ~columns.any(axis=0), ~rows.any(axis=1)
+    never = np.zeros(len(rows), bool)
+    if activation == "Relu" and _is_nonnegative(found.read):
+        never = (rows <= 0).all(axis=1) & (bias <= 0)
+    constant = np.where(fixed & ~unread, _ACTIVATIONS[activation](bias.astype(np.float64)), 0)
+    alive = ~(unread | fixed | never)
+    if alive.all():
+        return None
+    if not alive.any():
+        alive[0] = True  # a layer of no units is no layer; one that stays counts itself
+        constant[0] = 0
+    return _Dead(fc1, fc2, alive, constant)
+
+
+def _activation(hidden: ir.Value, read: ir.Value) -> str | None:
+    """Name the elementwise function between the layers; None where it is another or is read elsewhere."""
+    nodes = [use.node for use in hidden.uses()]
+    producer = read.producer()
+    if producer is None or graph.sole_consumer(read) is None:
+        return None
+    if nodes == [producer] and producer.op_type in _ACTIVATIONS:
+        return producer.op_type
+    gates = [node for node in nodes if node.op_type == "Sigmoid"]
+    if len(nodes) == 2 and len(gates) == 1 and producer in nodes and producer.op_type == "Mul":  # noqa: PLR2004 - h and its gate
+        inputs = set(producer.inputs)
+        return _SILU if inputs == {hidden, gates[0].outputs[0]} else None
+    return None
+
+
+def _is_nonnegative(value: ir.Value) -> bool:
+    node = value.producer()
+    return node is not None and base.is_nonnegative(value)
+
+
+def apply(model: ir.Model, site: base.Site) -> int:
+    """Drop hidden units whose value is never read or never changes.
+
+    Before: e = W2 act(W1 s + b1) + b2,  W1: (R, C, 1, 1), W2: (C, R, 1, 1)
+    After:  the same with R' < R units; what a removed unit always gives is in b2
+    Proof:  unit r gives act(W1[r] s + b1[r]) to column r of W2. It is dead where the column is 0 (its value
+            is multiplied by 0), where W1[r] is 0 (its value is act(b1[r]), so W2[:, r] act(b1[r]) is a
+            constant of b2), and where the activation is Relu, s is a mean of numbers >= 0, and W1[r] and
+            b1[r] are all <= 0 (its value is 0).
+    Needs:  two 1x1 layers with constant weights and one group, between them an elementwise activation that
+            nothing else reads. Only what is provable from the weights: no data is looked at. One unit stays.
+    """
+    dead = _dead(model, site.block) if site.block is not None else None
+    if dead is None:
+        return 0
+    fc1, fc2 = dead.fc1, dead.fc2
+    kind = fc1.weights.dtype
+    shift = fc2.weights[:, :, 0, 0].astype(np.float64) @ dead.constant
+    bias2 = shift if fc2.bias is None else fc2.bias.astype(np.float64) + shift
+    name = site.at
+    fc1.node.replace_input_with(1, graph.initializer(model, f"{name}/alive1", fc1.weights[dead.alive]))
+    if fc1.bias is not None:
+        fc1.node.replace_input_with(2, graph.initializer(model, f"{name}/bias1", fc1.bias[dead.alive]))
+    weights = [
+        fc2.x,
+        graph.initializer(model, f"{name}/alive2", fc2.weights[:, dead.alive]),
+        graph.initializer(model, f"{name}/bias2", bias2.astype(kind)),
+    ]
+    graph.replace(fc2.y, base.put_before(fc2.node, "Conv", weights))
+    _forget_shapes(fc1.y, fc2.x)
+    return 1
+
+
+def _forget_shapes(first: ir.Value, last: ir.Value) -> None:
+    """Let the shapes between the layers be inferred again: they hold R."""
+    front = [first]
+    while front:
+        value = front.pop()
+        value.shape = None
+        if value is not last:
+            front += [out for use in value.uses() for out in use.node.outputs]

@@ -1,0 +1,251 @@
+"""FP16 weights and activations, with the fewest casts that keep the graph's own inputs and outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from se_deploy import graph
+from se_deploy.passes.canonical.fold import fold_affine
+from se_deploy.quantization import opsets
+
+if TYPE_CHECKING:
+    from se_deploy.protocols import Array
+
+LARGEST = float(np.finfo(np.float16).max)
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+"""Quantization scales are floored here: those of weights that are all 0 would underflow, which TensorRT
+refuses. No higher, because a floor changes every weight it applies to."""
+
+_RESIZE_WITH_ROI = 11  # the operator set from which Resize has (X, roi, scales, sizes)
+
+_FP32_OPS = frozenset({
+    "CumSum", "NonMaxSuppression", "Range", "RandomNormal", "RandomUniform", "MelWeightMatrix", "DFT", "STFT",
+    "HannWindow", "HammingWindow", "BlackmanWindow", "Multinomial", "Bernoulli", "DynamicQuantizeLinear",
+    "MaxRoiPool", "RoiAlign", "ImageDecoder", "TfIdfVectorizer",
+})  # fmt: skip
+"""Operators without an FP16 form, or whose result is not what the FP32 one's is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fp16(graph.Rewrite):
+    """The FP16 graph; `warnings` name what FP16 cannot hold."""
+
+    warnings: tuple[str, ...] = ()
+
+
+def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32") -> Fp16:
+    """Turn every float32 tensor into float16, on a copy, keeping what must stay float32.
+
+    With `io` "fp32" the graph's inputs and outputs keep their type behind one Cast each. Operators without
+    an FP16 form (and those with a body of their own) stay in float32 between casts. Quantization scales are
+    floored at the smallest normal number, constants beyond +-65504 become +-65504; both are warnings, and so
+    are weights that underflow to 0.
+    """
+    losses = _Losses()
+    if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
+        model = opsets.at_least(model, opsets.FP16_SCALES)
+
+    def fp32_to_fp16(copy: ir.Model) -> int:
+        return _convert(copy, io, losses)
+
+    # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
+    done = graph.rewrite(model, fold_affine, fp32_to_fp16)
+    return Fp16(done.model, done.counts, tuple(losses.warnings()))
+
+
+class _Losses:
+    """Counts what FP16 cannot hold while constants are converted."""
+
+    def __init__(self) -> None:
+        self.over: list[str] = []
+        self.under: list[str] = []
+
+    def convert(self, name: str, array: Array, *, scale: bool) -> Array:
+        wide = array.astype(np.float64)
+        if scale:
+            wide = np.maximum(wide, SMALLEST_SCALE)
+        big = np.isfinite(wide) & (np.abs(wide) > LARGEST)
+        if big.any() or np.isinf(wide).any():
+            self.over.append(name)
+            wide = np.clip(wide, -LARGEST, LARGEST)
+        half = wide.astype(np.float16)
+        if ((half == 0) & (wide != 0)).any():
+            self.under.append(name)
+        return half
+
+    def warnings(self) -> list[str]:
+        return [
+            f"{len(names)} constants hold values that FP16 {what}: {', '.join(names[:3])}"
+            + (", ..." if len(names) > 3 else "")  # noqa: PLR2004 - enough to find them
+            for names, what in (
+                (self.over, "cannot reach; they became +-65504"),
+                (self.under, "rounds to 0"),
+            )
+            if names
+        ]
+
+
+def _convert(model: ir.Model, io: str, losses: _Losses) -> int:
+    nodes = list(model.graph)
+    kept = {node for node in nodes if _stays(node)}
+    kept |= {node for node in nodes if node.op_type == "Cast" and _ends_fp16(model, node, kept, io)}
+    outputs = [(i, v) for i, v in enumerate(model.graph.outputs) if v.dtype == ir.DataType.FLOAT]
+    changed = 0
+    for node in nodes:
+        if node not in kept:
+            changed += _retype(node)
+    for value in list(model.graph.initializers.values()):
+        changed += _convert_constant(model, value, kept, losses)
+    if io == "fp16":
+        for value in model.graph.inputs:
+            if value.dtype == ir.DataType.FLOAT:
+                value.type = ir.TensorType(ir.DataType.FLOAT16)  # copies share types: never write into one
+                changed += 1
+    changed += _cast_edges(model, nodes, kept)
+    if io == "fp32":
+        for i, value in outputs:
+            if value.dtype == ir.DataType.FLOAT16:
+                _restore_output(model, i, value)
+                changed += 1
+    return changed + _drop_idle_casts(model)
+
+
+def _stays(node: ir.Node) -> bool:
+    """Tell whether a node must compute in float32: no FP16 form, or a body that this does not enter."""
+    if node.domain not in {"", "ai.onnx"}:
+        return True
+    return node.op_type in _FP32_OPS or any(
+        a.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for a in node.attributes.values()
+    )
+
+
+def _ends_fp16(model: ir.Model, cast: ir.Node, kept: set[ir.Node], io: str) -> bool:
+    """Tell whether a Cast leads from float16 to where float32 is wanted, so that it stays as it is."""
+    out = cast.outputs[0]
+    if out.dtype != ir.DataType.FLOAT:
+        return False
+    uses = tuple(out.uses())
+    if out.is_graph_output() and not uses:
+        source = cast.inputs[0]
+        return io == "fp32" and source is not None and source.dtype == ir.DataType.FLOAT16
+    return bool(uses) and all(use.node in kept or _fp32_slot(model, use.node, use.idx) for use in uses)
+
+
+def _fp32_slot(model: ir.Model, node: ir.Node, slot: int) -> bool:
+    """Tell whether the specification wants float32 there: the scales (and the roi) of a Resize."""
+    if node.op_type == "Upsample" or (node.op_type == "Resize" and graph.opset(model) < _RESIZE_WITH_ROI):
+        return slot == 1
+    return node.op_type == "Resize" and slot in {1, 2}
+
+
+def _retype(node: ir.Node) -> int:
+    """Let a node's float32 outputs, and what names float32 in its attributes, be float16."""
+    changed = 0
+    for value in node.outputs:
+        if value.dtype == ir.DataType.FLOAT:
+            value.type = ir.TensorType(ir.DataType.FLOAT16)  # copies share types: never write into one
+            changed += 1
+    for name in ("to", "dtype", "output_dtype"):
+        found = node.attributes.get(name)
+        if found is not None and found.value == ir.DataType.FLOAT:
+            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
+            changed += 1
+    value_attribute = node.attributes.get("value")
+    filled = None if value_attribute is None else value_attribute.as_tensor()
+    if node.op_type == "ConstantOfShape" and (filled is None or filled.dtype == ir.DataType.FLOAT):
+        number = np.zeros(1, np.float32) if filled is None else filled.numpy()
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(number.astype(np.float16)))
+        changed += 1
+    return changed
+
+
+def _convert_constant(model: ir.Model, value: ir.Value, kept: set[ir.Node], losses: _Losses) -> int:
+    """Give the readers of a float32 constant a float16 one; those that stay float32 keep the old."""
+    if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.is_graph_output():
+        return 0
+    uses = tuple(value.uses())
+    converted = [
+        use
+        for use in uses
+        if use.node.graph is model.graph
+        and use.node not in kept
+        and not _fp32_slot(model, use.node, use.idx)
+        and use.node.op_type != "Cast"
+    ]
+    if not converted:
+        return 0
+    name = value.name or "constant"
+    scale = any(use.node.op_type in {"QuantizeLinear", "DequantizeLinear"} and use.idx == 1 for use in uses)
+    half = losses.convert(name, value.const_value.numpy(), scale=scale)
+    if len(converted) == len(uses) and not value.is_graph_input():
+        model.graph.initializers.pop(name)
+    new = graph.initializer(model, name, half)
+    for use in converted:
+        use.node.replace_input_with(use.idx, new)
+    return 1
+
+
+def _cast_edges(model: ir.Model, nodes: list[ir.Node], kept: set[ir.Node]) -> int:
+    """Cast where a reader wants the other of the two types, once per value for all such readers."""
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
+    changed = 0
+    values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
+    for value in values:
+        if value.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
+            continue
+        for use in tuple(value.uses()):
+            node = use.node
+            if node.graph is not model.graph or node in kept or _fp32_slot(model, node, use.idx):
+                wanted = ir.DataType.FLOAT
+            else:
+                wanted = ir.DataType.FLOAT16
+            if value.dtype != wanted and node.op_type != "Cast":
+                node.replace_input_with(use.idx, _cast(casts, value, wanted))
+                changed += 1
+    return changed
+
+
+def _cast(
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value], value: ir.Value, wanted: ir.DataType
+) -> ir.Value:
+    """Cast `value` once for all its readers; a Cast that it comes from is looked through."""
+    producer = value.producer()
+    if producer is not None and producer.op_type == "Cast":
+        source = producer.inputs[0]
+        if source is not None and source.dtype == wanted:
+            return source
+    if (value, wanted) not in casts:
+        node = ir.node("Cast", [value], {"to": wanted})
+        out = node.outputs[0]
+        out.type, out.shape = ir.TensorType(wanted), value.shape
+        out.name = f"{value.name}_{'fp16' if wanted == ir.DataType.FLOAT16 else 'fp32'}"
+        graph.insert_after(value, [node])
+        casts[value, wanted] = out
+    return casts[value, wanted]
+
+
+def _restore_output(model: ir.Model, index: int, value: ir.Value) -> None:
+    """Put the one Cast behind a graph output, which keeps its name and its float32."""
+    node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
+    out, name = node.outputs[0], value.name
+    out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
+    value.name = f"{name}_fp16"
+    out.name = name
+    model.graph.append(node)
+    model.graph.outputs[index] = out
+
+
+def _drop_idle_casts(model: ir.Model) -> int:
+    """Remove each Cast whose input has its output's type already."""
+    dropped = 0
+    for node in [n for n in model.graph if n.op_type == "Cast"]:
+        source, out = node.inputs[0], node.outputs[0]
+        if source is None or source.dtype != out.dtype or out.is_graph_output() or not tuple(out.uses()):
+            continue
+        out.replace_all_uses_with(source)
+        dropped += 1
+    return dropped

@@ -1,1 +1,0 @@
-"""One file per backend behind one protocol (protocols.Runtime); each is imported only when it is used."""

@@ -1,0 +1,218 @@
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+
+import onnx_ir as ir
+import plan_graphs
+import pytest
+
+from se_deploy import graph
+from se_deploy.backends import tensorrt
+from se_deploy.backends.tensorrt.compiler import MAX_BATCH, profiles
+from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
+from se_deploy.schema import input_spec
+
+pytest.importorskip("tensorrt_rtx")
+
+
+@pytest.fixture(scope="module")
+def rtx():
+    compiler = tensorrt.compiler("tensorrt-rtx")
+    yield compiler
+    compiler.close()
+
+
+@pytest.fixture(scope="module")
+def built(rtx):
+    return rtx.build(plan_graphs.se_net())
+
+
+def test_builds_an_engine_and_says_what_is_in_it(built):
+    assert built.data.startswith(b"vtrt")
+    assert (built.plan.runtime, built.plan.target) == ("tensorrt-rtx", "sm86")
+    assert {"n_f1", "n_f2", "n_s"} <= {node for layer in built.plan.layers for node in layer.onnx_nodes}
+    assert built.seconds > 0
+    assert built.skipped_tactics == 0
+
+
+def test_a_plan_without_an_engine_is_the_same(rtx, built):
+    assert rtx.plan(plan_graphs.se_net()) == built.plan
+
+
+def test_the_squeeze_copies_the_map_unless_it_is_respelled(rtx):
+    gap, nhwc = (rtx.plan(plan_graphs.se_net(pool)) for pool in ("gap", "nhwc"))
+    assert nhwc.kernels == gap.kernels - 1
+    assert nhwc.activation_bytes < gap.activation_bytes
+
+
+def test_progress_is_reported_and_ends(rtx):
+    seen = []
+    rtx.build(plan_graphs.se_net(), progress=lambda *step: seen.append(step))
+    name, done, total = seen[-1]
+    assert name
+    assert done == total
+
+
+@pytest.mark.parametrize("target", ["orin-nano", "h100", "sm53", "8.7"])
+def test_targets_of_full_tensorrt_only_are_refused(rtx, target):
+    with pytest.raises(BadInput, match="no target of TensorRT-RTX") as caught:
+        rtx.build(plan_graphs.se_net(), tensorrt.BuildOptions(targets=(target,)))
+    assert "TensorRT" in caught.value.hint
+
+
+def test_full_tensorrt_builds_for_its_own_device_only(rtx, monkeypatch):
+    monkeypatch.setattr(rtx, "targets", ())  # as full TensorRT says of itself
+    monkeypatch.setattr(rtx, "device", "sm87")
+    assert rtx.check_target("orin-nano").name == "sm87"
+    with pytest.raises(BadInput, match="builds for the device that it runs on, sm87") as caught:
+        rtx.check_target("sm90")
+    assert "on that device itself" in caught.value.hint
+
+
+def test_a_device_name_stands_for_its_capability(rtx):
+    plan = rtx.plan(plan_graphs.se_net(), tensorrt.BuildOptions(targets=("rtx-4090", "sm86")))
+    assert plan.target == "sm89+sm86"
+
+
+def test_the_compilers_own_reason_is_passed_on(rtx):
+    model = plan_graphs.quantized_net(per_channel=False)
+    model.graph.initializers["zx"].const_value = ir.tensor(3, dtype=ir.DataType.INT8, name="zx")
+    with pytest.raises(BuildFailed, match=r"(?i)zero point") as caught:
+        rtx.plan(model)
+    assert "symmetric" in caught.value.hint
+
+
+def test_too_little_workspace_fails_with_the_way_out(rtx):
+    with pytest.raises(BuildFailed) as caught:
+        rtx.build(plan_graphs.se_net(), tensorrt.BuildOptions(workspace_bytes=1))
+    assert "--workspace" in caught.value.hint
+
+
+def test_a_timing_cache_is_ignored_aloud(rtx, tmp_path):
+    options = tensorrt.BuildOptions(timing_cache=tmp_path / "cache")
+    assert "timing cache" in rtx.build(plan_graphs.se_net(), options).warnings[0]
+    assert not options.timing_cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("targets", "warned"), [(("sm75",), False), (("sm75", "sm86"), True), (("sm86",), False)]
+)
+def test_turing_among_others_is_warned_of(rtx, targets, warned):
+    made = rtx.build(plan_graphs.se_net(), tensorrt.BuildOptions(targets=targets))
+    assert any("sm75 apart" in warning for warning in made.warnings) == warned
+
+
+def test_a_killed_compiler_is_an_error_and_the_next_build_works():
+    compiler = tensorrt.compiler("tensorrt-rtx")
+
+    def kill(*_):
+        os.kill(compiler._process.pid, signal.SIGKILL)
+
+    with pytest.raises(BuildFailed, match="was killed"):
+        compiler.build(plan_graphs.se_net(), progress=kill)
+    assert compiler.plan(plan_graphs.se_net()).kernels > 0
+    compiler.close()
+
+
+def test_an_interrupt_ends_the_compiler():
+    compiler = tensorrt.compiler("tensorrt-rtx")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compiler.build(plan_graphs.se_net(), progress=interrupt)
+    assert not compiler._process.alive
+
+
+def test_int8_needs_a_compiler_that_can(rtx, monkeypatch):
+    monkeypatch.setattr(rtx, "version", "1.6.1.120")
+    with pytest.raises(BuildFailed, match="cannot build INT8"):
+        rtx.plan(plan_graphs.quantized_net(per_channel=False))
+    assert rtx.plan(plan_graphs.se_net()).kernels > 0
+
+
+def test_a_missing_compiler_comes_with_the_command_that_installs_it():
+    if importlib.util.find_spec("tensorrt") is not None:
+        pytest.skip("full TensorRT is installed here")
+    with pytest.raises(MissingRuntime) as caught:
+        tensorrt.compiler("tensorrt")
+    assert "pip install" in caught.value.hint
+
+
+def test_a_free_batch_gets_a_range_and_a_fixed_one_none():
+    free = profiles(plan_graphs.se_net(), {})["x"]
+    assert (free.min[0], free.opt[0], free.max[0]) == (1, 1, MAX_BATCH)
+    fixed = profiles(plan_graphs.se_net(batch=2), {})["x"]
+    assert fixed.min == fixed.opt == fixed.max == (2, plan_graphs.C, plan_graphs.SIDE, plan_graphs.SIDE)
+
+
+def test_free_height_and_width_come_from_the_input_spec():
+    model = _any_size()
+    with pytest.raises(UnsupportedGraph, match="free dimension"):
+        profiles(model, {})
+    spec = input_spec.InputSpec("x", 32, 20, 24, (0.0,) * 32, (1.0,) * 32)
+    input_spec.write(model.metadata_props, spec)
+    assert profiles(model, {})["x"].opt == (1, 32, 20, 24)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"z": ((1, 32, 14, 14),) * 3}, "no input"),
+        ({"x": ((1, 3, 14, 14),) * 3}, "does not fit"),
+        ({"x": ((1, 32, 14),) * 3}, "does not fit"),
+        ({"x": ((4, 32, 14, 14), (1, 32, 14, 14), (8, 32, 14, 14))}, "out of order"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes, said):
+    given = {name: tensorrt.Profile(*three) for name, three in shapes.items()}
+    with pytest.raises(BadInput, match=said):
+        profiles(plan_graphs.se_net(), given)
+
+
+def test_shapes_given_are_the_shapes_built(rtx):
+    wide = tensorrt.Profile((1, 32, 14, 14), (4, 32, 14, 14), (8, 32, 14, 14))
+    options = tensorrt.BuildOptions(shapes={"x": wide}, workspace_bytes=1 << 30)
+    made = rtx.build(plan_graphs.se_net(), options)
+    assert made.shapes == {"x": wide}
+    assert made.workspace_bytes == 1 << 30
+
+
+def test_a_planner_asks_once_for_each_graph(tmp_path):
+    planner = tensorrt.planner(cache=tmp_path / "plans")
+    first = planner.plan(plan_graphs.se_net())
+    assert planner.plan(plan_graphs.se_net()) == first
+    assert planner.asked == 1
+    planner.plan(plan_graphs.se_net("nhwc"))
+    assert planner.asked == 2
+    planner.close()
+    again = tensorrt.planner(cache=tmp_path / "plans")
+    assert again.plan(plan_graphs.se_net()) == first
+    assert again.asked == 0
+    again.close()
+
+
+def test_a_cached_plan_is_json_of_the_plan(tmp_path):
+    planner = tensorrt.planner(cache=tmp_path)
+    plan = planner.plan(plan_graphs.se_net())
+    planner.close()
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text()) == json.loads(json.dumps(dataclasses.asdict(plan)))
+
+
+def test_another_target_is_another_plan(tmp_path):
+    planners = [tensorrt.planner(target=t, cache=tmp_path) for t in ("sm86", "sm75")]
+    plans = [planner.plan(plan_graphs.se_net()) for planner in planners]
+    for planner in planners:
+        planner.close()
+    assert [plan.target for plan in plans] == ["sm86", "sm75"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def _any_size():
+    model = plan_graphs.se_net()
+    model.graph.inputs[0].shape = ir.Shape(["N", 32, "H", "W"])
+    return graph.tidy(model)

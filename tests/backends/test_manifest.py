@@ -1,0 +1,112 @@
+import json
+
+import plan_graphs
+import pytest
+
+from se_deploy import files, graph
+from se_deploy.backends import manifest as manifests
+from se_deploy.backends import tensorrt
+from se_deploy.errors import BadArtifact
+from se_deploy.schema import input_spec
+
+pytest.importorskip("tensorrt_rtx")
+
+SPEC = input_spec.InputSpec("x", 32, 14, 14, (0.0,) * 32, (1.0,) * 32, labels=("zero", "one"))
+
+
+@pytest.fixture(scope="module")
+def built():
+    compiler = tensorrt.compiler("tensorrt-rtx")
+    options = tensorrt.BuildOptions(targets=("sm86", "sm89"), workspace_bytes=1 << 30)
+    yield compiler.build(plan_graphs.se_net(), options)
+    compiler.close()
+
+
+@pytest.fixture
+def engine_path(built, tmp_path):
+    path = tmp_path / "net.engine"
+    graph.save(plan_graphs.se_net(), tmp_path / "net.engine.onnx")
+    (tmp_path / "cache.json").write_text("{}")
+    path.write_bytes(built.data)
+    described = manifests.describe(
+        path,
+        tmp_path / "net.engine.onnx",
+        built,
+        precision="fp32",
+        calibration_sha256="ab" * 32,
+        cache=tmp_path / "cache.json",
+        image=SPEC,
+        plan={"kernels": 7, "blocks": []},
+        blocks=[{"output": "s"}],
+    )
+    manifests.write(described, manifests.path_of(path))
+    return path
+
+
+def test_a_manifest_comes_back_as_it_was_written(engine_path, built):
+    manifest, warnings = manifests.check(engine_path)
+    assert warnings == ()
+    assert manifest == manifests.read(engine_path)
+    assert (manifest.engine, manifest.onnx) == ("net.engine", "net.engine.onnx")
+    assert (manifest.runtime, manifest.targets) == ("tensorrt-rtx", ("sm86", "sm89"))
+    assert manifest.engine_sha256 == files.sha256(engine_path)
+    assert manifest.calibration_cache_sha256 == files.sha256(engine_path.parent / "cache.json")
+    assert (manifest.input, manifest.shapes) == (SPEC, built.shapes)
+    assert manifest.blocks == ({"output": "s"},)
+
+
+def test_the_file_names_its_schema_and_no_folder(engine_path):
+    text = manifests.path_of(engine_path).read_text("utf-8")
+    assert json.loads(text)["schema"] == manifests.SCHEMA
+    assert str(engine_path.parent) not in text
+
+
+def test_nvidias_own_tool_builds_the_same(engine_path):
+    line = manifests.read(engine_path).trtexec
+    assert line.startswith("tensorrt_rtx --onnx=net.engine.onnx --saveEngine=net.engine ")
+    assert "--minShapes=x:1x32x14x14" in line
+    assert "--maxShapes=x:16x32x14x14" in line
+    assert "--computeCapabilities=86,89" in line
+    assert "--memPoolSize=workspace:1024" in line
+    assert "--fp16" not in line
+
+
+def test_an_engine_that_was_changed_is_refused(engine_path):
+    engine_path.write_bytes(engine_path.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(BadArtifact, match="is not the engine"):
+        manifests.check(engine_path)
+
+
+def test_an_engine_without_its_manifest_is_refused(engine_path):
+    manifests.path_of(engine_path).unlink()
+    with pytest.raises(BadArtifact, match="has no manifest"):
+        manifests.check(engine_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"schema": "other/1"}', '{"schema": "se-deploy/manifest/1"}']
+)
+def test_what_is_no_manifest_is_refused(engine_path, text):
+    manifests.path_of(engine_path).write_text(text)
+    with pytest.raises(BadArtifact, match="no manifest"):
+        manifests.read(engine_path)
+
+
+def test_bytes_that_are_no_engine_are_refused_even_with_the_right_hash(engine_path):
+    engine_path.write_bytes(b"junk")
+    path = manifests.path_of(engine_path)
+    fields = json.loads(path.read_text()) | {"engine_sha256": files.sha256(engine_path)}
+    path.write_text(json.dumps(fields))
+    with pytest.raises(BadArtifact, match="does not begin"):
+        manifests.check(engine_path)
+
+
+def test_an_onnx_file_that_was_changed_since_is_a_warning(engine_path):
+    engine_path.with_name("net.engine.onnx").write_bytes(b"other")
+    assert "no longer the file" in manifests.check(engine_path).warnings[0]
+
+
+def test_an_engine_that_cannot_be_read_is_refused(engine_path):
+    engine_path.unlink()
+    with pytest.raises(BadArtifact, match="cannot be read"):
+        manifests.check(engine_path)

@@ -1,0 +1,171 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from se_deploy import calibration, data, graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.calibration import statistics as stats
+from se_deploy.errors import BadData
+from se_deploy.protocols import TensorSpec
+
+RUNTIME = OrtRuntime(threads=1, optimize=False)
+SUMMED = {"rtol": 1e-5, "atol": 1e-5}  # float32 values summed in another order
+CHAIN = """
+<ir_version: 10, opset_import: ["" : 20]>
+g (float[{batch},2,4,4] x) => (float[{batch},2,4,4] y) {{
+  a = Neg(x)
+  y = {op}(a)
+}}
+"""
+
+
+def chain(op="Relu", batch="N"):
+    return graph.tidy(ir.from_onnx_text(CHAIN.format(op=op, batch=batch)))
+
+
+def samples_of(array, tmp_path):
+    np.save(tmp_path / "x.npy", array.astype(np.float32))
+    spec = TensorSpec("x", np.dtype(np.float32), (None, *array.shape[1:]))
+    return data.read(tmp_path / "x.npy", [spec])
+
+
+def summed(values, cuts=1):
+    """Statistics of (C, n) values that came in `cuts` parts."""
+    wide = np.atleast_2d(np.asarray(values, np.float32))
+    found = stats._Channels(len(wide))
+    for part in np.array_split(wide, cuts, axis=1):
+        found.add(part.min(axis=1), part.max(axis=1), part)
+    return found.statistics()
+
+
+def interval(found, method):
+    return calibration.intervals(found, [method], calibration.ClipError(found))[method]
+
+
+def test_statistics_are_those_of_all_samples(tmp_path):
+    x = np.random.default_rng(0).standard_normal((37, 2, 4, 4)) * np.array([1, 10])[:, None, None]
+    found = calibration.measure(chain(), {"x": 1, "a": 1}, samples_of(x, tmp_path), RUNTIME)
+    for name, sign in (("x", 1), ("a", -1)):
+        flat = (sign * x).astype(np.float32).transpose(1, 0, 2, 3).reshape(2, -1)
+        np.testing.assert_allclose(found[name].low, flat.min(axis=1))
+        np.testing.assert_allclose(found[name].high, flat.max(axis=1))
+        np.testing.assert_allclose(found[name].mean, flat.mean(axis=1), **SUMMED)
+        np.testing.assert_allclose(found[name].variance, flat.var(axis=1), rtol=1e-4)
+        np.testing.assert_allclose(found[name].histogram.sum(axis=1), 1)
+
+
+@given(st.integers(0, 99), st.integers(1, 12))
+@hypothesis_settings(deadline=None, max_examples=15)
+def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):
+    random = np.random.default_rng(seed)
+    values = random.standard_normal((3, 24)) * np.geomspace(0.01, 100, 24) + random.uniform(-50, 50, (3, 1))
+    one, two = summed(values), summed(values, cuts)
+    np.testing.assert_allclose(one.low, two.low)
+    np.testing.assert_allclose(one.high, two.high)
+    np.testing.assert_allclose(one.mean, two.mean, **SUMMED)
+    np.testing.assert_allclose(one.variance, two.variance, rtol=1e-4)
+    bins = (two.last - two.first) / calibration.BINS
+    assert (np.abs((two.histogram * two.centres()).sum(axis=1) - two.mean) <= bins).all()
+
+
+@pytest.mark.parametrize("method", calibration.METHODS)
+@given(
+    arrays.arrays(
+        np.float32, st.integers(2, 60), elements=st.floats(-100, 100, width=32, allow_subnormal=False)
+    )
+)
+@hypothesis_settings(deadline=None, max_examples=25)
+def test_an_interval_lies_within_the_extent(method, values):
+    found = summed(values)
+    low, high = interval(found, method)
+    slack = 1e-4 + 1e-4 * np.abs(values).max()
+    assert found.low - slack <= low <= high <= found.high + slack
+
+
+def test_minmax_clips_nothing_and_others_leave_an_outlier_out():
+    values = np.concatenate([np.random.default_rng(0).standard_normal(20000), [300.0]])
+    found = summed(values)
+    assert interval(found, "minmax")[1] == pytest.approx(300)
+    for method in ("percentile", "entropy"):
+        assert interval(found, method)[1] < 200
+
+
+def test_merged_statistics_are_those_of_the_tensor():
+    values = np.random.default_rng(0).standard_normal((4, 5000)) * np.array([[1], [2], [3], [4]])
+    merged = summed(values).merged()
+    assert merged.low[0] == np.float32(values.min())
+    assert merged.variance[0] == pytest.approx(values.var(), rel=1e-4)
+    assert merged.histogram.sum() == pytest.approx(1)
+
+
+@given(st.integers(0, 50), st.floats(0.1, 1), st.floats(0.1, 1))
+@hypothesis_settings(deadline=None, max_examples=25)
+def test_the_clip_error_is_the_mean_squared_distance_to_the_range(seed, left, right):
+    values = np.random.default_rng(seed).standard_normal(4000)
+    found = summed(values)
+    low, high = found.low * left, found.high * right
+    outside = np.maximum(low - values, 0) + np.maximum(values - high, 0)
+    bin_width = (found.last - found.first)[0] / calibration.BINS
+    error = calibration.ClipError(found)(low, high)[0]
+    assert np.sqrt(error) == pytest.approx(np.sqrt((outside**2).mean()), abs=bin_width)
+
+
+def test_a_frozen_batch_is_fed_whole(tmp_path):
+    x = np.ones((7, 2, 4, 4))
+    seen = list(calibration.observe(chain(batch=3), ["a"], samples_of(x, tmp_path), RUNTIME))
+    assert [len(arrays["a"]) for arrays in seen] == [3, 3]
+
+
+def test_too_few_samples_for_a_frozen_batch_are_refused(tmp_path):
+    with pytest.raises(BadData, match="3 samples at a time"):
+        list(calibration.observe(chain(batch=3), ["a"], samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME))
+
+
+def test_a_tensor_that_overflows_is_named(tmp_path):
+    with pytest.raises(BadData, match="'y' is not finite"):
+        list(calibration.observe(chain("Log"), ["y"], samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME))
+
+
+def test_the_given_model_keeps_its_outputs():
+    model = chain()
+    assert [v.name for v in calibration.observed(model, ["a"]).graph.outputs] == ["a"]
+    assert [v.name for v in model.graph.outputs] == ["y"]
+
+
+@pytest.mark.parametrize("opset", [13, 20])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_graph_reduces_itself_for_every_operator_set_and_axis(tmp_path, opset, axis):
+    text = f"""
+    <ir_version: 10, opset_import: ["" : {opset}]>
+    g (float[N,3,5] x) => (float[N,3,5] y) {{ a = Relu(x)  y = Neg(a) }}
+    """
+    x = np.random.default_rng(0).standard_normal((9, 3, 5))
+    model = graph.tidy(ir.from_onnx_text(text))
+    found = calibration.measure(model, {"a": axis}, samples_of(x, tmp_path), RUNTIME)["a"]
+    flat = np.moveaxis(np.maximum(x, 0).astype(np.float32), axis, 0).reshape(x.shape[axis], -1)
+    np.testing.assert_array_equal(found.low, flat.min(axis=1))
+    np.testing.assert_array_equal(found.high, flat.max(axis=1))
+    np.testing.assert_allclose(found.mean, flat.mean(axis=1), **SUMMED)
+
+
+def test_what_overflows_while_it_is_measured_is_named(tmp_path):
+    with pytest.raises(BadData, match="'y' is not finite"):
+        calibration.measure(chain("Log"), {"y": 1}, samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME)
+
+
+def test_the_pile_that_a_relu_leaves_at_zero_does_not_make_entropy_cut():
+    values = np.maximum(np.random.default_rng(0).standard_normal(50000), 0)
+    assert interval(summed(values), "entropy")[1] > 0.7 * values.max()
+
+
+def test_batches_come_in_order_however_many_threads_run_them(tmp_path):
+    x = np.arange(37, dtype=np.float32)[:, None, None, None] * np.ones((1, 2, 4, 4), np.float32)
+    seen = [
+        arrays["a"][:, 0, 0, 0]
+        for arrays in calibration.observe(chain(), ["a"], samples_of(x, tmp_path), RUNTIME)
+    ]
+    np.testing.assert_array_equal(np.concatenate(seen), -np.arange(37))

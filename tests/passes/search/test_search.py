@@ -1,0 +1,225 @@
+"""The search with a planner made of arithmetic: what it costs is known, so the choice is too."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+from rewrites_graphs import assert_same, build
+
+from se_deploy import graph
+from se_deploy.errors import BadInput, BuildFailed
+from se_deploy.passes.rewrites import NAMES, REWRITES
+from se_deploy.passes.search import (
+    Choice,
+    allowed,
+    from_json,
+    optimize,
+    planned_bytes,
+    replay,
+    search,
+    to_json,
+)
+from se_deploy.passes.search.attribution import CostAttribution
+from se_deploy.plan import Kernel, Plan, PlanTensor
+from se_deploy.se_blocks import detect
+
+AVERAGE_AND_HOIST = ("squeeze-average-pool", "hoist-squeeze-1x1")
+
+
+class CountingPlanner:
+    """One kernel per node; it reads and writes what the node does, but a GlobalAveragePool twice."""
+
+    def __init__(self, refuse=(), dislike=None):
+        self.refuse, self.dislike, self.asked = refuse, dislike, 0
+
+    def plan(self, model):
+        self.asked += 1
+        if set(self.refuse) & set(graph.ops(model)):
+            raise BuildFailed("no such kernel", hint="-")
+        layers = []
+        for node in model.graph:
+            tensors = [tensor(v) for v in node.inputs if v is not None and not v.is_initializer()]
+            times = (
+                8 if (node.op_type, tensors[0].name) == self.dislike else node.op_type == "GlobalAveragePool"
+            )
+            again = times * tensors
+            outputs = tuple(tensor(v) for v in node.outputs)
+            layers.append(Kernel(node.name, node.op_type, (*tensors, *again), outputs, (node.name,)))
+        return Plan("fake", "1", "none", tuple(layers))
+
+
+def tensor(value):
+    return PlanTensor(value.name, "float32", tuple(d or -1 for d in graph.dims(value)))
+
+
+def network(*, batch="N"):
+    """Two equal bottlenecks: conv1x1 -> SE -> residual -> Relu."""
+    text, constants = "", {}
+    for i in (1, 2):
+        text += f"r{i} = Conv(x{i - 1}, v{i})\nu{i} = Relu(r{i})\nc{i} = Conv(u{i}, w{i})\n"
+        text += block(i)
+        text += f"q{i} = Add(y{i}, x{i - 1})\nx{i} = Relu(q{i})\n"
+        constants |= {f"v{i}": (4, 16, 1, 1), f"w{i}": (16, 4, 1, 1)}
+        constants |= {f"fa{i}": (4, 16, 1, 1), f"ba{i}": (4,), f"fb{i}": (16, 4, 1, 1), f"bb{i}": (16,)}
+    return build(f"float[{batch},16,6,6] x0", f"float[{batch},16,6,6] x2", text, constants)
+
+
+def block(i):
+    return (
+        f"s{i} = GlobalAveragePool(c{i})\nh{i} = Conv(s{i}, fa{i}, ba{i})\na{i} = Relu(h{i})\n"
+        f"e{i} = Conv(a{i}, fb{i}, bb{i})\ng{i} = Sigmoid(e{i})\ny{i} = Mul(c{i}, g{i})\n"
+    )
+
+
+def run(model, planner=None, **options):
+    return search(model, detect(model).blocks, planner or CountingPlanner(), **options)
+
+
+def test_it_hoists_because_the_squeeze_reads_less():
+    before = network()
+    found = run(before)
+    assert {c.rewrite for c in found.choices} >= {"hoist-squeeze-1x1"}
+    assert {c.at for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
+    assert found.best.activation_bytes < found.baseline.activation_bytes
+    assert found.best.kernels <= found.baseline.kernels
+    assert_same(before, found.model)
+
+
+def test_each_block_gets_a_form_of_its_own():
+    found = run(network(), CountingPlanner(dislike=("AveragePool", "u1")), allowed=AVERAGE_AND_HOIST)
+    assert {c.at for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
+    assert {c.at for c in found.choices if c.rewrite == "squeeze-average-pool"} == {"y2"}
+
+
+def test_shares_add_up_to_the_plan():
+    before = network()
+    plan = CountingPlanner().plan(before)
+    shares = CostAttribution(before, detect(before).se).shares(plan, planned_bytes)
+    assert set(shares) == {"y1", "y2"}
+    assert sum(share.kernels for share in shares.values()) == plan.kernels
+    assert sum(share.value for share in shares.values()) == plan.activation_bytes
+    assert shares["y1"] == shares["y2"]  # equal blocks: each from its first node to its last Relu
+
+
+def test_shares_know_rewritten_nodes_and_kernels_without_nodes():
+    before = network()
+    done = replay(before, detect(before).blocks, [Choice("hoist-squeeze-1x1", "y2")]).model
+    plan = CountingPlanner().plan(done)
+    layers = tuple(dataclasses.replace(k, onnx_nodes=()) if k.kind == "Relu" else k for k in plan.layers)
+    places = CostAttribution(before, detect(before).se)
+    shares = places.shares(dataclasses.replace(plan, layers=layers), planned_bytes)
+    assert shares == places.shares(plan, planned_bytes)
+    assert shares["y2"].value < shares["y1"].value
+
+
+def test_steps_are_a_waterfall_from_the_baseline_to_the_best():
+    found = run(network())
+    costs = [found.baseline, *(step.after for step in found.steps)]
+    assert [step.before for step in found.steps] == costs[:-1]
+    assert costs[-1] == found.best
+    assert all(b.value <= a.value for a, b in itertools.pairwise(costs))
+
+
+def test_it_is_deterministic():
+    assert run(network()).choices == run(network()).choices
+
+
+def test_the_budget_is_kept():
+    planner = CountingPlanner()
+    found = run(network(), planner, budget_plans=3)
+    assert planner.asked == found.plans_used == 3
+    assert run(network(), budget_plans=1).choices == ()
+
+
+def test_the_time_limit_is_a_warning():
+    found = run(network(), seconds=1e-9, budget_plans=50)
+    assert found.plans_used < 50
+    assert any("time limit" in warning for warning in found.warnings)
+
+
+def test_only_allowed_rewrites_are_taken():
+    found = run(network(), allowed=("squeeze-average-pool",))
+    assert {c.rewrite for c in found.choices} == {"squeeze-average-pool"}
+
+
+def test_never_more_kernels_than_the_baseline():
+    found = run(network(), baseline_kernels=0)
+    assert found.choices == ()
+
+
+def test_a_refused_graph_is_left_out_and_said():
+    found = run(network(), CountingPlanner(refuse=("AveragePool",)))
+    assert "squeeze-average-pool" not in {c.rewrite for c in found.choices}
+    assert any("refused" in warning for warning in found.warnings)
+
+
+def test_a_refused_baseline_is_an_error():
+    with pytest.raises(BuildFailed):
+        run(network(), CountingPlanner(refuse=("GlobalAveragePool",)))
+
+
+def test_the_choice_can_be_replayed():
+    before = network()
+    found = run(before)
+    text = to_json(found.choices)
+    again = replay(before, detect(before).blocks, from_json(text))
+    assert graph.to_bytes(again.model) == graph.to_bytes(found.model)
+    assert tuple(sorted(again.applied)) == found.choices
+
+
+def test_what_does_not_apply_is_left_out_of_applied():
+    before = network()
+    done = replay(
+        before,
+        detect(before).blocks,
+        [Choice("gate-into-previous", "y1"), Choice("stem-space-to-depth", "no")],
+    )
+    assert done.applied == ()
+    assert graph.to_bytes(done.model) == graph.to_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"schema": "other", "choices": []}',
+        json.dumps({"schema": "se-deploy/rewrites/1", "choices": [["x", "y"]]}),
+    ],
+)
+def test_a_bad_list_is_refused(text):
+    with pytest.raises(BadInput):
+        from_json(text)
+
+
+def test_the_cost_is_an_argument():
+    found = run(network(), cost=lambda plan: float(plan.kernels))
+    assert found.best.value == found.best.kernels
+
+
+def test_rules_per_runtime():
+    computed = {"gate-into-previous", "gate-into-next", "gate-into-next-batched"}
+    assert set(allowed("tensorrt-rtx")) == set(NAMES)
+    for runtime in ("auto", "onnxruntime", "tensorrt"):
+        assert not computed & set(allowed(runtime))
+    assert allowed("tensorrt", ["gate-into-next"]) == ("gate-into-next",)
+    with pytest.raises(BadInput, match="per image"):
+        allowed("onnxruntime", ["gate-into-next"])
+    with pytest.raises(BadInput, match="no rewrite"):
+        allowed("auto", ["squeeze"])
+    assert allowed("tensorrt-rtx", []) == ()
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "tensorrt"])
+def test_without_a_planner_only_what_is_less_work(runtime):
+    before = network()
+    found = optimize(before, detect(before).blocks, runtime=runtime)
+    assert {c.rewrite for c in found.choices} == (set() if runtime == "auto" else {"hoist-squeeze-1x1"})
+    assert found.best is None
+    assert_same(before, found.model)
+
+
+def test_every_rewrite_has_a_name_and_an_idea():
+    assert len(set(NAMES)) == len(NAMES) == len(REWRITES)
+    assert all(rewriter.idea for rewriter in REWRITES)
