@@ -37,6 +37,7 @@ class OutputParity:
     cosine: float
     sqnr_db: float  # reference power over error power
     top1_agreement: float | None  # share of samples with the same largest class; None unless (N, classes)
+    discrete: bool = False  # integers or booleans: `top1_agreement` is then the share of equal values
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,15 @@ class Parity:
 
 
 @dataclass(frozen=True, slots=True)
+class Miss:
+    """One limit that an output does not keep."""
+
+    measure: str  # "largest error", "1 - cosine", "share of other answers"
+    value: float
+    limit: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tolerance:
     """What passes: |error| <= atol + rtol * max|reference|, and the floors on cosine and agreement."""
 
@@ -60,19 +70,30 @@ class Tolerance:
     min_top1: float
     divergence: float  # relative RMS error of an inner tensor from which it counts as diverged
 
+    def misses(self, parity: OutputParity) -> tuple[Miss, ...]:
+        """Return the limits that are not kept; NaN keeps none, integers are held to agreement alone."""
+        found = []
+        if not parity.discrete:
+            limit = self.atol + self.rtol * parity.max_abs / parity.max_rel if parity.max_rel else self.atol
+            if not parity.max_abs <= limit:
+                found.append(Miss("largest error", parity.max_abs, limit))
+            if not parity.cosine >= self.min_cosine:
+                found.append(Miss("1 - cosine", 1 - parity.cosine, 1 - self.min_cosine))
+        if parity.top1_agreement is not None and not parity.top1_agreement >= self.min_top1:
+            found.append(Miss("share of other answers", 1 - parity.top1_agreement, 1 - self.min_top1))
+        return tuple(found)
+
     def failures(self, parity: OutputParity) -> tuple[str, ...]:
         """Say in words what does not pass; empty where all does. NaN never passes."""
-        limit = self.atol + self.rtol * parity.max_abs / parity.max_rel if parity.max_rel else self.atol
-        found = []
-        if not parity.max_abs <= limit:
-            found.append(f"'{parity.name}': largest error {parity.max_abs:.3g} is above {limit:.3g}")
-        if not parity.cosine >= self.min_cosine:
-            found.append(f"'{parity.name}': cosine {parity.cosine:.6f} is below {self.min_cosine}")
-        if parity.top1_agreement is not None and not parity.top1_agreement >= self.min_top1:
-            found.append(
-                f"'{parity.name}': top-1 agreement {parity.top1_agreement:.2%} < {self.min_top1:.2%}"
-            )
-        return tuple(found)
+        return tuple(f"'{parity.name}': {self._words(miss, parity)}" for miss in self.misses(parity))
+
+    def _words(self, miss: Miss, parity: OutputParity) -> str:
+        if miss.measure == "largest error":
+            return f"largest error {miss.value:.3g} is above {miss.limit:.3g}"
+        if miss.measure == "1 - cosine":
+            return f"cosine {parity.cosine:.6f} is below {self.min_cosine}"
+        what = "agreement" if parity.discrete else "top-1 agreement"
+        return f"{what} {parity.top1_agreement:.2%} < {self.min_top1:.2%}"
 
 
 PRESETS = {
@@ -118,8 +139,8 @@ def compare(
     Inputs and outputs are matched by name, or by position where the names differ.
     Raises: BadInput where the two do not have the same outputs.
     """
-    names = _pairs([o.name for o in reference.outputs], [o.name for o in candidate.outputs], "outputs")
-    feeds_as = _pairs([i.name for i in reference.inputs], [i.name for i in candidate.inputs], "inputs")
+    names = paired([o.name for o in reference.outputs], [o.name for o in candidate.outputs], "outputs")
+    feeds_as = paired([i.name for i in reference.inputs], [i.name for i in candidate.inputs], "inputs")
     sums = {name: _Sums() for name in names}
     right = np.zeros(2)
     seen = 0
@@ -142,6 +163,14 @@ def compare(
         reference_accuracy=float(right[0] / seen) if judged else None,
         candidate_accuracy=float(right[1] / seen) if judged else None,
     )
+
+
+def measured(name: str, pairs: Iterable[tuple[Array, Array]]) -> OutputParity:
+    """Measure one output from (reference, candidate) arrays of equal shapes. Raises: BadInput for others."""
+    sums = _Sums()
+    for want, got in pairs:
+        sums.add(want, got)
+    return sums.parity(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +196,22 @@ def first_divergence(
     for node in candidate.graph:
         for value in node.outputs:
             if value.name in shared and value.name in want and value.name in got:
-                x, y = want[value.name].astype(np.float64), got[value.name].astype(np.float64)
-                if x.shape != y.shape:
-                    continue
-                power = math.sqrt(float(np.mean(x * x))) or 1.0
-                error = math.sqrt(float(np.mean((x - y) ** 2))) / power
-                if not error <= limit:
+                error = _relative_rms(want[value.name], got[value.name])
+                if error is not None and not error <= limit:
                     return Divergence(value.name, node.name or "", node.op_type, error)
     return None
+
+
+def _relative_rms(want: Array, got: Array) -> float | None:
+    """Return the RMS error over the reference's RMS where that is finite; None where shapes differ."""
+    if want.shape != got.shape:
+        return None
+    at = np.isfinite(want)  # what the reference has no number for cannot be got wrong
+    if not at.any():
+        return 0.0
+    x, y = want[at].astype(np.float64), got[at].astype(np.float64)
+    power = math.sqrt(float(np.mean(x * x))) or 1.0
+    return math.sqrt(float(np.mean((x - y) ** 2))) / power
 
 
 class _Sums:
@@ -184,13 +221,18 @@ class _Sums:
         self.dot = self.reference = self.candidate = self.error = 0.0
         self.max_abs = self.reach = 0.0
         self.agree = self.rows = 0
+        self.discrete = False
 
     def add(self, want: Array, got: Array) -> None:
         if want.shape != got.shape:
             raise BadInput(
                 f"the outputs have shapes {want.shape} and {got.shape}", hint="compare the same network"
             )
-        if want.ndim == 2 and want.shape[1] > 1:  # noqa: PLR2004 - (N, classes)
+        self.discrete = want.dtype.kind != "f"
+        if self.discrete:
+            self.agree += int((want == got).sum())
+            self.rows += want.size
+        elif want.ndim == 2 and want.shape[1] > 1:  # noqa: PLR2004 - (N, classes)
             self.agree += int((want.argmax(1) == got.argmax(1)).sum())
             self.rows += len(want)
         x, y = want.astype(np.float64).ravel(), got.astype(np.float64).ravel()
@@ -214,6 +256,7 @@ class _Sums:
             cosine=self.dot / norms if norms else (1.0 if same else 0.0),
             sqnr_db=IDENTICAL_DB if same else _decibel(self.reference, self.error),
             top1_agreement=self.agree / self.rows if self.rows else None,
+            discrete=self.discrete,
         )
 
 
@@ -223,8 +266,8 @@ def _decibel(signal: float, noise: float) -> float:
     return min(IDENTICAL_DB, 10 * math.log10(signal / noise)) if signal else -IDENTICAL_DB
 
 
-def _pairs(ours: list[str], theirs: list[str], what: str) -> Mapping[str, str]:
-    """Match by name; by position where the sets differ."""
+def paired(ours: list[str], theirs: list[str], what: str) -> Mapping[str, str]:
+    """Match names with themselves, by position where the sets differ. Raises: BadInput for other counts."""
     if len(ours) != len(theirs):
         raise BadInput(
             f"the reference has {len(ours)} {what} ({', '.join(ours)}), the candidate {len(theirs)} "

@@ -15,8 +15,8 @@ PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "options", "graph",
     "networks", "frontend", "se_blocks", "passes", "data", "calibration",
-    "quantization", "advice", "backends", "fusion", "comparison", "profiling",
-    "deploy", "report", "commands", "pytest_plugin", "cli",
+    "quantization", "advice", "backends", "fusion", "comparison", "verification",
+    "profiling", "deploy", "report", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")
 

@@ -7,6 +7,7 @@ to the CPU are listed.
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -18,9 +19,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from se_deploy import graph
-from se_deploy.backends.base import checked, wall_times
+from se_deploy.backends.base import checked, shape_text, wall_times
 from se_deploy.backends.onnxruntime.planner import ERRORS_ONLY, REFUSALS, plan
-from se_deploy.errors import BadArtifact, MissingRuntime
+from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.protocols import TensorSpec
 
 if TYPE_CHECKING:
@@ -143,8 +144,14 @@ class OrtSession:
         return tuple(node.name for part in parts if part.ep_name == CPU for node in part.get_nodes())
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
-        """Compute every output for one batch. Raises: BadInput where the feeds do not fit."""
-        outputs = self._session.run(None, checked(feeds, self._inputs))
+        """Compute every output for one batch. Raises: BadInput where the feeds do not fit or a node fails."""
+        given = checked(feeds, self._inputs)
+        options = ort.RunOptions()
+        options.log_severity_level = _FATAL_ONLY  # what failed is in the exception too
+        try:
+            outputs = self._session.run(None, given, options)
+        except REFUSALS as e:
+            raise _failed(e, given) from e
         return {spec.name: array for spec, array in zip(self._outputs, outputs, strict=True)}
 
     def time(self, feeds: Arrays, calls: int) -> FloatArray:
@@ -193,6 +200,19 @@ def _spec(arg: Any) -> TensorSpec:  # noqa: ANN401  (onnxruntime's NodeArg is un
         raise BadArtifact(f"'{arg.name}' has element type {arg.type}", hint="export it with float inputs")
     dims = tuple(d if isinstance(d, int) else None for d in arg.shape)
     return TensorSpec(arg.name, np.dtype(_DTYPES[arg.type]), dims)
+
+
+def _failed(error: Exception, feeds: Arrays) -> BadInput:
+    """Say which node failed on which shapes, without ONNX Runtime's own codes and source files."""
+    text = " ".join(str(error).split())
+    node = re.search(r"while running (\S+) node\. Name:'([^']*)'", text)
+    reason = text.rpartition("Status Message: ")[2]
+    reason = re.sub(r"^\S*\.(?:cc|h):\d+ .*?\)\s|^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+    shapes = ", ".join(f"'{name}' {shape_text(array.shape)}" for name, array in feeds.items())
+    where = f"node '{node[2]}' ({node[1]})" if node else "the graph"
+    return BadInput(
+        f"{where} cannot run on {shapes}: {reason}", hint="give data of a size that the network takes"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,25 @@
+"""Whether a step computes what it was given: no command hands over a file that nobody compared.
+
+`choose` makes inputs that can show a fault, `expect` the source's answers to them, `verify` the verdict on
+what a step made of the source; `keep_right` takes guilty parts of a step back.
+"""
+
+from __future__ import annotations
+
+from se_deploy.verification.probes import Probe, choose
+from se_deploy.verification.verdict import (
+    CheckInput,
+    Expected,
+    Failure,
+    Kept,
+    Verified,
+    expect,
+    keep_right,
+    skipped,
+    verify,
+)
+
+__all__ = [
+    "CheckInput", "Expected", "Failure", "Kept", "Probe", "Verified", "choose", "expect", "keep_right",
+    "skipped", "verify",
+]  # fmt: skip

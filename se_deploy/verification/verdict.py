@@ -1,0 +1,371 @@
+"""The source's answers against those of what a step made of it.
+
+Two rules. A step that claims exactness may differ by what FP32 rounding makes; where the network itself
+answers differently after a change of its input in the last bits, nothing more can be asked of the step. A
+step that lowers the precision is held to that precision's tolerances on noise and on the user's data, and on
+black and white images only to staying finite: a NaN or inf that the source does not have always fails.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import numpy as np
+
+from se_deploy import comparison
+from se_deploy.errors import BadInput
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from se_deploy.comparison import Tolerance
+    from se_deploy.protocols import Array, Arrays, Session
+    from se_deploy.verification.probes import Probe
+
+T = TypeVar("T")
+
+REORDERED = 1e-4
+"""Largest error over the output's largest magnitude: the same FP32 sums in another order, grown by layers."""
+RESOLUTION = 1e-6
+"""Error that FP32 makes on values around 1: random inputs may leave a sigmoid's output hardly above it."""
+_LAST_BITS = 2.0**-21
+"""Change of the input, over its largest magnitude, that shows how far rounding alone may move the answer."""
+_ROUNDINGS = 16
+"""How much more than one such change the roundings of all layers together may move the answer."""
+_PERTURBATIONS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class CheckInput:
+    """One array that was fed in a check."""
+
+    name: str
+    dims: tuple[int, ...]
+    kind: str  # "noise", "extremes" (black and white) or "data" (the user's)
+
+    def json(self) -> dict[str, Any]:
+        """Return one entry of `inputs`."""
+        return {"name": self.name, "dims": list(self.dims), "kind": self.kind}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One output that a step got wrong, the worst of all probes."""
+
+    step: str  # "export", "simplify", "canonical form: NAME", "rewrite: NAME", "fp16", "int8"
+    node: str | None  # where it begins; None where that could not be found out
+    output: str
+    measure: str  # what `error` is: "largest error", "not finite", ...
+    error: float | None  # None where it is no finite number
+    limit: float
+    preset: str | None = None  # the tolerance preset that was missed; None: the step claimed exactness
+
+    @property
+    def text(self) -> str:
+        """The failure in a user's words."""
+        where = "" if self.node is None else f", from node '{self.node}' on"
+        if self.error is None:
+            return f"{self.step}: '{self.output}' is {self.measure}{where}"
+        return (
+            f"{self.step}: '{self.output}' has {self.measure} {self.error:.3g}, limit {self.limit:.3g}{where}"
+        )
+
+    def json(self) -> dict[str, Any]:
+        """Return one entry of `failures`."""
+        return {
+            "step": self.step,
+            "node": self.node,
+            "output": self.output,
+            "measure": self.measure,
+            "error": self.error,
+            "limit": self.limit if math.isfinite(self.limit) else None,
+            "preset": self.preset,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """The verdict on everything that a command did to a graph."""
+
+    inputs: tuple[CheckInput, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    taken_back: tuple[Failure, ...] = ()  # of steps that were undone; the rest is right unless `failures`
+    skipped: bool = False  # --no-verify
+    notes: tuple[str, ...] = ()  # what could not be compared, in words
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything was compared and nothing failed; a step that was taken back does no harm."""
+        return not self.skipped and not self.failures
+
+    @property
+    def wrong(self) -> tuple[Failure, ...]:
+        """What always fails: a step that claimed exactness, or an answer that is not finite."""
+        return tuple(f for f in self.failures if f.preset is None)
+
+    @property
+    def missed(self) -> tuple[Failure, ...]:
+        """Missed presets of a lower precision: a warning unless they are gated on."""
+        return tuple(f for f in self.failures if f.preset is not None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Everything that a user must hear of and that is no failure by itself."""
+        if self.skipped:
+            return ("the result was not compared with its source (--no-verify)", *self.notes)
+        return (
+            *(f"taken back, since it changed the answers: {f.text}" for f in self.taken_back),
+            *(f.text for f in self.missed),
+            *self.notes,
+        )
+
+    def joined(self, other: Verified) -> Verified:
+        """Return both verdicts as one."""
+        return Verified(
+            tuple(dict.fromkeys((*self.inputs, *other.inputs))),
+            (*self.failures, *other.failures),
+            (*self.taken_back, *other.taken_back),
+            self.skipped or other.skipped,
+            tuple(dict.fromkeys((*self.notes, *other.notes))),
+        )
+
+    def json(self) -> dict[str, Any]:
+        """Return `verified` of the JSON objects."""
+        return {
+            "passed": self.passed,
+            "skipped": self.skipped,
+            "inputs": [one.json() for one in self.inputs],
+            "failures": [failure.json() for failure in self.failures],
+            "taken_back": [failure.json() for failure in self.taken_back],
+        }
+
+
+def skipped() -> Verified:
+    """Return the verdict of a user who wants none."""
+    return Verified(skipped=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the source answers to each probe."""
+
+    probes: tuple[Probe, ...]
+    answers: tuple[Arrays, ...]  # by output name, one for each probe
+    opened: Callable[[], AbstractContextManager[Session]]  # the source, to be asked again
+
+    @property
+    def inputs(self) -> tuple[CheckInput, ...]:
+        """The arrays that were fed."""
+        return tuple(
+            CheckInput(name, array.shape, probe.kind)
+            for probe in self.probes
+            for name, array in probe.feeds.items()
+        )
+
+
+def expect(opened: Callable[[], AbstractContextManager[Session]], probes: Sequence[Probe]) -> Expected:
+    """Run the source on every probe. Raises: BadInput where it refuses one."""
+    with opened() as session:
+        answers = tuple(session.run(probe.feeds) for probe in probes)
+    return Expected(tuple(probes), answers, opened)
+
+
+def verify(
+    expected: Expected,
+    made: Session,
+    *,
+    step: str,
+    tolerance: Tolerance | None = None,
+    locate: Callable[[Arrays], str | None] = lambda feeds: None,  # noqa: ARG005 - feeds of the failing probe
+) -> Verified:
+    """Compare what a step made with its source, on the source's probes.
+
+    `tolerance` None: the step claims exactness within FP32 rounding. `locate` names the node from which the
+    two differ on a batch. Outputs are matched by name, or by position where the names differ.
+    """
+    answers: list[Arrays] = []
+    inputs = expected.inputs
+    for probe in expected.probes:
+        try:
+            answers.append(_asked(made, probe.feeds, expected.answers[0]))
+        except BadInput as e:
+            shown = ", ".join(f"'{n}' {'x'.join(map(str, a.shape))}" for n, a in probe.feeds.items())
+            broken = Failure(step, None, _names(made), f"refused for {shown}: {e.message}", None, 0.0)
+            return Verified(inputs, (broken,))
+    names = list(expected.answers[0])
+    judged = [_finite(expected, answers, name) or _shaped(expected, answers, name) for name in names]
+    for i, name in enumerate(names):
+        if judged[i] is None:
+            judge = _exact if tolerance is None else _near
+            judged[i] = judge(expected, answers, name, tolerance)
+    failures = [
+        Failure(step, locate(wrong.feeds), name, wrong.measure, wrong.error, wrong.limit, wrong.preset)
+        for name, wrong in zip(names, judged, strict=True)
+        if wrong is not None
+    ]
+    return Verified(inputs, tuple(failures), notes=_uncompared(expected, names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Wrong:
+    """The worst probe of one output."""
+
+    feeds: Arrays
+    measure: str
+    error: float | None
+    limit: float
+    preset: str | None = None
+
+
+def _asked(session: Session, feeds: Arrays, names: Mapping[str, Array]) -> Arrays:
+    """Run a session under the source's names of inputs and outputs."""
+    inputs = comparison.paired(list(feeds), [spec.name for spec in session.inputs], "inputs")
+    outputs = comparison.paired(list(names), [spec.name for spec in session.outputs], "outputs")
+    made = session.run({inputs[name]: array for name, array in feeds.items()})
+    return {name: made[other] for name, other in outputs.items()}
+
+
+def _names(session: Session) -> str:
+    return ", ".join(spec.name for spec in session.outputs)
+
+
+def _shaped(expected: Expected, answers: Sequence[Arrays], name: str) -> _Wrong | None:
+    for probe, want, got in zip(expected.probes, expected.answers, answers, strict=True):
+        if want[name].shape != got[name].shape:
+            shapes = [" x ".join(map(str, a[name].shape)) for a in (got, want)]
+            return _Wrong(probe.feeds, f"of shape {shapes[0]} instead of {shapes[1]}", None, 0.0)
+    return None
+
+
+def _finite(expected: Expected, answers: Sequence[Arrays], name: str) -> _Wrong | None:
+    """Find a NaN or inf where the source has a number."""
+    for probe, want, got in zip(expected.probes, expected.answers, answers, strict=True):
+        x, y = want[name], got[name]
+        if y.dtype.kind == "f" and x.shape == y.shape and (np.isfinite(x) & ~np.isfinite(y)).any():
+            return _Wrong(probe.feeds, f"not finite on {probe.kind}, where the source is", None, 0.0)
+    return None
+
+
+def _exact(
+    expected: Expected, answers: Sequence[Arrays], name: str, _tolerance: Tolerance | None
+) -> _Wrong | None:
+    """Hold one output to FP32 rounding; integers and booleans to equality."""
+    worst: _Wrong | None = None
+    for number, probe in enumerate(expected.probes):
+        want, got = expected.answers[number][name], answers[number][name]
+        error = _distance(want, got)
+        numbers = want.dtype.kind == "f"
+        limit = RESOLUTION + REORDERED * _reach(want) if numbers else 0.0
+        if error <= limit:
+            continue
+        limit = max(limit, _ROUNDINGS * _sensitivity(expected, number, name))
+        if error > limit and (worst is None or error - limit > (worst.error or 0.0) - worst.limit):
+            measure = "largest error" if numbers else "share of other values"
+            worst = _Wrong(probe.feeds, f"{measure} on {probe.kind}", error, limit)
+    return worst
+
+
+def _distance(want: Array, got: Array) -> float:
+    """Return the largest error where the source is finite; of integers the share that differs."""
+    if want.size == 0:
+        return 0.0
+    if want.dtype.kind != "f":
+        return float((want != got).mean())
+    at = np.isfinite(want)
+    gap = np.abs(want[at].astype(np.float64) - got[at].astype(np.float64))
+    return float(gap.max()) if gap.size else 0.0
+
+
+def _reach(array: Array) -> float:
+    finite = np.abs(array[np.isfinite(array)])
+    return float(finite.max()) if finite.size else 0.0
+
+
+def _sensitivity(expected: Expected, number: int, name: str) -> float:
+    """Measure how far the source's own answer moves when its input moves in the last bits."""
+    feeds = expected.probes[number].feeds
+    moved = 0.0
+    with expected.opened() as session:
+        for seed in range(_PERTURBATIONS):
+            rng = np.random.default_rng(seed)
+            other = session.run({k: _perturbed(v, rng) for k, v in feeds.items()})[name]
+            moved = max(moved, _distance(expected.answers[number][name], other))
+    return moved
+
+
+def _perturbed(array: Array, rng: np.random.Generator) -> Array:
+    if array.dtype.kind != "f" or not array.size:
+        return array
+    step = (_reach(array) or 1.0) * _LAST_BITS
+    moved: Array = array + step * rng.uniform(-1, 1, array.shape)
+    return np.asarray(moved).astype(array.dtype)
+
+
+def _near(
+    expected: Expected, answers: Sequence[Arrays], name: str, tolerance: Tolerance | None
+) -> _Wrong | None:
+    """Hold one output to a precision's tolerances, on what is like real samples."""
+    if tolerance is None:
+        raise ValueError("a step that claims no exactness needs a tolerance")
+    taken = [i for i, probe in enumerate(expected.probes) if probe.kind == "data"]
+    taken = taken or [i for i, probe in enumerate(expected.probes) if probe.kind == "noise"]
+    pairs = [(expected.answers[i][name], answers[i][name]) for i in taken]
+    misses = tolerance.misses(comparison.measured(name, [_masked(*pair) for pair in pairs]))
+    if not misses:
+        return None
+    miss = misses[0]
+    kind = expected.probes[taken[0]].kind
+    error = miss.value if math.isfinite(miss.value) else None
+    return _Wrong(
+        expected.probes[taken[0]].feeds, f"{miss.measure} on {kind}", error, miss.limit, tolerance.preset
+    )
+
+
+def _masked(want: Array, got: Array) -> tuple[Array, Array]:
+    """Leave out what the source itself has no number for."""
+    if want.dtype.kind != "f" or np.isfinite(want).all():
+        return want, got
+    at = np.isfinite(want)
+    return np.where(at, want, 0), np.where(at, got, 0)
+
+
+def _uncompared(expected: Expected, names: Iterable[str]) -> tuple[str, ...]:
+    """Say of which outputs the source itself has no number on any probe."""
+    return tuple(
+        f"output '{name}' of the source is not finite on any check input: nothing was compared"
+        for name in names
+        if all(a[name].dtype.kind == "f" and not np.isfinite(a[name]).any() for a in expected.answers)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[T]):
+    """Parts of a step that are right together, and those that were dropped."""
+
+    kept: tuple[T, ...]
+    dropped: tuple[T, ...]
+
+
+def keep_right(parts: Sequence[T], right: Callable[[Sequence[T]], bool]) -> Kept[T]:
+    """Drop as few `parts` as needed so that `right(the others)`, in about 2 log2(len) questions a culprit.
+
+    `right` is asked about parts in their own order; that of none is taken for granted.
+    """
+    kept: list[T] = []
+    dropped: list[T] = []
+
+    def add(group: Sequence[T]) -> None:
+        if right((*kept, *group)):
+            kept.extend(group)
+        elif len(group) == 1:
+            dropped.extend(group)
+        else:
+            add(group[: len(group) // 2])
+            add(group[len(group) // 2 :])
+
+    if parts:
+        add(parts)
+    return Kept(tuple(kept), tuple(dropped))
