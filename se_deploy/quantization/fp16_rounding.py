@@ -23,7 +23,7 @@ from se_deploy import graph
 from se_deploy.errors import BadArtifact, UnsupportedGraph
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from se_deploy.plan import Plan
 
@@ -59,7 +59,7 @@ def rounded(model: ir.Model, plan: Plan | None = None) -> ir.Model:
     if copy.functions:
         common.InlinePass()(copy)
     graphs = tuple(copy.graphs())
-    _refuse_sequences(graphs)
+    _refuse_sequences(copy)
     written = _written(copy, plan)
     names = _Names({value.name for g in graphs for value in _values(g)})
     for g in graphs:
@@ -91,14 +91,17 @@ def _values(g: ir.Graph) -> Iterator[ir.Value]:
         yield from node.outputs
 
 
-def _refuse_sequences(graphs: Sequence[ir.Graph]) -> None:
-    for g in graphs:
-        for value in _values(g):
-            if isinstance(value.type, (ir.SequenceType, ir.OptionalType)) and value.dtype == HALF:
-                raise UnsupportedGraph(
-                    f"'{value.name}' is a sequence of FP16 tensors, which have no FP32 form here",
-                    hint="export the network without sequences, or compare its FP32 file",
-                )
+def _refuse_sequences(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+        # Not by the values' types: shape inference takes a sequence for a tensor.
+        listed = "Sequence" in node.op_type or "Optional" in node.op_type
+        if listed and any(value.dtype == HALF for value in values):
+            raise UnsupportedGraph(
+                f"{node.op_type} '{node.name}' makes or reads a sequence of FP16 tensors, which are not "
+                "rounded one by one here",
+                hint="export the network without sequences, or compare its FP32 file",
+            )
 
 
 def _written(model: ir.Model, plan: Plan | None) -> list[ir.Value]:
