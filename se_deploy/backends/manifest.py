@@ -13,6 +13,7 @@ import platform
 import shlex
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from se_deploy import files
@@ -22,7 +23,6 @@ from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from se_deploy.backends.precision_check import PrecisionName
     from se_deploy.backends.tensorrt.compiler import Engine, RuntimeName
@@ -179,6 +179,29 @@ def check(engine: Path) -> Checked:
             f"'{engine}' does not begin as a TensorRT-RTX engine does", hint="build the engine again"
         )
     return Checked(manifest, tuple(_warnings(engine, manifest)))
+
+
+def stand_in(engine: Path, manifest: Manifest) -> Path:
+    """Return the ONNX file that may be judged in an engine's place: the very one that it was built from.
+
+    `manifest`: as `check` returned it, so that engine and manifest agree already.
+    Raises: BadArtifact where the file is not beside the engine under its own name, or was changed since.
+    """
+    onnx = engine.parent / manifest.onnx
+    again = "copy engine, manifest and ONNX file again together, or build the engine again"
+    if Path(manifest.onnx).name != manifest.onnx or not onnx.is_file():
+        raise BadArtifact(
+            f"'{engine}' cannot run here, and the ONNX file that it was built from, '{manifest.onnx}', "
+            "is not beside it",
+            hint=again,
+        )
+    if files.sha256(onnx) != manifest.onnx_sha256:
+        raise BadArtifact(
+            f"'{onnx}' is not the file that '{engine.name}' was built from: it was changed since, so its "
+            "answers say nothing of the engine",
+            hint=again,
+        )
+    return onnx
 
 
 def _warnings(engine: Path, manifest: Manifest) -> list[str]:

@@ -64,7 +64,8 @@ def opened(
     """Open an artifact where it runs.
 
     `exact` runs an ONNX file node by node, without ONNX Runtime's own fusions: the numbers that the file
-    means. `stand_in` lets the ONNX file that an engine was built from answer for it where no GPU is.
+    means. `stand_in` lets the ONNX file that an engine was built from answer for it where no GPU is, if
+    engine, manifest and ONNX file agree by their hashes.
     Raises: BadModel, BadArtifact, MissingRuntime.
     """
     if isinstance(artifact, Opened):
@@ -165,17 +166,17 @@ def _network(
 def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
     from se_deploy.backends.tensorrt.session import TrtRuntime  # noqa: PLC0415 - loads CUDA's bindings
 
-    manifest = manifests.read(path)
+    manifest = manifests.check(path).manifest
     runtime = TrtRuntime(manifest.runtime)
-    onnx = path.parent / manifest.onnx
     try:
         with runtime.open(path) as session:
             yield Opened(session, runtime.name, runtime.device, manifest.precision, manifest.input, None)
             return
     except MissingRuntime as e:
-        if not stand_in or not onnx.is_file():
+        if not stand_in:
             raise
         reason = e.message
+    onnx = manifests.stand_in(path, manifest)
     model = graph.load(onnx)
     exact = OrtRuntime(threads=threads, optimize=False)
     with exact.open(model) as session:

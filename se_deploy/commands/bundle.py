@@ -111,7 +111,9 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
         notes += warnings
         own = manifest.input
         onnx_file = path.parent / Path(manifest.onnx).name
-        if not onnx_file.is_file():
+        if onnx_file.is_file():
+            manifests.stand_in(path, manifest)  # a swapped file would travel as the engine's own
+        else:
             notes.append(
                 f"'{onnx_file.name}' is not beside the engine: the bundle has no file to build it again from"
             )

@@ -120,9 +120,10 @@ def _opened(
         except MissingRuntime as e:
             if artifacts.kind_of(artifact) != "engine":
                 raise
-            onnx = Path(artifact).parent / manifests.read(Path(artifact)).onnx
-            if not onnx.is_file():
-                raise
+            try:
+                onnx = manifests.stand_in(Path(artifact), manifests.read(Path(artifact)))
+            except BadArtifact:  # nothing to point to: what is missing is the device
+                raise e from None
             hint = f"{e.hint}; or ask the ONNX file that it was built from: se-deploy predict {onnx} ..."
             raise MissingRuntime(e.message, hint=hint) from e
         yield one
