@@ -23,6 +23,56 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """For how long to measure, and with which random inputs."""
+
+    warmup_ms: float
+    duration_s: float
+    iterations: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The open reference and its latency by batch size, measured where an artifact needs it."""
+
+    opened: artifacts.Opened
+    timing: Timing
+    measured: dict[int, latency.Latency]
+
+    def speedup(self, name: str, size: int, one: latency.Latency, notes: list[str]) -> float | None:
+        """Return how many times as many images per second `one` does at the same batch, `size`.
+
+        None, with a note, where the reference cannot run that batch or either timing is unstable.
+        """
+        if size not in self.measured:
+            if artifacts.batch_size(self.opened.session, size) != size:
+                frozen = next(iter(self.measured))
+                notes.append(
+                    f"{name}: no speed-up is known, it runs {size} images a call and the reference {frozen}"
+                )
+                return None
+            self.measured[size] = _measured(self.opened, size, self.timing)
+        base = self.measured[size]
+        if not (base.stable and one.stable):
+            which = f"the reference at batch {size}" if one.stable else name
+            notes.append(f"{name}: no speed-up is known, for the timing of {which} is unstable")
+            return None
+        return one.throughput_per_s / base.throughput_per_s
+
+
+def _measured(one: artifacts.Opened, size: int, timing: Timing) -> latency.Latency:
+    return latency.measure(
+        one.session,
+        random_feeds(one.session.inputs, batch=size, seed=timing.seed),
+        warmup_ms=timing.warmup_ms,
+        duration_s=timing.duration_s,
+        iterations=timing.iterations,
+        watts=power.meter() if one.runtime in {"tensorrt", "tensorrt-rtx"} else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ProfileResult:
     """Latencies, the reference first where there is one."""
 
@@ -33,7 +83,11 @@ class ProfileResult:
     def failures(
         self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
     ) -> tuple[str, ...]:
-        """Say which artifact does not keep which limit. Raises: BadInput without a reference to compare."""
+        """Return which artifact keeps which limit not. Raises: BadInput for a speed-up over no reference."""
+        if min_speedup is not None and not any(artifact.reference for artifact in self.artifacts):
+            raise BadInput(
+                "no speed-up is known: nothing was measured beside the artifacts", hint="name a reference"
+            )
         return tuple(
             f"{artifact.path}: {text}"
             for artifact in self.artifacts
@@ -76,41 +130,35 @@ def profile(
         raise BadInput("there is nothing to measure", hint="name an ONNX file or an engine")
     timed: list[Timed] = []
     notes: list[str] = []
-    base: float | None = None
-    for done, artifact in enumerate(named):
-        progress("profile", done, len(named))
-        name = name_of(artifact, relative_to)
-        with contextlib.ExitStack() as stack:
-            try:
-                one = stack.enter_context(
-                    artifacts.opened(
-                        str(artifact) if isinstance(artifact, Path) else artifact,
-                        threads=threads,
-                        device=device,
-                        network=network,
-                        image=image,
-                    )
-                )
-            except MissingRuntime as e:
-                if not skip_missing:
-                    raise
-                notes.append(f"{name} was not timed: {e.message}")
-                continue
-            size = artifacts.batch_size(one.session, batch)
-            feeds = random_feeds(one.session.inputs, batch=size, seed=seed)
-            measured = latency.measure(
-                one.session,
-                feeds,
-                warmup_ms=warmup_ms,
-                duration_s=duration_s,
-                iterations=iterations,
-                watts=power.meter() if one.runtime in {"tensorrt", "tensorrt-rtx"} else None,
+    timing = Timing(warmup_ms, duration_s, iterations, seed)
+    with contextlib.ExitStack() as stack:
+        base: _Reference | None = None
+        for done, artifact in enumerate(named):
+            progress("profile", done, len(named))
+            name = name_of(artifact, relative_to)
+            opening = artifacts.opened(
+                str(artifact) if isinstance(artifact, Path) else artifact,
+                threads=threads,
+                device=device,
+                network=network,
+                image=image,
             )
-        is_reference = reference is not None and done == 0
-        base = measured.p50_ms if is_reference else base
-        speedup = None if base is None or is_reference else base / measured.p50_ms
-        if not measured.stable:
-            notes.append(f"{name}: the timing is unstable, do not rely on it ({measured.rule})")
-        timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference))
+            is_reference = reference is not None and done == 0
+            with contextlib.ExitStack() as own:
+                try:  # the reference stays open: it may be asked for another batch
+                    one = (stack if is_reference else own).enter_context(opening)
+                except MissingRuntime as e:
+                    if not skip_missing:
+                        raise
+                    notes.append(f"{name} was not timed: {e.message}")
+                    continue
+                size = artifacts.batch_size(one.session, batch)
+                measured = _measured(one, size, timing)
+            if is_reference:
+                base = _Reference(one, timing, {size: measured})
+            if not measured.stable:
+                notes.append(f"{name}: the timing is unstable, do not rely on it ({measured.rule})")
+            speedup = None if base is None or is_reference else base.speedup(name, size, measured, notes)
+            timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference))
     progress("profile", len(named), len(named))
     return ProfileResult(tuple(timed), threads, tuple(notes))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import se_deploy
-from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -128,34 +127,34 @@ class Timed:
     device: str
     batch: int
     latency: Latency
-    speedup: float | None  # the reference's p50 over this one's
+    speedup: float | None  # images per second over the reference's at the same batch; None where unstable
     reference: bool = False
 
     def failures(
         self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
     ) -> tuple[str, ...]:
-        """Say in words which limits it does not keep; the reference is held to none.
+        """Return in words which limits it does not keep; the reference is held to none.
 
-        Raises: BadInput where a speed-up is asked for that was not measured.
+        An unstable timing keeps no limit: it is not judged, and a gate on it does not pass.
         """
         if self.reference:
             return ()
+        if max_p50_ms is None and min_speedup is None:
+            return ()
+        if not self.latency.stable:
+            return (f"not judged: the timing is unstable ({self.latency.rule})",)
         found = []
         p50 = self.latency.p50_ms
         if max_p50_ms is not None and not p50 <= max_p50_ms:
             found.append(f"the median is {p50:.4g} ms, above {max_p50_ms:g} ms")
         if min_speedup is not None:
             if self.speedup is None:
-                raise BadInput(
-                    f"the speed-up of '{self.path}' is not known: nothing was measured beside it",
-                    hint="name a reference",
-                )
-            if not self.speedup >= min_speedup:
+                found.append("not judged: no speed-up is known, see the warnings")
+            elif not self.speedup >= min_speedup:
                 found.append(
                     f"it is {self.speedup:.2f} times as fast as the reference, below {min_speedup:g}"
                 )
-        unstable = "" if self.latency.stable else " (the timing is unstable, do not rely on it)"
-        return tuple(f"{text}{unstable}" for text in found)
+        return tuple(found)
 
     def json(self) -> Json:
         """One entry of `artifacts`."""
