@@ -10,15 +10,20 @@ import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.passes.canonical.fold import fold_affine
-from se_deploy.quantization import opsets
+from se_deploy.quantization import fp16_ranges, opsets
+from se_deploy.quantization.fp16_ranges import LARGEST, KeptFp32
 
 if TYPE_CHECKING:
-    from se_deploy.protocols import Array
+    from collections.abc import Mapping
 
-LARGEST = float(np.finfo(np.float16).max)
-SMALLEST_SCALE = float(np.finfo(np.float16).smallest_subnormal)
+    from se_deploy.protocols import Array
+    from se_deploy.quantization.fp16_ranges import Ranges
+
+SMALLEST_SCALE = fp16_ranges.SMALLEST
 """Quantization scales are floored here: those of weights that are all 0 would underflow, which TensorRT
 refuses. No higher, because a floor changes every weight it applies to."""
+
+_NAMED = 3  # of a list: enough to find them
 
 _RESIZE_WITH_ROI = 11  # the operator set from which Resize has (X, roi, scales, sizes)
 
@@ -35,26 +40,61 @@ class Fp16(graph.Rewrite):
     """The FP16 graph; `warnings` name what FP16 cannot hold."""
 
     warnings: tuple[str, ...] = ()
+    kept: tuple[KeptFp32, ...] = ()  # nodes that compute in FP32, in the graph's order
+    unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges, in words
 
 
-def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32") -> Fp16:
+def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32", ranges: Ranges | None = None) -> Fp16:
     """Turn every float32 tensor into float16, on a copy, keeping what must stay float32.
 
-    With `io` "fp32" the graph's inputs and outputs keep their type behind one Cast each. Operators without
-    an FP16 form (and those with a body of their own) stay in float32 between casts. Quantization scales are
-    floored at the smallest normal number, constants beyond +-65504 become +-65504; both are warnings, and so
-    are weights that underflow to 0.
+    With `io` "fp32" the graph's inputs and outputs keep their type behind one Cast each. In float32 stay,
+    between casts, operators without an FP16 form (and those with a body of their own), and the makers and
+    readers of what FP16 cannot hold: tensors beyond 65,504 by `ranges` (`fp16_ranges.measure`), constants
+    below 6e-8 such as an eps, and sizes. Quantization scales are floored at the smallest number, bounds and
+    masks beyond +-65504 become +-65504; that is a warning, and so are weights that underflow to 0.
     """
     losses = _Losses()
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
         model = opsets.at_least(model, opsets.FP16_SCALES)
+    # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
+    folded = graph.rewrite(model, fold_affine)
+    reasons = fp16_ranges.kept_fp32(folded.model, ranges)
+    found = tuple(KeptFp32(str(n.name), reasons[n]) for n in folded.model.graph if n in reasons)
+    unchecked = fp16_ranges.unmeasured(folded.model, ranges)
+    near = fp16_ranges.close(folded.model, ranges)
 
     def fp32_to_fp16(copy: ir.Model) -> int:
-        return _convert(copy, io, losses)
+        names = {kept.node for kept in found}
+        return _convert(copy, io, losses, {node for node in copy.graph if node.name in names})
 
-    # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
-    done = graph.rewrite(model, fold_affine, fp32_to_fp16)
-    return Fp16(done.model, done.counts, tuple(losses.warnings()))
+    done = graph.rewrite(folded.model, fp32_to_fp16)
+    warnings = (*losses.warnings(), *_told(found), *_near(near))
+    return Fp16(done.model, (*folded.counts, *done.counts), warnings, found, unchecked)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+
+
+def _told(kept: tuple[KeptFp32, ...]) -> list[str]:
+    """One warning for each of the first reasons, with the first nodes that it keeps in FP32."""
+    nodes: dict[str, list[str]] = {}
+    for one in kept:
+        if one.reason != fp16_ranges.OF_SIZES:  # costs nothing, and no number is in doubt
+            nodes.setdefault(one.reason, []).append(one.node)
+    told = [f"{_listed(names)} stay in FP32: {reason}" for reason, names in list(nodes.items())[:_NAMED]]
+    rest = list(nodes.values())[_NAMED:]
+    if rest:
+        told.append(f"{sum(map(len, rest))} more nodes stay in FP32, each with its reason in the result")
+    return told
+
+
+def _near(close: Mapping[str, float]) -> list[str]:
+    if not close:
+        return []
+    name = max(close, key=close.__getitem__)
+    most = f"'{name}' reaches {close[name]:,.6g} on what was measured"
+    return [f"{len(close)} tensors come close to FP16's end at 65,504: {most}"]
 
 
 class _Losses:
@@ -79,8 +119,7 @@ class _Losses:
 
     def warnings(self) -> list[str]:
         return [
-            f"{len(names)} constants hold values that FP16 {what}: {', '.join(names[:3])}"
-            + (", ..." if len(names) > 3 else "")  # noqa: PLR2004 - enough to find them
+            f"{len(names)} constants hold values that FP16 {what}: {_listed(names)}"
             for names, what in (
                 (self.over, "cannot reach; they became +-65504"),
                 (self.under, "rounds to 0"),
@@ -89,9 +128,9 @@ class _Losses:
         ]
 
 
-def _convert(model: ir.Model, io: str, losses: _Losses) -> int:
+def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> int:
     nodes = list(model.graph)
-    kept = {node for node in nodes if _stays(node)}
+    kept = wide | {node for node in nodes if _stays(node)}
     kept |= {node for node in nodes if node.op_type == "Cast" and _ends_fp16(model, node, kept, io)}
     outputs = [(i, v) for i, v in enumerate(model.graph.outputs) if v.dtype == ir.DataType.FLOAT]
     changed = 0

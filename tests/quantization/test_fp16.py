@@ -67,15 +67,16 @@ def test_integers_stay_integers():
     np.testing.assert_allclose(run(half, x=image()), run(model, x=image()), **HALF)
 
 
-def test_what_fp16_cannot_hold_is_a_warning():
+def test_a_bound_that_fp16_cannot_hold_is_a_warning_and_so_is_a_weight_that_becomes_0():
     model = model_of(
-        "a = Mul(x, big) y = Mul(a, small)",
-        [("big", np.float32([1e6])), ("small", np.float32([1e-9]))],
+        "a = Clip(x, , big) y = Mul(a, small)",
+        [("big", np.float32(1e6)), ("small", np.float32([1, 1e-9, 1, 1, 1, 1, 1, 1]))],
         output="float[N,4,8,8] y",
     )
-    warnings = to_fp16(model).warnings
-    assert any("cannot reach" in w and "big" in w for w in warnings)
-    assert any("rounds to 0" in w and "small" in w for w in warnings)
+    half = to_fp16(model)
+    assert half.kept == ()
+    assert any("cannot reach" in w and "big" in w for w in half.warnings)
+    assert any("rounds to 0" in w and "small" in w for w in half.warnings)
 
 
 def test_a_batch_norm_whose_variance_leaves_fp16_is_folded_first():

@@ -1,0 +1,181 @@
+"""What FP16 cannot hold stays in FP32, with its reason, and the answers of the rounded graph stay right."""
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from layer_graphs import RUNTIME, model_of, run, weights
+
+from se_deploy import graph
+from se_deploy.quantization import fp16_ranges, to_fp16
+from se_deploy.quantization.fp16_ranges import Ranges
+from se_deploy.quantization.fp16_rounding import rounded
+
+HALF = {"rtol": 4e-3, "atol": 4e-3}  # a few roundings of 2^-11
+MAP = "float[N,4,112,112] x"
+
+
+def ranges_of(model, *batches):
+    return fp16_ranges.measure(model, [{"x": x} for x in batches], RUNTIME, kinds=["data"])
+
+
+def kept(model, ranges=None):
+    """The reasons by the name of the node's first output."""
+    half = to_fp16(model, ranges=ranges)
+    names = {node.name: node.outputs[0].name for node in model.graph}
+    return {names[one.node]: one.reason for one in half.kept}
+
+
+def squeeze():
+    """A squeeze as a sum over 112 x 112 numbers up to 6, times their inverse count, and a gate."""
+    return model_of(
+        "r = Clip(x, low, high) s = ReduceSum(r, axes) p = Mul(s, inv) q = Conv(p, w1) a = Relu(q) "
+        "e = Conv(a, w2) g = Sigmoid(e) y = Mul(r, g)",
+        [("low", np.float32(0)), ("high", np.float32(6)), ("axes", np.array([2, 3])),
+         ("inv", np.float32(1 / 112 / 112)), ("w1", weights(2, 4, 1, 1)), ("w2", weights(4, 2, 1, 1))],
+        inputs=MAP, output="float[N,4,112,112] y",
+    )  # fmt: skip
+
+
+def test_a_sum_that_overflows_stays_in_fp32_with_what_reads_it():
+    model, x = squeeze(), np.full((1, 4, 112, 112), 6, np.float32)
+    assert not np.isfinite(run(rounded(to_fp16(model).model), x=x)).all()
+    ranges = ranges_of(model, x)
+    assert ranges.largest["s"] == pytest.approx(6 * 112 * 112)
+    half = to_fp16(model, ranges=ranges)
+    assert set(kept(model, ranges)) == {"s", "p"}
+    assert all("'s' reaches 75,264" in one.reason for one in half.kept)
+    assert any("stay in FP32: 's' reaches 75,264" in warning for warning in half.warnings)
+    np.testing.assert_allclose(run(rounded(half.model), x=x), run(model, x=x), **HALF)
+
+
+def test_the_largest_of_all_batches_counts_and_numbers_only():
+    model = model_of("a = Mul(x, k) y = Relu(a)", [("k", np.float32(2))], inputs="float[N,3] x")
+    found = ranges_of(
+        model, np.float32([[1, -5, 2]]), np.float32([[3, 0, np.inf]]), np.float32([[np.nan, 0, 4]])
+    )
+    assert found.largest["x"] == 5
+    assert found.largest["y"] == 4
+
+
+def normalization(eps):
+    """Normalize channels by their variance: the eps is all that is divided by where they are equal."""
+    return model_of(
+        "u = ReduceMean<keepdims = 1>(x, axes) d = Sub(x, u) q = Mul(d, d) "
+        "v = ReduceMean<keepdims = 1>(q, axes) e = Add(v, eps) s = Sqrt(e) n = Div(d, s) y = Relu(n)",
+        [("axes", np.array([1])), ("eps", np.float32(eps))],
+        output="float[N,4,8,8] y",
+    )  # fmt: skip
+
+
+def test_an_eps_that_fp16_has_no_number_for_keeps_its_division_in_fp32():
+    model, x = normalization(1e-12), np.full((1, 4, 8, 8), 0.5, np.float32)
+    reasons = kept(model)
+    assert set(reasons) == {"q", "v", "e", "s", "n"}
+    assert all("1e-12, which is 0 in FP16" in reason for reason in reasons.values())
+    half = to_fp16(model)
+    np.testing.assert_array_equal(run(rounded(half.model), x=x), 0)
+    x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32) * 1e-3  # squares are 1e-6
+    np.testing.assert_allclose(run(rounded(half.model), x=x), run(model, x=x), rtol=2e-2, atol=2e-2)
+
+
+def test_an_eps_that_fp16_holds_keeps_nothing():
+    assert kept(normalization(1e-5)) == {}
+
+
+def test_twice_is_once_for_what_a_constant_keeps():
+    once = to_fp16(normalization(1e-12))
+    twice = to_fp16(once.model)
+    assert graph.ops(twice.model) == graph.ops(once.model)
+    assert dict(twice.counts)["fp32_to_fp16"] == 0
+
+
+def test_the_reciprocal_of_an_eps_is_not_rounded_before_it_is_used():
+    model = model_of(
+        "n = ReduceL2(x, axes) e = Max(n, eps) r = Reciprocal(e) y = Mul(x, r)",
+        [("axes", np.array([1])), ("eps", np.float32(1e-12))], output="float[N,4,8,8] y",
+    )  # fmt: skip
+    assert set(kept(model)) == {"n", "e", "r", "y"}
+    x = np.zeros((1, 4, 8, 8), np.float32)
+    np.testing.assert_array_equal(run(rounded(to_fp16(model).model), x=x), 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "constant"),
+    [
+        ("a = Conv(x, w, b) y = Relu(a)", ("b", np.full(4, 1e-9, np.float32))),
+        ("a = Clip(x, , b) y = Relu(a)", ("b", np.float32(3e38))),
+        ("a = Add(x, b) y = Relu(a)", ("b", np.float32([1e-9, 1, 2, 3, 4, 5, 6, 7]))),
+        ("a = Add(x, b) y = Relu(a)", ("b", np.float32(0))),
+    ],
+)
+def test_constants_that_do_no_harm_keep_nothing(body, constant):
+    assert kept(model_of(body, [("w", weights(4, 4, 1, 1)), constant] if "w" in body else [constant])) == {}
+
+
+def test_a_factor_beyond_fp16_keeps_its_product():
+    model = model_of(
+        "a = Mul(x, k) b = Mul(a, k2) y = Relu(b)",
+        [("k", np.float32(1e6)), ("k2", np.float32(1e-5))],
+        output="float[N,4,8,8] y",
+    )
+    assert set(kept(model)) == {"a", "b"}
+    x = np.random.default_rng(0).standard_normal((1, 4, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(rounded(to_fp16(model).model), x=x), run(model, x=x), **HALF)
+
+
+def test_sizes_stay_in_fp32_and_are_no_warning():
+    model = model_of(
+        "s = Shape(x) f = Cast<to = 1>(s) t = Mul(f, two) i = Cast<to = 7>(t) y = Expand(x, i)",
+        [("two", np.float32([1, 1]))], inputs="float[N,2051] x", output="float[a,b] y",
+    )  # fmt: skip
+    half = to_fp16(model)
+    assert set(kept(model)) == {"f", "t"}
+    assert half.warnings == ()
+    assert run(half.model, x=np.zeros((1, 2051), np.float32)).shape == (1, 2051)
+
+
+def test_a_tensor_that_is_0_in_fp16_keeps_its_maker_and_its_readers():
+    model = model_of("a = Mul(x, x) b = Sqrt(a) y = Div(x, b)", output="float[N,4,8,8] y")
+    x = np.full((1, 4, 8, 8), 1e-4, np.float32)
+    assert set(kept(model, ranges_of(model, x))) == {"a", "b"}
+    half = to_fp16(model, ranges=ranges_of(model, x))
+    np.testing.assert_allclose(run(rounded(half.model), x=x), 1, **HALF)
+
+
+def test_an_input_beyond_fp16_is_read_in_fp32():
+    model = model_of("a = Mul(x, k) y = Relu(a)", [("k", np.float32(1e-3))], output="float[N,4,8,8] y")
+    x = np.full((1, 4, 8, 8), 1e5, np.float32)
+    half = to_fp16(model, ranges=ranges_of(model, x))
+    np.testing.assert_allclose(run(rounded(half.model), x=x), 100, rtol=1e-3)
+
+
+def test_what_could_not_be_checked_is_said():
+    model, x = squeeze(), np.ones((1, 4, 112, 112), np.float32)
+    assert "no range was measured" in to_fp16(model).unchecked[0]
+    ranges = ranges_of(model, x)
+    assert to_fp16(model, ranges=ranges).unchecked == ()
+    made_up = dataclasses.replace(ranges, kinds=("noise", "extremes"))
+    assert "on real data" in to_fp16(model, ranges=made_up).unchecked[0]
+    some = Ranges({k: v for k, v in ranges.largest.items() if k != "s"}, ("data",))
+    assert "'s'" in to_fp16(model, ranges=some).unchecked[0]
+
+
+def test_what_comes_close_is_a_warning():
+    model = model_of("a = Mul(x, x) y = Relu(a)", output="float[N,4,8,8] y")
+    half = to_fp16(model, ranges=ranges_of(model, np.full((1, 4, 8, 8), 200, np.float32)))
+    assert half.kept == ()
+    assert any("close to FP16's end" in w and "40,000" in w for w in half.warnings)
+
+
+def test_measuring_leaves_the_graph_alone_and_skips_what_may_be_empty():
+    model = model_of(
+        "n = NonZero(x) c = Cast<to = 1>(n) y = Relu(x)",
+        inputs="float[2,3] x",
+        output="float[2,3] y, float[2,k] c",
+    )
+    before = ir.to_proto(model).SerializeToString()
+    found = ranges_of(model, np.zeros((2, 3), np.float32))
+    assert ir.to_proto(model).SerializeToString() == before
+    assert set(found.largest) == {"x", "y"}
