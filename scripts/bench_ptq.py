@@ -112,15 +112,15 @@ def _digits(name: str) -> Array:
 
 
 def _clouds(count: int, shape: tuple[int, int, int], seed: int) -> Array:
-    """Make pictures with the spectrum of photographs (amplitude 1/f), in [0, 1]."""
+    """Make images with the spectrum of photographs (amplitude 1/f), in [0, 1]."""
     random = np.random.default_rng(seed)
     channels, height, width = shape
     y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
     falloff = 1 / np.maximum(np.hypot(y, x), 1 / max(height, width))
     noise = np.fft.rfft2(random.standard_normal((count, channels, height, width))) * falloff
-    pictures = np.fft.irfft2(noise, s=(height, width))
-    pictures /= np.abs(pictures).max(axis=(2, 3), keepdims=True)
-    return (pictures * 0.5 + 0.5).astype(np.float32)
+    images = np.fft.irfft2(noise, s=(height, width))
+    images /= np.abs(images).max(axis=(2, 3), keepdims=True)
+    return (images * 0.5 + 0.5).astype(np.float32)
 
 
 def quantize_theirs(folder: Path, method: str, output: Path) -> float:

@@ -130,7 +130,7 @@ def normalize(digits: Digits, entry: Entry) -> Examples:
 
 
 def read_examples(path: Path, entry: Entry, channels: int) -> Examples:
-    """Read the user's own pictures (MNIST IDX, CIFAR, class folders) at the network's size.
+    """Read the user's own images (MNIST IDX, CIFAR, class folders) at the network's size.
 
     Raises: BadData where they have no labels or cannot be read.
     """
@@ -316,7 +316,7 @@ def _number(text: str) -> float | int | str:
 @click.option("--network", "name", default="se_resnet20", show_default=True, type=click.Choice(SMALL))
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Where to write.")
 @click.option("--model-arg", "model_args", multiple=True, metavar="KEY=VALUE", help="For the constructor.")
-@click.option("--data", "data_path", type=click.Path(path_type=Path, exists=True), help="Your own pictures.")
+@click.option("--data", "data_path", type=click.Path(path_type=Path, exists=True), help="Your own images.")
 @click.option("--held-out", type=click.Path(path_type=Path, exists=True), help="Your own, to test on.")
 @click.option("--epochs", default=24, show_default=True)
 @click.option("--coarse", default=8, show_default=True, help="Of these, epochs at half the resolution.")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from se_deploy.schema.input_spec import Resize
+
 Precision = Literal["fp32", "fp16", "int8"]
 RuntimeChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
@@ -40,7 +42,7 @@ class ImageOptions:
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    resize: Literal["shortest", "squash"] | None = None
+    resize: Resize | None = None
     crop: float | None = None
     labels: Path | None = None
     size: tuple[int, ...] | None = None  # for a file that carries no input spec
@@ -60,6 +62,8 @@ class ImageOptions:
                     f"--{what} has {len(values)} values for {spec.channels} channels",
                     hint=f"give {spec.channels} numbers joined by commas",
                 )
+        if self.crop is not None or self.resize is not None:
+            spec = dataclasses.replace(spec, resize_size=None)  # the flags decide what is resized to
         return dataclasses.replace(
             spec,
             mean=self.mean or spec.mean,

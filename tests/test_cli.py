@@ -219,7 +219,7 @@ def test_one_unreadable_image_is_named_or_counted(net, photos, capsys):
     assert "broken.jpg" in refused(capsys, *words)
     code, _, err = run(capsys, *words, "--skip-unreadable")
     assert code == 0
-    assert "1 of 9 pictures" in err
+    assert "1 of 9 images" in err
 
 
 @pytest.mark.parametrize("bad", ["nan", "shape"])

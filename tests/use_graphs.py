@@ -1,4 +1,4 @@
-"""Small classifiers as ONNX files, and pictures to show them."""
+"""Small classifiers as ONNX files, and images to show them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def ending(name):
     return MEANS.replace("y = Mul(f, gain)", "z = Mul(f, gain)\n    " + ENDINGS[name])
 
 
-def picture(path, colour=(255, 0, 0), size=(12, 10)):
+def image(path, colour=(255, 0, 0), size=(12, 10)):
     Image.new("RGB", size, colour).save(path)
     return path
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from se_deploy import files
 from se_deploy.backends.tensorrt.compiler import Profile
 from se_deploy.errors import BadArtifact
-from se_deploy.schema.input_spec import InputSpec
+from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from se_deploy.backends.precision_check import PrecisionName
     from se_deploy.backends.tensorrt.compiler import Engine, RuntimeName
+    from se_deploy.schema.input_spec import InputSpec
 
 SCHEMA = "se-deploy/manifest/1"
 RTX_MAGIC = b"vtrt"
@@ -59,7 +60,8 @@ class Manifest:
 
     def json(self) -> dict[str, Any]:
         """Give the JSON object."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        fields = dataclasses.asdict(self)
+        return {"schema": SCHEMA, **fields, "input": input_spec.to_fields(self.input) if self.input else None}
 
 
 class Checked(NamedTuple):
@@ -214,8 +216,7 @@ def _warnings(engine: Path, manifest: Manifest) -> list[str]:
 def _manifest(fields: dict[str, Any]) -> Manifest:
     spec = fields["input"]
     if spec is not None:
-        lists = {name: tuple(spec[name]) for name in ("mean", "std", "labels")}
-        spec = InputSpec(**{**spec, **lists})
+        spec = input_spec.from_fields(spec)
     shapes = {
         name: Profile(tuple(p["min"]), tuple(p["opt"]), tuple(p["max"]))
         for name, p in fields["shapes"].items()

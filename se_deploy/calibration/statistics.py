@@ -156,7 +156,7 @@ def _probe(
     over: _Attributes = {"keepdims": 0} if modern else {"keepdims": 0, "axes": [0, 2]}
     given = (rows, "axes") if modern else (rows,)
     low, high = then("ReduceMin", *given, attributes=over), then("ReduceMax", *given, attributes=over)
-    # A step that shares no factor with the rows' length walks over all columns of the picture.
+    # A step that shares no factor with the rows' length walks over all columns of the image.
     step = then("Div", then("Gather", then("Shape", rows), "two"), "positions")
     step = then("Add", then("Mul", then("Div", step, "two"), "two"), "one")
     return nodes, (low, high, then("Slice", rows, "zero", "end", "two", step))

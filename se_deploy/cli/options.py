@@ -236,7 +236,9 @@ network = group(
 image = group(
     click.option("--mean", type=Floats(), help="Subtracted from pixels in [0, 1], per channel."),
     click.option("--std", type=Floats(), help="What pixels are divided by, per channel."),
-    click.option("--resize", type=click.Choice(["shortest", "squash"]), help="How an image gets its size."),
+    click.option(
+        "--resize", type=click.Choice(["shortest", "squash", "longest"]), help="How an image gets its size."
+    ),
     click.option("--crop", type=click.FloatRange(0, 1, min_open=True), help="Fraction kept by the crop."),
     click.option("--labels", type=IN_FILE, help="Class names, one a line, or a JSON list."),
 )

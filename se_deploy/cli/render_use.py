@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def predicted(result: Mapping[str, Any]) -> Table:
-    """Draw a row per picture and class, the picture named once."""
+    """Draw a row per image and class, the image named once."""
     table = _titled(f"{result['artifact']} in {result['runtime']}")
     for column in ("image", "class", "label"):
         table.add_column(column, overflow="fold")

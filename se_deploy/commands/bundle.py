@@ -18,6 +18,7 @@ from se_deploy import files, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, source
 from se_deploy.commands.results import Json, head
+from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite
 from se_deploy.options import ImageOptions
@@ -34,6 +35,7 @@ README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "pre
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 _ON_DEVICE = Path(__file__).parent.parent / "deploy" / "on_device.py"
+_IMPORT = "from se_deploy.data.preprocessing import to_sample\n"
 
 Part = Path | bytes
 """A file to copy, or what to write."""
@@ -126,7 +128,7 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
         spec = dataclasses.replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is None:
         notes.append(
-            f"'{path.name}' does not say how a picture becomes its input, so {INPUT} is left out: "
+            f"'{path.name}' does not say how an image becomes its input, so {INPUT} is left out: "
             "pass --input-size, --mean and --std"
         )
     if model is not None and spec is not None and spec.labels and not pbtxt.labelled(model, spec):
@@ -154,8 +156,16 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
         fields = {"schema": "se-deploy/input/1", "onnx": onnx_name, **dataclasses.asdict(cargo.spec)}
         parts[INPUT] = (json.dumps(fields, indent=2) + "\n").encode()
         if cargo.model is not None and _classifies(cargo.model):
-            parts[SCRIPT] = _ON_DEVICE
+            parts[SCRIPT] = _script()
     return {**parts, README: _readme(cargo, parts).encode()}
+
+
+def _script() -> bytes:
+    """Return the example script with the package's own preprocessing in it: the device has no package."""
+    head, found, tail = _ON_DEVICE.read_text("utf-8").partition(_IMPORT)
+    assert found, f"{_ON_DEVICE.name} imports the preprocessing in another way"  # noqa: S101 - ours, not the user's
+    _, _, body = Path(preprocessing.__file__).read_text("utf-8").partition("import annotations\n")
+    return f"{head.rstrip()}\n{body}{tail}".encode()
 
 
 def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]]:
@@ -219,7 +229,7 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
     lines = [f"{name}, bundled by se-deploy {se_deploy.__version__}", "", "What is here"]
     said = {
         pbtxt.LABELS: "class names, one a line, in the order of the output",
-        INPUT: "how a picture becomes the input, as JSON",
+        INPUT: "how an image becomes the input, as JSON",
         SCRIPT: "an example: the ONNX file on the CPU, with numpy, Pillow and onnxruntime",
     }
     if manifest is None:
@@ -240,9 +250,9 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
         lines.append(f"  TensorRT-RTX {manifest.version} and a GPU of compute capability {capabilities}.")
     else:
         lines.append(f"  TensorRT {manifest.version}, exactly, and the model of GPU that it was built on.")
-    lines += ["", "How it is run", f"  se-deploy predict {name} PICTURE.jpg"]
+    lines += ["", "How it is run", f"  se-deploy predict {name} IMAGE.jpg"]
     if SCRIPT in parts:
-        lines.append(f"  python3 {SCRIPT} PICTURE.jpg")
+        lines.append(f"  python3 {SCRIPT} IMAGE.jpg")
     if manifest is not None:
         lines.append(f"  {_TOOLS[manifest.runtime]} --loadEngine={name}")
         if cargo.onnx is not None:

@@ -33,7 +33,7 @@ SECTIONS = ("parity", "fusion", "precision", "latency")
 
 _PRECISIONS = ("fp32", "fp16", "int8")
 _RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
-_RESIZES = ("shortest", "squash")
+_RESIZES = ("shortest", "squash", "longest")
 _FILE_SUFFIXES = ENGINE_SUFFIXES | {".onnx", ".pt2"}
 
 

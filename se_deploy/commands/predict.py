@@ -1,4 +1,4 @@
-"""`predict`: what an artifact says of pictures, with its labels; the first thing tried on a device."""
+"""`predict`: what an artifact says of images, with its labels; the first thing tried on a device."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from se_deploy import data
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.base import shape_text
 from se_deploy.commands import artifacts
 from se_deploy.commands.results import Json, head
-from se_deploy.data.pictures import UNREADABLE
-from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
+from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
+from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
 
@@ -42,7 +41,7 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The most probable classes of one picture, best first."""
+    """The most probable classes of one image, best first."""
 
     image: str
     top: tuple[Guess, ...]
@@ -50,7 +49,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class PredictResult:
-    """What an artifact said of every picture."""
+    """What an artifact said of every image."""
 
     artifact: str
     runtime: str
@@ -79,16 +78,16 @@ def predict(
     image: ImageOptions | None = None,
     progress: Progress = silent,
 ) -> PredictResult:
-    """Give the `top` most probable classes of each picture.
+    """Give the `top` most probable classes of each image.
 
     Scores become probabilities by softmax, unless they are probabilities already. Nothing stands in for
     the artifact: an engine needs its GPU. Raises: BadInput where the artifact is no classifier or does not
-    say how pictures become its input; BadData for an unreadable picture; MissingRuntime; BadArtifact.
+    say how images become its input; BadData for an unreadable image; MissingRuntime; BadArtifact.
     """
     image = image or ImageOptions()
     with _opened(str(artifact), threads, network or NetworkOptions(), image) as one:
         spec = _spec(one, str(artifact), image)
-        # An engine's profile may end at any batch: one picture at a time fits them all.
+        # An engine's profile may end at any batch: one image at a time fits them all.
         size = artifacts.batch_size(one.session, 1)
         guessed: list[Prediction] = []
         warnings: list[str] = [*_spec_warnings(one, image)]
@@ -130,24 +129,24 @@ def _opened(
 
 
 def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpec:
-    """Give how a picture becomes the artifact's one input."""
+    """Give how an image becomes the artifact's one input."""
     if len(one.session.inputs) != 1:
         names = ", ".join(f"'{spec.name}'" for spec in one.session.inputs)
         raise BadInput(
-            f"'{artifact}' takes {len(one.session.inputs)} inputs ({names}), a picture is one",
+            f"'{artifact}' takes {len(one.session.inputs)} inputs ({names}), an image is one",
             hint="predict reads networks with one image input",
         )
     taken = one.session.inputs[0]
     spec = image.applied(one.image)
     if spec is None:
         raise BadInput(
-            f"'{artifact}' does not say how a picture becomes its input '{taken.name}' "
+            f"'{artifact}' does not say how an image becomes its input '{taken.name}' "
             f"({taken.dtype} {shape_text(taken.dims)})",
             hint="pass --input-size, --mean and --std",
         )
     if not np.issubdtype(taken.dtype, np.floating):
         raise BadInput(
-            f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared picture is float",
+            f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared image is float",
             hint="predict reads networks with a float input",
         )
     return spec
@@ -166,7 +165,7 @@ def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) 
     """Run one batch: the first output's scores, (len(names), classes)."""
     taken = session.inputs[0]
     batch = np.stack([_prepared(name, spec) for name in names]).astype(taken.dtype)
-    # A graph frozen at a larger batch is filled up with the last picture, whose copies are dropped again.
+    # A graph frozen at a larger batch is filled up with the last image, whose copies are dropped again.
     batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
     output = session.outputs[0]
     scores = session.run({taken.name: batch})[output.name]
@@ -182,14 +181,11 @@ def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) 
 
 
 def _prepared(name: str, spec: InputSpec) -> Array:
+    image = SourceImage(name, Path(name).read_bytes)
     try:
-        with Image.open(name) as picture:
-            return data.preprocess(picture, spec)
+        return data.preprocess(image.open(image.content()), spec)
     except UNREADABLE as e:
-        raise BadData(
-            f"the picture '{name}' cannot be read: {str(e) or type(e).__name__}",
-            hint="name a whole picture of a format that Pillow knows",
-        ) from e
+        raise unreadable(name, e, "name a whole image of a format that Pillow knows") from e
 
 
 def _check_classes(output: TensorSpec, scores: Array, batch: int) -> None:

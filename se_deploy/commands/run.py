@@ -119,7 +119,7 @@ class RunResult:
                     v.const_value.size for v in taken.model.graph.initializers.values() if v.const_value
                 ),
                 "macs": sum(graph.macs(node) for node in taken.model.graph),
-                "input": dataclasses.asdict(spec) if spec else None,
+                "input": input_spec.to_fields(spec) if spec else None,
             },
             "machine": machine(),
             "report": "report.html",

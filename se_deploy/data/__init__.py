@@ -1,14 +1,14 @@
 """Calibration and evaluation data: whatever form it has on disk, batches by input name come out.
 
-Nothing is held in memory but the batch at hand (IDX and pickled CIFAR, whose pictures are tiny, keep the
+Nothing is held in memory but the batch at hand (IDX and pickled CIFAR, whose images are tiny, keep the
 chosen ones), every chosen file is looked at before the first batch is given, and the hash says exactly
 which samples were used.
 """
 
 from __future__ import annotations
 
+from se_deploy.data.images import preprocess
 from se_deploy.data.noise import random
-from se_deploy.data.pictures import preprocess
 from se_deploy.data.reading import read
 from se_deploy.data.samples import Samples, Source
 

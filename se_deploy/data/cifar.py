@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from se_deploy.data.pictures import Picture
+from se_deploy.data.images import SourceImage
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
@@ -54,8 +54,8 @@ def files(path: Path) -> list[Path]:
     return []
 
 
-def pictures(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int]) -> Iterator[Picture]:
-    """Give the chosen pictures, numbered through all files in order."""
+def images(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int]) -> Iterator[SourceImage]:
+    """Give the chosen images, numbered through all files in order."""
     start = 0
     for path, count in zip(paths, counts, strict=True):
         inside = [n - start for n in numbers if start <= n < start + count]
@@ -66,9 +66,9 @@ def pictures(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int
         for n in inside:
             planes = batch.pixels[n].reshape(3, SIDE, SIDE)
             data = np.ascontiguousarray(planes.transpose(1, 2, 0)).tobytes()
-            yield Picture(
+            yield SourceImage(
                 f"{path.name}[{n}]",
-                lambda data=data: data,  # type: ignore[misc]  # the default binds this picture's bytes
+                lambda data=data: data,  # type: ignore[misc]  # the default binds this image's bytes
                 int(batch.labels[n]),
                 (SIDE, SIDE, 3),
             )

@@ -1,4 +1,4 @@
-"""MNIST's IDX files, plain or gzip, with the labels found beside the pictures by their name."""
+"""MNIST's IDX files, plain or gzip, with the labels found beside the images by their name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from se_deploy.data.samples import IntArray
 
 _UNSIGNED_BYTES = 8  # the only element type of MNIST and its kin
-_PICTURE_RANKS = (3, 4)
+_IMAGE_RANKS = (3, 4)
 _HINT = "give the -images-idx3-ubyte file of MNIST or one like it, plain or .gz"
 
 
@@ -35,7 +35,7 @@ def shape(path: Path) -> tuple[int, ...]:
 
 
 def pixels(path: Path, numbers: list[int]) -> dict[int, bytes]:
-    """Read the chosen pictures' bytes in one pass through the file. Raises: BadData where it ends early."""
+    """Read the chosen images' bytes in one pass through the file. Raises: BadData where it ends early."""
     wanted, found = set(numbers), {}
     with _open(path) as file:
         count, *size = _head(path, file)
@@ -43,7 +43,7 @@ def pixels(path: Path, numbers: list[int]) -> dict[int, bytes]:
         for number in range(min(count, max(wanted) + 1)):
             data = file.read(step)
             if len(data) < step:
-                raise BadData(f"'{path}' ends in the middle of picture {number}", hint=_HINT)
+                raise BadData(f"'{path}' ends in the middle of image {number}", hint=_HINT)
             if number in wanted:
                 found[number] = data
     return found
@@ -65,7 +65,7 @@ def labels_beside(path: Path, count: int) -> IntArray | None:
         found = _head(beside, file)
         data = file.read()
     if found != (count,) or len(data) != count:
-        raise BadData(f"'{beside}' holds labels of shape {found}, '{path}' {count} pictures", hint=_HINT)
+        raise BadData(f"'{beside}' holds labels of shape {found}, '{path}' {count} images", hint=_HINT)
     return np.frombuffer(data, np.uint8).astype(np.int64)
 
 
@@ -93,6 +93,6 @@ def _head(path: Path, file: IO[bytes]) -> tuple[int, ...]:
     if len(data) < 4 * magic[3]:
         raise BadData(f"'{path}' ends in its head", hint=_HINT)
     found = struct.unpack(f">{magic[3]}I", data)
-    if len(found) not in (1, *_PICTURE_RANKS):
-        raise BadData(f"'{path}' has {len(found)} dimensions, pictures have 3 or 4", hint=_HINT)
+    if len(found) not in (1, *_IMAGE_RANKS):
+        raise BadData(f"'{path}' has {len(found)} dimensions, images have 3 or 4", hint=_HINT)
     return found

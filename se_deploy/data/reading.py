@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy.data import arrays, cifar, idx, pictures, webdataset
-from se_deploy.data.pictures import Picture, PictureSource
+from se_deploy.data import arrays, cifar, idx, images, webdataset
+from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
 from se_deploy.errors import BadData
 from se_deploy.protocols import TensorSpec
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-PICTURE_SUFFIXES = frozenset({
+IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
 })  # fmt: skip
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
 KINDS = (
-    "a folder of pictures (class folders too), a text file of paths, .npy, .npz, MNIST IDX (plain or gzip), "
+    "a folder of images (class folders too), a text file of paths, .npy, .npz, MNIST IDX (plain or gzip), "
     "CIFAR-10 or CIFAR-100 (binary or Python), or WebDataset .tar"
 )
 
@@ -37,7 +37,7 @@ def read(
 ) -> Samples:
     """Open calibration or evaluation data, choose at most `limit` samples and look at each of them.
 
-    Pictures need one InputSpec, which says how they are prepared; arrays are fed as they are. A limit picks
+    Images need one InputSpec, which says how they are prepared; arrays are fed as they are. A limit picks
     one sample out of each of `limit` equal stretches of the sorted data, so that every class folder keeps
     its share: the first of each with seed 0, a random one otherwise.
 
@@ -47,20 +47,20 @@ def read(
         raise BadData(f"'{path}' does not exist", hint=f"name {KINDS}")
     if path.suffix in {".npy", ".npz"}:
         return _read_arrays(path, inputs, limit, seed)
-    spec = _picture_spec(path, inputs)
-    found = _pictures(path, spec, limit, seed)
+    spec = _image_spec(path, inputs)
+    found = _images(path, spec, limit, seed)
     if not found:
-        raise BadData(f"'{path}' holds no pictures", hint=f"name {KINDS}")
-    looked = pictures.inspect(found, spec, skip_unreadable=skip_unreadable)
+        raise BadData(f"'{path}' holds no images", hint=f"name {KINDS}")
+    looked = images.inspect(found, spec, skip_unreadable=skip_unreadable)
     kept = tuple(found[p] for p in looked.readable)
-    labels = [picture.label for picture in kept]
+    labels = [image.label for image in kept]
     known = [label for label in labels if label is not None]
     warnings: tuple[str, ...] = ()
     if looked.skipped:
         shown = ", ".join(looked.skipped[:3]) + (", ..." if len(looked.skipped) > 3 else "")  # noqa: PLR2004 - enough names to find the cause
-        warnings = (f"{len(looked.skipped)} of {len(found)} pictures were unreadable and left out: {shown}",)
+        warnings = (f"{len(looked.skipped)} of {len(found)} images were unreadable and left out: {shown}",)
     return Samples(
-        source=PictureSource(kept, spec),
+        source=ImageSource(kept, spec),
         chosen=tuple(range(len(kept))),
         labels=np.array(known, np.int64) if len(known) == len(labels) else None,
         sha256=looked.sha256,
@@ -79,41 +79,41 @@ def pick(count: int, limit: int | None, seed: int) -> list[int]:
     return [int(n) for n in edges[:-1] + np.floor(inside * (edges[1:] - edges[:-1]))]
 
 
-def _picture_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:
+def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:
     if len(inputs) != 1:
         raise BadData(
-            f"'{path}' holds pictures, the network has {len(inputs)} inputs",
+            f"'{path}' holds images, the network has {len(inputs)} inputs",
             hint="give an .npz with one array per input, by name",
         )
     if not isinstance(inputs[0], InputSpec):
         raise BadData(
-            f"how pictures become the input '{inputs[0].name}' is unknown: the file carries no input spec",
+            f"how images become the input '{inputs[0].name}' is unknown: the file carries no input spec",
             hint="pass --input-size, --mean and --std, or export the network with se-deploy",
         )
     return inputs[0]
 
 
-def _pictures(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
-    """Choose the pictures that `path` names; they are opened later."""
+def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
+    """Choose the images that `path` names; they are opened later."""
     if batches := cifar.files(path):
         counts = [len(cifar.read(batch).labels) for batch in batches]
-        return list(cifar.pictures(batches, pick(sum(counts), limit, seed), counts))
+        return list(cifar.images(batches, pick(sum(counts), limit, seed), counts))
     shards = sorted(path.glob("*.tar")) if path.is_dir() else [path] if path.suffix == ".tar" else []
     if shards:
-        found = webdataset.pictures(shards, PICTURE_SUFFIXES)
+        found = webdataset.images(shards, IMAGE_SUFFIXES)
         return [found[n] for n in pick(len(found), limit, seed)]
     if path.is_dir():
         return _folder(path, spec, limit, seed)
     if idx.is_idx(path):
         count, height, width, *depth = idx.shape(path) if len(idx.shape(path)) > 1 else (0, 0, 0)
         if not count:
-            raise BadData(f"'{path}' holds labels or nothing, not pictures", hint="name the images file")
+            raise BadData(f"'{path}' holds labels or nothing, not images", hint="name the images file")
         labels = idx.labels_beside(path, count)
         pixels = idx.pixels(path, pick(count, limit, seed))
         return [
-            Picture(
+            SourceImage(
                 f"{path.name}[{n}]",
-                lambda data=data: data,  # type: ignore[misc]  # the default binds this picture's bytes
+                lambda data=data: data,  # type: ignore[misc]  # the default binds this image's bytes
                 None if labels is None else int(labels[n]),
                 (height, width, depth[0] if depth else 1),
             )
@@ -121,15 +121,15 @@ def _pictures(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list
         ]
     if path.suffix.lower() in LIST_SUFFIXES:
         return _listed(path, spec, limit, seed)
-    if path.suffix.lower() in PICTURE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         return [_file(path, path.name, None)]
     raise BadData(f"'{path}' is no data of a known kind", hint=f"name {KINDS}")
 
 
-def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
-    """Choose pictures below `folder`; the first level of folders names their classes."""
+def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
+    """Choose images below `folder`; the first level of folders names their classes."""
     files = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")
+        p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
     )
     parts = [p.relative_to(folder).parts for p in files]
     classes = sorted({part[0] for part in parts if len(part) > 1})
@@ -149,8 +149,8 @@ def _class_indices(classes: list[str], spec: InputSpec) -> dict[str, int]:
     return {name: i for i, name in enumerate(classes)}
 
 
-def _listed(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[Picture]:
-    """Choose pictures of a text file: one path a line, relative to it, and perhaps a label behind it."""
+def _listed(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
+    """Choose images of a text file: one path a line, relative to it, and perhaps a label behind it."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (UnicodeDecodeError, OSError) as e:
@@ -181,8 +181,8 @@ def _path_and_label(path: Path, line: str, spec: InputSpec) -> tuple[str, int | 
     return line, None
 
 
-def _file(path: Path, name: str, label: int | None) -> Picture:
-    return Picture(name, path.read_bytes, label)
+def _file(path: Path, name: str, label: int | None) -> SourceImage:
+    return SourceImage(name, path.read_bytes, label)
 
 
 def _read_arrays(

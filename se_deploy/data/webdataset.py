@@ -6,7 +6,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from se_deploy.data.pictures import Picture
+from se_deploy.data.images import SourceImage
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class _Slice:
             return file.read(self.size)
 
 
-def pictures(shards: Sequence[Path], suffixes: Collection[str]) -> list[Picture]:
-    """List the pictures of all shards, with the class that a `.cls` member gives. Raises: BadData."""
+def images(shards: Sequence[Path], suffixes: Collection[str]) -> list[SourceImage]:
+    """List the images of all shards, with the class that a `.cls` member gives. Raises: BadData."""
     found = []
     for shard in shards:
         try:
@@ -51,7 +51,7 @@ def pictures(shards: Sequence[Path], suffixes: Collection[str]) -> list[Picture]
             key, name, suffix = _parts(member.name)
             if suffix.lower() in suffixes:
                 content = _Slice(shard, member.offset_data, member.size)
-                found.append(Picture(f"{shard.name}:{name}", content, labels.get(key)))
+                found.append(SourceImage(f"{shard.name}:{name}", content, labels.get(key)))
     return found
 
 

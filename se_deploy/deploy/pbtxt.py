@@ -17,6 +17,7 @@ import onnx_ir as ir
 from se_deploy import graph
 from se_deploy.backends.tensorrt.compiler import MAX_BATCH
 from se_deploy.errors import BadInput, UnsupportedGraph
+from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,7 +30,7 @@ Platform = Literal["tensorrt_plan", "onnxruntime_onnx"]
 FILES: dict[Platform, str] = {"tensorrt_plan": "model.plan", "onnxruntime_onnx": "model.onnx"}
 LABELS = "labels.txt"
 PARAMETER = "se_deploy.input"
-"""The key under which clients find how a picture becomes the input, as JSON."""
+"""The key under which clients find how an image becomes the input, as JSON."""
 
 _BACKENDS: dict[Platform, str] = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime"}
 _TYPES = {
@@ -90,7 +91,7 @@ def config(
     if batch > 1:
         lines.append("dynamic_batching { }")
     if spec is not None:
-        fields = dataclasses.asdict(dataclasses.replace(spec, labels=()))
+        fields = input_spec.to_fields(dataclasses.replace(spec, labels=()))
         value = _quoted(json.dumps(fields))
         lines.append(f'parameters {{\n  key: "{PARAMETER}"\n  value {{\n    string_value: {value}\n  }}\n}}')
     return "\n".join(lines) + "\n"

@@ -8,7 +8,6 @@ named or pretrained ones are asked for. A checkpoint is read as tensors only: no
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib
 import importlib.util
 import pickle
@@ -25,14 +24,16 @@ from torch.utils import _pytree as pytree
 
 from se_deploy import files
 from se_deploy.errors import BadInput, BadModel, MissingRuntime
-from se_deploy.schema.input_spec import IMAGENET_MEAN, IMAGENET_STD, InputSpec
+from se_deploy.frontend import public_zoos
+from se_deploy.frontend.public_zoos import INPUT_NAME, Built
+from se_deploy.schema import input_spec
+from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     Args = Mapping[str, Any]
 
-INPUT_NAME = "input"
 OUTPUT_NAME = "output"
 _EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
 _NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
@@ -91,16 +92,16 @@ def load(
         raise BadModel(f"'{spec}' names no network and no ONNX file", hint=_SPEC_HINT)
     with _quiet_imports(spec):
         if source == "timm":
-            module, image = _from_timm(name, args, pretrained=pretrained, input_size=input_size)
+            built = public_zoos.from_timm(name, args, pretrained=pretrained, input_size=input_size)
         elif source == "torchvision":
-            module, image = _from_torchvision(name, args, pretrained=pretrained)
+            built = public_zoos.from_torchvision(name, args, pretrained=pretrained, input_size=input_size)
         elif source == "se_deploy":
-            module, image = _from_registry(name, args, input_size=input_size)
+            built = _from_registry(name, args, input_size=input_size)
         else:
-            module, image = _from_callable(source, name, args), None
+            built = Built(_from_callable(source, name, args), None)
     if pretrained and source not in {"timm", "torchvision"}:
         raise BadInput(f"'{source}' has no pretrained weights", hint="name a file with --checkpoint")
-    notes = []
+    module, image, notes = built.module, built.image, [*built.warnings]
     if checkpoint is not None:
         load_checkpoint(module, checkpoint)
         weights = f"checkpoint {checkpoint.name} (sha256 {files.sha256(checkpoint)[:12]})"
@@ -115,10 +116,13 @@ def load(
     module = module.eval()
     frozen = _freeze(module)
     if input_size is not None and (image is None or input_size != image.shape):
-        image = _image_of_size(image, input_size)
+        image = input_spec.resized(image, input_size)
     dims = input_size or (image.shape if image else None)
     if dims is None:
-        raise BadInput(f"'{spec}' does not say what it is fed", hint="pass --input-size, as in 3x224x224")
+        raise BadInput(
+            f"'{spec}' does not say what it is fed",
+            hint="pass --input-size, as in 3x224x224 for images or 3x16x112x112 for clips",
+        )
     examples = (torch.randn(_EXAMPLE_BATCH, *dims, generator=torch.Generator().manual_seed(seed)),)
     return Network(
         spec=spec,
@@ -241,69 +245,7 @@ def _quiet_imports(spec: str) -> Iterator[None]:
         sys.path[:] = before
 
 
-def _from_timm(
-    name: str, args: dict[str, Any], *, pretrained: bool, input_size: tuple[int, ...] | None
-) -> tuple[nn.Module, InputSpec]:
-    import timm  # noqa: PLC0415 - an optional extra
-    from timm.data import resolve_model_data_config  # noqa: PLC0415
-    from timm.layers import set_exportable  # noqa: PLC0415
-
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:5]
-        raise BadModel(
-            f"timm has no model '{name}'",
-            hint=f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists the names",
-        )
-    if input_size is not None:
-        args.setdefault("in_chans", input_size[0])
-    with set_exportable(True), _constructor(f"timm:{name}"):
-        module = timm.create_model(name, pretrained=pretrained, **args)
-    resize = getattr(module, "set_input_size", None)
-    if input_size is not None and callable(resize):
-        resize(img_size=input_size[1:])
-    config = resolve_model_data_config(module)
-    channels, height, width = input_size or config["input_size"]
-    return module, InputSpec(
-        name=INPUT_NAME,
-        channels=channels,
-        height=height,
-        width=width,
-        mean=_per_channel(config["mean"], channels),
-        std=_per_channel(config["std"], channels),
-        resize="squash" if config["crop_mode"] == "squash" else "shortest",
-        crop=config["crop_pct"],
-        interpolation=config["interpolation"] if config["interpolation"] == "bilinear" else "bicubic",
-    )
-
-
-def _from_torchvision(name: str, args: dict[str, Any], *, pretrained: bool) -> tuple[nn.Module, InputSpec]:
-    from torchvision import models as zoo  # noqa: PLC0415 - an optional extra
-
-    if name not in zoo.list_models():
-        near = [n for n in zoo.list_models() if name.lower() in n][:5]
-        raise BadModel(
-            f"torchvision has no model '{name}'",
-            hint=f"did you mean {', '.join(near)}?" if near else "`torchvision.models.list_models()` lists",
-        )
-    with _constructor(f"torchvision:{name}"):
-        module = zoo.get_model(name, weights="DEFAULT" if pretrained else None, **args)
-    transforms = zoo.get_model_weights(name).DEFAULT.transforms()
-    size = getattr(transforms, "crop_size", [224])[0]
-    resize = getattr(transforms, "resize_size", [size])[0]
-    return module, InputSpec(
-        name=INPUT_NAME,
-        channels=3,
-        height=size,
-        width=size,
-        mean=tuple(getattr(transforms, "mean", IMAGENET_MEAN)),
-        std=tuple(getattr(transforms, "std", IMAGENET_STD)),
-        crop=size / resize,
-    )
-
-
-def _from_registry(
-    name: str, args: dict[str, Any], *, input_size: tuple[int, ...] | None
-) -> tuple[nn.Module, InputSpec]:
+def _from_registry(name: str, args: dict[str, Any], *, input_size: tuple[int, ...] | None) -> Built:
     from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
 
     entry = networks.NETWORKS.get(name)
@@ -313,17 +255,18 @@ def _from_registry(
     if input_size is not None and input_size[0] != channels:
         args.setdefault("in_channels", input_size[0])
     channels = int(args.get("in_channels", channels))
-    with _constructor(f"se_deploy:{name}"):
+    with public_zoos.constructor(f"se_deploy:{name}"):
         module = entry.build(**args)
-    return module, InputSpec(
+    image = InputSpec(
         name=INPUT_NAME,
         channels=channels,
         height=height,
         width=width,
-        mean=_per_channel(entry.mean, channels),
-        std=_per_channel(entry.std, channels),
+        mean=input_spec.per_channel(entry.mean, channels),
+        std=input_spec.per_channel(entry.std, channels),
         labels=tuple(entry.labels),
     )
+    return Built(module, image)
 
 
 def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
@@ -342,7 +285,7 @@ def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
     build = getattr(scope, name, None)
     if not callable(build):
         raise BadModel(f"'{source}' has no callable '{name}'", hint=_SPEC_HINT)
-    with _constructor(spec):
+    with public_zoos.constructor(spec):
         module = build(**args)
     if not isinstance(module, nn.Module):
         raise BadModel(f"'{spec}' gave a {type(module).__name__}, no torch.nn.Module", hint="return a module")
@@ -363,7 +306,7 @@ def _from_program(path: Path) -> Network:
         )
     module = program.module()
     examples = tuple(args)
-    image = _image_of_size(None, tuple(examples[0].shape[1:])) if len(examples) == 1 else None
+    image = input_spec.resized(None, tuple(examples[0].shape[1:])) if len(examples) == 1 else None
     return Network(
         spec=str(path),
         module=module,
@@ -374,43 +317,10 @@ def _from_program(path: Path) -> Network:
     )
 
 
-@contextlib.contextmanager
-def _constructor(spec: str) -> Iterator[None]:
-    """Name the network where its constructor refuses an argument."""
-    try:
-        yield
-    except (TypeError, ValueError) as e:
-        raise BadInput(f"'{spec}' does not take these arguments: {e}", hint="check --model-arg") from e
-
-
 def _freeze(module: nn.Module) -> tuple[Any, ...]:
     from se_deploy import networks  # noqa: PLC0415
 
     return tuple(networks.freeze(module))
-
-
-def _image_of_size(image: InputSpec | None, dims: tuple[int, ...]) -> InputSpec | None:
-    """`image` with another size; plain [0, 1] pixels where nothing was known; None for no image."""
-    if len(dims) != 3:  # noqa: PLR2004 - (C, H, W)
-        return None
-    channels, height, width = dims
-    if image is None:
-        return InputSpec(INPUT_NAME, channels, height, width, (0.0,) * channels, (1.0,) * channels)
-    return dataclasses.replace(
-        image,
-        channels=channels,
-        height=height,
-        width=width,
-        mean=_per_channel(image.mean, channels),
-        std=_per_channel(image.std, channels),
-    )
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """One value per channel; the mean of the known ones where the number of channels differs."""
-    if len(values) == channels:
-        return tuple(values)
-    return (sum(values) / len(values),) * channels
 
 
 def _output_names(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def network(given, body=CONV, gate="sigmoid", *, batch="N", before="r = Identity
     return graph.tidy(ir.from_proto(proto))
 
 
-def pictures(count=40, channels=CHANNELS):
+def images(count=40, channels=CHANNELS):
     return np.random.default_rng(0).normal(0.3, 1.0, (count, channels, 4, 4)).astype(np.float32)
 
 
@@ -84,7 +84,7 @@ def hidden_of(given, x):
 
 
 def advise(model, folder, x=None, **options):
-    np.save(folder / "x.npy", pictures() if x is None else x)
+    np.save(folder / "x.npy", images() if x is None else x)
     runtime = OrtRuntime(threads=1, optimize=False)
     with runtime.open(model) as session:
         samples = data.read(folder / "x.npy", session.inputs)
@@ -111,7 +111,7 @@ def test_dead_and_constant_units_are_found_and_may_go(tmp_path, body, gate):
 
 
 def test_the_exact_width_reproduces_the_outputs(tmp_path):
-    given, x = idle(), pictures()
+    given, x = idle(), images()
     before = network(given)
     (found,) = advise(before, tmp_path, x).blocks
     kept = [n for n in range(HIDDEN) if n not in {*found.dead, *found.constant}]
@@ -134,7 +134,7 @@ def test_the_exact_width_reproduces_the_outputs(tmp_path):
 def test_the_exact_width_is_exact_however_few_the_samples(tmp_path, samples):
     given = idle()
     given["w1"][0] = 0.3  # moves on any data
-    found = advise(network(given), tmp_path, pictures(samples))
+    found = advise(network(given), tmp_path, images(samples))
     (block,) = found.blocks
     assert block.widths[0].max_gate_error < FITTED
     assert "hidden units" in found.warnings[0]
@@ -156,7 +156,7 @@ def test_what_the_weights_prove_is_told_from_what_the_data_shows(tmp_path):
 @pytest.mark.parametrize("gate", ["sigmoid", "hardsigmoid", "one plus tanh", "twice"])
 def test_the_error_is_that_of_the_best_fit_on_half_of_the_data(tmp_path, gate):
     """Take the unit that helps most, then the next, by least squares on z; measure on the other half."""
-    given, x = weights(), pictures()
+    given, x = weights(), images()
     (found,) = advise(network(given, gate=gate), tmp_path, x, tolerance=0.0).blocks
     hidden, function = hidden_of(given, x), GATES[gate][1]
     z = hidden @ given["w2"].T + given["b2"]
@@ -180,7 +180,7 @@ def test_the_error_is_that_of_the_best_fit_on_half_of_the_data(tmp_path, gate):
 
 
 def test_the_error_falls_with_the_width(tmp_path):
-    (found,) = advise(network(weights()), tmp_path, pictures(400), tolerance=0.0).blocks
+    (found,) = advise(network(weights()), tmp_path, images(400), tolerance=0.0).blocks
     assert (found.widths[0].hidden, found.widths[-1].hidden) == (HIDDEN, 1)
     errors = [w.rms_gate_error for w in found.widths]
     assert errors == sorted(errors)
@@ -199,7 +199,7 @@ def test_a_copied_unit_costs_neither_rank_nor_accuracy(tmp_path):
 
 
 def test_the_rank_is_that_of_the_values_before_the_gates(tmp_path):
-    given, x = weights(), pictures()
+    given, x = weights(), images()
     (found,) = advise(network(given), tmp_path, x).blocks
     z = hidden_of(given, x) @ given["w2"].T
     singular = np.linalg.svd(z - z.mean(axis=0), compute_uv=False)
@@ -259,7 +259,7 @@ def test_a_gate_of_two_is_open_at_two(tmp_path):
 
 
 def test_mean_and_spread_of_the_gates(tmp_path):
-    given, x = weights(), pictures()
+    given, x = weights(), images()
     (found,) = advise(network(given), tmp_path, x).blocks
     gates = GATES["sigmoid"][1](hidden_of(given, x) @ given["w2"].T + given["b2"])
     assert found.gate_mean == pytest.approx(gates.mean(), rel=1e-4)
@@ -292,14 +292,14 @@ def test_a_block_that_is_dead_altogether_keeps_one_unit(tmp_path):
 
 
 def test_samples_that_fill_no_batch_are_said_to_be_left_out(tmp_path):
-    found = advise(network(weights(), batch=8), tmp_path, pictures(43))
+    found = advise(network(weights(), batch=8), tmp_path, images(43))
     assert found.samples == found.blocks[0].samples == 40
     assert found.warnings == ("the last 3 samples fill no batch of the graph and were left out",)
 
 
 def test_one_sample_is_refused(tmp_path):
     with pytest.raises(BadData, match="2 samples or more"):
-        advise(network(weights()), tmp_path, pictures(1))
+        advise(network(weights()), tmp_path, images(1))
 
 
 def test_a_graph_without_blocks_has_no_advice(tmp_path):

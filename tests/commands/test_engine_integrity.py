@@ -88,7 +88,7 @@ def test_damaged_or_swapped_files_pass_no_gate(capsys, folder, name, damage):
 @pytest.mark.parametrize("damage", [half, text])
 @pytest.mark.parametrize("words", [["profile", "net.engine"], ["predict", "net.engine", "x.png"]])
 def test_a_damaged_engine_is_named_before_the_missing_gpu(capsys, folder, words, damage):
-    use_graphs.picture(folder / "x.png")
+    use_graphs.image(folder / "x.png")
     damage(folder)
     code, err = called(capsys, *words)
     assert code == 1

@@ -23,10 +23,10 @@ def net(tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     return [
-        use_graphs.picture(tmp_path / "red.png", RED),
-        use_graphs.picture(tmp_path / "blue.png", BLUE, size=(8, 20)),
+        use_graphs.image(tmp_path / "red.png", RED),
+        use_graphs.image(tmp_path / "blue.png", BLUE, size=(8, 20)),
         use_graphs.noise(tmp_path / "noise.jpg"),
     ]
 
@@ -37,17 +37,17 @@ def run(capsys, *args):
     return code or 0, out.out, out.err
 
 
-def test_the_most_probable_classes_come_first_with_their_labels(net, pictures):
-    red, blue, _ = predict.predict(net, pictures, top=2).predictions
+def test_the_most_probable_classes_come_first_with_their_labels(net, images):
+    red, blue, _ = predict.predict(net, images, top=2).predictions
     assert [guess.label for guess in red.top] == ["red", "green"]
     assert blue.top[0].label == "blue"
     assert (blue.top[0].index, len(blue.top)) == (2, 2)
 
 
-def test_probabilities_are_the_softmax_of_the_scores(net, pictures):
-    noise = predict.predict(net, pictures, top=99).predictions[2]
-    with Image.open(pictures[2]) as picture:
-        prepared = data.preprocess(picture, use_graphs.SPEC)
+def test_probabilities_are_the_softmax_of_the_scores(net, images):
+    noise = predict.predict(net, images, top=99).predictions[2]
+    with Image.open(images[2]) as image:
+        prepared = data.preprocess(image, use_graphs.SPEC)
     powers = np.exp(4.0 * prepared.mean(axis=(1, 2), dtype=np.float64))
     by_index = {guess.index: guess.probability for guess in noise.top}
     assert [by_index[i] for i in range(3)] == pytest.approx(powers / powers.sum(), rel=1e-4)
@@ -55,15 +55,15 @@ def test_probabilities_are_the_softmax_of_the_scores(net, pictures):
 
 
 def test_scores_above_zero_are_scores_all_the_same(net, tmp_path):
-    white = use_graphs.picture(tmp_path / "white.png", (255, 255, 255))
+    white = use_graphs.image(tmp_path / "white.png", (255, 255, 255))
     (prediction,) = predict.predict(net, [white]).predictions
     assert [g.probability for g in prediction.top] == pytest.approx([1 / 3] * 3)
 
 
-def test_a_network_that_ends_in_softmax_is_not_softmaxed_again(net, pictures, tmp_path):
+def test_a_network_that_ends_in_softmax_is_not_softmaxed_again(net, images, tmp_path):
     ended = use_graphs.save(tmp_path / "ended.onnx", use_graphs.ending("softmax"))
-    plain = predict.predict(net, pictures).predictions
-    for ours, theirs in zip(predict.predict(ended, pictures).predictions, plain, strict=True):
+    plain = predict.predict(net, images).predictions
+    for ours, theirs in zip(predict.predict(ended, images).predictions, plain, strict=True):
         assert [g.index for g in ours.top] == [g.index for g in theirs.top]
         assert [g.probability for g in ours.top] == pytest.approx(
             [g.probability for g in theirs.top], abs=1e-6
@@ -71,38 +71,38 @@ def test_a_network_that_ends_in_softmax_is_not_softmaxed_again(net, pictures, tm
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_a_frozen_batch_is_filled_up_and_gives_the_same(net, pictures, tmp_path, batch):
+def test_a_frozen_batch_is_filled_up_and_gives_the_same(net, images, tmp_path, batch):
     frozen = use_graphs.save(tmp_path / "frozen.onnx", batch=batch)
-    want = predict.predict(net, pictures).predictions
-    got = predict.predict(frozen, pictures).predictions
-    assert [p.image for p in got] == [str(p) for p in pictures]
+    want = predict.predict(net, images).predictions
+    got = predict.predict(frozen, images).predictions
+    assert [p.image for p in got] == [str(p) for p in images]
     for a, b in zip(want, got, strict=True):
         assert [g.probability for g in a.top] == pytest.approx([g.probability for g in b.top], rel=1e-5)
 
 
-def test_flags_stand_in_for_a_missing_input_spec(net, pictures, tmp_path):
+def test_flags_stand_in_for_a_missing_input_spec(net, images, tmp_path):
     bare = use_graphs.save(tmp_path / "bare.onnx", spec=None)
-    with pytest.raises(BadInput, match="does not say how a picture") as e:
-        predict.predict(bare, pictures)
+    with pytest.raises(BadInput, match="does not say how an image") as e:
+        predict.predict(bare, images)
     assert "--input-size" in e.value.hint
     spec = use_graphs.SPEC
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(spec.labels))
     image = ImageOptions(mean=spec.mean, std=spec.std, size=spec.shape, labels=labels)
-    found = predict.predict(bare, pictures, image=image)
-    assert found.predictions == predict.predict(net, pictures).predictions
+    found = predict.predict(bare, images, image=image)
+    assert found.predictions == predict.predict(net, images).predictions
     assert found.warnings == ()
-    guessed = predict.predict(bare, pictures, image=ImageOptions(size=spec.shape))
+    guessed = predict.predict(bare, images, image=ImageOptions(size=spec.shape))
     assert "--mean and --std" in guessed.warnings[0]
     assert guessed.predictions[0].top[0].label is None
 
 
-def test_flags_replace_fields_of_the_spec(net, pictures):
-    darker = predict.predict(net, pictures[:1], image=ImageOptions(std=(1.0, 1.0, 1.0)))
+def test_flags_replace_fields_of_the_spec(net, images):
+    darker = predict.predict(net, images[:1], image=ImageOptions(std=(1.0, 1.0, 1.0)))
     assert darker.predictions[0].top[0].probability < 0.99
 
 
-def test_a_network_specification_is_asked_in_torch(pictures, tmp_path):
+def test_a_network_specification_is_asked_in_torch(images, tmp_path):
     source = tmp_path / "tiny.py"
     source.write_text(
         "import torch\n"
@@ -111,15 +111,15 @@ def test_a_network_specification_is_asked_in_torch(pictures, tmp_path):
     )
     image = ImageOptions(size=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
     network = predict.NetworkOptions(input_size=(3, 8, 8))
-    found = predict.predict(f"{source}:net", pictures[:2], network=network, image=image)
+    found = predict.predict(f"{source}:net", images[:2], network=network, image=image)
     assert [p.top[0].index for p in found.predictions] == [0, 2]
     assert found.runtime == "torch"
 
 
-def test_labels_that_do_not_fit_are_a_warning(pictures, tmp_path):
+def test_labels_that_do_not_fit_are_a_warning(images, tmp_path):
     short = use_graphs.spec(labels=("red",))
     net = use_graphs.save(tmp_path / "net.onnx", spec=short)
-    found = predict.predict(net, pictures)
+    found = predict.predict(net, images)
     assert found.warnings == ("there are 1 labels for 3 classes",)
     assert found.predictions[1].top[0].label is None
 
@@ -148,20 +148,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_picture_classifier_is_refused(pictures, tmp_path, name):
+def test_what_is_no_image_classifier_is_refused(images, tmp_path, name):
     text, error, message = REFUSED[name]
     if name in {"map", "one number"}:
         text = text.replace("(float[{batch},3] y)", "(float[a, b] y)" if name == "one number" else "(y)")
     path = use_graphs.save(tmp_path / "odd.onnx", text, weights=False)
     with pytest.raises(error, match=message):
-        predict.predict(path, pictures)
+        predict.predict(path, images)
 
 
-def test_an_unreadable_picture_is_named(net, pictures, tmp_path):
+def test_an_unreadable_image_is_named(net, images, tmp_path):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(pictures[0].read_bytes()[:40])
+    broken.write_bytes(images[0].read_bytes()[:40])
     with pytest.raises(BadData, match=r"broken\.png"):
-        predict.predict(net, [pictures[0], broken])
+        predict.predict(net, [images[0], broken])
 
 
 def engine(folder, **fields):
@@ -174,49 +174,49 @@ def engine(folder, **fields):
     return path
 
 
-def test_an_engine_without_its_gpu_points_to_the_onnx_beside_it(pictures, tmp_path, monkeypatch):
+def test_an_engine_without_its_gpu_points_to_the_onnx_beside_it(images, tmp_path, monkeypatch):
     path = engine(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(MissingRuntime) as e:
-        predict.predict(path, pictures)
+        predict.predict(path, images)
     assert "net.engine.onnx" in e.value.hint
     (tmp_path / "net.engine.onnx").unlink()
     with pytest.raises(MissingRuntime) as e:
-        predict.predict(path, pictures)
+        predict.predict(path, images)
     assert "net.engine.onnx" not in e.value.hint
 
 
-def test_a_network_whose_package_is_missing_is_not_an_engine(pictures):
+def test_a_network_whose_package_is_missing_is_not_an_engine(images):
     with pytest.raises((MissingRuntime, BadInput)) as e:
-        predict.predict("nowhere.to.be:found", pictures)
+        predict.predict("nowhere.to.be:found", images)
     assert "predict" not in e.value.hint
 
 
-def test_json_is_one_object_of_the_contract(capsys, net, pictures):
-    code, out, err = run(capsys, "predict", net, pictures[0], "--json", "--top", 1)
+def test_json_is_one_object_of_the_contract(capsys, net, images):
+    code, out, err = run(capsys, "predict", net, images[0], "--json", "--top", 1)
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert found["schema"] == "se-deploy/predict/1"
     assert (found["artifact"], found["runtime"]) == (str(net), "onnxruntime")
     (prediction,) = found["predictions"]
-    assert prediction["image"] == str(pictures[0])
+    assert prediction["image"] == str(images[0])
     (guess,) = prediction["top"]
     assert (guess["index"], guess["label"]) == (0, "red")
     assert 0.9 < guess["probability"] <= 1
 
 
-def test_the_table_names_every_picture(capsys, net, pictures):
-    code, out, _ = run(capsys, "predict", net, *pictures)
+def test_the_table_names_every_image(capsys, net, images):
+    code, out, _ = run(capsys, "predict", net, *images)
     assert code == 0
     assert all(word in out for word in ("red", "green", "blue", "noise.jpg"))
 
 
-def test_a_missing_path_is_a_usage_error_and_a_broken_picture_is_not(capsys, net, pictures, tmp_path):
-    assert run(capsys, "predict", tmp_path / "no.onnx", pictures[0])[0] == 2
-    assert run(capsys, "predict", tmp_path / "no.engine", pictures[0])[0] == 2
+def test_a_missing_path_is_a_usage_error_and_a_broken_image_is_not(capsys, net, images, tmp_path):
+    assert run(capsys, "predict", tmp_path / "no.onnx", images[0])[0] == 2
+    assert run(capsys, "predict", tmp_path / "no.engine", images[0])[0] == 2
     assert run(capsys, "predict", net, tmp_path / "no.png")[0] == 2
     assert run(capsys, "predict", net)[0] == 2
     broken = tmp_path / "broken.png"
-    broken.write_text("no picture")
+    broken.write_text("no image")
     code, out, _ = run(capsys, "predict", net, broken, "--json")
     assert (code, json.loads(out)["error"]["kind"]) == (1, "BadData")

@@ -20,10 +20,10 @@ from se_deploy.schema.input_spec import InputSpec
 RGB = InputSpec("x", 3, 8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 GRAY = InputSpec("x", 1, 4, 4, (0.0,), (1.0,))
 VECTOR = TensorSpec("x", np.dtype(np.float32), (None, 3))
-PIXEL = 1 / 255  # one step of an 8-bit picture
+PIXEL = 1 / 255  # one step of an 8-bit image
 
 
-def picture(path, value=128, size=(8, 8), mode="RGB"):
+def image(path, value=128, size=(8, 8), mode="RGB"):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, (value,) * 3 if mode == "RGB" else value).save(path)
     return path
@@ -40,10 +40,10 @@ def all_of(samples, size=2):
     return np.concatenate([batch["x"] for batch in samples.batches(size)])
 
 
-def test_a_folder_of_classes_gives_pictures_and_labels(tmp_path):
+def test_a_folder_of_classes_gives_images_and_labels(tmp_path):
     for name, value in (("cat", 0), ("dog", 255)):
         for i in range(2):
-            picture(tmp_path / name / f"{i}.png", value)
+            image(tmp_path / name / f"{i}.png", value)
     samples = data.read(tmp_path, [RGB])
     assert samples.count == 4
     assert samples.labels.tolist() == [0, 0, 1, 1]
@@ -53,21 +53,21 @@ def test_a_folder_of_classes_gives_pictures_and_labels(tmp_path):
 
 def test_class_folders_follow_the_networks_own_labels(tmp_path):
     spec = InputSpec("x", 3, 8, 8, RGB.mean, RGB.std, labels=("dog", "bird", "cat"))
-    picture(tmp_path / "cat" / "a.png")
-    picture(tmp_path / "dog" / "a.png")
+    image(tmp_path / "cat" / "a.png")
+    image(tmp_path / "dog" / "a.png")
     assert data.read(tmp_path, [spec]).labels.tolist() == [2, 0]
 
 
 def test_folders_that_are_numbers_are_their_class(tmp_path):
     for name in ("10", "2"):
-        picture(tmp_path / name / "a.png")
+        image(tmp_path / name / "a.png")
     assert data.read(tmp_path, [RGB]).labels.tolist() == [10, 2]
 
 
 def test_a_limit_keeps_every_class(tmp_path):
     for name in "abcd":
         for i in range(5):
-            picture(tmp_path / name / f"{i}.png")
+            image(tmp_path / name / f"{i}.png")
     assert data.read(tmp_path, [RGB], limit=4).labels.tolist() == [0, 1, 2, 3]
 
 
@@ -82,7 +82,7 @@ def test_picks_are_distinct_ascending_and_one_of_each_stretch(count, limit, seed
     assert chosen == reading.pick(count, limit, seed)
 
 
-def test_a_broken_picture_is_named(tmp_path):
+def test_a_broken_image_is_named(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "good.png")
     content = (tmp_path / "good.png").read_bytes()
@@ -95,14 +95,14 @@ def test_a_broken_picture_is_named(tmp_path):
     assert "bad.png" in samples.warnings[0]
 
 
-def test_a_folder_whose_pictures_are_all_broken_is_refused(tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_a_folder_whose_images_are_all_broken_is_refused(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(BadData, match="none of the 1"):
         data.read(tmp_path, [RGB], skip_unreadable=True)
 
 
 @pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.write_text("hello")])
-def test_what_holds_no_pictures_is_refused(tmp_path, make):
+def test_what_holds_no_images_is_refused(tmp_path, make):
     path = tmp_path / "there"
     make(path)
     with pytest.raises(BadData, match="there"):
@@ -114,22 +114,22 @@ def test_a_missing_path_is_refused(tmp_path):
         data.read(tmp_path / "none", [RGB])
 
 
-def test_pictures_without_an_input_spec_are_refused(tmp_path):
-    picture(tmp_path / "a.png")
+def test_images_without_an_input_spec_are_refused(tmp_path):
+    image(tmp_path / "a.png")
     with pytest.raises(BadData, match="no input spec"):
         data.read(tmp_path, [TensorSpec("x", np.dtype(np.float32), (None, 3, 8, 8))])
 
 
 @pytest.mark.parametrize("line", ["sub dir/a.png 7", "sub dir/a.png,7", "sub dir/a.png\t7"])
 def test_a_list_has_paths_with_blanks_and_labels(tmp_path, line):
-    picture(tmp_path / "sub dir" / "a.png")
+    image(tmp_path / "sub dir" / "a.png")
     (tmp_path / "list.txt").write_text(f"# comment\n{line}\n\n")
     samples = data.read(tmp_path / "list.txt", [RGB])
     assert samples.labels.tolist() == [7]
 
 
 def test_a_list_without_labels(tmp_path):
-    picture(tmp_path / "a b.png")
+    image(tmp_path / "a b.png")
     (tmp_path / "list.txt").write_text("a b.png\n")
     assert data.read(tmp_path / "list.txt", [RGB]).labels is None
 
@@ -141,7 +141,7 @@ def test_a_list_names_its_missing_file(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [False, True])
-def test_idx_pictures_and_their_labels(tmp_path, zipped):
+def test_idx_images_and_their_labels(tmp_path, zipped):
     end = ".gz" if zipped else ""
     pixels = np.arange(3 * 16).reshape(3, 4, 4)
     path = idx(tmp_path / f"train-images-idx3-ubyte{end}", pixels, zipped=zipped)
@@ -222,14 +222,14 @@ def test_an_array_of_bytes_is_fed_with_a_warning(tmp_path):
 
 def test_the_hash_tells_samples_and_preparation_apart(tmp_path):
     for i in range(3):
-        picture(tmp_path / f"{i}.png", i)
+        image(tmp_path / f"{i}.png", i)
     other = InputSpec("x", 3, 8, 8, (0.4, 0.5, 0.5), RGB.std)
     hashes = [
         data.read(tmp_path, [RGB]).sha256,
         data.read(tmp_path, [RGB], limit=2).sha256,
         data.read(tmp_path, [other]).sha256,
     ]
-    picture(tmp_path / "2.png", 77)
+    image(tmp_path / "2.png", 77)
     hashes.append(data.read(tmp_path, [RGB]).sha256)
     assert len(set(hashes)) == 4
 
@@ -244,12 +244,12 @@ def test_split_holds_back_every_so_many(tmp_path):
 @pytest.mark.parametrize("size", [(8, 8), (16, 8), (9, 31), (200, 100)])
 @pytest.mark.parametrize("resize", ["shortest", "squash"])
 @pytest.mark.parametrize("crop", [1.0, 0.875])
-def test_every_picture_becomes_the_inputs_size(size, resize, crop):
+def test_every_image_becomes_the_inputs_size(size, resize, crop):
     spec = InputSpec("x", 3, 8, 6, RGB.mean, RGB.std, resize=resize, crop=crop)
     assert data.preprocess(Image.new("RGB", size), spec).shape == (3, 8, 6)
 
 
-def test_nhwc_and_wide_pictures():
+def test_nhwc_and_wide_images():
     spec = InputSpec("x", 1, 4, 4, (0.0,), (1.0,), layout="NHWC")
     wide = Image.fromarray(np.full((4, 4), 65535, np.uint16))
     np.testing.assert_allclose(data.preprocess(wide, spec), np.ones((4, 4, 1)))

@@ -1,0 +1,129 @@
+"""Images, each opened when its batch is asked for and prepared as the network's input spec says."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from se_deploy.data import preprocessing
+from se_deploy.errors import BadData
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from se_deploy.protocols import Array
+    from se_deploy.schema.input_spec import InputSpec
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no whole image."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One image of a source: its name in messages, its bytes, and its class where it has one."""
+
+    name: str
+    content: Callable[[], bytes]
+    label: int | None = None
+    raw: tuple[int, int, int] | None = None  # (H, W, C) of bare pixels; None: a file Pillow knows
+
+    def open(self, data: bytes) -> Image.Image:
+        """Decode `data`; raises one of UNREADABLE."""
+        if not data:
+            raise ValueError("the file is empty")
+        if self.raw is None:
+            return Image.open(io.BytesIO(data))
+        height, width, channels = self.raw
+        pixels = np.frombuffer(data, np.uint8).reshape(height, width, channels)
+        return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Images and the spec that turns each into a network's input."""
+
+    images: tuple[SourceImage, ...]
+    spec: InputSpec
+
+    def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
+        """Give float32 (N, C, H, W), or (N, H, W, C) where the spec says so.
+
+        Raises: BadData that names the image which cannot be read.
+        """
+        return {self.spec.name: np.stack([self._sample(self.images[n]) for n in numbers])}
+
+    def _sample(self, image: SourceImage) -> Array:
+        try:
+            return preprocess(image.open(image.content()), self.spec)
+        except UNREADABLE as e:
+            raise unreadable(image.name, e) from e
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a first look at the chosen images found."""
+
+    readable: tuple[int, ...]  # positions among the images that were looked at
+    skipped: tuple[str, ...]  # names of those that were not readable
+    sha256: str
+
+
+def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: bool) -> Inspection:
+    """Decode each image once, so that a broken one is known before any work is done.
+
+    Raises: BadData that names the first unreadable one, unless `skip_unreadable`; BadData where none is
+    left.
+    """
+    digest = hashlib.sha256(repr(dataclasses.replace(spec, name="", labels=())).encode())
+    readable, skipped = [], []
+    for position, image in enumerate(images):
+        try:
+            data = image.content()
+            decoded = image.open(data)
+            # A JPEG decodes several times faster at a reduced size, and its whole stream is still read.
+            decoded.draft("RGB", (spec.width, spec.height))
+            decoded.load()
+        except UNREADABLE as e:
+            if not skip_unreadable:
+                raise unreadable(image.name, e) from e
+            skipped.append(image.name)
+            continue
+        readable.append(position)
+        digest.update(f"{image.name}\0{len(data)}\0{image.label}\0".encode())
+        digest.update(data)
+    if not readable:
+        raise BadData(
+            f"none of the {len(images)} images can be read, '{images[0].name}' among them",
+            hint="look at the files: they may be truncated or no images at all",
+        )
+    return Inspection(tuple(readable), tuple(skipped), digest.hexdigest())
+
+
+def unreadable(
+    name: str,
+    reason: Exception,
+    hint: str = "remove or replace it, or pass --skip-unreadable to go on without it",
+) -> BadData:
+    """Return the error that names an image which cannot be read."""
+    if isinstance(reason, UnidentifiedImageError):  # its text holds a buffer's address, not the file's name
+        return BadData(f"the image '{name}' cannot be read: it is in no format that Pillow knows", hint=hint)
+    return BadData(f"the image '{name}' cannot be read: {str(reason) or type(reason).__name__}", hint=hint)
+
+
+def preprocess(image: Image.Image, spec: InputSpec) -> Array:
+    """Return one sample: float32 (C, H, W), or (H, W, C) where `spec.layout` says so.
+
+    Raises: BadData where no image has as many channels as the input.
+    """
+    if spec.channels not in preprocessing.MODES:
+        raise BadData(
+            f"the input '{spec.name}' has {spec.channels} channels, an image has 1, 3 or 4",
+            hint="give the data as .npy or .npz, already prepared",
+        )
+    return preprocessing.to_sample(image, spec)

@@ -1,0 +1,188 @@
+"""timm's and torchvision's networks, each with the image transform that its weights were evaluated with.
+
+Where no weights are loaded, the transform is still that of the network's default weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from se_deploy.errors import BadInput, BadModel
+from se_deploy.schema.input_spec import InputSpec, per_channel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import nn
+
+    from se_deploy.schema.input_spec import Interpolation
+
+INPUT_NAME = "input"
+_NEAR_MISSES = 5
+
+# timm's words for "resize, then crop" and ours.
+_CROP_MODES = {"center": "shortest", "squash": "squash", "border": "longest"}
+# torchvision's names of Pillow's filters; on images its two "nearest" are one.
+_TORCHVISION_FILTERS = {"nearest-exact": "nearest"}
+_SEGMENTATION_SIDE = 520  # what every segmentation preset of torchvision resizes to
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A module and what it is fed."""
+
+    module: nn.Module
+    image: InputSpec | None  # None where it is fed no single images, or nobody says how
+    warnings: tuple[str, ...] = ()
+
+
+def from_timm(
+    name: str, args: dict[str, Any], *, pretrained: bool, input_size: tuple[int, ...] | None
+) -> Built:
+    """Build a network of timm. Raises: BadModel for an unknown name, BadInput for its arguments."""
+    import timm  # noqa: PLC0415 - an optional extra
+    from timm.data import resolve_model_data_config  # noqa: PLC0415
+    from timm.layers import set_exportable  # noqa: PLC0415
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name}*")[:_NEAR_MISSES]
+        raise BadModel(
+            f"timm has no model '{name}'",
+            hint=f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists the names",
+        )
+    if input_size is not None:
+        args.setdefault("in_chans", input_size[0])
+    with set_exportable(True), constructor(f"timm:{name}"):
+        module = timm.create_model(name, pretrained=pretrained, **args)
+    resize = getattr(module, "set_input_size", None)
+    if input_size is not None and callable(resize):
+        resize(img_size=input_size[1:])
+    return Built(module, timm_spec(resolve_model_data_config(module), input_size))
+
+
+def timm_spec(config: Mapping[str, Any], input_size: tuple[int, ...] | None = None) -> InputSpec:
+    """Return what `timm.data.create_transform(**config)` does for evaluation.
+
+    `config` is what `timm.data.resolve_data_config` returns; `input_size` (C, H, W) replaces its own.
+    """
+    channels, height, width = input_size or config["input_size"]
+    crop = config["crop_pct"]
+    mode = config["crop_mode"]
+    resized = (math.floor(height / crop), math.floor(width / crop))
+    # A square "center" is torchvision's Resize, which rounds down; anything else timm's own, which does not.
+    own = mode == "border" or (mode == "center" and resized[0] != resized[1])
+    return InputSpec(
+        name=INPUT_NAME,
+        channels=channels,
+        height=height,
+        width=width,
+        mean=per_channel(config["mean"], channels),
+        std=per_channel(config["std"], channels),
+        resize=cast("Any", _CROP_MODES[mode]),
+        crop=crop,
+        interpolation=config["interpolation"],
+        rounding="nearest" if own else "down",
+    )
+
+
+def from_torchvision(
+    name: str, args: dict[str, Any], *, pretrained: bool, input_size: tuple[int, ...] | None
+) -> Built:
+    """Build a network of torchvision. Raises: BadModel for an unknown name, BadInput for its arguments."""
+    from torchvision import models as zoo  # noqa: PLC0415 - an optional extra
+
+    if name not in zoo.list_models():
+        near = [n for n in zoo.list_models() if name.lower() in n][:_NEAR_MISSES]
+        raise BadModel(
+            f"torchvision has no model '{name}'",
+            hint=f"did you mean {', '.join(near)}?" if near else "`torchvision.models.list_models()` lists",
+        )
+    if not pretrained and "weights_backbone" in inspect.signature(zoo.get_model_builder(name)).parameters:
+        args.setdefault("weights_backbone", None)  # else the backbone's weights are downloaded all the same
+    with constructor(f"torchvision:{name}"):
+        module = zoo.get_model(name, weights="DEFAULT" if pretrained else None, **args)
+    transform = zoo.get_model_weights(name).DEFAULT.transforms()
+    image = torchvision_spec(transform, module)
+    note = _limits(f"torchvision:{name}", transform, module, image)
+    if input_size is not None and image is not None:
+        note = None  # the size is the user's own choice
+    return Built(module, image, (note,) if note else ())
+
+
+def torchvision_spec(transform: Any, module: nn.Module | None = None) -> InputSpec | None:  # noqa: ANN401 - torchvision has no common type
+    """Return what `weights.transforms()` of torchvision does to a Pillow image; None where it takes none.
+
+    A detection network normalizes and resizes inside itself; the size that it resizes to is read from
+    `module`, so that it finds nothing left to do.
+    """
+    kind = type(transform).__name__
+    if kind == "ImageClassification":
+        (size,), (resized,) = transform.crop_size, transform.resize_size
+    elif kind == "SemanticSegmentation":
+        (size,) = (resized,) = transform.resize_size or [_SEGMENTATION_SIDE]
+    elif kind == "ObjectDetection" and module is not None:
+        return _detection_spec(module)
+    else:
+        return None
+    mode = transform.interpolation.value
+    return InputSpec(
+        name=INPUT_NAME,
+        channels=3,
+        height=size,
+        width=size,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+        crop=size / resized,
+        interpolation=cast("Interpolation", _TORCHVISION_FILTERS.get(mode, mode)),
+        # The fraction need not give the integer back: floor(240 / (240 / 255)) may be 254.
+        resize_size=None if math.floor(size / (size / resized)) == resized else (resized, resized),
+    )
+
+
+def _detection_spec(module: nn.Module) -> InputSpec:
+    """Return what a detection network's own `transform` does before it normalizes."""
+    inside = cast("Any", module).transform
+    width, height = inside.fixed_size or (inside.min_size[-1],) * 2
+    return InputSpec(
+        name=INPUT_NAME,
+        channels=3,
+        height=height,
+        width=width,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        resize="squash",
+        interpolation="bilinear",
+        antialias=False,
+    )
+
+
+def _limits(spec: str, transform: Any, module: nn.Module, image: InputSpec | None) -> str | None:  # noqa: ANN401 - as above
+    """Return in which way a graph of one size cannot do what torchvision does; None where it can."""
+    kind = type(transform).__name__
+    if image is None:
+        return (
+            f"'{spec}' has no transform for single images (torchvision's is {kind}), so the file does not "
+            "say how its input is prepared: give prepared arrays"
+        )
+    takes = f"this graph takes {image.height}x{image.width} (--input-size CxHxW chooses another size)"
+    if kind == "SemanticSegmentation":
+        return (
+            f"torchvision feeds '{spec}' whole images, the shorter side {image.height}: of such an image "
+            f"{takes}, its centre"
+        )
+    if kind == "ObjectDetection" and cast("Any", module).transform.fixed_size is None:
+        return f"torchvision feeds '{spec}' images of any size and aspect: squeezed, {takes}"
+    return None
+
+
+@contextlib.contextmanager
+def constructor(spec: str) -> Iterator[None]:
+    """Name the network where its constructor refuses an argument."""
+    try:
+        yield
+    except (TypeError, ValueError) as e:
+        raise BadInput(f"'{spec}' does not take these arguments: {e}", hint="check --model-arg") from e

@@ -1,0 +1,140 @@
+"""What the zoos' own transforms make of a photograph is what ours makes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import timm
+import torch
+from photographs import photographs
+from timm.data import create_transform, resolve_data_config
+from torchvision import models as torchvision_zoo
+from torchvision.transforms import functional
+
+from se_deploy import data
+from se_deploy.data import preprocessing
+from se_deploy.errors import BadInput
+from se_deploy.frontend import public_zoos, zoo
+
+ROUNDING = 1e-6  # float32, in the order of the zoos' own operations
+
+
+def timm_config(name, **fields):
+    config = resolve_data_config(
+        pretrained_cfg=timm.models.get_pretrained_cfg(name, allow_unregistered=True).to_dict()
+    )
+    return {**config, **fields}
+
+
+def torchvision_transform(name):
+    return torchvision_zoo.get_model_weights(name).DEFAULT.transforms()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "resnet18",  # bilinear, 256 to 224
+        "efficientnet_b0",  # bicubic
+        "efficientnet_b1",  # 255 to 240: the fraction gives 254 back
+        "efficientnet_b5",  # bicubic, 456 without a crop
+        "efficientnet_v2_l",  # mean and deviation of 0.5
+        "swin_v2_b",  # 272 to 256
+    ],
+)
+def test_torchvision_classifiers(name):
+    transform = torchvision_transform(name)
+    spec = public_zoos.torchvision_spec(transform)
+    for size, image in photographs().items():
+        np.testing.assert_allclose(
+            data.preprocess(image, spec), transform(image).numpy(), rtol=0, atol=ROUNDING, err_msg=size
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet18", {}),  # bilinear, center
+        ("seresnet50", {}),  # bicubic, 0.95
+        ("tf_efficientnetv2_b3", {}),  # squash, then a crop
+        ("vit_large_patch16_sapiens2", {}),  # squash to 1024x768
+        ("volo_d5_448", {}),  # crop above 1: a black frame
+        ("deepseek_vit_412m_enc", {}),  # border: the whole image, padded with the mean
+        ("seresnet50", {"input_size": (3, 224, 161)}),  # no square: timm's own rounding
+        ("seresnet50", {"input_size": (3, 160, 225), "crop_mode": "border", "crop_pct": 0.9}),
+        ("seresnet50", {"interpolation": "lanczos"}),
+    ],
+)
+def test_timm_networks(name, fields):
+    config = timm_config(name, **fields)
+    transform = create_transform(**config, is_training=False)
+    spec = public_zoos.timm_spec(config)
+    for size, image in photographs().items():
+        np.testing.assert_allclose(
+            data.preprocess(image, spec), transform(image).numpy(), rtol=0, atol=ROUNDING, err_msg=size
+        )
+
+
+def test_the_long_side_is_computed_in_integers():
+    spec = public_zoos.torchvision_spec(torchvision_transform("efficientnet_b5"))
+    assert preprocessing.resized_size(400, 600, spec) == (456, 684)
+    assert preprocessing.resized_size(600, 400, spec) == (684, 456)
+    assert preprocessing.resized_size(401, 600, spec) == (456, 682)
+
+
+def test_a_segmentation_network_takes_the_centre_of_what_torchvision_feeds_it():
+    network = zoo.load("torchvision:lraspp_mobilenet_v3_large")
+    spec = network.image
+    assert (spec.shape, spec.resize_size or (spec.height, spec.width)) == ((3, 520, 520), (520, 520))
+    assert "520x520" in network.warnings[0]
+    for image in photographs().values():
+        whole = torchvision_transform("lraspp_mobilenet_v3_large")(image).numpy()
+        top, left = (round((side - 520) / 2) for side in whole.shape[1:])
+        np.testing.assert_allclose(
+            data.preprocess(image, spec), whole[:, top : top + 520, left : left + 520], rtol=0, atol=ROUNDING
+        )
+
+
+def test_a_detection_network_finds_its_images_resized_and_not_normalized():
+    network = zoo.load("torchvision:ssdlite320_mobilenet_v3_large")
+    spec = network.image
+    assert (spec.shape, spec.mean, spec.std) == ((3, 320, 320), (0.0,) * 3, (1.0,) * 3)
+    inside = network.module.transform
+    for image in photographs().values():
+        ours, _ = inside([torch.from_numpy(data.preprocess(image, spec))])
+        theirs, _ = inside([functional.to_tensor(image)])
+        assert ours.tensors.shape == theirs.tensors.shape
+        # In [-1, 1] there; what is left are the last bits of the two orders of interpolation.
+        torch.testing.assert_close(ours.tensors, theirs.tensors, rtol=0, atol=1e-4)
+
+
+def test_a_video_network_says_that_no_image_transform_is_known():
+    with pytest.raises(BadInput, match="does not say what it is fed"):
+        zoo.load("torchvision:mc3_18")
+    network = zoo.load("torchvision:mc3_18", input_size=(3, 4, 16, 16))
+    assert network.image is None
+    assert "VideoClassification" in network.warnings[0]
+
+
+@pytest.mark.parametrize("spec", ["torchvision:mobilenet_v3_small", "torchvision:efficientnet_b0"])
+def test_random_weights_still_mean_the_transform_of_the_default_weights(spec):
+    transform = torchvision_transform(spec.partition(":")[2])
+    assert zoo.load(spec).image == public_zoos.torchvision_spec(transform)
+
+
+def test_a_timm_network_keeps_its_transform_at_another_size():
+    network = zoo.load("timm:test_efficientnet", input_size=(1, 96, 64))
+    own = public_zoos.timm_spec(timm_config("test_efficientnet"))
+    assert network.image.shape == (1, 96, 64)
+    assert network.image.mean == (pytest.approx(sum(own.mean) / 3),)
+    assert (network.image.crop, network.image.interpolation) == (own.crop, own.interpolation)
+    assert network.image.rounding == "nearest"
+    assert zoo.load("timm:test_efficientnet").image == own
+
+
+def test_a_torchvision_network_at_another_size_keeps_the_share_that_is_cropped():
+    spec = zoo.load("torchvision:mobilenet_v3_small", input_size=(3, 112, 112)).image
+    assert preprocessing.resized_size(500, 500, spec) == (128, 128)
+    wanted = dataclasses.replace(spec, height=224, width=224)
+    assert wanted == public_zoos.torchvision_spec(torchvision_transform("mobilenet_v3_small"))
