@@ -169,7 +169,7 @@ def quantize_ours(folder: Path, keep: float | None, output: Path) -> float:
         samples,
         runtime=OrtRuntime(threads=1, optimize=False),
         fast=OrtRuntime(threads=1, lean=True),
-        options=quantization.QuantizeOptions(keep=keep),
+        options=quantization.QuantizeOptions(float_macs=keep),
     )
     graph.save(made.model, output)
     return time.perf_counter() - start

@@ -46,15 +46,15 @@ def conv(opset=20, attributes="pads = [1,1,1,1]"):
     )
 
 
-def layer_for(node, grid):
+def layer_for(node, params):
     """Quantize a Conv's weights so finely that they are exact: 127 levels of integers."""
     w = graph.constant(node.inputs[1])
-    divisor = 1.0 if grid.divisor is None else grid.divisor[:, None, None]
-    offset = 0.0 if grid.offset is None else grid.offset[:, None, None]
-    bias = (w * offset).sum(axis=(1, 2, 3)) if grid.offset is not None else np.zeros(len(w))
-    folded = w * divisor
+    equalization = 1.0 if params.equalization is None else params.equalization[:, None, None]
+    offset = 0.0 if params.offset is None else params.offset[:, None, None]
+    bias = (w * offset).sum(axis=(1, 2, 3)) if params.offset is not None else np.zeros(len(w))
+    folded = w * equalization
     scale = np.maximum(np.abs(folded).max(axis=(1, 2, 3)) / 127, 1e-9)
     q = np.round(folded / scale[:, None, None, None])
     return QuantizedLayer(
-        node.name, grid, q.astype(np.int8), scale.astype(np.float32), 0, bias.astype(np.float32)
+        node.name, params, q.astype(np.int8), scale.astype(np.float32), 0, bias.astype(np.float32)
     )

@@ -1,13 +1,21 @@
-"""What a trained network's SE blocks make of their width: hidden units and gates looked at on real data.
+"""Advice on SE reduction ratios: what a trained network's hidden units and gates do on real data.
 
-Nothing is changed: it is advice for the next training, or for who wants to cut a block by hand.
+Nothing is changed: it is advice for the next training, or for who wants to narrow a block by hand.
 """
 
 from __future__ import annotations
 
-from se_deploy.advice.look import CONSTANT, SHUT, TOLERANCE, Advice, Advised, Unadvised, advise
+from se_deploy.advice.advisor import CLOSED, CONSTANT, TOLERANCE, Advice, AdviceResult, SkippedBlock, advise
 from se_deploy.advice.widths import Width, effective_rank
 
 __all__ = [
-    "CONSTANT", "SHUT", "TOLERANCE", "Advice", "Advised", "Unadvised", "Width", "advise", "effective_rank",
+    "CLOSED",
+    "CONSTANT",
+    "TOLERANCE",
+    "Advice",
+    "AdviceResult",
+    "SkippedBlock",
+    "Width",
+    "advise",
+    "effective_rank",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How many hidden units an excitation needs: pure linear algebra on what was seen of them.
+"""How many hidden units an excitation needs: pure linear algebra on their observed values.
 
 The excitation is z = W h + b with h the hidden units behind their activation. A narrower one keeps some of
 the units and has W and b fitted again by least squares, on half of the data; the other half says what that
@@ -43,7 +43,7 @@ class Layer:
 
 
 def effective_rank(singular_values: FloatArray) -> float:
-    """Give exp(entropy) of the singular values' shares; 0 for zeros, else from 1 to their number.
+    """Return exp(entropy) of the singular values' shares; 0 for zeros, else from 1 to their number.
 
     The effective rank of O. Roy and M. Vetterli, "The effective rank: a measure of effective
     dimensionality", EUSIPCO 2007.
@@ -57,7 +57,7 @@ def effective_rank(singular_values: FloatArray) -> float:
 
 
 def excitation_rank(hidden: FloatArray, layer: Layer) -> float:
-    """Give the effective rank of the values before the gates, (n, C), each channel less its mean.
+    """Return the effective rank of the values before the gates, (n, C), each channel less its mean.
 
     It says how many directions the hidden units really give to the gates; at most R.
     """
@@ -65,25 +65,25 @@ def excitation_rank(hidden: FloatArray, layer: Layer) -> float:
     return effective_rank(np.linalg.svd(triangle @ layer.weight.T, compute_uv=False))
 
 
-def still(hidden: FloatArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Number the units that never moved: those at 0, and those at another constant."""
+def constant_units(hidden: FloatArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the units that never moved, by number: those at 0, and those at another constant."""
     largest = np.abs(hidden).max()
     unmoved = np.ptp(hidden, axis=0) <= _SAME * largest
     zero = unmoved & (np.abs(hidden).max(axis=0) <= _SAME * largest)
     return tuple(np.flatnonzero(zero).tolist()), tuple(np.flatnonzero(unmoved & ~zero).tolist())
 
 
-def narrower(
+def search(
     hidden: FloatArray, layer: Layer, function: Function, *, live: Sequence[int], limit: float
 ) -> tuple[Width, ...]:
-    """Measure blocks of `live` units, a half of them, a quarter, ..., 1; widest first.
+    """Return what blocks of `live` units, a half of them, a quarter, ..., 1 cost; widest first.
 
     Widths between the last that changes the gates by no more than `limit` in the mean and the next are tried
-    too, so that the smallest such width is among them. Units outside `live` go first: they must be still or
-    unread. n must be at least 2.
+    too, so that the smallest such width is among them. Units outside `live` go first: they must be constant
+    or unread. n must be at least 2.
     """
     fit, test = hidden[::2], hidden[1::2]  # data is often sorted by class: every other sample
-    order = _by_worth(fit - fit.mean(axis=0), layer.weight, live)
+    order = _by_gain(fit - fit.mean(axis=0), layer.weight, live)
     truth = function(test @ layer.weight.T + layer.bias)
     tried: dict[int, Width] = {}
 
@@ -111,7 +111,7 @@ def narrower(
 
 
 def _refitted(layer: Layer, fit: FloatArray, test: FloatArray, kept: Sequence[int]) -> FloatArray:
-    """Give z on `test` from the kept units, with W and b fitted again on `fit`.
+    """Return z on `test` from the kept units, with W and b fitted again on `fit`.
 
     z is linear in the units, so that its best fit is had by fitting each dropped unit to the kept ones. The
     solution of least norm leaves W as it is where the dropped are constant, however few the samples are.
@@ -126,8 +126,8 @@ def _refitted(layer: Layer, fit: FloatArray, test: FloatArray, kept: Sequence[in
     return z
 
 
-def _by_worth(centred: FloatArray, weight: FloatArray, live: Sequence[int]) -> list[int]:
-    """Order `live` by how much each unit adds to a least-squares fit of z on those before it (greedily)."""
+def _by_gain(centred: FloatArray, weight: FloatArray, live: Sequence[int]) -> list[int]:
+    """Return `live` by how much each unit adds to a least-squares fit of z on those before it (greedily)."""
     units = centred[:, live]
     rest = units.T @ units  # the units' products, those chosen projected out
     # Only lengths of rows matter below: W without its left singular vectors gives them in R columns, not C.

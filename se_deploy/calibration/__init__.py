@@ -1,12 +1,12 @@
-"""Ranges of a network's inner tensors: run it, sum up what they hold, choose where to cut."""
+"""Calibration: run samples, collect statistics of inner tensors, choose the range that each is clipped to."""
 
 from __future__ import annotations
 
-from se_deploy.calibration.ranges import LEVELS, METHODS, ClipError, Method, intervals
-from se_deploy.calibration.running import digested, frozen_batch, observe, observed
+from se_deploy.calibration.observation import frozen_batch, map_batches, observe, with_outputs
+from se_deploy.calibration.ranges import LEVELS, METHODS, ClipError, Method, choose_ranges
 from se_deploy.calibration.statistics import BINS, POSITIONS, TAIL_POSITIONS, Statistics, measure
 
 __all__ = [
     "BINS", "LEVELS", "METHODS", "POSITIONS", "TAIL_POSITIONS", "ClipError", "Method", "Statistics",
-    "digested", "frozen_batch", "intervals", "measure", "observe", "observed",
+    "choose_ranges", "frozen_batch", "map_batches", "measure", "observe", "with_outputs",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Ranges from statistics: where to cut a channel's values, by one of four methods."""
+"""Ranges from statistics: where to clip a channel's values, by one of four methods."""
 
 from __future__ import annotations
 
@@ -19,32 +19,33 @@ if TYPE_CHECKING:
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "entropy", "minmax")
 
-LEVELS = 256
-PERCENTILE = 99.99
+LEVELS = 256  # of INT8
+PERCENTILE = 99.99  # what NVIDIA's pytorch-quantization examples use
 _CLIPS = np.concatenate([np.linspace(0.2, 0.6, 5), np.linspace(0.65, 1, 15)])  # of the extent, tried by mse
 _MOST_CLIPPED = 0.05  # share of the values that a cut by entropy may leave outside
+_LEAST_SPAN = 1e-30  # of a histogram: keeps bins of constant channels apart
 _ENTROPY_LEVELS = 128  # of the coarse distribution that entropy compares with
 
 
-def intervals(
-    found: Statistics, methods: Sequence[Method], error: ClipError
+def choose_ranges(
+    statistics: Statistics, methods: Sequence[Method], error: ClipError
 ) -> dict[Method, tuple[FloatArray, FloatArray]]:
-    """Choose each channel's range [low, high], (C,) each, by each method; `error` is that of `found`.
+    """Return each channel's range [low, high], (C,) each, by each method; `error` is that of `statistics`.
 
-    Percentile and entropy look at the distribution of the whole tensor and cut the channels there: few
-    values of one channel say nothing about its tails. The cut holds 0 where the extent did.
+    Percentile and entropy look at the distribution of the whole tensor and clip the channels there: few
+    values of one channel say nothing about its tails. The range holds 0 where the extent did.
     """
     chosen: dict[Method, tuple[FloatArray, FloatArray]] = {}
-    merged = found.merged() if {"percentile", "entropy"} & set(methods) else None
+    merged = statistics.per_tensor() if {"percentile", "entropy"} & set(methods) else None
     for method in methods:
-        low, high = found.low, found.high
+        low, high = statistics.low, statistics.high
         if method == "mse":
 
             def squared(low: FloatArray, high: FloatArray) -> FloatArray:
-                """Give the expected squared error: step^2 / 12 inside, the distance to the range outside."""
+                """Return the expected squared error: step^2 / 12 inside, squared distance outside."""
                 return error(low, high) + ((high - low) / (LEVELS - 1)) ** 2 / 12
 
-            low, high = _cut(found, squared, _CLIPS)
+            low, high = _best_cut(statistics, squared, _CLIPS)
         elif method != "minmax" and merged is not None:
             one_low, one_high = _percentile(merged) if method == "percentile" else _least_divergence(merged)
             low = np.minimum(np.maximum(low, one_low), high)
@@ -53,28 +54,28 @@ def intervals(
     return chosen
 
 
-def _percentile(found: Statistics) -> tuple[FloatArray, FloatArray]:
-    """Leave out (100 - PERCENTILE) % of the values, half of them at each end."""
-    below = np.cumsum(found.histogram, axis=1)
+def _percentile(statistics: Statistics) -> tuple[FloatArray, FloatArray]:
+    """Return the range without (100 - PERCENTILE) % of the values, half of them at each end."""
+    below = np.cumsum(statistics.histogram, axis=1)
     edge = (1 - PERCENTILE / 100) / 2
-    width = (found.last - found.first) / BINS
+    width = (statistics.histogram_high - statistics.histogram_low) / BINS
     begin = (below <= edge).sum(axis=1)
     end = BINS - (below >= 1 - edge).sum(axis=1) + 1
-    low, high = found.first + begin * width, found.first + end * width
-    return np.clip(low, found.low, found.high), np.clip(high, found.low, found.high)
+    low, high = statistics.histogram_low + begin * width, statistics.histogram_low + end * width
+    return np.clip(low, statistics.low, statistics.high), np.clip(high, statistics.low, statistics.high)
 
 
-def _cut(found: Statistics, cost: _Cost, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Try cuts of both ends, of the upper and of the lower, and keep each channel's cheapest.
+def _best_cut(statistics: Statistics, cost: _Cost, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return each channel's cheapest range of those clipped at both ends, the upper or the lower.
 
     Tensors behind a ReLU pile up at their low end, which must not be cut: there only the far end moves.
     """
-    centre = (found.low + found.high) / 2
-    half = (found.high - found.low) / 2
+    centre = (statistics.low + statistics.high) / 2
+    half = (statistics.high - statistics.low) / 2
     share = shares[::-1, None]  # the whole extent first: it wins a tie
-    low, high = np.broadcast_to(found.low, (len(share), len(half))), found.low + share * 2 * half
-    begins = np.concatenate([centre - share * half, low, found.high - share * 2 * half])
-    ends = np.concatenate([centre + share * half, high, np.broadcast_to(found.high, low.shape)])
+    low, high = np.broadcast_to(statistics.low, (len(share), len(half))), statistics.low + share * 2 * half
+    begins = np.concatenate([centre - share * half, low, statistics.high - share * 2 * half])
+    ends = np.concatenate([centre + share * half, high, np.broadcast_to(statistics.high, low.shape)])
     best = cost(begins, ends).argmin(axis=0)[None]
     return np.take_along_axis(begins, best, 0)[0], np.take_along_axis(ends, best, 0)[0]
 
@@ -82,47 +83,48 @@ def _cut(found: Statistics, cost: _Cost, shares: FloatArray) -> tuple[FloatArray
 class ClipError:
     """The expected squared distance of a channel's values to a range, from running sums of the histogram."""
 
-    def __init__(self, found: Statistics) -> None:
+    def __init__(self, statistics: Statistics) -> None:
         """Sum up shares, values and squares from the left, once for many ranges."""
-        x, h = found.centres(), found.histogram
+        x, h = statistics.centres(), statistics.histogram
         self.sums = np.zeros((len(x), BINS + 1, 3))  # of h, h x and h x^2, up to each edge between bins
         for power, values in enumerate((h, h * x, h * x * x)):
             np.cumsum(values, axis=1, out=self.sums[:, 1:, power])
-        self.first, self.width = found.first, np.maximum(found.last - found.first, 1e-30) / BINS
+        span = statistics.histogram_high - statistics.histogram_low
+        self.histogram_low, self.width = statistics.histogram_low, np.maximum(span, _LEAST_SPAN) / BINS
         self.rows = np.arange(len(x)) * (BINS + 1)
 
     def __call__(self, low: FloatArray, high: FloatArray) -> FloatArray:
-        """Give the error of [low, high], (..., C) each."""
+        """Return the error of [low, high], (..., C) each."""
         under, over = self._below(low), self.sums[:, -1] - self._below(high)
         error: FloatArray = _squared_distance(under, low) + _squared_distance(over, high)
         return np.maximum(error, 0)
 
     def _below(self, edge: FloatArray) -> FloatArray:
-        """Give the three sums over bins whose middle lies below `edge`, (..., C, 3)."""
-        index = np.clip(np.rint((edge - self.first) / self.width), 0, BINS).astype(np.int64)
+        """Return the three sums over bins whose middle lies below `edge`, (..., C, 3)."""
+        index = np.clip(np.rint((edge - self.histogram_low) / self.width), 0, BINS).astype(np.int64)
         return self.sums.reshape(-1, 3).take(index + self.rows, axis=0)
 
 
 def _squared_distance(sums: FloatArray, edge: FloatArray) -> FloatArray:
-    """Give the summed squared distance to `edge` of values with these sums."""
+    """Return the summed squared distance to `edge` of values with these sums."""
     distance: FloatArray = sums[..., 2] - 2 * edge * sums[..., 1] + edge**2 * sums[..., 0]
     return distance
 
 
-def _least_divergence(found: Statistics) -> tuple[FloatArray, FloatArray]:
-    """Cut a tensor (C = 1) where the clipped distribution is most like its coarse form.
+def _least_divergence(statistics: Statistics) -> tuple[FloatArray, FloatArray]:
+    """Return the range of a tensor (C = 1) whose clipped distribution is most like its coarse form.
 
     By the divergence (Kullback-Leibler) of the two. The bin of 0 counts as much as those beside it: the pile
     that a ReLU leaves there is met exactly by any grid, and would ask for bins as fine as its own.
     """
-    x, histogram = found.centres()[0], found.histogram[0].copy()
+    x, histogram = statistics.centres()[0], statistics.histogram[0].copy()
     zero = int(np.abs(x).argmin())
     beside = [i for i in (zero - 1, zero + 1) if 0 <= i < BINS]
     histogram[zero] = min(histogram[zero], histogram[beside].mean())
     histogram /= max(float(histogram.sum()), np.finfo(np.float64).tiny)
 
     def divergences(low: FloatArray, high: FloatArray) -> FloatArray:
-        """Give the divergence of each cut, (cuts, 1) as both ends."""
+        """Return the divergence of each cut, (cuts, 1) as both ends."""
         inside = (x >= low) & (x <= high)
         clipped = np.where(inside, histogram, 0)
         first, last = inside.argmax(axis=1), BINS - 1 - inside[:, ::-1].argmax(axis=1)
@@ -144,4 +146,4 @@ def _least_divergence(found: Statistics) -> tuple[FloatArray, FloatArray]:
         # A few bins with everything in them are like their coarse form too.
         return np.where((histogram * ~inside).sum(axis=1) > _MOST_CLIPPED, np.inf, divergence)[:, None]
 
-    return _cut(found, divergences, _CLIPS[1::2])
+    return _best_cut(statistics, divergences, _CLIPS[1::2])

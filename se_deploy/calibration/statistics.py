@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph
-from se_deploy.calibration import running
+from se_deploy.calibration import observation
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -35,24 +35,24 @@ _REDUCE_AXES_INPUT = 18  # operator set from which ReduceMin and ReduceMax take 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What was seen of one tensor, by channel; all arrays float64, (C,) where not said otherwise."""
+    """What was observed of one tensor, by channel; all arrays float64, (C,) where not said otherwise."""
 
     low: FloatArray
     high: FloatArray
     mean: FloatArray
     variance: FloatArray
-    histogram: FloatArray  # (C, BINS) shares between first and last; each row sums to 1
-    first: FloatArray  # left edge of the histogram, at most low
-    last: FloatArray  # right edge, at least high
+    histogram: FloatArray  # (C, BINS) shares between the two edges; each row sums to 1
+    histogram_low: FloatArray  # left edge of the histogram, at most low
+    histogram_high: FloatArray  # right edge, at least high
 
     def centres(self) -> FloatArray:
-        """Give the middle of every bin, (C, BINS), moved into the extent."""
+        """Return the middle of every bin, (C, BINS), moved into the extent."""
         steps = (np.arange(BINS) + 0.5) / BINS
-        middles = self.first[:, None] + (self.last - self.first)[:, None] * steps
+        middles = self.histogram_low[:, None] + (self.histogram_high - self.histogram_low)[:, None] * steps
         return np.clip(middles, self.low[:, None], self.high[:, None])
 
-    def merged(self) -> Statistics:
-        """Give the statistics of the tensor as a whole: one channel."""
+    def per_tensor(self) -> Statistics:
+        """Return the statistics of the tensor as a whole: one channel."""
         low, high = self.low.min(keepdims=True), self.high.max(keepdims=True)
         mean = self.mean.mean(keepdims=True)
         variance = (self.variance + self.mean**2).mean(keepdims=True) - mean**2
@@ -71,7 +71,7 @@ def measure(
     positions: int = POSITIONS,
     progress: Progress = silent,
 ) -> dict[str, Statistics]:
-    """Measure every tensor of `axes` (name to channel axis) on `samples`, in one streaming pass.
+    """Return the statistics of every tensor of `axes` (name to channel axis) over `samples`, in one pass.
 
     Every value enters the extent; mean, variance and histogram are those of about `positions` values of each
     channel, evenly spread.
@@ -79,26 +79,26 @@ def measure(
     probed, names = _probed(model, axes, max(_LEAST_POSITIONS, positions // samples.count))
 
     def digest(start: int, arrays: dict[str, Array]) -> dict[str, tuple[Array, Array, Array]]:
-        found = {}
+        reduced = {}
         for name, (low, high, values) in names.items():
-            running.check_finite(name, start, arrays[low], arrays[high], arrays[values])
+            observation.check_finite(name, start, arrays[low], arrays[high], arrays[values])
             rows = arrays[values].transpose(1, 0, 2)  # (C, N, positions)
-            found[name] = (arrays[low], arrays[high], rows.reshape(len(rows), -1))
-        return found
+            reduced[name] = (arrays[low], arrays[high], rows.reshape(len(rows), -1))
+        return reduced
 
     channels: dict[str, _Channels] = {}
     wanted = [output for outputs in names.values() for output in outputs]
     held = sum(4 * math.prod(d or 1 for d in (graph.dims(v) or ())[1:]) for v in _values(model, axes))
-    for part in running.digested(
+    for part in observation.map_batches(
         probed, wanted, samples, runtime, digest, sample_bytes=held, progress=progress, step="ranges"
     ):
         for name, (low, high, values) in part.items():
             channels.setdefault(name, _Channels(len(low))).add(low, high, values)
-    return {name: found.statistics() for name, found in channels.items()}
+    return {name: sums.statistics() for name, sums in channels.items()}
 
 
 def _values(model: ir.Model, names: Iterable[str]) -> list[ir.Value]:
-    """Give the inputs and inner tensors of these names."""
+    """Return the inputs and inner tensors of these names."""
     known = {v.name: v for v in model.graph.inputs} | {v.name: v for n in model.graph for v in n.outputs}
     return [known[name] for name in names]
 
@@ -106,7 +106,7 @@ def _values(model: ir.Model, names: Iterable[str]) -> list[ir.Value]:
 def _probed(
     model: ir.Model, axes: Mapping[str, int], positions: int
 ) -> tuple[ir.Model, dict[str, tuple[str, str, str]]]:
-    """Give a copy that reduces the tensors itself, and the names of what it gives of each.
+    """Return a copy that reduces the tensors itself, and the names of each one's three outputs.
 
     Those are minimum (C,), maximum (C,) and about `positions` values of every sample and channel, (N, C, n):
     the tensors themselves, most of the memory and of the copying, do not leave the runtime.
@@ -128,9 +128,9 @@ def _probed(
     names = {}
     for number, value in enumerate(_values(copy, axes)):
         name = value.name or ""
-        nodes, found = _probe(value, axes[name], constants, opset=graph.opset(copy))
+        nodes, results = _probe(value, axes[name], constants, opset=graph.opset(copy))
         names[name] = (f"probe_{number}_low", f"probe_{number}_high", f"probe_{number}_values")
-        for result, called in zip(found, names[name], strict=True):
+        for result, called in zip(results, names[name], strict=True):
             result.name = called
         graph.insert_after(value, nodes)
     return copy, names
@@ -139,7 +139,7 @@ def _probed(
 def _probe(
     value: ir.Value, axis: int, constants: Mapping[str, ir.Value], *, opset: int
 ) -> tuple[list[ir.Node], tuple[ir.Value, ir.Value, ir.Value]]:
-    """Give the nodes that reduce a tensor with channels on `axis`, and their three results."""
+    """Return the nodes that reduce a tensor with channels on `axis`, and their three results."""
     nodes: list[ir.Node] = []
 
     def then(op: str, *given: ir.Value | str, attributes: _Attributes = None) -> ir.Value:
@@ -207,7 +207,7 @@ class _Channels:
         self.counts += np.bincount(index.ravel(), minlength=self.counts.size).reshape(self.counts.shape)
 
     def statistics(self) -> Statistics:
-        """Give what was summed up."""
+        """Return the statistics of what was added."""
         if self.waiting:
             self._count()
         mean = self.total / self.count

@@ -66,7 +66,7 @@ class InspectResult:
     census: se_blocks.Census
     plans: tuple[Planned, ...]
     warnings: tuple[str, ...]
-    advice: advice.Advised | None = None  # None where no data was given
+    advice: advice.AdviceResult | None = None  # None where no data was given
 
     @property
     def fusion_failures(self) -> tuple[str, ...]:

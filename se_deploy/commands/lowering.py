@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import data, graph, quantization, se_blocks
-from se_deploy.backends import tensorrt
+from se_deploy.backends import policies, tensorrt
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.passes import rewrites, search
@@ -42,7 +42,7 @@ class Lowered:
     rewritten: ir.Model  # the FP32 graph that it was lowered from
     blocks: tuple[se_blocks.SEBlock, ...]  # as the rewritten graph spells them
     found: SearchResult | None  # the search for exact rewrites; None where none was asked for
-    quantized: quantization.Quantized | None
+    quantized: quantization.QuantizationResult | None
     samples: data.Samples | None
     warnings: tuple[str, ...]
 
@@ -267,7 +267,7 @@ def worth(
     Raises: BuildFailed.
     """
     plan = planner.plan(int8)
-    device = quantization.device_of(targets) or typical(plan.target)
+    device = quantization.roofline_device(targets) or typical(plan.target)
     macs = {str(node.name): graph.macs(node) for node in fp16.graph}
     others = [planner.plan(fp16), *([built] if built is not None and built.target == plan.target else [])]
     times = [_milliseconds(other, macs, device) for other in others]
@@ -316,18 +316,17 @@ def quantized(
     base: str | None,
     targets: Sequence[str] = (),
     progress: Progress = silent,
-) -> quantization.Quantized:
+) -> quantization.QuantizationResult:
     """Quantize by the runtime's rules, or by the policy named; layers cost what they do on a target named."""
-    policies: dict[str, str] = {"tensorrt-rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
-    wanted = base or ("fp16" if runtime in policies else "fp32")
+    preferred = policies.preferred(runtime)
     options = quantization.QuantizeOptions(
-        policy=calibration.policy or policies.get(runtime, "portable"),
+        policy=preferred if calibration.policy is None else policies.named(calibration.policy),
         method=calibration.method,
-        precision="fp16" if wanted == "fp16" else "fp32",
+        base_precision="fp16" if (base or preferred.base_precision) == "fp16" else "fp32",
         exclude_nodes=calibration.exclude_nodes,
-        keep=calibration.keep_fraction,
-        goal=quantization.Goal(calibration.min_sqnr_db, calibration.max_drop_points),
-        device=quantization.device_of(targets),
+        float_macs=calibration.keep_fraction,
+        goal=quantization.AccuracyGoal(calibration.min_sqnr_db, calibration.max_drop_points),
+        device=quantization.roofline_device(targets),
     )
     return quantization.quantize(
         model,

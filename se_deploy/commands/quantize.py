@@ -41,7 +41,7 @@ class QuantizeResult:
             "method": made.method,
             "samples": made.samples,
             "quantized": list(made.quantized),
-            "kept": [{"node": kept.node, "reason": kept.reason} for kept in made.kept],
+            "kept": [{"node": layer.node, "reason": layer.reason} for layer in made.float_layers],
             "sqnr_db": {name: finite(value) for name, value in made.sqnr_db.items()},
             "macs_int8_fraction": made.macs_int8_fraction,
             "worth": self.worth.json() if self.worth else None,
@@ -51,13 +51,13 @@ class QuantizeResult:
                     "added_ms": point.added_ms,
                     "sqnr_db": finite(point.sqnr_db),
                     "accuracy": point.accuracy,
-                    "kept": point.kept,
+                    "kept": point.float_layers,
                 }
                 for point in made.curve
             ],
             "ranges": [
-                {"tensor": name, "low": float(grid.low), "high": float(grid.high)}
-                for name, grid in made.grids.items()
+                {"tensor": name, "low": float(params.low), "high": float(params.high)}
+                for name, params in made.params.items()
             ],
         }
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from se_deploy import __version__, calibration, files, graph
 from se_deploy.errors import BadInput
-from se_deploy.quantization.qdq import Grid
+from se_deploy.quantization.qdq import QuantParams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,16 +41,16 @@ class Stamp:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """What one run found out and the next need not."""
+    """What one run measured and the next need not."""
 
     stamp: Stamp
     method: str  # the one that was chosen
-    grids: Mapping[str, Grid]
+    params: Mapping[str, QuantParams]
     moments: Mapping[str, tuple[list[float], list[float]]]  # mean and variance per channel of each tensor
     noise: Mapping[str, float] = field(default_factory=dict)  # per layer alone in INT8; empty: not measured
 
     def statistics(self) -> dict[str, Statistics]:
-        """Give the statistics as far as rounding weights needs them: mean and variance."""
+        """Return the statistics as far as rounding weights needs them: mean and variance."""
         return {
             name: calibration.Statistics(
                 low=np.zeros(len(mean)),
@@ -58,15 +58,15 @@ class Cache:
                 mean=np.asarray(mean),
                 variance=np.asarray(variance),
                 histogram=np.zeros((len(mean), calibration.BINS)),
-                first=np.zeros(len(mean)),
-                last=np.zeros(len(mean)),
+                histogram_low=np.zeros(len(mean)),
+                histogram_high=np.zeros(len(mean)),
             )
             for name, (mean, variance) in self.moments.items()
         }
 
 
 def model_sha256(model: ir.Model) -> str:
-    """Hash a graph as it would be written."""
+    """Return the hash of a graph as it would be written."""
     return hashlib.sha256(graph.to_bytes(model)).hexdigest()
 
 
@@ -74,16 +74,16 @@ def write(path: Path, cache: Cache) -> None:
     """Write `cache` to `path`, whole or not at all."""
     tensors = {
         name: {
-            "scale": grid.scale,
-            "low": grid.low,
-            "high": grid.high,
-            "offset": None if grid.offset is None else grid.offset.tolist(),
-            "divisor": None if grid.divisor is None else grid.divisor.tolist(),
-            "residual": grid.residual,
+            "scale": params.scale,
+            "low": params.low,
+            "high": params.high,
+            "offset": None if params.offset is None else params.offset.tolist(),
+            "divisor": None if params.equalization is None else params.equalization.tolist(),
+            "residual": params.residual,
             "mean": cache.moments[name][0],
             "variance": cache.moments[name][1],
         }
-        for name, grid in cache.grids.items()
+        for name, params in cache.params.items()
     }
     content = {
         "schema": SCHEMA,
@@ -96,19 +96,19 @@ def write(path: Path, cache: Cache) -> None:
 
 
 def read(path: Path, stamp: Stamp) -> Cache | None:
-    """Read the cache at `path` if it is there and for the same thing.
+    """Return the cache at `path`; None where there is none.
 
-    Raises: BadInput where it is no cache, or is stamped otherwise; the message says how.
+    Raises: BadInput where it is no cache, or one for something else; the message says how.
     """
     if not path.exists():
         return None
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found = Stamp(**content["stamp"])
+        stamped = Stamp(**content["stamp"])
         cache = Cache(
-            stamp=found,
+            stamp=stamped,
             method=content["method"],
-            grids={name: _grid(entry) for name, entry in content["tensors"].items()},
+            params={name: _params(entry) for name, entry in content["tensors"].items()},
             moments={name: (entry["mean"], entry["variance"]) for name, entry in content["tensors"].items()},
             noise=content["noise"],
         )
@@ -116,20 +116,20 @@ def read(path: Path, stamp: Stamp) -> Cache | None:
         raise BadInput(f"'{path}' is no calibration cache: {e}", hint=_HINT) from e
     fields = [f.name for f in dataclasses.fields(Stamp)]
     differences = [
-        f"{name} is {getattr(found, name)}, not {getattr(stamp, name)}"
+        f"{name} is {getattr(stamped, name)}, not {getattr(stamp, name)}"
         for name in fields
-        if getattr(found, name) != getattr(stamp, name)
+        if getattr(stamped, name) != getattr(stamp, name)
     ]
     if differences:
         raise BadInput(f"the calibration cache '{path}' does not fit: {'; '.join(differences)}", hint=_HINT)
     return cache
 
 
-def _grid(entry: dict[str, Any]) -> Grid:
-    offset, divisor = entry["offset"], entry["divisor"]
-    return Grid(
+def _params(entry: dict[str, Any]) -> QuantParams:
+    offset, equalization = entry["offset"], entry["divisor"]
+    return QuantParams(
         float(entry["scale"]),
         None if offset is None else np.asarray(offset, np.float32),
-        None if divisor is None else np.asarray(divisor, np.float32),
+        None if equalization is None else np.asarray(equalization, np.float32),
         residual=entry["residual"],
     )

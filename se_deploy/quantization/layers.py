@@ -1,4 +1,4 @@
-"""The layers that INT8 is for: what each reads, its weights as matrices, and why others are kept."""
+"""The layers that INT8 is for: what each reads, its weights as matrices, and why others stay in float."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from se_deploy import graph
 from se_deploy.quantization import qdq
-from se_deploy.quantization.windows import Window
+from se_deploy.quantization.im2col import ConvWindow
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.protocols import Array
-    from se_deploy.quantization.options import Policy
+    from se_deploy.quantization.policies import Policy
     from se_deploy.se_blocks import Census
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class FloatLayer:
     """A layer that stays in the graph's own precision."""
 
     node: str
@@ -42,15 +42,15 @@ class Layer:
     macs: int
     elements: int  # of input, weights and output
     padded: bool
-    can_shift: bool
+    can_fold_offset: bool
     shape: tuple[int, ...]  # of the weights as the node has them
     transposed: bool  # Gemm with transB = 0 and MatMul: (C, O)
-    window: Window | None  # None for ConvTranspose, whose outputs do not all see the same taps
+    window: ConvWindow | None  # None for ConvTranspose, whose outputs do not all see the same taps
     column_power: Array = field(init=False)  # float64 (C,): squared weights that each channel meets
     largest: Array = field(init=False)  # float32 (G, O/G, C/G): of the taps' magnitudes
 
     def __post_init__(self) -> None:
-        """Sum up the weights once: many grids are tried on them."""
+        """Sum up the weights once: many scales are tried on them."""
         power = np.einsum("goct,goct->gc", self.matrix, self.matrix, dtype=np.float64).reshape(-1)
         object.__setattr__(self, "column_power", power)
         object.__setattr__(self, "largest", np.abs(self.matrix).max(axis=3))
@@ -77,7 +77,7 @@ class Layer:
 
     @property
     def output_axis(self) -> int:
-        """Give the axis of the output channels in the weights as the node has them."""
+        """The axis of the output channels in the weights as the node has them."""
         return 1 if self.transposed or self.op == "ConvTranspose" else 0
 
     @property
@@ -86,7 +86,7 @@ class Layer:
         return self.op != "ConvTranspose" or self.groups == 1
 
     def as_stored(self, matrix: Array) -> Array:
-        """Give a (G, O/G, C/G, taps) array in the node's own layout."""
+        """Return a (G, O/G, C/G, taps) array in the node's own layout."""
         g, o, c, _ = matrix.shape
         if self.op == "ConvTranspose":
             return np.ascontiguousarray(matrix.transpose(0, 2, 1, 3)).reshape(self.shape)
@@ -94,31 +94,39 @@ class Layer:
         return np.ascontiguousarray(flat[:, :, 0].T if self.transposed else flat).reshape(self.shape)
 
 
-def find(model: ir.Model, census: Census, policy: Policy) -> tuple[tuple[Layer, ...], tuple[Kept, ...]]:
-    """List the layers with constant weights: those that `policy` quantizes, and those that it keeps."""
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """The layers of a graph that have constant weights, in graph order."""
+
+    quantizable: tuple[Layer, ...]
+    in_float: tuple[FloatLayer, ...]
+
+
+def collect(model: ir.Model, census: Census, policy: Policy) -> Layers:
+    """Return the layers with constant weights, those that `policy` quantizes apart from the others."""
     gates = {name: block.output for block in census.blocks for name in block.layers}
     layers: list[Layer] = []
-    kept: list[Kept] = []
+    in_float: list[FloatLayer] = []
     for node in model.graph:
         if node.op_type not in qdq.LAYERS or node.domain:
             continue
         if node.op_type == "MatMul" and graph.constant(node.inputs[1]) is None:
             continue  # a product of two activations is no layer
-        found = _layer(node)
+        layer = _layer(node)
         name, macs = node.name or "", graph.macs(node)
-        if isinstance(found, str):
-            kept.append(Kept(name, found, macs))
+        if isinstance(layer, str):
+            in_float.append(FloatLayer(name, layer, macs))
         elif name in gates:
-            kept.append(Kept(name, f"gate of SE block '{gates[name]}'", macs))
-        elif found.depthwise and not policy.depthwise:
-            kept.append(Kept(name, f"depthwise: {policy.depthwise_reason}", macs))
+            in_float.append(FloatLayer(name, f"gate of SE block '{gates[name]}'", macs))
+        elif layer.depthwise and not policy.quantize_depthwise:
+            in_float.append(FloatLayer(name, f"depthwise: {policy.depthwise_reason}", macs))
         else:
-            layers.append(found)
-    return tuple(layers), tuple(kept)
+            layers.append(layer)
+    return Layers(tuple(layers), tuple(in_float))
 
 
 def _layer(node: ir.Node) -> Layer | str:
-    """Read a layer, or say why it cannot be quantized."""
+    """Return the layer, or why it cannot be quantized."""
     x, weight = node.inputs[0], graph.constant(node.inputs[1])
     bias = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None  # noqa: PLR2004 - its third input is the bias
     rank = len(graph.dims(x) or ())
@@ -169,20 +177,20 @@ def _layer(node: ir.Node) -> Layer | str:
         macs=graph.macs(node),
         elements=graph.elements(node),
         padded=padded,
-        can_shift=node.op_type != "ConvTranspose",
+        can_fold_offset=node.op_type != "ConvTranspose",
         shape=weight.shape,
         transposed=transposed,
         window=_window(node, weight.shape[2:]),
     )
 
 
-def _window(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
+def _window(node: ir.Node, kernel: tuple[int, ...]) -> ConvWindow | None:
     if node.op_type == "ConvTranspose":
         return None
     if node.op_type != "Conv":
-        return Window((), (), (), (), qdq.channel_axis(node) % len(graph.dims(node.inputs[0]) or ()))
+        return ConvWindow((), (), (), (), qdq.channel_axis(node) % len(graph.dims(node.inputs[0]) or ()))
     ones = (1,) * len(kernel)
-    return Window(
+    return ConvWindow(
         tuple(kernel),
         tuple(graph.attribute(node, "strides", ones)),  # type: ignore[arg-type]  # ONNX makes it a list of ints
         tuple(graph.attribute(node, "dilations", ones)),  # type: ignore[arg-type]  # as above

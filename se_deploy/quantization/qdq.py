@@ -1,11 +1,12 @@
 """Explicit INT8: QuantizeLinear and DequantizeLinear around each quantized layer, zero points all 0.
 
-A tensor whose range does not lie around 0 is shifted, and one whose channels differ in size is divided,
-before it is quantized; the layer's weights and bias take both back, so the float network is the same:
+Two exact transformations go before the quantizer. Offset folding subtracts an offset o from a tensor whose
+range does not lie around 0; channel equalization divides each channel by a factor d of its own. The layer's
+weights and bias take both back, so the float network is the same:
 
     W x + b = (W diag(d)) ((x - o) / d) + (b + W o)
 
-A layer that pads its input pads with the shifted 0 instead, in a Pad of its own in front of the quantizer.
+A layer that pads its input pads with the offset 0 instead, in a Pad of its own in front of the quantizer.
 """
 
 from __future__ import annotations
@@ -26,38 +27,41 @@ if TYPE_CHECKING:
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators whose input and constant weights are quantized."""
 
+LOWEST_LEVEL, HIGHEST_LEVEL = -128, 127
+"""What INT8 holds."""
+
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """How an activation is quantized: q = clip(round(((x - offset) / divisor) / scale), -128, 127)."""
+class QuantParams:
+    """How an activation is quantized: q = clip(round(((x - offset) / equalization) / scale), -128, 127)."""
 
     scale: float
-    offset: Array | None = None  # (C,) float32 over the channel axis; None: no shift
-    divisor: Array | None = None  # (C,) float32, positive; None: 1
-    residual: bool = False  # Adds read the tensor quantized too; needs neither offset nor divisor
+    offset: Array | None = None  # (C,) float32 over the channel axis; None: 0
+    equalization: Array | None = None  # (C,) float32, positive; None: 1
+    residual: bool = False  # Adds read the tensor quantized too; needs neither offset nor equalization
 
     @property
     def low(self) -> float:
         """The smallest value of any channel that is not clipped."""
-        return float(np.min(self._at(-128)))
+        return float(np.min(self._dequantized(LOWEST_LEVEL)))
 
     @property
     def high(self) -> float:
         """The largest value of any channel that is not clipped."""
-        return float(np.max(self._at(127)))
+        return float(np.max(self._dequantized(HIGHEST_LEVEL)))
 
-    def _at(self, level: int) -> Array:
-        divisor = 1.0 if self.divisor is None else self.divisor.astype(np.float64)
+    def _dequantized(self, level: int) -> Array:
+        equalization = 1.0 if self.equalization is None else self.equalization.astype(np.float64)
         offset = 0.0 if self.offset is None else self.offset.astype(np.float64)
-        return np.asarray(level * self.scale * divisor + offset)
+        return np.asarray(level * self.scale * equalization + offset)
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedLayer:
-    """One layer in INT8. The weights and the bias are those for the shifted and divided input."""
+    """One layer in INT8. Offset and equalization of the input are folded into the weights and the bias."""
 
     node: str
-    grid: Grid
+    params: QuantParams
     weight: Array  # int8, the shape of the node's own weights
     weight_scale: Array  # float32, () per tensor or (O,) along `axis`
     axis: int  # of the output channels in `weight`
@@ -65,9 +69,9 @@ class QuantizedLayer:
 
 
 def to_qdq(model: ir.Model, layers: Sequence[QuantizedLayer]) -> graph.Rewrite:
-    """Write the layers' Q/DQ nodes into a copy of `model` (operator set 13 or newer).
+    """Return a copy of `model` (operator set 13 or newer) with the layers' Q/DQ nodes.
 
-    Layers that read the same tensor through the same grid, and pad it alike, share one Q/DQ pair.
+    Layers that read the same tensor with the same parameters, and pad it alike, share one Q/DQ pair.
     """
 
     def quantize_layers(copy: ir.Model) -> int:
@@ -77,14 +81,14 @@ def to_qdq(model: ir.Model, layers: Sequence[QuantizedLayer]) -> graph.Rewrite:
 
 
 def trial(model: ir.Model, layers: Sequence[QuantizedLayer]) -> ir.Model:
-    """Give the same graph as `to_qdq` to run and throw away: without names and shapes for what is new."""
+    """Return the same graph as `to_qdq`, to run and throw away: without names and shapes for what is new."""
     copy = model.clone()
     write(copy, layers)
     return copy
 
 
 def write(model: ir.Model, layers: Sequence[QuantizedLayer]) -> int:
-    """Write the layers' Q/DQ nodes into `model` itself; the pass behind `to_qdq`."""
+    """Write the layers' Q/DQ nodes into `model` itself and return how many layers it was."""
     by_node = {layer.node: layer for layer in layers}
     shared: dict[tuple[object, ...], ir.Value] = {}
     zero = graph.initializer(model, "int8_zero", np.zeros((), np.int8))
@@ -95,12 +99,12 @@ def write(model: ir.Model, layers: Sequence[QuantizedLayer]) -> int:
 
 
 def channel_axis(node: ir.Node) -> int:
-    """Give the axis of a layer's input that its weights contract: 1 for images, the last for MatMul."""
+    """Return the axis of a layer's input that its weights contract: 1 for images, the last for MatMul."""
     return -1 if node.op_type == "MatMul" else 1
 
 
 def pads(node: ir.Node) -> tuple[int, ...] | None:
-    """Give a convolution's pads as ONNX orders them, resolved from auto_pad; None where it pads nothing.
+    """Return a convolution's pads as ONNX orders them, resolved from auto_pad; None where it pads nothing.
 
     Raises: ValueError for auto_pad with a size that is not known.
     """
@@ -132,7 +136,7 @@ def pads(node: ir.Node) -> tuple[int, ...] | None:
 
 
 def given(node: ir.Node, slot: int) -> ir.Value:
-    """Give a node's input that must be there; a missing one is a defect of the caller."""
+    """Return a node's input that must be there; a missing one is a defect of the caller."""
     value = node.inputs[slot]
     if value is None:
         raise ValueError(f"'{node.name}' has no input {slot}")
@@ -147,18 +151,18 @@ def _quantize(
     shared: dict[tuple[object, ...], ir.Value],
 ) -> None:
     x = given(node, 0)
-    padding = pads(node) if layer.grid.offset is not None else None
-    grid = layer.grid
+    padding = pads(node) if layer.params.offset is not None else None
+    params = layer.params
     key = (
         x,
-        grid.scale,
+        params.scale,
         padding,
-        None if grid.offset is None else grid.offset.tobytes(),
-        None if grid.divisor is None else grid.divisor.tobytes(),
-        grid.residual,
+        None if params.offset is None else params.offset.tobytes(),
+        None if params.equalization is None else params.equalization.tobytes(),
+        params.residual,
     )
     if key not in shared:
-        shared[key] = _quantized_input(model, node, grid, padding, zero)
+        shared[key] = _quantized_input(model, node, params, padding, zero)
     if padding is not None:
         for name in ("auto_pad", "pads"):
             node.attributes.pop(name, None)
@@ -167,9 +171,9 @@ def _quantize(
 
 
 def _quantized_input(
-    model: ir.Model, node: ir.Node, grid: Grid, padding: tuple[int, ...] | None, zero: ir.Value
+    model: ir.Model, node: ir.Node, params: QuantParams, padding: tuple[int, ...] | None, zero: ir.Value
 ) -> ir.Value:
-    """Write Pad, Sub, Div, QuantizeLinear, DequantizeLinear (what is needed of them) behind the tensor."""
+    """Return the dequantized input, behind Pad, Mul, Sub (where needed), Quantize- and DequantizeLinear."""
     x = given(node, 0)
     name, rank = x.name, len(graph.dims(x) or ())
     axis = channel_axis(node) % rank
@@ -188,25 +192,25 @@ def _quantized_input(
         half = len(padding) // 2
         edges = np.array([0, 0, *padding[:half], 0, 0, *padding[half:]], np.int64)
         then("Pad", graph.initializer(model, f"{name}_pads", edges))
-    if grid.divisor is not None:
-        inverse = (1 / grid.divisor.astype(np.float64)).astype(np.float32)
+    if params.equalization is not None:
+        inverse = (1 / params.equalization.astype(np.float64)).astype(np.float32)
         then("Mul", graph.initializer(model, f"{name}_inverse", inverse.reshape(along)))
-    if grid.offset is not None:
-        shift = grid.offset.astype(np.float64)
-        if grid.divisor is not None:
-            shift = shift / grid.divisor
-        then("Sub", graph.initializer(model, f"{name}_offset", shift.astype(np.float32).reshape(along)))
-    scale = graph.initializer(model, f"{name}_scale", np.array(grid.scale, np.float32))
+    if params.offset is not None:
+        offset = params.offset.astype(np.float64)
+        if params.equalization is not None:
+            offset = offset / params.equalization
+        then("Sub", graph.initializer(model, f"{name}_offset", offset.astype(np.float32).reshape(along)))
+    scale = graph.initializer(model, f"{name}_scale", np.array(params.scale, np.float32))
     then("QuantizeLinear", scale, zero, dtype=ir.DataType.INT8)
     then("DequantizeLinear", scale, zero)
     model.graph.insert_before(node, nodes)
-    if grid.residual:
+    if params.residual:
         _share_with_adds(model, x, value, nodes)
     return value
 
 
 def adds(value: ir.Value) -> list[ir.Node]:
-    """List the Adds of two activations that read `value`: where a residual branch comes back."""
+    """Return the Adds of two activations that read `value`: where a residual branch comes back."""
     return [
         use.node
         for use in value.uses()

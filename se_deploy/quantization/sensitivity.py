@@ -1,4 +1,7 @@
-"""Which layers are worth their float cost: each alone in INT8, then the most noise for its cost first."""
+"""Sensitivity analysis: which layers gain the most accuracy for what leaving them in float costs.
+
+Each layer is run alone in INT8; layers are then ranked by the noise that they make over their float cost.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,31 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from se_deploy.protocols import Progress
-    from se_deploy.quantization.judge import Judge
+    from se_deploy.quantization.evaluator import Evaluator
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantizedLayer
 
+_NO_COST = 1e-12  # ms or MACs: far below any layer's, so that a layer that costs nothing is ranked first
+
 
 def measure(
-    planned: Sequence[QuantizedLayer], judge: Judge, *, progress: Progress = silent
+    planned: Sequence[QuantizedLayer], evaluator: Evaluator, *, progress: Progress = silent
 ) -> dict[str, float]:
-    """Give the relative noise at the outputs with each layer alone in INT8, by node name."""
+    """Return the relative noise at the outputs with each layer alone in INT8, by node name."""
     noise = {}
     for i, layer in enumerate(planned):
-        noise[layer.node] = judge.layers([layer]).total_noise
+        noise[layer.node] = evaluator.layers([layer]).total_noise
         progress("sensitivity", i + 1, len(planned))
     return noise
 
 
-def order(layers: Sequence[Layer], noise: Mapping[str, float], cost: Callable[[Layer], float]) -> list[Layer]:
-    """Sort by noise over what leaving a layer in float costs, the best bargain first."""
-    return sorted(layers, key=lambda layer: noise[layer.node] / max(1e-12, cost(layer)), reverse=True)
+def rank(layers: Sequence[Layer], noise: Mapping[str, float], cost: Callable[[Layer], float]) -> list[Layer]:
+    """Return the layers by noise over what leaving one in float costs, the largest quotient first."""
+    return sorted(layers, key=lambda layer: noise[layer.node] / max(_NO_COST, cost(layer)), reverse=True)
 
 
-def within(ranked: Sequence[Layer], budget_macs: float) -> list[Layer]:
-    """Take layers in order as long as they fit into the budget; what does not fit is passed over."""
+def within_budget(ranked: Sequence[Layer], budget_macs: float) -> list[Layer]:
+    """Return the layers, taken in order, that fit into the budget; one that does not fit is passed over."""
     taken: list[Layer] = []
     spent = 0
     for layer in ranked:

@@ -43,7 +43,7 @@ def summed(values, cuts=1):
 
 
 def interval(found, method):
-    return calibration.intervals(found, [method], calibration.ClipError(found))[method]
+    return calibration.choose_ranges(found, [method], calibration.ClipError(found))[method]
 
 
 def test_statistics_are_those_of_all_samples(tmp_path):
@@ -68,7 +68,7 @@ def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):
     np.testing.assert_allclose(one.high, two.high)
     np.testing.assert_allclose(one.mean, two.mean, **SUMMED)
     np.testing.assert_allclose(one.variance, two.variance, rtol=1e-4)
-    bins = (two.last - two.first) / calibration.BINS
+    bins = (two.histogram_high - two.histogram_low) / calibration.BINS
     assert (np.abs((two.histogram * two.centres()).sum(axis=1) - two.mean) <= bins).all()
 
 
@@ -96,7 +96,7 @@ def test_minmax_clips_nothing_and_others_leave_an_outlier_out():
 
 def test_merged_statistics_are_those_of_the_tensor():
     values = np.random.default_rng(0).standard_normal((4, 5000)) * np.array([[1], [2], [3], [4]])
-    merged = summed(values).merged()
+    merged = summed(values).per_tensor()
     assert merged.low[0] == np.float32(values.min())
     assert merged.variance[0] == pytest.approx(values.var(), rel=1e-4)
     assert merged.histogram.sum() == pytest.approx(1)
@@ -109,7 +109,7 @@ def test_the_clip_error_is_the_mean_squared_distance_to_the_range(seed, left, ri
     found = summed(values)
     low, high = found.low * left, found.high * right
     outside = np.maximum(low - values, 0) + np.maximum(values - high, 0)
-    bin_width = (found.last - found.first)[0] / calibration.BINS
+    bin_width = (found.histogram_high - found.histogram_low)[0] / calibration.BINS
     error = calibration.ClipError(found)(low, high)[0]
     assert np.sqrt(error) == pytest.approx(np.sqrt((outside**2).mean()), abs=bin_width)
 
@@ -132,7 +132,7 @@ def test_a_tensor_that_overflows_is_named(tmp_path):
 
 def test_the_given_model_keeps_its_outputs():
     model = chain()
-    assert [v.name for v in calibration.observed(model, ["a"]).graph.outputs] == ["a"]
+    assert [v.name for v in calibration.with_outputs(model, ["a"]).graph.outputs] == ["a"]
     assert [v.name for v in model.graph.outputs] == ["y"]
 
 

@@ -4,7 +4,7 @@ import pytest
 from layer_graphs import conv, image, layer_for, model_of, run, weights
 
 from se_deploy import graph
-from se_deploy.quantization import Grid, to_fp16, to_qdq
+from se_deploy.quantization import QuantParams, to_fp16, to_qdq
 
 HALF = {"rtol": 5e-3, "atol": 5e-3}  # a few roundings of 2^-11
 
@@ -93,7 +93,7 @@ def test_a_batch_norm_whose_variance_leaves_fp16_is_folded_first():
 
 def test_fp16_quantizers_have_fp16_scales_that_are_no_zeros():
     model = conv()
-    layer = layer_for(model.graph[2], Grid(1e-9))
+    layer = layer_for(model.graph[2], QuantParams(1e-9))
     half = to_fp16(to_qdq(model, [layer]).model)
     graph.check(half.model)
     for node in half.model.graph:
@@ -105,6 +105,6 @@ def test_fp16_quantizers_have_fp16_scales_that_are_no_zeros():
 
 def test_small_scales_are_not_floored_to_larger_ones():
     model = model_of("y = Conv(x, w)", [("w", weights(4, 4, 1, 1) * 1e-3)], output="float[N,4,8,8] y")
-    done = to_qdq(model, [layer_for(model.graph[0], Grid(0.03))]).model
+    done = to_qdq(model, [layer_for(model.graph[0], QuantParams(0.03))]).model
     half = to_fp16(done).model
     np.testing.assert_allclose(run(half, x=image()), run(done, x=image()), rtol=0.05, atol=3e-5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from layer_graphs import conv, image, layer_for, model_of, run, weights
 
 from se_deploy import graph
-from se_deploy.quantization import Grid, opsets, qdq, to_qdq
+from se_deploy.quantization import QuantParams, opsets, qdq, to_qdq
 
 REORDERED = {"rtol": 1e-4, "atol": 1e-4}  # the same float32 sums in another order
 
@@ -31,12 +31,12 @@ def test_qdq_computes_the_quantized_layer(shift, divide, attributes):
         output="float[N,6,h,w] y",
     )
     x = image()
-    grid = Grid(
+    params = QuantParams(
         0.05,
         np.linspace(0.5, 1.5, 4, dtype=np.float32) if shift else None,
         np.geomspace(0.5, 2, 4, dtype=np.float32) if divide else None,
     )
-    done = to_qdq(model, [layer_for(model.graph[-1], grid)]).model
+    done = to_qdq(model, [layer_for(model.graph[-1], params)]).model
     graph.check(done)
     assert qdq_zero_points(done) == {0}
     wanted = run(model, x=x)
@@ -62,8 +62,8 @@ def test_padding_with_a_shift_is_exact_at_the_borders(seed):
         output="float[N,2,8,8] y",
     )
     x = np.random.default_rng(seed).integers(0, 200, (1, 4, 8, 8)).astype(np.float32)
-    grid = Grid(1.0, np.full(4, 128, np.float32))
-    done = to_qdq(model, [layer_for(model.graph[0], grid)]).model
+    params = QuantParams(1.0, np.full(4, 128, np.float32))
+    done = to_qdq(model, [layer_for(model.graph[0], params)]).model
     np.testing.assert_allclose(run(done, x=x), run(model, x=x), **REORDERED)
 
 
@@ -73,8 +73,8 @@ def test_readers_of_one_tensor_share_its_quantizer():
         [("w1", weights(4, 4, 1, 1)), ("w2", weights(4, 4, 1, 1, seed=5))],
         output="float[N,4,8,8] y",
     )
-    grid = Grid(0.02)
-    done = to_qdq(model, [layer_for(node, grid) for node in list(model.graph)[:2]]).model
+    params = QuantParams(0.02)
+    done = to_qdq(model, [layer_for(node, params) for node in list(model.graph)[:2]]).model
     assert graph.ops(done).count("QuantizeLinear") == 1
 
 
@@ -102,8 +102,8 @@ def test_a_residual_add_reads_the_quantized_tensor_too():
         output="float[N,4,8,8] y",
     )
     conv_node = model.graph[1]
-    once = layer_for(conv_node, Grid(0.03))
-    shared = to_qdq(model, [dataclasses.replace(once, grid=Grid(0.03, residual=True))]).model
+    once = layer_for(conv_node, QuantParams(0.03))
+    shared = to_qdq(model, [dataclasses.replace(once, params=QuantParams(0.03, residual=True))]).model
     graph.check(shared)
     add = next(node for node in shared.graph if node.op_type == "Add")
     assert add.inputs[1].producer().op_type == "DequantizeLinear"
@@ -117,7 +117,7 @@ def test_a_residual_add_reads_the_quantized_tensor_too():
 
 def test_trial_runs_as_the_written_graph():
     model = conv()
-    layer = layer_for(model.graph[2], Grid(0.03))
+    layer = layer_for(model.graph[2], QuantParams(0.03))
     np.testing.assert_array_equal(
         run(qdq.trial(model, [layer]), x=image()), run(to_qdq(model, [layer]).model, x=image())
     )

@@ -6,13 +6,14 @@ import onnx_ir as ir
 import pytest
 
 from se_deploy import data, graph, quantization, se_blocks, targets
+from se_deploy.backends import policies
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.protocols import TensorSpec
-from se_deploy.quantization import Goal, QuantizeOptions, cost, layers
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, layer_cost, layers
 
 RUNTIME = OrtRuntime(threads=1, optimize=False)
-FAST = QuantizeOptions(method="mse", reconstruct=False, keep=0.0)
+FAST = QuantizeOptions(method="mse", gptq=False, float_macs=0.0)
 
 NETWORK = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -88,7 +89,7 @@ def test_the_portable_form(tmp_path):
     assert [is_int8(node) for node in layers_of(made.model)] == [True, True, False, False, True, True]
     assert zero_points(made.model) == {0}
     assert made.macs_int8_fraction > 0.95
-    assert {kept.reason for kept in made.kept} == {"gate of SE block 'e'"}
+    assert {kept.reason for kept in made.float_layers} == {"gate of SE block 'e'"}
     assert set(made.quantized) == {"x", "b", "e", "l"}
     assert made.sqnr_db["y"] > 30
     for node in layers_of(made.model):
@@ -106,7 +107,7 @@ def test_every_method(tmp_path, method):
 
 
 def test_shift_and_division_are_worth_it(tmp_path):
-    plain = dataclasses.replace(FAST, shift=False, divide=False)
+    plain = dataclasses.replace(FAST, offset_folding=False, channel_equalization=False)
     samples = dataset(tmp_path)
     plainly, made = (
         quantization.quantize(network(), samples, runtime=RUNTIME, options=o).sqnr_db["y"]
@@ -124,12 +125,12 @@ def test_the_default_is_better_than_rounding_to_nearest(tmp_path):
 
 
 def test_the_rtx_form(tmp_path):
-    options = dataclasses.replace(FAST, policy="tensorrt-rtx", precision="fp16")
+    options = dataclasses.replace(FAST, policy=policies.TENSORRT_RTX, base_precision="fp16")
     made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
     graph.check(made.model)
     depthwise = next(node for node in layers_of(made.model) if graph.attribute(node, "group", 1) == 8)
     assert not is_int8(depthwise)
-    assert any("depthwise" in kept.reason for kept in made.kept)
+    assert any("depthwise" in kept.reason for kept in made.float_layers)
     for node in made.model.graph:
         if node.op_type == "DequantizeLinear":
             scale = graph.constant(node.inputs[1])
@@ -144,14 +145,14 @@ def test_excluded_nodes_stay(tmp_path):
     options = dataclasses.replace(FAST, exclude_nodes=f"^{name}$")
     made = quantization.quantize(model, dataset(tmp_path), runtime=RUNTIME, options=options)
     assert not is_int8(layers_of(made.model)[0])
-    assert any(kept.node == name and "--exclude-nodes" in kept.reason for kept in made.kept)
+    assert any(kept.node == name and "--exclude-nodes" in kept.reason for kept in made.float_layers)
 
 
 def test_a_share_of_float_macs_is_spent_and_not_exceeded(tmp_path):
     samples = dataset(tmp_path)
     none = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
     some = quantization.quantize(
-        network(), samples, runtime=RUNTIME, options=dataclasses.replace(FAST, keep=0.4)
+        network(), samples, runtime=RUNTIME, options=dataclasses.replace(FAST, float_macs=0.4)
     )
     assert 0.6 <= some.macs_int8_fraction < none.macs_int8_fraction
     assert some.sqnr_db["y"] > none.sqnr_db["y"]
@@ -161,12 +162,10 @@ def test_a_share_of_float_macs_is_spent_and_not_exceeded(tmp_path):
     ("keep", "said"), [(0.4, "of the network's output"), (None, "of its own output, as predicted")]
 )
 def test_a_layer_left_in_float_says_how_it_was_found(tmp_path, keep, said):
-    options = dataclasses.replace(FAST, policy="few", keep=keep)
-    few = dataclasses.replace(quantization.POLICIES["portable"], name="few", float_macs=0.4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quantization.POLICIES, "few", few)
-        made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
-    assert any(kept.reason.endswith(said) for kept in made.kept)
+    few = dataclasses.replace(quantization.PORTABLE, name="few", float_macs=0.4)
+    options = dataclasses.replace(FAST, policy=few, float_macs=keep)
+    made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
+    assert any(kept.reason.endswith(said) for kept in made.float_layers)
 
 
 def test_an_outlier_makes_another_method_the_best(tmp_path):
@@ -175,7 +174,7 @@ def test_an_outlier_makes_another_method_the_best(tmp_path):
     x[0, :, 3, 3] = 300  # one broken pixel, not among the samples held back
     np.savez(tmp_path / "x.npz", x=x)
     samples = data.read(tmp_path / "x.npz", [TensorSpec("x", np.dtype(np.float32), (None, 3, 16, 16))])
-    options = QuantizeOptions(keep=0.0, reconstruct=False)
+    options = QuantizeOptions(float_macs=0.0, gptq=False)
     best = quantization.quantize(network(), samples, runtime=RUNTIME, options=options)
     unclipped = dataclasses.replace(options, method="minmax")
     plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=unclipped)
@@ -196,7 +195,10 @@ def test_a_goal_is_reached_with_the_fewest_layers(tmp_path):
     none = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
     wanted = none.sqnr_db["y"] + 3
     made = quantization.quantize(
-        network(), samples, runtime=RUNTIME, options=dataclasses.replace(FAST, goal=Goal(min_sqnr_db=wanted))
+        network(),
+        samples,
+        runtime=RUNTIME,
+        options=dataclasses.replace(FAST, goal=AccuracyGoal(min_sqnr_db=wanted)),
     )
     assert made.sqnr_db["y"] >= wanted
     assert made.macs_int8_fraction > 0
@@ -205,7 +207,7 @@ def test_a_goal_is_reached_with_the_fewest_layers(tmp_path):
 
 
 def test_the_curve_costs_more_and_keeps_more(tmp_path):
-    options = dataclasses.replace(FAST, goal=Goal(min_sqnr_db=80.0))
+    options = dataclasses.replace(FAST, goal=AccuracyGoal(min_sqnr_db=80.0))
     made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
     costs = [point.added_ms for point in made.curve]
     assert costs[0] == 0
@@ -217,20 +219,24 @@ def test_a_layer_costs_what_the_roofline_of_the_device_says():
     pointwise, device = _layer(macs=1_000_000, elements=1_000_000), targets.resolve_target("a10").device
     heavy = _layer(macs=10**9, elements=1_000_000)
     # 600 GB/s; 125 TFLOPS in FP16 and 250 TOPS in INT8: the first is bound by its bytes, the second is not
-    assert cost.added_ms(pointwise, device) == pytest.approx(1e6 / 600e9 * 1e3)
-    assert cost.added_ms(heavy, device) == pytest.approx(2e9 / 125e12 * 1e3 - 2e9 / 250e12 * 1e3)
-    assert cost.added_ms(heavy, None) > cost.added_ms(heavy, device), "a Jetson is slower"
-    assert cost.device_of(["sm86", "h100", "a10"]) is device
-    assert cost.device_of(["sm86"]) is None
+    assert layer_cost.fp16_overhead_ms(pointwise, device) == pytest.approx(1e6 / 600e9 * 1e3)
+    assert layer_cost.fp16_overhead_ms(heavy, device) == pytest.approx(
+        2e9 / 125e12 * 1e3 - 2e9 / 250e12 * 1e3
+    )
+    assert layer_cost.fp16_overhead_ms(heavy, None) > layer_cost.fp16_overhead_ms(heavy, device), (
+        "a Jetson is slower"
+    )
+    assert layer_cost.roofline_device(["sm86", "h100", "a10"]) is device
+    assert layer_cost.roofline_device(["sm86"]) is None
 
 
 def _layer(*, macs, elements):
-    (layer, *_), _ = layers.find(network(), se_blocks.detect(network()), quantization.POLICIES["portable"])
+    layer = layers.collect(network(), se_blocks.detect(network()), quantization.PORTABLE).quantizable[0]
     return dataclasses.replace(layer, macs=macs, elements=elements)
 
 
 def test_a_drop_needs_labels(tmp_path):
-    options = dataclasses.replace(FAST, goal=Goal(max_drop=0.5))
+    options = dataclasses.replace(FAST, goal=AccuracyGoal(max_drop=0.5))
     with pytest.raises(BadInput, match="labels"):
         quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
     made = quantization.quantize(network(), dataset(tmp_path, labels=True), runtime=RUNTIME, options=options)
@@ -240,7 +246,7 @@ def test_a_drop_needs_labels(tmp_path):
 def test_the_cache_is_readable_and_gives_the_same_file(tmp_path):
     cache = tmp_path / "cache.json"
     samples = dataset(tmp_path)
-    options = dataclasses.replace(FAST, keep=0.4)
+    options = dataclasses.replace(FAST, float_macs=0.4)
     once = quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=cache)
     content = json.loads(cache.read_text())
     assert set(content["tensors"]) == {"x", "b", "e", "l"}
@@ -269,11 +275,9 @@ def test_what_is_no_cache_is_refused(tmp_path, content):
         quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=FAST, calib_cache=cache)
 
 
-def test_an_unknown_policy_is_refused(tmp_path):
+def test_an_unknown_policy_is_refused():
     with pytest.raises(BadInput, match="no policy 'best'"):
-        quantization.quantize(
-            network(), dataset(tmp_path), runtime=RUNTIME, options=QuantizeOptions(policy="best")
-        )
+        policies.named("best")
 
 
 def test_nothing_to_quantize_is_refused(tmp_path):

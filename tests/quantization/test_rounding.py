@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from se_deploy.quantization import reconstruct, rounding
-from se_deploy.quantization.windows import Window
+from se_deploy.quantization import gptq, rounding
+from se_deploy.quantization.im2col import ConvWindow
 
 
 def moments(seed, groups, columns, rows=400):
@@ -22,7 +22,7 @@ def test_rounding_by_second_moments_beats_rounding_to_nearest(seed, shape):
     weight = np.random.default_rng(seed).standard_normal(shape)
     scale = np.abs(weight).max(axis=2) / 15  # coarse, so that rounding matters
     second = moments(seed, groups, columns) + 0.01 * np.eye(columns)
-    smart = reconstruct.round_columns(weight, scale, second) * scale[:, :, None]
+    smart = gptq.round_columns(weight, scale, second) * scale[:, :, None]
     plain = np.round(weight / scale[:, :, None]) * scale[:, :, None]
 
     def error(rounded):
@@ -35,7 +35,7 @@ def test_rounding_by_second_moments_beats_rounding_to_nearest(seed, shape):
 def test_without_correlation_it_is_rounding_to_nearest():
     weight = np.random.default_rng(0).standard_normal((1, 4, 20))
     scale = np.full((1, 4), 0.1)
-    smart = reconstruct.round_columns(weight, scale, np.eye(20)[None])
+    smart = gptq.round_columns(weight, scale, np.eye(20)[None])
     np.testing.assert_array_equal(smart, np.round(weight / 0.1))
 
 
@@ -50,7 +50,7 @@ def test_scales_are_fp16_where_it_has_its_bits(scale):
 
 def test_windows_are_what_a_convolution_sees():
     x = np.arange(2 * 3 * 5 * 6, dtype=np.float32).reshape(2, 3, 5, 6)
-    window = Window((2, 3), (2, 1), (1, 2), (1, 0, 0, 1))
+    window = ConvWindow((2, 3), (2, 1), (1, 2), (1, 0, 0, 1))
     at = np.arange(window.count(x.shape))
     rows = window.rows(x, at)
     padded = np.pad(x, [(0, 0), (0, 0), (1, 0), (0, 1)])
@@ -65,5 +65,5 @@ def test_windows_are_what_a_convolution_sees():
 
 def test_a_fully_connected_layer_sees_rows():
     x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    window = Window((), (), (), (), axis=2)
+    window = ConvWindow((), (), (), (), axis=2)
     np.testing.assert_array_equal(window.rows(x, np.array([0, 4]))[:, :, 0], [x[0, 0], x[1, 1]])

@@ -1,4 +1,4 @@
-"""One pass over the data, and what it says of each block."""
+"""Advice on each block's width from one pass over the data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from se_deploy import se_blocks
 from se_deploy.advice import widths
-from se_deploy.advice.places import Excitation, Place, place
+from se_deploy.advice.excitation import Excitation, ExcitationSite, locate
 from se_deploy.calibration import observe
 from se_deploy.errors import BadData
 from se_deploy.passes import canonical
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
 
-SHUT = 0.05  # a gate below this share of its most is about 0, one above the rest of it about its most
+CLOSED = 0.05  # a gate below this share of its most is about 0, one above the rest of it about its most
 CONSTANT = 0.01  # a gate that moves by less than this share of its most is constant
 TOLERANCE = 0.02  # of a gate: the largest mean change that a suggested width may make, in shares of its most
 _FEWEST = 2  # samples: one to fit on, one to measure on
@@ -34,8 +34,8 @@ _FEWEST = 2  # samples: one to fit on, one to measure on
 class Advice:
     """What the data says of one block. Unit and channel numbers count from 0.
 
-    Where the hidden units cannot be read (Advised.skipped says why) the gates alone are looked at: `hidden`
-    and what stands below it keep their defaults.
+    Where the hidden units cannot be read (AdviceResult.skipped says why) the gates alone are observed:
+    `hidden` and what stands below it keep their defaults.
     """
 
     output: str  # the block's identity, as in the census
@@ -68,7 +68,7 @@ class Advice:
 
 
 @dataclass(frozen=True, slots=True)
-class Unadvised:
+class SkippedBlock:
     """A block without advice on its width, and why in a user's words."""
 
     output: str
@@ -76,17 +76,17 @@ class Unadvised:
 
 
 @dataclass(frozen=True, slots=True)
-class Advised:
+class AdviceResult:
     """What the data says of every block of a graph, in graph order."""
 
     blocks: tuple[Advice, ...]
-    skipped: tuple[Unadvised, ...]  # those of `blocks` whose hidden units could not be read
+    skipped: tuple[SkippedBlock, ...]  # those of `blocks` whose hidden units could not be read
     samples: int
     tolerance: float
     warnings: tuple[str, ...] = ()
 
     def json(self) -> dict[str, Any]:
-        """Give `advice` of `inspect`."""
+        """Return `advice` of `inspect`."""
         return {
             "samples": self.samples,
             "tolerance": self.tolerance,
@@ -102,8 +102,8 @@ def advise(
     *,
     tolerance: float = TOLERANCE,
     progress: Progress = silent,
-) -> Advised:
-    """Look at every SE block of an FP32 graph on `samples`, at least two of them, in one pass.
+) -> AdviceResult:
+    """Return advice on every SE block of an FP32 graph, from one pass over at least two `samples`.
 
     `tolerance` is on the mean change of a gate, in shares of its most. The hidden units of every sample are
     kept, 4 bytes each; the gates are summed up as they come.
@@ -114,29 +114,33 @@ def advise(
             f"advice needs {_FEWEST} samples or more, there is {samples.count}: half of them are held back",
             hint="give more data",
         )
-    made = canonical.canonicalize(model).model
-    places = tuple(place(made, block) for block in se_blocks.detect(made).se)
+    canonical_form = canonical.canonicalize(model).model
+    sites = tuple(locate(canonical_form, block) for block in se_blocks.detect(canonical_form).se)
     units: dict[str, list[Array]] = {
-        p.excitation.hidden: [] for p in places if isinstance(p.excitation, Excitation)
+        site.excitation.hidden: [] for site in sites if isinstance(site.excitation, Excitation)
     }
-    gates = {p.block.gate_output: _Gates() for p in places}
+    gates = {site.block.gate_output: _Gates() for site in sites}
     seen = 0
-    if places:
-        for arrays in observe(made, [*units, *gates], samples, runtime, progress=progress, step="observe"):
+    if sites:
+        for arrays in observe(
+            canonical_form, [*units, *gates], samples, runtime, progress=progress, step="observe"
+        ):
             for name, kept in units.items():
                 kept.append(_rows(arrays[name]).astype(np.float32))
             for name, sums in gates.items():
                 sums.add(_rows(arrays[name]))
             seen += len(next(iter(arrays.values())))
     blocks = []
-    for done, p in enumerate(places):
-        progress("advise", done, len(places))
-        blocks.append(_advice(p, units, gates[p.block.gate_output], tolerance))
-    progress("advise", len(places), len(places))
-    return Advised(
+    for done, site in enumerate(sites):
+        progress("advise", done, len(sites))
+        blocks.append(_advice(site, units, gates[site.block.gate_output], tolerance))
+    progress("advise", len(sites), len(sites))
+    return AdviceResult(
         blocks=tuple(blocks),
         skipped=tuple(
-            Unadvised(p.block.output, p.excitation) for p in places if isinstance(p.excitation, str)
+            SkippedBlock(site.block.output, site.excitation)
+            for site in sites
+            if isinstance(site.excitation, str)
         ),
         samples=seen,
         tolerance=tolerance,
@@ -164,38 +168,40 @@ class _Gates:
         self.squares = self.squares + (values**2).sum(axis=0)
 
 
-def _advice(p: Place, units: Mapping[str, Sequence[Array]], gates: _Gates, tolerance: float) -> Advice:
+def _advice(
+    site: ExcitationSite, units: Mapping[str, Sequence[Array]], gates: _Gates, tolerance: float
+) -> Advice:
     means = gates.total / gates.count
     variances = np.maximum(gates.squares / gates.count - means**2, 0)
-    found = Advice(
-        output=p.block.output,
-        channels=p.block.channels,
-        gates_shut=int((gates.high < SHUT * p.top).sum()),
-        gates_open=int((gates.low > (1 - SHUT) * p.top).sum()),
-        gates_constant=int((gates.high - gates.low < CONSTANT * p.top).sum()),
+    advice = Advice(
+        output=site.block.output,
+        channels=site.block.channels,
+        gates_shut=int((gates.high < CLOSED * site.top).sum()),
+        gates_open=int((gates.low > (1 - CLOSED) * site.top).sum()),
+        gates_constant=int((gates.high - gates.low < CONSTANT * site.top).sum()),
         gate_mean=float(means.mean()),
         gate_std=float(np.sqrt(variances.mean() + means.var())),
         gate_std_by_sample=float(np.sqrt(variances.mean())),
         samples=gates.count,
     )
-    if isinstance(p.excitation, str):
-        return found
-    hidden = np.concatenate(units[p.excitation.hidden]).astype(np.float64)
-    return _with_width(found, p.excitation, p.function, hidden, tolerance * p.top)
+    if isinstance(site.excitation, str):
+        return advice
+    hidden = np.concatenate(units[site.excitation.hidden]).astype(np.float64)
+    return _with_width(advice, site.excitation, site.function, hidden, tolerance * site.top)
 
 
 def _with_width(
-    found: Advice, excitation: Excitation, function: Function | None, hidden: FloatArray, limit: float
+    advice: Advice, excitation: Excitation, function: Function | None, hidden: FloatArray, limit: float
 ) -> Advice:
-    """Add what the hidden units (n, R) say."""
+    """Return the advice with what the hidden units (n, R) say."""
     count = hidden.shape[1]
-    dead, constant = widths.still(hidden)
+    dead, constant = widths.constant_units(hidden)
     live = sorted(set(range(count)) - {*dead, *constant, *excitation.removable}) or [0]
     tried: tuple[Width, ...] = ()
     if function is not None:
-        tried = widths.narrower(hidden, excitation.layer, function, live=live, limit=limit)
+        tried = widths.search(hidden, excitation.layer, function, live=live, limit=limit)
     return replace(
-        found,
+        advice,
         hidden=count,
         effective_rank=widths.excitation_rank(hidden, excitation.layer),
         dead=dead,
@@ -207,7 +213,7 @@ def _with_width(
 
 
 def _rows(array: Array) -> Array:
-    """Flatten (N, C, 1, 1) to (N, C)."""
+    """Return (N, C, 1, 1) as (N, C)."""
     return array.reshape(len(array), -1)
 
 

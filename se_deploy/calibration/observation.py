@@ -1,4 +1,4 @@
-"""Run samples through a graph and see its inner tensors, a few batches at a time."""
+"""Run samples through a graph and observe its inner tensors, a few batches at a time."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _BATCH_BYTES = 24 << 20  # of inner tensors that one run should hold
-_MAX_BATCH = 4
-_MAX_WORKERS = 4
+_MAX_BATCH = 4  # larger ones run no faster on a CPU and hold more
+_MAX_WORKERS = 4  # each holds a batch of inner tensors
 
 
-def observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
-    """Give a copy of `model` whose outputs are these tensors; graph inputs among them are left out.
+def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
+    """Return a copy of `model` whose outputs are these tensors; graph inputs among them are left out.
 
-    Where they are its outputs already, it is `model` itself.
+    `model` itself where they are its outputs already.
     """
     if [v.name for v in model.graph.outputs] == list(tensors):
         return model
@@ -48,7 +48,7 @@ def observed(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 
 def frozen_batch(model: ir.Model) -> int | None:
-    """Give the number of samples that the graph is frozen to; None where it is free."""
+    """Return the number of samples that the graph is frozen to; None where it is free."""
     first = graph.dims(model.graph.inputs[0])
     return first[0] if first else None
 
@@ -62,7 +62,7 @@ def observe(
     progress: Progress = silent,
     step: str = "observe",
 ) -> Iterator[dict[str, Array]]:
-    """Run `samples` and give the arrays of `tensors` batch by batch, graph inputs included.
+    """Yield the arrays of `tensors`, graph inputs included, for every batch of `samples`.
 
     A graph that is frozen to a batch gets only whole batches.
 
@@ -74,10 +74,10 @@ def observe(
             check_finite(name, start, array)
         return arrays
 
-    return digested(model, tensors, samples, runtime, whole, progress=progress, step=step)
+    return map_batches(model, tensors, samples, runtime, whole, progress=progress, step=step)
 
 
-def digested(
+def map_batches(
     model: ir.Model,
     tensors: Sequence[str],
     samples: Samples,
@@ -88,9 +88,9 @@ def digested(
     progress: Progress = silent,
     step: str = "observe",
 ) -> Iterator[T]:
-    """Give `digest(first sample, arrays)` of every batch, in order; as `observe` otherwise.
+    """Yield `digest(first sample, arrays)` of every batch, in order; as `observe` otherwise.
 
-    A few batches are run and digested at a time, each in a thread of its own: a session that runs node by
+    A few batches are run and map_batches at a time, each in a thread of its own: a session that runs node by
     node keeps one core busy. So `digest` must neither change nor share what another call reads.
     `sample_bytes` is what a run holds of each sample; None: what `tensors` take.
     """
@@ -100,7 +100,7 @@ def digested(
         return digest(start, {name: arrays[name] for name in tensors})
 
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
-    with runtime.open(observed(model, tensors)) as session, ThreadPoolExecutor(workers) as pool:
+    with runtime.open(with_outputs(model, tensors)) as session, ThreadPoolExecutor(workers) as pool:
         size = frozen_batch(model)
         if size is None:
             if sample_bytes is None:

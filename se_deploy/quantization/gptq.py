@@ -1,7 +1,7 @@
-"""Second-order weight rounding: each layer's outputs are kept, not its weights.
+"""GPTQ: second-order weight rounding, so that each layer's outputs are kept, not its weights.
 
 Weights are rounded column by column, each column's error spread over those that are still free (optimal
-brain quantization, "GPTQ": Frantar et al. 2022), under the second moments of the layer's own quantized
+brain quantization; Frantar et al., "GPTQ", 2022), under the second moments of the layer's own quantized
 input. The bias takes back the mean error of the rounding. No labels and no training: only sums over the
 calibration data, whose size is fixed.
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from se_deploy import calibration
 from se_deploy.protocols import silent
-from se_deploy.quantization import rounding
+from se_deploy.quantization import qdq, rounding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.protocols import Array, FloatArray, Progress, Runtime
     from se_deploy.quantization.layers import Layer
-    from se_deploy.quantization.qdq import Grid, QuantizedLayer
+    from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
 _SUM_BYTES = 64 << 20  # of second moments that one pass may hold
 _ROWS_PER_COLUMN = 1  # observations wanted per unknown
@@ -54,10 +54,10 @@ class Moments:
     given: FloatArray  # (G, K) mean of the quantized input
 
 
-def reconstruct(
+def round_layers(
     model: ir.Model,
     layers: Sequence[Layer],
-    grids: Mapping[str, Grid],
+    params: Mapping[str, QuantParams],
     start: Sequence[QuantizedLayer],
     samples: Samples,
     *,
@@ -65,19 +65,19 @@ def reconstruct(
     per_channel: bool,
     progress: Progress = silent,
 ) -> list[QuantizedLayer]:
-    """Round the weights of all layers; `start` is what a layer keeps that cannot be measured well."""
+    """Return all layers with rounded weights; `start` has those of a layer that cannot be measured well."""
     done = {layer.node: layer for layer in start}
     for i, group in enumerate(groups := _groups(layers)):
-        for layer, sums in _measure(model, group, grids, samples, runtime=runtime):
+        for layer, sums in _measure(model, group, params, samples, runtime=runtime):
             done[layer.node] = _round(
-                layer, grids[layer.tensor], sums, per_channel=per_channel and layer.scales_per_channel
+                layer, params[layer.tensor], sums, per_channel=per_channel and layer.scales_per_channel
             )
         progress("weights", i + 1, len(groups))
     return [done[layer.node] for layer in layers]
 
 
 def _groups(layers: Sequence[Layer]) -> list[list[Layer]]:
-    """Cut the layers that can be measured into groups whose moments fit into memory."""
+    """Return the layers that can be measured, in groups whose moments fit into memory."""
     groups: list[list[Layer]] = []
     held = 0
     for layer in layers:
@@ -99,52 +99,52 @@ def _columns(layer: Layer) -> int:
 def _measure(
     model: ir.Model,
     group: Sequence[Layer],
-    grids: Mapping[str, Grid],
+    params: Mapping[str, QuantParams],
     samples: Samples,
     *,
     runtime: Runtime,
 ) -> list[tuple[Layer, _Sums]]:
-    """Sum up these layers' inputs over the samples."""
+    """Return the moments of these layers' inputs over the samples."""
 
     def rows(start: int, arrays: dict[str, Array]) -> dict[int, tuple[Array, Array]]:
-        """Give some rows of each layer that has enough of them, by its number: before and after rounding."""
+        """Return rows of each layer that has enough of them, by its number: before and after quantization."""
         random = np.random.default_rng(start)
-        found = {}
+        rows_of = {}
         for number, layer in enumerate(group):
             assert layer.window is not None  # noqa: S101 - _groups lets no other through
-            x, grid, columns = arrays[layer.tensor], grids[layer.tensor], _columns(layer)
+            x, quant, columns = arrays[layer.tensor], params[layer.tensor], _columns(layer)
             share = len(x) / samples.count
             if layer.window.count(x.shape) < _ENOUGH * columns * share:
                 continue
             wanted = int(np.clip(_ROWS_PER_COLUMN * columns, _LEAST_ROWS, _MOST_ROWS))
-            at = layer.window.positions(x.shape, math.ceil(wanted * share), random)
-            before = _shifted(layer.window.rows(x, at), grid)
-            found[number] = (before, _rounded(before, grid))
-        return found
+            positions = layer.window.positions(x.shape, math.ceil(wanted * share), random)
+            before = _transformed(layer.window.rows(x, positions), quant)
+            rows_of[number] = (before, _rounded(before, quant))
+        return rows_of
 
     sums: dict[int, _Sums] = {}
     tensors = list(dict.fromkeys(layer.tensor for layer in group))
-    for part in calibration.digested(model, tensors, samples, runtime, rows):
+    for part in calibration.map_batches(model, tensors, samples, runtime, rows):
         for number, (before, after) in part.items():
             sums.setdefault(number, _Sums(group[number])).add(before, after)
     return [(group[number], total) for number, total in sums.items()]
 
 
-def _shifted(x: Array, grid: Grid) -> Array:
-    """Shift and divide (P, C, taps), in place."""
-    if grid.offset is not None:
-        x -= grid.offset[:, None]
-    if grid.divisor is not None:
-        x /= grid.divisor[:, None]
+def _transformed(x: Array, params: QuantParams) -> Array:
+    """Return (P, C, taps) less the offset and equalized, in place."""
+    if params.offset is not None:
+        x -= params.offset[:, None]
+    if params.equalization is not None:
+        x /= params.equalization[:, None]
     return x
 
 
-def _rounded(x: Array, grid: Grid) -> Array:
-    """Round what is shifted and divided to the grid."""
-    scale = np.float32(grid.scale)
+def _rounded(x: Array, params: QuantParams) -> Array:
+    """Return what the quantizer makes of a transformed input."""
+    scale = np.float32(params.scale)
     q: Array = x / scale
     np.rint(q, out=q)
-    np.clip(q, -128, 127, out=q)
+    np.clip(q, qdq.LOWEST_LEVEL, qdq.HIGHEST_LEVEL, out=q)
     q *= scale
     return q
 
@@ -161,7 +161,7 @@ class _Sums:
         self.centre: Array | None = None  # (G, 1, K): float32 sums of squares far from 0 would lose the rest
 
     def add(self, x: Array, q: Array) -> None:
-        """Add (P, C, taps) rows of which `q` is the rounded; both are written over."""
+        """Add (P, C, taps) rows and what the quantizer makes of them; both are written over."""
         x = x.reshape(len(x), self.groups, -1).transpose(1, 0, 2)
         q = q.reshape(len(q), self.groups, -1).transpose(1, 0, 2)
         if self.centre is None:
@@ -174,16 +174,16 @@ class _Sums:
         self.rows += x.shape[1]
 
     def moments(self) -> Moments:
-        """Give the moments of what was added."""
+        """Return the moments of what was added."""
         wanted, given = self.wanted / self.rows, self.given / self.rows
         second = self.second / self.rows - given[:, :, None] * given[:, None, :]
         centre = 0.0 if self.centre is None else self.centre[:, 0]
         return Moments((second + second.transpose(0, 2, 1)) / 2, wanted + centre, given + centre)
 
 
-def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool) -> QuantizedLayer:
-    """Round a layer's weights and take the mean error back in its bias."""
-    matrix, bias = rounding.folded(layer, grid)
+def _round(layer: Layer, params: QuantParams, sums: _Sums, *, per_channel: bool) -> QuantizedLayer:
+    """Return a layer with rounded weights, and the mean error taken back in its bias."""
+    matrix, bias = rounding.fold_into_weights(layer, params)
     g, o, _, _ = matrix.shape
     flat = matrix.reshape(g, o, -1)
     moments = sums.moments()
@@ -194,13 +194,13 @@ def _round(layer: Layer, grid: Grid, sums: _Sums, *, per_channel: bool) -> Quant
     q = round_columns(flat, scale, moments.second + _DAMPING * level * np.eye(flat.shape[2]))
     rounded = q * scale[:, :, None]
     drift = (flat * moments.wanted[:, None, :] - rounded * moments.given[:, None, :]).sum(axis=2)
-    return rounding.finished(
-        layer, grid, q.reshape(matrix.shape), scale, bias + drift.reshape(-1), per_channel=per_channel
+    return rounding.to_quantized_layer(
+        layer, params, q.reshape(matrix.shape), scale, bias + drift.reshape(-1), per_channel=per_channel
     )
 
 
 def _definite(second: FloatArray) -> FloatArray:
-    """Give second moments (G, K, K) that are positive definite.
+    """Return second moments (G, K, K) that are positive definite.
 
     An input that hardly varies around a large mean leaves rounding noise when it is centred, and with it
     negative eigenvalues; those matrices are shifted above zero.
@@ -215,7 +215,7 @@ def _definite(second: FloatArray) -> FloatArray:
 
 
 def round_columns(weight: FloatArray, scale: FloatArray, second: FloatArray) -> FloatArray:
-    """Round (G, O, K) weights to integers times `scale` (G, O), minimizing the error under `second`.
+    """Return (G, O, K) weights as integers to be multiplied by `scale` (G, O), of least error under `second`.
 
     The columns with the largest second moments go first; each leaves its error to the columns after it, by
     the Cholesky factor of the inverse of `second` (G, K, K).

@@ -1,4 +1,4 @@
-"""Where in a canonical graph a block's hidden units and gates are, and what stands between them."""
+"""Where in a canonical graph a block's hidden units and gates are, and the function between them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Excitation:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ExcitationSite:
     """A block of a canonical graph: gate = function(layer(h))."""
 
     block: SEBlock
@@ -47,13 +47,13 @@ class Place:
         return self.block.gain if self.function is None else float(self.function(np.array([_FAR]))[0])
 
 
-def place(model: ir.Model, block: SEBlock) -> Place:
-    """Find a block's last layer and its gate's function."""
+def locate(model: ir.Model, block: SEBlock) -> ExcitationSite:
+    """Return where a block's hidden units are and its gate's function."""
     nodes = {node.name: node for node in model.graph}
     last = nodes[block.layers[-1]]
     chain = [nodes[name] for name in block.nodes]
     function = _function(chain[chain.index(last) + 1 :], block.gate_output)
-    return Place(block, _excitation(model, block, last), function)
+    return ExcitationSite(block, _excitation(model, block, last), function)
 
 
 def _excitation(model: ir.Model, block: SEBlock, last: ir.Node) -> Excitation | str:
@@ -73,7 +73,7 @@ def _excitation(model: ir.Model, block: SEBlock, last: ir.Node) -> Excitation | 
 
 
 def _function(nodes: Sequence[ir.Node], gate: str) -> Function | None:
-    """Compose what stands between the last layer and the gate, one operator after the other."""
+    """Return what stands between the last layer and the gate as one function; None where that is unknown."""
     steps: list[Function] = []
     for node in nodes:
         step = _step(node)

@@ -1,4 +1,4 @@
-"""What a layer's outputs see of its input: rows of columns, at a few sampled positions."""
+"""A layer's input as a matrix (im2col): one row for each of a few sampled output positions."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ConvWindow:
     """A convolution's window; a fully connected layer's is one element along all other axes."""
 
-    kernel: tuple[int, ...]  # () where the input is no image
+    kernel: tuple[int, ...]  # () for a fully connected layer
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]  # as ONNX orders them
     axis: int = 1  # of the channels
 
     def positions(self, shape: tuple[int, ...], count: int, random: np.random.Generator) -> IntArray:
-        """Choose `count` output positions of an input (N, C, ...), as flat numbers with repetition."""
+        """Return `count` random output positions of an input (N, C, ...), as flat numbers with repetition."""
         return random.integers(0, self.count(shape), count)
 
     def count(self, shape: tuple[int, ...]) -> int:
-        """Count the output positions of an input."""
+        """Return the number of output positions of an input of this shape."""
         return int(np.prod(self._outputs(shape)))
 
-    def rows(self, x: Array, at: IntArray) -> Array:
-        """Give a copy of the windows at these positions: (len(at), C, taps)."""
+    def rows(self, x: Array, positions: IntArray) -> Array:
+        """Return a copy of the windows at these positions: (P, C, taps)."""
         if not self.kernel:
             moved = np.moveaxis(x, self.axis, -1)
-            return moved.reshape(-1, moved.shape[-1])[at][:, :, None]
-        sample, *places = np.unravel_index(at, self._outputs(x.shape))
+            return moved.reshape(-1, moved.shape[-1])[positions][:, :, None]
+        sample, *corners = np.unravel_index(positions, self._outputs(x.shape))
         taps = np.stack(np.unravel_index(np.arange(int(np.prod(self.kernel))), self.kernel))  # (n, taps)
         index = [
-            place[:, None] * stride + tap[None, :] * dilation - pad
-            for place, stride, tap, dilation, pad in zip(
-                places, self.strides, taps, self.dilations, self.pads, strict=False
+            corner[:, None] * stride + tap[None, :] * dilation - pad
+            for corner, stride, tap, dilation, pad in zip(
+                corners, self.strides, taps, self.dilations, self.pads, strict=False
             )
         ]
         inside = np.ones(index[0].shape, bool)  # padding is 0: cheaper than a padded copy of all of x
@@ -56,7 +56,7 @@ class Window:
         return np.ascontiguousarray(gathered.transpose(0, 2, 1))
 
     def _outputs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Give the shape of the positions: (N, outputs per axis...)."""
+        """Return the shape of the positions: (N, outputs per axis...)."""
         if not self.kernel:
             return tuple(d for i, d in enumerate(shape) if i != self.axis)
         n = len(self.kernel)

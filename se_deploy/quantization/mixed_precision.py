@@ -1,4 +1,4 @@
-"""Mixed precision with a budget: how many layers must stay in float to reach what was asked for."""
+"""Mixed precision: how many layers must stay in float to reach the accuracy asked for."""
 
 from __future__ import annotations
 
@@ -10,61 +10,61 @@ from se_deploy.errors import BadInput
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from se_deploy.quantization.judge import Judge, Judgement
+    from se_deploy.quantization.evaluator import Evaluation, Evaluator
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantizedLayer
 
-_POINTS = 7  # of the curve
+_CURVE_POINTS = 7  # none, all, and five between: each is a run of the samples held back
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class AccuracyGoal:
     """What the result must reach on the samples held back; None: not asked."""
 
     min_sqnr_db: float | None = None  # of the worst output
-    max_drop: float | None = None  # of top-1 accuracy, in points
+    max_drop: float | None = None  # of top-1 accuracy, in percentage points
 
     @property
     def asked(self) -> bool:
         """Whether there is anything to reach."""
         return self.min_sqnr_db is not None or self.max_drop is not None
 
-    def reached(self, found: Judgement, exact: Judgement) -> bool:
-        """Tell whether a judgement is good enough. Raises: BadInput for a drop without labels."""
-        if self.min_sqnr_db is not None and min(found.sqnr_db().values()) < self.min_sqnr_db:
+    def reached(self, quantized: Evaluation, exact: Evaluation) -> bool:
+        """Whether `quantized` is good enough. Raises: BadInput for a drop without labels."""
+        if self.min_sqnr_db is not None and min(quantized.sqnr_db().values()) < self.min_sqnr_db:
             return False
         if self.max_drop is None:
             return True
-        if found.accuracy is None or exact.accuracy is None:
+        if quantized.accuracy is None or exact.accuracy is None:
             raise BadInput(
                 "--max-drop needs labels, and the calibration data has none",
                 hint="give class folders, or ask for --min-sqnr",
             )
-        return 100 * (exact.accuracy - found.accuracy) <= self.max_drop
+        return 100 * (exact.accuracy - quantized.accuracy) <= self.max_drop
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class TradeoffPoint:
     """One point of the curve of accuracy against cost."""
 
-    kept: int  # layers in float
+    float_layers: int  # how many
     macs_int8_fraction: float
     added_ms: float  # per image, what those layers take longer in FP16, estimated by a roofline
     sqnr_db: float  # of the worst output
     accuracy: float | None
 
 
-def fewest(
-    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], judge: Judge, goal: Goal
+def fewest_float_layers(
+    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], evaluator: Evaluator, goal: AccuracyGoal
 ) -> int | None:
-    """Find how many of `ranked`, from its front, must leave INT8 so that `goal` is reached; None: no number.
+    """Return how many of `ranked`, from its front, must stay in float for `goal`; None: not even all do.
 
-    By bisection: leaving more in float is taken to do no harm.
+    By bisection: more layers in float are taken to do no harm.
     """
-    exact = judge.exact()
+    exact = evaluator.exact()
 
     def good(count: int) -> bool:
-        return goal.reached(judge.layers(without(planned, ranked[:count])), exact)
+        return goal.reached(evaluator.layers(without(planned, ranked[:count])), exact)
 
     low, high = 0, len(ranked)
     if not good(high):
@@ -75,31 +75,32 @@ def fewest(
     return high
 
 
-def curve(
+def tradeoff_curve(
     planned: Sequence[QuantizedLayer],
     ranked: Sequence[Layer],
-    judge: Judge,
+    evaluator: Evaluator,
     total_macs: int,
     cost: Callable[[Layer], float],
-) -> tuple[Point, ...]:
-    """Give accuracy against cost for a few numbers of layers left in float, none first and all last."""
+) -> tuple[TradeoffPoint, ...]:
+    """Return accuracy against cost for a few numbers of layers left in float, none first and all last."""
+    steps = _CURVE_POINTS - 1
     points = []
-    for count in sorted({round(n * len(ranked) / (_POINTS - 1)) for n in range(_POINTS)}):
-        found = judge.layers(without(planned, ranked[:count]))
+    for count in sorted({round(n * len(ranked) / steps) for n in range(_CURVE_POINTS)}):
+        evaluation = evaluator.layers(without(planned, ranked[:count]))
         inside = sum(layer.macs for layer in ranked[count:])
         points.append(
-            Point(
-                kept=count,
+            TradeoffPoint(
+                float_layers=count,
                 macs_int8_fraction=inside / max(1, total_macs),
                 added_ms=sum(cost(layer) for layer in ranked[:count]),
-                sqnr_db=min(found.sqnr_db().values()),
-                accuracy=found.accuracy,
+                sqnr_db=min(evaluation.sqnr_db().values()),
+                accuracy=evaluation.accuracy,
             )
         )
     return tuple(points)
 
 
-def without(planned: Sequence[QuantizedLayer], spared: Sequence[Layer]) -> list[QuantizedLayer]:
-    """Leave these layers out of the plan."""
-    names = {layer.node for layer in spared}
+def without(planned: Sequence[QuantizedLayer], float_layers: Sequence[Layer]) -> list[QuantizedLayer]:
+    """Return the plan less the layers that stay in float."""
+    names = {layer.node for layer in float_layers}
     return [layer for layer in planned if layer.node not in names]

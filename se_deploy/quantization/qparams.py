@@ -1,0 +1,139 @@
+"""Choose each tensor's scale, offset and equalization by the error at the outputs of the layers that read it.
+
+With x quantized in steps of d_c * s, the error of y = W x is, up to what correlates,
+
+    sum_c |W_c|^2 ((d_c s)^2 / 12 + clipped_c)  +  sum_o step_o^2 / 12 * sum_c var(x_c / d_c)
+
+Dividing each channel by its own size (d) shrinks the first sum and, where large and small columns then meet
+in one row of the weights, enlarges the second: a power between 0 and 1 of the size is chosen per tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy import calibration
+from se_deploy.quantization.qdq import HIGHEST_LEVEL, LOWEST_LEVEL, QuantParams
+from se_deploy.quantization.rounding import fp16_exact
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.calibration import Method, Statistics
+    from se_deploy.protocols import FloatArray
+    from se_deploy.quantization.layers import Layer
+
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Strengths of equalization: none to all of a channel's size; finer steps changed no choice by 0.1 dB."""
+_LEAST_SHARE = 1 / 64  # of the largest channel's size: a channel that was quiet so far may not stay so
+_RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
+_GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
+_ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
+_STEPS = calibration.LEVELS - 1
+_LEAST_POWER = 1e-30  # of an output: keeps quotients finite where a layer's output never moves
+_UNIFORM_NOISE = 1 / 12  # variance of rounding to steps of 1
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Quantization parameters, and the error that they are predicted to make at their readers' outputs."""
+
+    params: QuantParams
+    noise: float  # over the power of the readers' outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What may stand between a tensor and its quantizer, and how its readers' weights are quantized."""
+
+    offset_folding: bool
+    channel_equalization: bool
+    per_channel_weights: bool
+
+
+def choose(
+    statistics: Statistics, readers: Sequence[Layer], methods: Sequence[Method], allowed: Allowed
+) -> dict[Method, Choice]:
+    """Return scale, offset and equalization of the tensor that `readers` read, by each method."""
+    error = calibration.ClipError(statistics)
+    ranges = calibration.choose_ranges(statistics, methods, error)
+    if not allowed.channel_equalization:
+        whole_tensor = statistics.per_tensor()
+        whole = calibration.choose_ranges(whole_tensor, methods, calibration.ClipError(whole_tensor))
+        for method, (low, high) in ranges.items():
+            begin = np.maximum(low, whole[method][0])
+            ranges[method] = (begin, np.maximum(begin, np.minimum(high, whole[method][1])))
+    if any(layer.padded for layer in readers):  # with zeros, which must not be clipped
+        ranges = {method: (np.minimum(low, 0), np.maximum(high, 0)) for method, (low, high) in ranges.items()}
+    weight = sum(layer.column_power for layer in readers)
+    power_out = max(float((weight * statistics.variance).sum()), _LEAST_POWER)
+    chosen = {}
+    for method, (low, high) in ranges.items():
+        if allowed.offset_folding:
+            size = (high - low) / _STEPS
+        else:
+            size = np.maximum(np.maximum(-low, high) / HIGHEST_LEVEL, 0)
+        largest = max(float(size.max()), 1e-12)
+        share = np.maximum(size / largest, _LEAST_SHARE)
+        best = np.inf
+        for power in POWERS if allowed.channel_equalization else (0.0,):
+            factor = share**power
+            reach = float((size / factor).max())
+            noise = sum(
+                _weight_noise(layer, factor, statistics.variance, per_channel=allowed.per_channel_weights)
+                for layer in readers
+            )
+            # minmax promises that nothing is clipped
+            scales = fp16_exact((_RANGE_SHARES if method != "minmax" else np.ones(1)) * reach)
+            step = factor * scales[:, None]  # (scales, C)
+            offset = _offset(low, high, step) if allowed.offset_folding else np.zeros_like(step)
+            clipped = error(offset + LOWEST_LEVEL * step, offset + HIGHEST_LEVEL * step)
+            totals = (weight * (step**2 * _UNIFORM_NOISE + clipped)).sum(axis=1) + noise
+            i = int(totals.argmin())
+            if totals[i] < best:
+                best = float(totals[i])
+                params = QuantParams(
+                    float(scales[i]),
+                    offset[i].astype(np.float32) if allowed.offset_folding else None,
+                    factor.astype(np.float32) if power else None,
+                )
+                chosen[method] = Choice(params, best / power_out)
+    return chosen
+
+
+def predicted_noise(layer: Layer, params: QuantParams, statistics: Statistics, *, per_channel: bool) -> float:
+    """Return the predicted error at a layer's output over its power."""
+    factor = (
+        np.ones(len(statistics.variance))
+        if params.equalization is None
+        else params.equalization.astype(np.float64)
+    )
+    rounded = float((layer.column_power * (factor * params.scale) ** 2).sum()) * _UNIFORM_NOISE
+    power = float((layer.column_power * statistics.variance).sum())
+    of_weights = _weight_noise(layer, factor, statistics.variance, per_channel=per_channel)
+    return (rounded + of_weights) / max(power, _LEAST_POWER)
+
+
+def _offset(low: FloatArray, high: FloatArray, step: FloatArray) -> FloatArray:
+    """Return where the 256 levels lie: from the low end for one-sided channels, else around the middle.
+
+    A one-sided channel (behind ReLU, an image's pixels) has a value of its own at its low end, which is met
+    exactly that way.
+    """
+    fits = (high - low) <= _STEPS * step * (1 + 1e-9)
+    one_sided = (low >= 0) | (-low < _ONE_SIDED * high) | fits
+    return np.where(one_sided, low - LOWEST_LEVEL * step, (low + high) / 2 + step / 2)
+
+
+def _weight_noise(layer: Layer, factor: FloatArray, variance: FloatArray, *, per_channel: bool) -> float:
+    """Return the predicted output error of rounding W diag(factor), summed over the output channels."""
+    groups, _, channels, taps = layer.matrix.shape
+    d = factor.reshape(groups, channels)
+    steps = (layer.largest * d[:, None, :]).max(axis=2) / HIGHEST_LEVEL  # (G, O/G)
+    if not per_channel:
+        steps = np.full_like(steps, steps.max())
+    power = (variance.reshape(groups, channels) / d**2).sum(axis=1) * taps
+    return _GPTQ_FACTOR * float(((steps**2).sum(axis=1) * _UNIFORM_NOISE * power).sum())
