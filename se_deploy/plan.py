@@ -56,6 +56,11 @@ class Plan:
     layers: tuple[Kernel, ...]
 
     @property
+    def targets(self) -> tuple[str, ...]:
+        """The targets that the plan serves, each by its name: "sm80+sm86" is two."""
+        return tuple(self.target.split("+"))
+
+    @property
     def kernels(self) -> int:
         """Launches; shape-only calls are none."""
         return sum(not layer.host_only for layer in self.layers)

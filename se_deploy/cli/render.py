@@ -77,7 +77,7 @@ def reasons(result: Mapping[str, Any]) -> list[Table]:
     for plan in result.get("plans", []):
         grouped: dict[str, list[str]] = {}
         for block in plan["blocks"]:
-            for reason in block["reasons"]:
+            for reason in block["reasons"] if block["verdict"] != "fused" else ():
                 grouped.setdefault(reason, []).append(block["output"])
         if grouped:
             table = _table(

@@ -17,7 +17,7 @@ from se_deploy.backends.onnxruntime.session import CPU, CUDA, OrtRuntime
 from se_deploy.commands import source
 from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,7 @@ class Opened:
     model: ir.Model | None  # the graph, where there is one
     checked_as: str | None = None  # what stands in for the artifact, in words
     name: str = ""  # what it is called in results; the argument it was opened from where empty
+    random_weights: bool = False  # drawn, not trained: which class is largest means nothing
 
 
 def kind_of(artifact: str) -> Literal["engine", "onnx", "network"]:
@@ -90,6 +91,7 @@ def opened(
             precision_of(model),
             input_spec.read(model.metadata_props),
             model,
+            random_weights=_random(model),
         )
 
 
@@ -159,7 +161,19 @@ def _network(
         seed=options.seed,
     )
     session = source.torch_session(network, threads, device)
-    return Opened(session, "torch", _device_name(device), "fp32", image.applied(network.image), None)
+    return Opened(
+        session,
+        "torch",
+        _device_name(device),
+        "fp32",
+        image.applied(network.image),
+        None,
+        random_weights=provenance.are_random(network.weights),
+    )
+
+
+def _random(model: ir.Model) -> bool:
+    return provenance.are_random(provenance.weights_of(model.metadata_props))
 
 
 @contextlib.contextmanager
@@ -189,4 +203,5 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
             model,
             f"the engine itself was not run ({reason}): its numerics were checked through the ONNX file "
             f"that it was built from, {onnx.name}, in ONNX Runtime with optimizations off",
+            random_weights=_random(model),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,11 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check, tensorrt
 from se_deploy.commands import artifacts, lowering, source
 from se_deploy.commands.results import Json, block_json, head, relative, waterfall_json
+from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.passes import canonical
 from se_deploy.protocols import silent
+from se_deploy.quantization.without_qdq import without_qdq
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -107,6 +110,7 @@ def build_engine(
     given = source.load_onnx(Path(model), image or ImageOptions())
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
+    notes = _fitting(Path(model), stored, wanted, calibration)
     chosen = lowering.compiler_for(runtime, targets)
     planner = lowering.planner_for(chosen, targets)
     try:
@@ -123,13 +127,13 @@ def build_engine(
                 progress=progress,
             )
         else:
-            base = given
             done = lowering.as_it_stands(given)
+            done = dataclasses.replace(done, warnings=(*notes, *done.warnings))
         worth = None
         if wanted == "int8" and planner is not None:
             worth = lowering.worth(
                 done.model,
-                lowering.half(done.rewritten),
+                lowering.half(without_qdq(done.rewritten)),
                 planner=planner,
                 targets=targets,
                 built=fp16_plan,
@@ -150,6 +154,24 @@ def build_engine(
         worth=worth,
         progress=progress,
     )
+
+
+def _fitting(
+    path: Path, stored: Precision, wanted: Precision, calibration: CalibrationOptions
+) -> tuple[str, ...]:
+    """Return what to warn of where a file in `stored` precision is built in the one wanted.
+
+    Raises: BadInput where the file would have to be undone first.
+    """
+    if stored not in {"fp32", wanted}:
+        kind = "quantized already" if stored == "int8" else "in FP16 already"
+        raise BadInput(
+            f"'{path}' is {kind}, {wanted.upper()} cannot be made from it",
+            hint=f"start from the FP32 file, or build this one as it is: --precision {stored}",
+        )
+    if stored == "int8" and calibration.data is not None:
+        return (f"'{path}' holds Q/DQ nodes already: the calibration data was not used",)
+    return ()
 
 
 def finish(

@@ -221,11 +221,13 @@ class Worth:
         """The comparison in one sentence."""
         a, b = self.int8, self.fp16
         less = a.activation_bytes < b.activation_bytes
+        bytes_a, bytes_b = _distinct(a.activation_bytes / 1e6, b.activation_bytes / 1e6, digits=2)
+        ms_a, ms_b = _distinct(self.int8_ms, self.fp16_ms, digits=3)
         also = (" and takes less time" if self.worth_it else " but takes no less time") if less else ""
         return (
             f"the INT8 plan moves {'less' if less else 'no less'} than the FP16 plan{also}: "
-            f"{_traffic(a)} against {_traffic(b)} per image, {self.int8_ms:.3f} against "
-            f"{self.fp16_ms:.3f} ms by the roofline of {self.device.title} "
+            f"{bytes_a} MB in {a.kernels} kernels against {bytes_b} MB in {b.kernels} kernels per image, "
+            f"{ms_a} against {ms_b} ms by the roofline of {self.device.title} "
             f"({a.runtime} {a.version}, {a.target}; planned, not timed)"
         )
 
@@ -249,8 +251,12 @@ class Worth:
         }
 
 
-def _traffic(plan: Plan) -> str:
-    return f"{plan.activation_bytes / 1e6:.2f} MB in {plan.kernels} kernels"
+def _distinct(one: float, other: float, *, digits: int) -> tuple[str, str]:
+    """Return both figures with `digits` decimals, or with as many more as it takes to tell them apart."""
+    most = 12  # of a double's 16 digits: figures that agree in so many are equal
+    while f"{one:.{digits}f}" == f"{other:.{digits}f}" and one != other and digits < most:
+        digits += 1
+    return f"{one:.{digits}f}", f"{other:.{digits}f}"
 
 
 def worth(
@@ -269,7 +275,7 @@ def worth(
     plan = planner.plan(int8)
     device = quantization.roofline_device(targets) or typical(plan.target)
     macs = {str(node.name): graph.macs(node) for node in fp16.graph}
-    others = [planner.plan(fp16), *([built] if built is not None and built.target == plan.target else [])]
+    others = [planner.plan(fp16), *([built] if built is not None and plan.target in built.targets else [])]
     times = [_milliseconds(other, macs, device) for other in others]
     best = min(range(len(others)), key=times.__getitem__)
     return Worth(plan, others[best], device, _milliseconds(plan, macs, device), times[best])

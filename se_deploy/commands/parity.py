@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,10 @@ class Limits:
     rtol: tuple[tuple[str, float], ...] = ()
     min_cosine: float | None = None
     min_top1: float | None = None
+
+    def without_top1(self) -> Limits:
+        """Return these limits with no floor on the top-1 agreement."""
+        return dataclasses.replace(self, min_top1=0.0)
 
     def tolerance(self, precision: str, output: str) -> Tolerance:
         """Give what one output of a candidate is judged by."""
@@ -101,7 +106,7 @@ def parity(
     limits = limits or Limits()
     judged: list[Judged] = []
     notes: list[str] = []
-    accuracy = None
+    accuracy, unjudged = None, False
     with artifacts.opened(
         reference, exact=True, threads=threads, device=device, network=network, image=image
     ) as ref:
@@ -122,12 +127,15 @@ def parity(
                     remembered, one.session, found.batches(size), labels=found.labels
                 )
                 accuracy = measured.reference_accuracy
+                drawn = ref.random_weights or one.random_weights
+                held = limits.without_top1() if drawn and limits.min_top1 is None else limits
+                unjudged = unjudged or held is not limits
                 failures = tuple(
                     text
                     for output in measured.outputs
-                    for text in limits.tolerance(one.precision, output.name).failures(output)
+                    for text in held.tolerance(one.precision, output.name).failures(output)
                 )
-                tolerance = limits.tolerance(one.precision, measured.outputs[0].name)
+                tolerance = held.tolerance(one.precision, measured.outputs[0].name)
                 divergence = None
                 if failures and ref.model is not None and one.model is not None:
                     divergence = _divergence(ref.model, one.model, found, size, tolerance)
@@ -136,6 +144,11 @@ def parity(
             name = name_of(candidate, relative_to)
             judged.append(Judged(name, measured, tolerance, failures, divergence, one.checked_as))
         progress("parity", len(candidates), len(candidates))
+    if unjudged:
+        notes.append(
+            "top-1 agreement is not judged: the weights are random, so that classes are near ties; "
+            "--min-top1 judges it all the same"
+        )
     return ParityResult(
         name_of(reference, relative_to), limits.preset or "auto", tuple(judged), accuracy, tuple(notes)
     )

@@ -25,7 +25,7 @@ from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.protocols import silent
 from se_deploy.quantization import to_fp16
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,6 +49,12 @@ ENGINES: Mapping[Precision, tuple[Precision, ...]] = {
     "fp32": ("fp32",), "fp16": ("fp16",), "int8": ("fp16", "int8"),
 }  # fmt: skip
 """Which engines a run builds, the one that the others are compared with first."""
+_PRECISIONS: tuple[Precision, ...] = ("int8", "fp16", "fp32")  # narrow to wide
+_GRAPHS: Mapping[Precision, tuple[str, ...]] = {
+    "fp32": ("model.onnx",), "fp16": ("model.onnx", "model.fp16.onnx"),
+    "int8": ("model.onnx", "model.fp16.onnx", "model.int8.onnx"),
+}  # fmt: skip
+"""Which ONNX files a run of that precision leaves beside its engines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ class RunResult:
         ]
         return {
             "parity": tuple(text for c in self.parity.candidates for text in c.failures),
-            "fusion": next(iter(self.engines.values())).fusion_failures,
+            "fusion": self._deployed.fusion_failures,
             "precision": tuple(text for e in self.engines.values() for text in e.precision_failures),
             "latency": tuple(slow),
         }
@@ -96,12 +102,24 @@ class RunResult:
         return all(a.latency.stable for a in judged)
 
     @property
-    def recommended(self) -> Precision:
-        """The engine to deploy: INT8 only where its plan is cheaper and its answers pass."""
-        first = next(iter(self.engines))
+    def recommended(self) -> Precision | None:
+        """The engine to deploy: INT8 only where its plan is cheaper; None where none passes its verdicts."""
         worth = self.engines["int8"].worth if "int8" in self.engines else None
-        right = all(c.passed for c in self.parity.candidates if c.path == "model.int8.engine")
-        return "int8" if worth is not None and worth.worth_it and right else first
+        cheaper = worth is not None and worth.worth_it
+        order = sorted(self.engines, key=lambda name: (name == "int8") != cheaper)
+        return next((name for name in order if not self._against(name)), None)
+
+    @property
+    def _deployed(self) -> BuildResult:
+        """The engine that the run's verdicts are of: the recommended one, else the first."""
+        name = self.recommended
+        return self.engines[next(iter(self.engines)) if name is None else name]
+
+    def _against(self, name: Precision) -> tuple[str, ...]:
+        """Return what speaks against deploying an engine: its parity and its precision."""
+        measured = [c for c in self.parity.candidates if c.path == self.engines[name].engine.name]
+        failures = [text for c in measured for text in c.failures]
+        return (*failures, *self.engines[name].precision_failures)
 
     def json(self) -> Json:
         """The object of the contract: report.json."""
@@ -123,28 +141,41 @@ class RunResult:
             },
             "machine": machine(),
             "report": "report.html",
-            "artifacts": {path.name.removeprefix("model."): path.name for path in self._files()},
-            "sizes": {path.name: path.stat().st_size for path in self._files()},
+            "artifacts": {path.name.removeprefix("model."): path.name for path in self.files},
+            "sizes": {path.name: path.stat().st_size for path in self.files},
             "export": self.export.json(),
             "inspect": self.inspection.json(),
             "quantize": self.quantize.json() if self.quantize else None,
             "build-engines": engines,
-            "build-engine": engines[self.recommended],
+            "build-engine": self._deployed.json(),
             "parity": self.parity.json(),
             "profile": self.profile.json(),
             "verdicts": self.verdicts,
-            "recommendation": self._recommendation(),
+            "recommendation": self.recommendation,
         }
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if path.name.startswith("model."))
+    @property
+    def files(self) -> list[Path]:
+        """The artifacts that this run wrote, sorted by name."""
+        built = [p for e in self.engines.values() for p in (e.engine, e.manifest, e.onnx)]
+        graphs = [self.folder / name for name in _GRAPHS[min(self.engines, key=_PRECISIONS.index)]]
+        return sorted([*graphs, *built])
 
-    def _recommendation(self) -> str:
+    @property
+    def recommendation(self) -> str:
+        """Which engine to deploy and why, in one sentence; never one that fails a verdict."""
+        name = self.recommended
+        if name is None:
+            causes = "; ".join(f"{one.upper()}: {self._against(one)[0]}" for one in self.engines)
+            return f"deploy none of these engines: {causes}"
         if "int8" not in self.engines:
-            return f"deploy the {self.recommended.upper()} engine: the only one that was asked for"
+            return f"deploy the {name.upper()} engine: the only one that was asked for"
         worth = self.engines["int8"].worth
         why = worth.reason if worth else "no compiler could plan both forms on this machine"
-        return f"deploy the {self.recommended.upper()} engine: {why}"
+        if worth is not None and worth.worth_it != (name == "int8"):
+            other: Precision = "fp16" if name == "int8" else "int8"
+            why = f"the {other.upper()} engine is planned to be cheaper, but fails: {self._against(other)[0]}"
+        return f"deploy the {name.upper()} engine: {why}"
 
 
 def run(
@@ -184,7 +215,7 @@ def run(
             "there are no samples to calibrate or to compare on",
             hint="pass --calib-data: a folder of images, .npy/.npz, ...; for FP16 alone --data is enough",
         )
-    paths = _claim(folder, precision, overwrite=overwrite)
+    paths = _claim(folder, overwrite=overwrite)
     steps = _Steps(progress, 8)
 
     steps.next()
@@ -277,6 +308,7 @@ def run(
         timed,
         tuple(dict.fromkeys(notes)),
     )
+    _remove_stale(result, Path(model))
     payload = result.json()
     files.write_text(folder / "report.json", json.dumps(payload, indent=2, allow_nan=False) + "\n")
     files.write_text(folder / "report.html", report.html(payload))
@@ -308,15 +340,27 @@ class _Steps:
         self._done += 1
 
 
-def _claim(folder: Path, precision: Precision, *, overwrite: bool) -> dict[str, Path]:
+def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
     if folder.exists() and not folder.is_dir():
         raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
-    paths = {name: folder / f"model.{name}" for name in ("onnx", "fp16.onnx", "int8.onnx")}
-    engines = [folder / f"model.{name}.engine" for name in ENGINES[precision]]
-    sides = [p for e in engines for p in (manifests.path_of(e), onnx_path(e))]
-    for path in (*paths.values(), *engines, *sides, folder / "report.json", folder / "report.html"):
+    for path in (*_own(folder), folder / "report.json", folder / "report.html"):
         files.claim(path, overwrite=overwrite)
-    return {"onnx": paths["onnx"], "fp16": paths["fp16.onnx"], "int8": paths["int8.onnx"]}
+    return {"onnx": folder / "model.onnx", **{p: folder / f"model.{p}.onnx" for p in ("fp16", "int8")}}
+
+
+def _remove_stale(result: RunResult, model: Path) -> None:
+    """Remove what an earlier run left under a run's own names: it would pass for this one's."""
+    for path in _own(result.folder):
+        own = path in result.files or (path.exists() and model.exists() and path.samefile(model))
+        if not own:
+            path.unlink(missing_ok=True)
+
+
+def _own(folder: Path) -> tuple[Path, ...]:
+    """Return every artifact that a run of any precision may leave in `folder`."""
+    engines = [folder / f"model.{name}.engine" for name in _PRECISIONS]
+    sides = [p for e in engines for p in (manifests.path_of(e), onnx_path(e))]
+    return (*(folder / name for name in _GRAPHS["int8"]), *engines, *sides)
 
 
 def _write_fp32(taken: Source, path: Path) -> ExportResult:
@@ -341,7 +385,16 @@ def _reference(model: str, taken: Source, threads: int) -> artifacts.Opened | st
         return model
     session = source.torch_session(taken.network, threads)
     spec = input_spec.read(taken.model.metadata_props)
-    return artifacts.Opened(session, "torch", artifacts.cpu_name(), "fp32", spec, None, name=taken.spec)
+    return artifacts.Opened(
+        session,
+        "torch",
+        artifacts.cpu_name(),
+        "fp32",
+        spec,
+        None,
+        name=taken.spec,
+        random_weights=provenance.are_random(taken.network.weights),
+    )
 
 
 def _calibration_data(calibration: CalibrationOptions, taken: Source, folder: Path) -> Path:

@@ -17,7 +17,7 @@ import torch
 
 from se_deploy import graph
 from se_deploy.errors import ExportFailed
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,8 +65,8 @@ def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Ex
             notes.append(f"the dynamo exporter failed ({failures[0]}): TorchScript exporter used")
         if network.image is not None:
             input_spec.write(model.metadata_props, network.image)
-        model.metadata_props["se_deploy.network"] = network.spec
-        model.metadata_props["se_deploy.weights"] = network.weights
+        model.metadata_props[provenance.NETWORK_KEY] = network.spec
+        model.metadata_props[provenance.WEIGHTS_KEY] = network.weights
         return Exported(model, "dynamo" if exporter == "dynamo" else "torchscript", tuple(notes))
     raise ExportFailed(
         f"'{network.spec}' cannot be exported at opset {opset}: {'; '.join(failures)}",

@@ -26,7 +26,7 @@ from se_deploy import files
 from se_deploy.errors import BadInput, BadModel, MissingRuntime
 from se_deploy.frontend import public_zoos
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, provenance
 from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def load(
     elif pretrained:
         weights = "pretrained"
     else:
-        weights = f"random, seed {seed}"
+        weights = provenance.random_weights(seed)
         notes.append(
             f"'{spec}' has random weights (seed {seed}): its answers mean nothing; "
             "name weights with --checkpoint FILE or --pretrained"

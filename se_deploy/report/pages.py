@@ -146,7 +146,7 @@ def _reasons(blocks: Sequence[BlockRow]) -> list[tuple[str, str, int]]:
         (verdict.plan, reason)
         for block in blocks
         for verdict in block.verdicts
-        if verdict is not None
+        if verdict is not None and verdict.verdict != "fused"
         for reason in dict.fromkeys(verdict.reasons)
     )
     return [(plan, reason, times) for (plan, reason), times in counts.most_common()]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -17,6 +18,7 @@ from test_cli import NET, WEIGHTS
 from test_cli import run as call
 
 from se_deploy.cli import main
+from se_deploy.commands.run import RunResult
 from se_deploy.schema import input_spec
 
 KEYS = {
@@ -162,3 +164,120 @@ def test_demo_keeps_the_answers(tmp_path, capsys):
         assert abs(accuracy[path] - reference) <= 0.003 + 1e-9, path
     assert result["verdicts"]["parity"]
     assert result["verdicts"]["precision"]
+
+
+class Candidate:
+    """What a recommendation asks of an engine: its verdicts and whether INT8 pays."""
+
+    def __init__(self, name, *, precision=(), worth=None):
+        self.engine, self.precision_failures = Path(f"model.{name}.engine"), precision
+        self.fusion_failures, self.worth = (f"{name} splits",), worth
+
+
+def recommendation(*, int8_pays, failing=(), precision=()):
+    """The recommendation, and the plan that the fusion verdict is of."""
+    worth = SimpleNamespace(worth_it=int8_pays, reason="INT8 moves less" if int8_pays else "INT8 moves more")
+    candidates = [
+        SimpleNamespace(path=f"model.{name}.engine", failures=("cosine is low",) if name in failing else ())
+        for name in ("fp16", "int8")
+    ]
+    result = RunResult(
+        folder=Path("out"), verb="run", command="", date="", export=None, inspection=None, quantize=None,
+        engines={
+            "fp16": Candidate("fp16", precision=("runs in fp32",) if "fp16" in precision else ()),
+            "int8": Candidate("int8", worth=worth),
+        },
+        parity=SimpleNamespace(candidates=candidates), profile=SimpleNamespace(artifacts=()), warnings=(),
+    )  # fmt: skip
+    return result.recommendation, result.failures["fusion"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words", "plan"),
+    [
+        ({"int8_pays": True}, "deploy the INT8 engine: INT8 moves less", "int8"),
+        ({"int8_pays": False}, "deploy the FP16 engine: INT8 moves more", "fp16"),
+        (
+            {"int8_pays": True, "failing": ["int8"]},
+            "deploy the FP16 engine: the INT8 engine is planned to be cheaper, but fails: cosine is low",
+            "fp16",
+        ),
+        (
+            {"int8_pays": False, "failing": ["fp16"]},
+            "deploy the INT8 engine: the FP16 engine is planned to be cheaper, but fails: cosine is low",
+            "int8",
+        ),
+        ({"int8_pays": False, "precision": ["fp16"]}, "but fails: runs in fp32", "int8"),
+        (
+            {"int8_pays": True, "failing": ["fp16", "int8"]},
+            "deploy none of these engines: FP16: cosine",
+            "fp16",
+        ),
+    ],
+)
+def test_no_recommendation_contradicts_a_verdict(given, words, plan):
+    text, fusion = recommendation(**given)
+    assert words in text
+    assert fusion == (f"{plan} splits",), "the fusion verdict is of the plan that is deployed"
+
+
+def test_an_earlier_run_s_engines_do_not_pass_for_this_one_s(files, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    stale = [tmp_path / name for name in ("model.int8.engine", "model.int8.engine.json", "model.int8.onnx")]
+    for path in (*stale, tmp_path / "model.notes.txt"):
+        path.write_text("earlier")
+    words = [
+        "run",
+        "net.onnx",
+        "--fp16",
+        "--data",
+        "photos",
+        "-o",
+        tmp_path,
+        "--json",
+        "--no-rewrites",
+        *QUICK[2:],
+    ]
+    code, out, _ = call(capsys, *words)
+    assert (code, json.loads(out)["error"]["kind"]) == (1, "OutputExists")
+    code, out, err = call(capsys, *words, "--overwrite")
+    assert code == 0, err
+    listed = set(json.loads(out)["artifacts"].values())
+    assert listed == {
+        "model.onnx", "model.fp16.onnx",
+        "model.fp16.engine", "model.fp16.engine.json", "model.fp16.engine.onnx",
+    }  # fmt: skip
+    assert not any(path.exists() for path in stale)
+    assert (tmp_path / "model.notes.txt").exists(), "files of others are kept"
+
+
+def test_a_file_in_another_precision_is_refused_or_said_so(made, capsys, monkeypatch):
+    files, _ = made
+    monkeypatch.chdir(files / "out")
+    for words, expected in (
+        (["model.fp16.onnx", "--int8", "--calib-data", "../photos"], "in FP16 already"),
+        (["model.int8.onnx", "--fp16"], "quantized already"),
+        (["model.fp16.onnx", "--precision", "fp32"], "in FP16 already"),
+    ):
+        code, _, err = call(capsys, "build-engine", *words, "-o", "again.engine")
+        assert (code, expected in err) == (1, True), err
+        assert not Path("again.engine").exists()
+    code, out, _ = call(
+        capsys, "build-engine", "model.int8.onnx", "--calib-data", "../photos", "-o", "again.engine", "--json"
+    )
+    result = json.loads(out)
+    assert code == 0
+    assert any("was not used" in text for text in result["warnings"])
+    assert result["worth"]["fp16_bytes"] != result["worth"]["int8_bytes"], "the FP16 form holds no Q/DQ"
+
+
+def test_the_classes_of_random_weights_are_not_judged(files, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(files)
+    flipped = onnx.load("net.onnx")
+    flipped.metadata_props.add(key="se_deploy.weights", value="random, seed 0")
+    onnx.save(flipped, tmp_path / "random.onnx")
+    for name in ("net.onnx", tmp_path / "random.onnx"):
+        words = ["parity", name, name, "--data", "photos", "--json"]
+        code, out, _ = call(capsys, *words)
+        warned = any("top-1 agreement is not judged" in text for text in json.loads(out)["warnings"])
+        assert (code, warned) == (0, name != "net.onnx")

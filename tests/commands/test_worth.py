@@ -56,8 +56,16 @@ def test_the_best_fp16_plan_at_hand_is_the_one_to_beat():
     better = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000))
     assert not better.worth_it
     assert better.fp16.kernels == 5
+    several = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000, "sm80+sm86+sm89"))
+    assert several.fp16.kernels == 5, "an engine for several targets was planned for each of them"
     elsewhere = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000, "sm120"))
     assert elsewhere.worth_it, "a plan for another target says nothing"
+
+
+def test_figures_that_differ_are_printed_so_that_they_differ():
+    found = lowering.worth(INT8, FP16, planner=Plans(plan(1, 1511), plan(1, 1512)))
+    assert "moves less" in found.reason
+    assert "1.511 MB in 1 kernels against 1.512 MB" in found.reason
 
 
 def test_the_roofline_is_that_of_the_device_named():
