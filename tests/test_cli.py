@@ -163,7 +163,9 @@ def test_quantize_build_and_parity_on_photographs(net, photos, capsys):
     judged = json.loads(out)
     assert code == 0, err
     assert [c["preset"] for c in judged["candidates"]] == ["int8", "fp16"]
+    assert [c["evaluated"] for c in judged["candidates"]] == ["onnxruntime", "plan-rounded"]
     assert "not run" in judged["candidates"][1]["checked_as"]
+    assert "rounded at the plan's kernel boundaries" in judged["candidates"][1]["checked_as"]
     assert "testsuite" in (net / "verdict.xml").read_text()
 
 

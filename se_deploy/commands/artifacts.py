@@ -11,18 +11,23 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
-from se_deploy import data, graph
+from se_deploy import data, fusion, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.onnxruntime.session import CPU, CUDA, OrtRuntime
 from se_deploy.commands import source
 from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.quantization import fp16_rounding
+from se_deploy.quantization.fp16_rounding import Evaluation
 from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from se_deploy.backends.manifest import Manifest
+    from se_deploy.commands.results import Evaluated
     from se_deploy.options import Precision
+    from se_deploy.plan import Plan
     from se_deploy.protocols import Session
     from se_deploy.schema.input_spec import InputSpec
 
@@ -42,6 +47,8 @@ class Opened:
     checked_as: str | None = None  # what stands in for the artifact, in words
     name: str = ""  # what it is called in results; the argument it was opened from where empty
     random_weights: bool = False  # drawn, not trained: which class is largest means nothing
+    evaluated: Evaluated = "onnxruntime"
+    rounding: str | None = None  # where its numbers are rounded to FP16, in words; None where nothing is
 
 
 def kind_of(artifact: str) -> Literal["engine", "onnx", "network"]:
@@ -64,9 +71,10 @@ def opened(
 ) -> Iterator[Opened]:
     """Open an artifact where it runs.
 
-    `exact` runs an ONNX file node by node, without ONNX Runtime's own fusions: the numbers that the file
-    means. `stand_in` lets the ONNX file that an engine was built from answer for it where no GPU is, if
-    engine, manifest and ONNX file agree by their hashes.
+    `exact` runs an ONNX file node by node, without ONNX Runtime's own fusions, every FP16 tensor rounded: the
+    numbers that the file means. `stand_in` lets the ONNX file that an engine was built from answer for it
+    where no GPU is, rounded where the engine's plan rounds, if engine, manifest and ONNX file agree by their
+    hashes.
     Raises: BadModel, BadArtifact, MissingRuntime.
     """
     if isinstance(artifact, Opened):
@@ -82,16 +90,21 @@ def opened(
             yield dataclasses.replace(found, image=image.applied(found.image))
         return
     model = source.load_onnx(Path(artifact), image)
+    precision = precision_of(model)
+    run = Evaluation(model, None)
+    if exact and device == "cpu":  # a GPU's FP16 kernels round by themselves, those of the CPU do not
+        run = fp16_rounding.evaluation(model)
     runtime = OrtRuntime(threads=threads, optimize=not exact, provider=CUDA if device == "cuda" else CPU)
-    with runtime.open(model) as session:
+    with runtime.open(run.model) as session:
         yield Opened(
             session,
             runtime.name,
             _device_name(device),
-            precision_of(model),
+            precision,
             input_spec.read(model.metadata_props),
-            model,
+            run.model,
             random_weights=_random(model),
+            rounding=run.rounding,
         )
 
 
@@ -168,6 +181,7 @@ def _network(
         "fp32",
         image.applied(network.image),
         None,
+        evaluated="pytorch",
         random_weights=provenance.are_random(network.weights),
     )
 
@@ -184,24 +198,40 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
     runtime = TrtRuntime(manifest.runtime)
     try:
         with runtime.open(path) as session:
-            yield Opened(session, runtime.name, runtime.device, manifest.precision, manifest.input, None)
+            yield Opened(
+                session,
+                runtime.name,
+                runtime.device,
+                manifest.precision,
+                manifest.input,
+                None,
+                evaluated="engine",
+            )
             return
     except MissingRuntime as e:
         if not stand_in:
             raise
         reason = e.message
     onnx = manifests.stand_in(path, manifest)
-    model = graph.load(onnx)
+    run = fp16_rounding.evaluation(graph.load(onnx), _plan(manifest))
+    at = f", {run.rounding}" if run.rounding else ""
     exact = OrtRuntime(threads=threads, optimize=False)
-    with exact.open(model) as session:
+    with exact.open(run.model) as session:
         yield Opened(
             session,
             exact.name,
             cpu_name(),
             manifest.precision,
             manifest.input,
-            model,
+            run.model,
             f"the engine itself was not run ({reason}): its numerics were checked through the ONNX file "
-            f"that it was built from, {onnx.name}, in ONNX Runtime with optimizations off",
-            random_weights=_random(model),
+            f"that it was built from, {onnx.name}{at}, in ONNX Runtime with optimizations off",
+            random_weights=_random(run.model),
+            evaluated="plan-rounded" if run.rounding == fp16_rounding.AT_BOUNDARIES else "onnxruntime",
+            rounding=run.rounding,
         )
+
+
+def _plan(manifest: Manifest) -> Plan | None:
+    """Return the plan in an engine's manifest; None where it was written without one."""
+    return fusion.plan_from_json(manifest.plan) if "layers" in manifest.plan else None

@@ -100,8 +100,9 @@ def parity(
 ) -> ParityResult:
     """Compare every candidate with the reference on the same data.
 
-    An ONNX file is run node by node as it stands; an engine runs itself where a GPU is, else through the
-    ONNX file beside it, and the result says so. Raises: BadData, BadModel, BadArtifact, BadInput.
+    An ONNX file is run node by node as it stands, its FP16 tensors rounded; an engine runs itself where a GPU
+    is, else through the ONNX file beside it, rounded where its plan rounds, and the result says so.
+    Raises: BadData, BadModel, BadArtifact, BadInput.
     """
     limits = limits or Limits()
     judged: list[Judged] = []
@@ -142,7 +143,18 @@ def parity(
             if one.checked_as:
                 notes.append(f"{name_of(candidate, relative_to)}: {one.checked_as}")
             name = name_of(candidate, relative_to)
-            judged.append(Judged(name, measured, tolerance, failures, divergence, one.checked_as))
+            judged.append(
+                Judged(
+                    name,
+                    measured,
+                    tolerance,
+                    failures,
+                    divergence,
+                    one.checked_as,
+                    one.evaluated,
+                    one.rounding,
+                )
+            )
         progress("parity", len(candidates), len(candidates))
     if unjudged:
         notes.append(

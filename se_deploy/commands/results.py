@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import se_deploy
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from se_deploy.se_blocks import Census, SEBlock
 
 Json = dict[str, Any]
+Evaluated = Literal["engine", "plan-rounded", "onnxruntime", "pytorch"]
+"""What gave the numbers: the engine itself, its ONNX file rounded where its plan rounds, or an ONNX file."""
 
 
 def head(command: str, warnings: Sequence[str]) -> Json:
@@ -78,6 +80,8 @@ class Judged:
     failures: tuple[str, ...]
     divergence: Divergence | None
     checked_as: str | None  # what stood in for the artifact, in words; None where it ran itself
+    evaluated: Evaluated = "onnxruntime"
+    rounding: str | None = None  # where its numbers were rounded to FP16, in words
 
     @property
     def passed(self) -> bool:
@@ -94,6 +98,8 @@ class Judged:
             "samples": self.parity.samples,
             "accuracy": self.parity.candidate_accuracy,
             "checked_as": self.checked_as,
+            "evaluated": self.evaluated,
+            "rounding": self.rounding,
             "failures": list(self.failures),
             "outputs": [
                 {

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from se_deploy.fusion.judge import Verdict, verdicts
-from se_deploy.fusion.totals import Totals, plan_json, totals, without_gates
+from se_deploy.fusion.totals import Totals, plan_from_json, plan_json, totals, without_gates
 
-__all__ = ["Totals", "Verdict", "plan_json", "totals", "verdicts", "without_gates"]
+__all__ = ["Totals", "Verdict", "plan_from_json", "plan_json", "totals", "verdicts", "without_gates"]

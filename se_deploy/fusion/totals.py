@@ -10,12 +10,12 @@ import onnx_ir as ir
 from se_deploy import graph
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.fusion.region import is_map
+from se_deploy.plan import Kernel, Plan, PlanTensor
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from se_deploy.fusion.judge import Verdict
-    from se_deploy.plan import Plan, PlanTensor
     from se_deploy.se_blocks.types import SEBlock
 
 
@@ -109,6 +109,30 @@ def plan_json(plan: Plan, judged: Sequence[Verdict], precision: str) -> dict[str
             for verdict in judged
         ],
     }
+
+
+def plan_from_json(fields: Mapping[str, Any]) -> Plan:
+    """Return the plan that `plan_json` wrote, as far as it did: tensors without names, constants left out."""
+    return Plan(
+        fields["runtime"],
+        fields["version"],
+        fields["target"],
+        tuple(
+            Kernel(
+                layer["name"],
+                layer["kind"],
+                tuple(_unpaired(pair) for pair in layer["inputs"]),
+                tuple(_unpaired(pair) for pair in layer["outputs"]),
+                tuple(layer["onnx_nodes"]),
+            )
+            for layer in fields["layers"]
+        ),
+    )
+
+
+def _unpaired(pair: Sequence[Any]) -> PlanTensor:
+    dtype, dims = pair
+    return PlanTensor("", dtype, tuple(dims))
 
 
 def _pair(tensor: PlanTensor) -> list[Any]:

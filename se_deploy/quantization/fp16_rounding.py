@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
+AT_BOUNDARIES = "rounded at the plan's kernel boundaries"
+AT_EVERY_TENSOR = "rounded at every FP16 tensor"
+
 _MOVES = frozenset({
     "Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice",
     "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
@@ -39,6 +42,30 @@ _ROUNDS = frozenset({"Cast", "CastLike"})
 """A Cast to FLOAT16 is a rounding that the graph asks for, within a kernel too."""
 
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "precision", "stash_type", "softmax_precision")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What to run, unoptimized, for the numbers of a graph."""
+
+    model: ir.Model
+    rounding: str | None  # where it rounds to FP16, in words; None where the graph has no FP16 tensor
+
+
+def evaluation(model: ir.Model, plan: Plan | None = None) -> Evaluation:
+    """Return `rounded` of a graph with FP16 tensors, and the graph itself where there is none.
+
+    A plan that names no node, as that of an engine without detailed layers, cannot say where it rounds.
+    Raises: UnsupportedGraph for sequences of FP16 tensors.
+    """
+    if not has_fp16(model):
+        return Evaluation(model, None)
+    if plan is None:
+        return Evaluation(rounded(model), AT_EVERY_TENSOR)
+    try:
+        return Evaluation(rounded(model, plan), AT_BOUNDARIES)
+    except BadArtifact:
+        return Evaluation(rounded(model), f"{AT_EVERY_TENSOR}, since the plan names no node of the graph")
 
 
 def has_fp16(model: ir.Model) -> bool:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import numpy as np
 import onnx_ir as ir
@@ -319,3 +320,15 @@ def test_the_plan_in_json_has_the_contracts_keys(planner):
     assert set(found["layers"][0]) == {"name", "kind", "inputs", "outputs", "onnx_nodes"}
     assert set(found["blocks"][0]) == {"output", "verdict", "kernels", "activation_bytes", "reasons"}
     assert ["float32", [-1, 32, 14, 14]] in [pair for layer in found["layers"] for pair in layer["outputs"]]
+
+
+def test_a_plan_is_read_back_from_its_json(planner):
+    model = plan_graphs.se_net(dtype="float16")
+    plan = planner.plan(model)
+    fields = json.loads(json.dumps(fusion.plan_json(plan, (), "fp16")))
+    again = fusion.plan_from_json(fields)
+    assert (
+        fusion.plan_json(again, (), "fp16") | {"kernels": plan.kernels, "weight_bytes": plan.weight_bytes}
+        == fields
+    )
+    assert any(kernel.onnx_nodes for kernel in again.layers)
