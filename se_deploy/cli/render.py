@@ -203,6 +203,8 @@ def parity(result: Mapping[str, Any]) -> Table:
                 number(output["max_rel"]), number(output["cosine"], 6), number(output["sqnr_db"]),
                 percent(output["top1_agreement"]), percent(candidate["accuracy"]), passed(output["passed"]),
             )  # fmt: skip
+    rounded = [f"{c['path']}: {c['rounding']}" for c in result["candidates"] if c["rounding"]]
+    table.caption = "\n".join(rounded) or None
     return table
 
 

@@ -100,3 +100,9 @@ def test_an_fp32_file_is_run_as_it_is(folder, capsys):
 def test_what_is_timed_is_the_file_itself(folder):
     with artifacts.opened("half.onnx") as one:
         assert one.rounding is None
+
+
+def test_the_table_says_where_an_fp16_file_is_rounded(folder, capsys):
+    main(["parity", "net.onnx", "half.onnx", "--data", "x.npy"], standalone_mode=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "half.onnx: rounded at every FP16 tensor" in said
