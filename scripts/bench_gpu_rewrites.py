@@ -96,8 +96,8 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
     """Give name, number of places and FP32 graph: without rewrites, with each kind, and as searched."""
     blocks = taken.census.se
     yield "none", 0, taken.model
-    computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
-    for name in rewrites.NAMES:
+    computed = {r.name for r in rewrites.rewriters() if r.run_time_weights}
+    for name in rewrites.names():
         if runtime == "onnxruntime" and name in computed:
             continue
         choices = search.everywhere(taken.model, blocks, (*NEEDS.get(name, ()), name))
@@ -111,7 +111,7 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
             best = search.optimize(
                 taken.model,
                 blocks,
-                runtime="tensorrt-rtx",
+                rewrites.names(),
                 planner=planner,
                 budget_plans=options.search_plans,
                 lower=lambda model: to_fp16(model).model,

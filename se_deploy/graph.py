@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx
@@ -168,6 +168,27 @@ def attribute(node: ir.Node, name: str, default: object = None) -> object:
     """Give an attribute's Python value, or `default` where the node does not have it."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def ints(node: ir.Node, name: str, default: Sequence[int] = ()) -> tuple[int, ...]:
+    """An attribute that is a list of integers, or `default`."""
+    return tuple(cast("Sequence[int]", attribute(node, name, default)))
+
+
+def input_of(node: ir.Node, index: int) -> ir.Value:
+    """An input that the operator's specification says is there."""
+    value = node.inputs[index]
+    if value is None:
+        raise ValueError(f"{node.op_type} '{node.name}' lacks input {index}")
+    return value
+
+
+def values(model: ir.Model) -> dict[str, ir.Value]:
+    """Every node's outputs and the graph's inputs, by name."""
+    named = {str(value.name): value for value in model.graph.inputs}
+    for node in model.graph:
+        named.update({str(value.name): value for value in node.outputs})
+    return named
 
 
 def opset(model: ir.Model) -> int:

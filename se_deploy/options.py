@@ -74,12 +74,18 @@ class ImageOptions:
         )
 
 
+SEARCH_PLANS = 60
+"""How many plans a search for rewrites may ask for: the graph as given, each form of a block (about ten),
+mixtures of them, and each rewrite at each group of equal sites. The README's figures are made with it; a plan
+takes one to five seconds. A budget in plans, not in seconds, makes two searches choose alike."""
+
+
 @dataclass(frozen=True, slots=True)
 class RewriteOptions:
     """Which exact rewrites may be tried, and for how long."""
 
     names: tuple[str, ...] | None = None  # None: the ones that are safe for the target; (): none
-    search_plans: int = 60
+    search_plans: int = SEARCH_PLANS
     search_seconds: float | None = None
     replay: Path | None = None  # choices that an earlier search saved, applied without a search
 

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from se_deploy import graph
-from se_deploy.passes.rewrites import REWRITES
+from se_deploy.passes.rewrites import rewriters
 from se_deploy.passes.search import Choice, replay
 from se_deploy.se_blocks import detect
 
@@ -46,6 +46,28 @@ def se(channels, reduced, *, x="x", y="y", gate="g", kind="Sigmoid"):
     return body, shapes
 
 
+def bottlenecks(*, batch="N", between=""):
+    """Two equal bottlenecks: conv1x1 [-> `between`] -> conv1x1 -> SE -> residual -> Relu."""
+    text, constants = "", {}
+    for i in (1, 2):
+        text += f"r{i} = Conv(x{i - 1}, v{i})\nu{i} = Relu(r{i})\n"
+        text += (
+            f"i{i} = {between}(u{i})\nc{i} = Conv(i{i}, w{i})\n" if between else f"c{i} = Conv(u{i}, w{i})\n"
+        )
+        text += _block(i)
+        text += f"q{i} = Add(y{i}, x{i - 1})\nx{i} = Relu(q{i})\n"
+        constants |= {f"v{i}": (4, 16, 1, 1), f"w{i}": (16, 4, 1, 1)}
+        constants |= {f"fa{i}": (4, 16, 1, 1), f"ba{i}": (4,), f"fb{i}": (16, 4, 1, 1), f"bb{i}": (16,)}
+    return build(f"float[{batch},16,6,6] x0", f"float[{batch},16,6,6] x2", text, constants)
+
+
+def _block(i):
+    return (
+        f"s{i} = GlobalAveragePool(c{i})\nh{i} = Conv(s{i}, fa{i}, ba{i})\na{i} = Relu(h{i})\n"
+        f"e{i} = Conv(a{i}, fb{i}, bb{i})\ng{i} = Sigmoid(e{i})\ny{i} = Mul(c{i}, g{i})\n"
+    )
+
+
 def run(model, *, seed=1, batch=2):
     """Compute the outputs for seeded inputs with ONNX Runtime's optimizer off."""
     options = ort.SessionOptions()
@@ -66,8 +88,8 @@ def apply(model, *names):
     blocks = detect(model).blocks
     done, applied = model, ()
     for name in names:
-        rewriter = next(r for r in REWRITES if r.name == name)
-        choices = [Choice(name, site.at) for site in rewriter.sites(done, blocks)]
+        rewriter = next(r for r in rewriters() if r.name == name)
+        choices = [Choice(name, site.name) for site in rewriter.sites(done, blocks)]
         result = replay(done, blocks, choices)
         graph.check(result.model)
         done, applied = result.model, (*applied, *result.applied)

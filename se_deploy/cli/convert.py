@@ -60,7 +60,11 @@ def export(model: str, output: Path, **params: Any) -> None:
     say.finish(
         payload,
         warnings=result.warnings,
-        table=[*render.exported(payload), render.blocks(payload)],
+        table=[
+            *render.exported(payload),
+            render.blocks(payload),
+            *(render.refused(payload) if say.verbose else ()),
+        ],
         failed=failed,
     )
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from se_deploy.options import SEARCH_PLANS
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -274,7 +276,7 @@ rewriting = group(
     click.option(
         "--search-plans",
         type=click.IntRange(min=0),
-        default=60,
+        default=SEARCH_PLANS,
         show_default=True,
         help="Plans that the search for the cheapest form may ask for.",
     ),

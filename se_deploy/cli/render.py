@@ -178,6 +178,19 @@ def exported(result: Mapping[str, Any]) -> list[Table]:
     return [table]
 
 
+def refused(result: Mapping[str, Any]) -> list[Table]:
+    """List why a rewrite was not possible at a block, blocks of one reason in one row."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for name, block, reason in result["refused"]:
+        grouped.setdefault((name, reason), []).append(block)
+    if not grouped:
+        return []
+    table = _table("Why a rewrite was not possible", ["rewrite", "reason", "blocks"])
+    for (name, reason), outputs in grouped.items():
+        table.add_row(name, reason, ", ".join(outputs))
+    return [table]
+
+
 def parity(result: Mapping[str, Any]) -> Table:
     """Draw one row per candidate and output."""
     table = _table(

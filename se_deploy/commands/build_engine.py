@@ -11,7 +11,7 @@ from se_deploy import files, fusion, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check, tensorrt
 from se_deploy.commands import artifacts, lowering, source
-from se_deploy.commands.results import Json, block_json, head, relative, waterfall_json
+from se_deploy.commands.results import Json, block_json, head, refused_json, relative, waterfall_json
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.passes import canonical
@@ -74,8 +74,9 @@ class BuildResult:
             "found_precision": self.found.precision,
             "seconds": self.built.seconds,
             "skipped_tactics": self.built.skipped_tactics,
-            "rewrites": [[choice.rewrite, choice.at] for choice in search.choices] if search else [],
+            "rewrites": [[choice.rewrite, choice.site] for choice in search.choices] if search else [],
             "waterfall": waterfall_json(search) if search else [],
+            "refused": refused_json(search),
             "worth": self.worth.json() if self.worth else None,
         }
 

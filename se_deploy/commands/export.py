@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from se_deploy import comparison, files, graph
 from se_deploy.commands import lowering, source
-from se_deploy.commands.results import Json, census_json, finite, head, relative, waterfall_json
+from se_deploy.commands.results import (
+    Json,
+    census_json,
+    finite,
+    head,
+    refused_json,
+    relative,
+    waterfall_json,
+)
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.passes import search
 from se_deploy.protocols import silent
@@ -56,6 +64,7 @@ class ExportResult:
             "max_abs_error": finite(self.max_abs_error),
             "frozen": [] if self.source.network is None else [f.json() for f in self.source.network.frozen],
             "waterfall": waterfall_json(search) if search else [],
+            "refused": refused_json(search),
         }
 
 

@@ -10,6 +10,7 @@ from se_deploy.backends import policies, tensorrt
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.passes import rewrites, search
+from se_deploy.passes.registry import Scope
 from se_deploy.protocols import TensorSpec, silent
 from se_deploy.quantization import to_fp16
 from se_deploy.roofline import roofline_ms
@@ -104,23 +105,30 @@ def optimized(
         done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
-        return search.SearchResult(done.model, done.applied, None, None, (), 0, done.counts, notes)
-    names = search.allowed(runtime, options.names)
+        refused = search.refusals(model, done, blocks, [choice.rewrite for choice in choices])
+        return search.SearchResult(done.model, done.applied, None, None, (), 0, done.counts, notes, refused)
+    scope = _SCOPES.get(runtime, Scope.LESS_WORK)
+    names = search.allowed(scope, options.names, constant_weights=runtime == "onnxruntime")
     if precision == "int8":  # a quantized convolution keeps constant weights
-        computed = {r.name for r in rewrites.REWRITES if r.run_time_weights}
+        computed = {r.name for r in rewrites.rewriters() if r.run_time_weights}
         names = tuple(name for name in names if name not in computed)
     return search.optimize(
         model,
         blocks,
-        runtime=runtime,
+        names,
         planner=planner,
-        only=names,
         budget_plans=options.search_plans,
         seconds=options.search_seconds,
         cost=_cost(model, targets),
         lower=half if precision != "fp32" else _same,
         progress=progress,
     )
+
+
+_SCOPES: dict[str, Scope] = {"auto": Scope.PORTABLE, "tensorrt-rtx": Scope.BY_PLAN}
+"""TensorRT-RTX says what it would run, so that everything may be tried. Full TensorRT and ONNX Runtime get
+what is less work anywhere: weights computed at run time may lose a tuned kernel there, and a spelling that
+suits one compiler may not suit another."""
 
 
 def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:

@@ -184,17 +184,22 @@ class Timed:
         }
 
 
+def refused_json(found: SearchResult | None) -> list[list[str]]:
+    """`refused`: [rewrite, block, reason] of each rewrite that was allowed and not possible at a block."""
+    return [] if found is None else [[no.rewrite, no.site, no.reason] for no in found.refused]
+
+
 def waterfall_json(found: SearchResult) -> list[Json]:
     """The planned cost after each rewrite, the graph as given first."""
     if found.baseline is None:
         return []
-    states = [("as given", (), found.baseline), *((s.rewrite, s.at, s.after) for s in found.steps)]
+    states = [("as given", (), found.baseline), *((s.rewrite, s.sites, s.after) for s in found.steps)]
     return [
         {
             "rewrite": name,
-            "block": ", ".join(at) or None,
+            "block": ", ".join(sites) or None,
             "kernels": cost.kernels,
             "activation_bytes": cost.activation_bytes,
         }
-        for name, at, cost in states
+        for name, sites, cost in states
     ]

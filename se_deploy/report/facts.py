@@ -240,6 +240,16 @@ def rewrites(report: Json) -> tuple[tuple[str, int], ...]:
     return tuple((str(pair[0]), count(pair[1]) or 0) for pair in pairs if len(pair) == 2)  # noqa: PLR2004
 
 
+def refused(report: Json) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """The rewrites of the export that were not possible: name, reason, and the blocks that it holds for."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for entry in sequence(at(report, "export", "refused")):
+        row = [str(cell) for cell in sequence(entry)]
+        if len(row) == 3:  # noqa: PLR2004 - rewrite, block, reason
+            grouped.setdefault((row[0], row[2]), []).append(row[1])
+    return tuple((name, reason, tuple(blocks)) for (name, reason), blocks in grouped.items())
+
+
 def waterfalls(report: Json) -> tuple[Waterfall, ...]:
     """Give the steps of the export and of each engine that has them.
 

@@ -42,6 +42,7 @@ def html(report: Mapping[str, Any]) -> str:
             "input": facts.input_text(report),
             "ranges": facts.ranges(report),
             "rewrites": facts.rewrites(report),
+            "refused": facts.refused(report),
             "waterfalls": facts.waterfalls(report),
             "engines": facts.engines(report),
             "notes": facts.notes(report),

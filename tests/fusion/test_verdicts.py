@@ -125,7 +125,7 @@ REWRITTEN = [
 def test_a_block_is_followed_through_rewrites(planner, tail, names):
     model = plan_graphs.se_net(tail=tail, batch=1)
     blocks = se_blocks.detect(model).se
-    done = search.optimize(model, blocks, runtime="tensorrt-rtx", only=names)
+    done = search.optimize(model, blocks, names)
     assert {choice.rewrite for choice in done.choices} == set(names)
     (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model)
     assert (verdict.verdict, verdict.kernels) == ("fused", 4)

@@ -259,6 +259,14 @@ def report():
                 "nodes_before": 214,
                 "nodes_after": 103,
                 "rewrites": [["fold_batch_norm", 19], ["mean_to_pool", 9], ["linear_to_conv", 18]],
+                "refused": [
+                    [
+                        "gate-behind-pool",
+                        block(i, 16)["output"],
+                        "what reads its output is Add 'a', no pooling",
+                    ]
+                    for i in (0, 1)
+                ],
                 "max_abs_error": 4.8e-06,
                 "opset": 20,
                 "blocks": blocks(),

@@ -110,6 +110,7 @@ def test_a_whole_report_shows_every_plot_and_section(page):
         "6.70\N{MULTIPLICATION SIGN}", "copy NHWC to NCHW before ReduceMean: respell the squeeze",
         "layer2.1.se.scaled", "7 fused", "2 split",
         "its gate has another source", "+157 %", "fold_batch_norm",
+        "Why rewrites were not possible (1 reasons)", "no pooling",
         "Bytes are planned, not timed", "mse, 128 samples", "99.81 %",
         "checked through its ONNX file model.int8.onnx", "no GPU on this machine: the engines were not timed",
         "se-deploy demo -o out/", "AMD EPYC 9R14", "2.14.1", "Deploy model.fp16.engine",

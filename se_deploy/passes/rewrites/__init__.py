@@ -1,8 +1,16 @@
-"""ir.Model -> the same function, cheaper: exact rewrites, one idea a file."""
+"""ir.Model -> the same function, cheaper: exact rewrites, one idea a file.
+
+Every module of this folder registers its rewrites when it is imported; a new one is a new file.
+"""
 
 from __future__ import annotations
 
-from se_deploy.passes.rewrites.base import Rewriter, Site
-from se_deploy.passes.rewrites.catalogue import NAMES, REWRITES
+import importlib
+import pkgutil
 
-__all__ = ["NAMES", "REWRITES", "Rewriter", "Site"]
+from se_deploy.passes.registry import names, rewriters
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["names", "rewriters"]

@@ -12,50 +12,47 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.passes.rewrites import base
+from se_deploy.passes.convolution import Conv, bottleneck
+from se_deploy.passes.registry import Refused, Tried, every_block, rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import onnx_ir as ir
 
     from se_deploy.se_blocks.types import SEBlock
-
-NAME = "even-hidden-units"
 
 _READ_AS_THEY_ARE = 4  # hidden units, up to which the compiler takes an odd number
 
 
 @dataclass(frozen=True, slots=True)
 class _Odd:
-    fc1: base.Conv
-    fc2: base.Conv
+    site: str
+    fc1: Conv
+    fc2: Conv
     between: tuple[ir.Value, ...]  # everything from fc1 to fc2, (N, R, 1, 1)
 
-
-def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the blocks with an odd number of hidden units."""
-    return tuple(
-        base.Site(NAME, block.output, (block.output,), block)
-        for block in blocks
-        if _odd(model, block) is not None
-    )
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Its weights are a block's own: no two are alike."""
+        return (self.site,)
 
 
-def _odd(model: ir.Model, block: SEBlock) -> _Odd | None:
-    layers = base.bottleneck(base.parts(model, block))
-    if layers is None:
-        return None
-    fc1, fc2 = layers
-    hidden = len(fc1.weights)
-    if hidden % 2 == 0 or hidden <= _READ_AS_THEY_ARE:
-        return None
-    between = _between(fc1.y, fc2.x)
-    return None if between is None else _Odd(fc1, fc2, between)
+def _match(model: ir.Model, block: SEBlock) -> _Odd | Refused:
+    layers = bottleneck(model, block)
+    if isinstance(layers, Refused):
+        return layers
+    hidden = len(layers.fc1.weights)
+    if hidden % 2 == 0:
+        return Refused(f"its {hidden} hidden units are an even number")
+    if hidden <= _READ_AS_THEY_ARE:
+        return Refused(f"its {hidden} hidden units are few enough to be read as they are")
+    between = _between(layers.fc1.y, layers.fc2.x)
+    if between is None:
+        return Refused("between its layers is more than an elementwise function that nothing else reads")
+    return _Odd(block.output, layers.fc1, layers.fc2, between)
 
 
 def _between(first: ir.Value, last: ir.Value) -> tuple[ir.Value, ...] | None:
-    """Give the tensors of an elementwise function of one tensor and of scalars; None for anything else."""
+    """The tensors of an elementwise function of one tensor and of scalars; None for anything else."""
     known, front = [first], [first]
     while front:
         value = front.pop()
@@ -78,7 +75,15 @@ _ELEMENTWISE = frozenset({
 })  # fmt: skip
 
 
-def apply(model: ir.Model, site: base.Site) -> int:
+@rewrite(
+    name="even-hidden-units",
+    idea="pad the hidden units to an even number",
+    where=every_block,
+    match=_match,
+    after=("dead-hidden-units",),
+    tried=Tried(first=True),
+)
+def pad_hidden_units(model: ir.Model, found: _Odd) -> None:
     """Add one hidden unit that nothing reads.
 
     Before: e = W2 act(W1 s + b1) + b2,  W1: (R, C, 1, 1), W2: (C, R, 1, 1), R odd
@@ -88,10 +93,7 @@ def apply(model: ir.Model, site: base.Site) -> int:
     Needs:  two 1x1 layers with constant weights and one group, between them elementwise functions of the
             hidden units and of scalars, which nothing else reads; more than 4 units.
     """
-    odd = _odd(model, site.block) if site.block is not None else None
-    if odd is None:
-        return 0
-    fc1, fc2, name = odd.fc1, odd.fc2, site.at
+    fc1, fc2, name = found.fc1, found.fc2, found.site
     one_more = ((0, 1), (0, 0), (0, 0), (0, 0))
     fc1.node.replace_input_with(1, graph.initializer(model, f"{name}/even1", np.pad(fc1.weights, one_more)))
     if fc1.bias is not None:
@@ -99,6 +101,5 @@ def apply(model: ir.Model, site: base.Site) -> int:
         fc1.node.replace_input_with(2, bias)
     columns = ((0, 0), (0, 1), (0, 0), (0, 0))
     fc2.node.replace_input_with(1, graph.initializer(model, f"{name}/even2", np.pad(fc2.weights, columns)))
-    for value in odd.between:
+    for value in found.between:
         value.shape = None  # holds R; inferred again
-    return 1

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.passes.rewrites import base
+from se_deploy.passes.convolution import Conv, bottleneck
+from se_deploy.passes.editing import put_before
+from se_deploy.passes.parts import is_nonnegative
+from se_deploy.passes.registry import Refused, Scope, Tried, every_block, rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import onnx_ir as ir
 
     from se_deploy.protocols import Array
     from se_deploy.se_blocks.types import SEBlock
-
-NAME = "dead-hidden-units"
 
 
 def _silu(h: Array) -> Array:
@@ -38,51 +39,51 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Dead:
-    fc1: base.Conv
-    fc2: base.Conv
+class _Idle:
+    site: str
+    fc1: Conv
+    fc2: Conv
     alive: Array  # (R,) bool
-    constant: Array  # (R,) what a dead unit gives, 0 for those whose value is never read
+    constant: Array  # (R,) what an idle unit gives, 0 for those whose value is never read
 
-
-def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the blocks with hidden units that are provably the same for every input."""
-    return tuple(
-        base.Site(NAME, block.output, (block.output,), block)
-        for block in blocks
-        if _dead(model, block) is not None
-    )
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Its weights are a block's own: no two are alike."""
+        return (self.site,)
 
 
 def removable(model: ir.Model, block: SEBlock) -> tuple[int, ...]:
-    """Number the hidden units of a canonical block, from 0, that `apply` would remove."""
-    found = _dead(model, block)
-    return () if found is None else tuple(np.flatnonzero(~found.alive).tolist())
+    """The numbers, from 0, of a canonical block's hidden units that `prune_hidden_units` would remove."""
+    found = _match(model, block)
+    return () if isinstance(found, Refused) else tuple(np.flatnonzero(~found.alive).tolist())
 
 
-def _dead(model: ir.Model, block: SEBlock) -> _Dead | None:
-    found = base.parts(model, block)
-    layers = base.bottleneck(found)
-    if found is None or layers is None:
-        return None
-    fc1, fc2 = layers
+def _match(model: ir.Model, block: SEBlock) -> _Idle | Refused:
+    found = bottleneck(model, block)
+    if isinstance(found, Refused):
+        return found
+    fc1, fc2 = found.fc1, found.fc2
     activation = _activation(fc1.y, fc2.x)
-    if activation is None or graph.sole_consumer(fc2.y) is None:
-        return None
+    if activation is None:
+        return Refused(
+            "between its layers is no activation of those whose value is known, or it is read twice"
+        )
+    if graph.sole_consumer(fc2.y) is None:
+        return Refused("its last layer is read more than once")
     rows, columns = fc1.weights[:, :, 0, 0], fc2.weights[:, :, 0, 0]
     bias = np.zeros(len(rows), rows.dtype) if fc1.bias is None else fc1.bias
     unread, fixed = ~columns.any(axis=0), ~rows.any(axis=1)
     never = np.zeros(len(rows), bool)
-    if activation == "Relu" and _is_nonnegative(found.read):
+    if activation == "Relu" and is_nonnegative(found.parts.read):
         never = (rows <= 0).all(axis=1) & (bias <= 0)
     constant = np.where(fixed & ~unread, _ACTIVATIONS[activation](bias.astype(np.float64)), 0)
     alive = ~(unread | fixed | never)
-    if alive.all():
-        return None
     if not alive.any():
         alive[0] = True  # a layer of no units is no layer; one that stays counts itself
         constant[0] = 0
-    return _Dead(fc1, fc2, alive, constant)
+    if alive.all():
+        return Refused("all of its hidden units depend on the input")
+    return _Idle(block.output, fc1, fc2, alive, constant)
 
 
 def _activation(hidden: ir.Value, read: ir.Value) -> str | None:
@@ -100,42 +101,41 @@ def _activation(hidden: ir.Value, read: ir.Value) -> str | None:
     return None
 
 
-def _is_nonnegative(value: ir.Value) -> bool:
-    node = value.producer()
-    return node is not None and base.is_nonnegative(value)
-
-
-def apply(model: ir.Model, site: base.Site) -> int:
+@rewrite(
+    name="dead-hidden-units",
+    idea="prune hidden units that never change",
+    where=every_block,
+    match=_match,
+    after=("drop-whole-slice",),
+    scope=Scope.PORTABLE,
+    tried=Tried(first=True),
+)
+def prune_hidden_units(model: ir.Model, found: _Idle) -> None:
     """Drop hidden units whose value is never read or never changes.
 
     Before: e = W2 act(W1 s + b1) + b2,  W1: (R, C, 1, 1), W2: (C, R, 1, 1)
     After:  the same with R' < R units; what a removed unit always gives is in b2
-    Proof:  unit r gives act(W1[r] s + b1[r]) to column r of W2. It is dead where the column is 0 (its value
+    Proof:  unit r gives act(W1[r] s + b1[r]) to column r of W2. It is idle where the column is 0 (its value
             is multiplied by 0), where W1[r] is 0 (its value is act(b1[r]), so W2[:, r] act(b1[r]) is a
             constant of b2), and where the activation is Relu, s is a mean of numbers >= 0, and W1[r] and
             b1[r] are all <= 0 (its value is 0).
     Needs:  two 1x1 layers with constant weights and one group, between them an elementwise activation that
             nothing else reads. Only what is provable from the weights: no data is looked at. One unit stays.
     """
-    dead = _dead(model, site.block) if site.block is not None else None
-    if dead is None:
-        return 0
-    fc1, fc2 = dead.fc1, dead.fc2
+    fc1, fc2, name = found.fc1, found.fc2, found.site
     kind = fc1.weights.dtype
-    shift = fc2.weights[:, :, 0, 0].astype(np.float64) @ dead.constant
+    shift = fc2.weights[:, :, 0, 0].astype(np.float64) @ found.constant
     bias2 = shift if fc2.bias is None else fc2.bias.astype(np.float64) + shift
-    name = site.at
-    fc1.node.replace_input_with(1, graph.initializer(model, f"{name}/alive1", fc1.weights[dead.alive]))
+    fc1.node.replace_input_with(1, graph.initializer(model, f"{name}/alive1", fc1.weights[found.alive]))
     if fc1.bias is not None:
-        fc1.node.replace_input_with(2, graph.initializer(model, f"{name}/bias1", fc1.bias[dead.alive]))
+        fc1.node.replace_input_with(2, graph.initializer(model, f"{name}/bias1", fc1.bias[found.alive]))
     weights = [
         fc2.x,
-        graph.initializer(model, f"{name}/alive2", fc2.weights[:, dead.alive]),
+        graph.initializer(model, f"{name}/alive2", fc2.weights[:, found.alive]),
         graph.initializer(model, f"{name}/bias2", bias2.astype(kind)),
     ]
-    graph.replace(fc2.y, base.put_before(fc2.node, "Conv", weights))
+    graph.replace(fc2.y, put_before(fc2.node, "Conv", weights))
     _forget_shapes(fc1.y, fc2.x)
-    return 1
 
 
 def _forget_shapes(first: ir.Value, last: ir.Value) -> None:

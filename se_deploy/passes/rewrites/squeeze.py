@@ -7,30 +7,61 @@ spellings of the same mean avoid it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
-from se_deploy.passes.rewrites import base
+from se_deploy.passes.editing import put_before, reduce_before
+from se_deploy.passes.parts import MAP_RANK, parts
+from se_deploy.passes.registry import Refused, Tried, rewrite
+from se_deploy.se_blocks.types import SEBlock
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import onnx_ir as ir
 
-    from se_deploy.se_blocks.types import SEBlock
 
-AVERAGE_POOL = "squeeze-average-pool"
-NHWC_MEAN = "squeeze-nhwc-mean"
+@dataclass(frozen=True, slots=True)
+class _Squeeze:
+    site: str
+    node: ir.Node  # GlobalAveragePool, or a ReduceMean that is one
+    dims: tuple[int | None, ...]  # of what it reads, (N, C, H, W)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """(C, H, W)."""
+        return self.dims[1:]
 
 
-def _pool(model: ir.Model, site: base.Site) -> ir.Node | None:
-    """Give the pooling of a site: a block's squeeze, or the one that writes the tensor `at`."""
-    if site.block is None:
-        node = base.producer(model, site.at)
+def _poolings(model: ir.Model, blocks: Sequence[SEBlock]) -> Iterable[SEBlock | ir.Node]:
+    """The blocks for their squeezes, and the network's other global poolings."""
+    squeezes = {match.node for block in blocks if isinstance(match := _match(model, block), _Squeeze)}
+    return (*blocks, *(node for node in model.graph if _is_mean(node) and node not in squeezes))
+
+
+def _match(model: ir.Model, target: SEBlock | ir.Node) -> _Squeeze | Refused:
+    node: ir.Node | None
+    if isinstance(target, SEBlock):
+        found = parts(model, target)
+        if isinstance(found, Refused):
+            return found
+        node, site = found.squeezed.producer(), target.output
     else:
-        found = base.parts(model, site.block)
-        node = None if found is None else found.squeezed.producer()
-    return node if node is not None and _is_mean(node) else None
+        node, site = target, str(target.outputs[0].name)
+    if node is None or not _is_mean(node):
+        return Refused("its squeeze has another spelling than GlobalAveragePool already")
+    dims = graph.dims(node.inputs[0])
+    if dims is None or len(dims) != MAP_RANK:
+        return Refused("what it squeezes is no map (N, C, H, W)")
+    return _Squeeze(site, node, dims)
+
+
+def _match_static(model: ir.Model, target: SEBlock | ir.Node) -> _Squeeze | Refused:
+    found = _match(model, target)
+    if isinstance(found, Refused) or None not in found.dims[2:]:
+        return found
+    return Refused("it squeezes a map whose height and width are free, which would be the kernel's size")
 
 
 def _is_mean(node: ir.Node) -> bool:
@@ -38,31 +69,19 @@ def _is_mean(node: ir.Node) -> bool:
     if node.op_type != "ReduceMean" or not graph.attribute(node, "keepdims", 1):
         return node.op_type == "GlobalAveragePool"
     given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
-    axes = base.ints(node, "axes") if given is None else given.tolist()
-    return {axis % base.SPATIAL_RANK for axis in axes} == {2, 3}
+    axes = graph.ints(node, "axes") if given is None else given.tolist()
+    return {axis % MAP_RANK for axis in axes} == {2, 3}
 
 
-def _sites(name: str, model: ir.Model, blocks: Sequence[SEBlock], *, static: bool) -> tuple[base.Site, ...]:
-    """List the blocks' squeezes and the network's other global poolings."""
-    of_blocks = [base.Site(name, block.output, (), block) for block in blocks]
-    squeezes = [_pool(model, site) for site in of_blocks]
-    others = [node for node in model.graph if _is_mean(node) and node not in squeezes]
-    found = []
-    for site in (*of_blocks, *(base.Site(name, str(node.outputs[0].name)) for node in others)):
-        node = _pool(model, site)
-        shape = graph.dims(node.inputs[0]) if node is not None else None
-        if shape is None or len(shape) != base.SPATIAL_RANK or (static and None in shape[2:]):
-            continue
-        found.append(base.Site(name, site.at, shape[1:], site.block))
-    return tuple(found)
-
-
-def average_pool_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the squeezes, and other global poolings, over a map of known height and width."""
-    return _sites(AVERAGE_POOL, model, blocks, static=True)
-
-
-def average_pool(model: ir.Model, site: base.Site) -> int:
+@rewrite(
+    name="squeeze-average-pool",
+    idea="squeeze as an average pooling of the whole map",
+    where=_poolings,
+    match=_match_static,
+    after=("hoist-squeeze-1x1", "hoist-squeeze-kxk"),
+    tried=Tried(forms=((),), turn=7),
+)
+def squeeze_average_pool(model: ir.Model, found: _Squeeze) -> None:  # noqa: ARG001 - one signature
     """Spell the squeeze as an average pooling whose window is the whole map.
 
     Before: GlobalAveragePool(x: (N, C, H, W)) -> (N, C, 1, 1)
@@ -70,31 +89,26 @@ def average_pool(model: ir.Model, site: base.Site) -> int:
     Proof:  there is one window, its H * W elements are the map's, and both divide their sum by H * W.
     Needs:  H and W known, for they become the kernel's size.
     """
-    node = _pool(model, site)
-    shape = graph.dims(node.inputs[0]) if node is not None else None
-    if node is None or shape is None or None in shape[2:]:
-        return 0
-    x = base.input_of(node, 0)
-    graph.replace(node.outputs[0], base.put_before(node, "AveragePool", [x], kernel_shape=shape[2:]))
-    return 1
+    x, y = graph.input_of(found.node, 0), found.node.outputs[0]
+    graph.replace(y, put_before(found.node, "AveragePool", [x], kernel_shape=found.dims[2:]))
 
 
-def nhwc_mean_sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:
-    """List the squeezes, and other global poolings, over a map of rank 4."""
-    return _sites(NHWC_MEAN, model, blocks, static=False)
-
-
-def nhwc_mean(model: ir.Model, site: base.Site) -> int:
+@rewrite(
+    name="squeeze-nhwc-mean",
+    idea="squeeze as a mean in NHWC",
+    where=_poolings,
+    match=_match,
+    after=("squeeze-average-pool",),
+    tried=Tried(forms=((),), turn=7),
+)
+def squeeze_nhwc_mean(model: ir.Model, found: _Squeeze) -> None:
     """Spell the squeeze as a mean over the NHWC view of the map.
 
     Before: GlobalAveragePool(x: (N, C, H, W)) -> (N, C, 1, 1)
     After:  Transpose(x) -> (N, H, W, C), ReduceMean(axes = (1, 2)) -> (N, 1, 1, C), Transpose back
     Proof:  the transposes rename axes only; the mean runs over the same H * W elements of each channel.
     """
-    node = _pool(model, site)
-    if node is None:
-        return 0
-    nhwc = base.put_before(node, "Transpose", [base.input_of(node, 0)], perm=[0, 2, 3, 1])
-    mean = base.reduce_before(model, node, "ReduceMean", nhwc, (1, 2))
-    graph.replace(node.outputs[0], base.put_before(node, "Transpose", [mean], perm=[0, 3, 1, 2]))
-    return 1
+    node = found.node
+    nhwc = put_before(node, "Transpose", [graph.input_of(node, 0)], perm=[0, 2, 3, 1])
+    mean = reduce_before(model, node, "ReduceMean", nhwc, (1, 2))
+    graph.replace(node.outputs[0], put_before(node, "Transpose", [mean], perm=[0, 3, 1, 2]))

@@ -6,48 +6,64 @@ with zeros. Folding 2 x 2 pixels into 12 channels needs no padding: a quarter le
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.passes.rewrites import base
+from se_deploy.passes.convolution import Conv, convolution
+from se_deploy.passes.editing import put_before
+from se_deploy.passes.registry import Refused, Tried, every, rewrite
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import onnx_ir as ir
 
     from se_deploy.protocols import Array
-    from se_deploy.se_blocks.types import SEBlock
-
-NAME = "stem-space-to-depth"
 
 _BLOCK = 2
 _PADDED_TO = 4  # channels that a compiler pads an image to
 
 
-def sites(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[base.Site, ...]:  # noqa: ARG001 - one signature
-    """List the convolutions with stride 2 that read an image of few channels and even height and width."""
-    convs = [conv for node in model.graph if (conv := base.conv(node)) is not None and _fits(conv)]
-    return tuple(base.Site(NAME, str(conv.y.name), conv.weights.shape) for conv in convs)
+@dataclass(frozen=True, slots=True)
+class _Stem:
+    site: str
+    conv: Conv
+    size: tuple[int, int]  # H, W of the image, even
+    out: tuple[int, int]  # H, W of the convolution's output
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """The weights'."""
+        return self.conv.weights.shape
 
 
-def _fits(conv: base.Conv) -> bool:
-    shape = graph.dims(conv.x)
-    if shape is None or shape[2] is None or shape[3] is None or conv.weights.shape[1] >= _PADDED_TO:
-        return False
-    even = shape[2] % _BLOCK == 0 and shape[3] % _BLOCK == 0
-    return (
-        even
-        and conv.groups == 1
-        and conv.strides == (_BLOCK, _BLOCK)
-        and conv.dilations == (1, 1)
-        and max(conv.kernel) > 1
-    )
+def _match(model: ir.Model, node: ir.Node) -> _Stem | Refused:  # noqa: ARG001 - one signature
+    conv = convolution(node)
+    if isinstance(conv, Refused):
+        return conv
+    shape, out = graph.dims(conv.x), graph.dims(conv.y)
+    if shape is None or out is None or None in {*shape[2:], *out[2:]}:
+        return Refused("height and width are free")
+    height, width, out_height, out_width = (int(d or 0) for d in (*shape[2:], *out[2:]))
+    if conv.weights.shape[1] >= _PADDED_TO or conv.groups != 1:
+        return Refused(f"it reads {_PADDED_TO} channels or more, or several groups")
+    if height % _BLOCK or width % _BLOCK:
+        return Refused("height or width is odd")
+    if conv.strides != (_BLOCK, _BLOCK) or conv.dilations != (1, 1) or max(conv.kernel) == 1:
+        return Refused("its stride is not 2, or it has a dilation or a 1x1 kernel")
+    return _Stem(str(conv.y.name), conv, (height, width), (out_height, out_width))
 
 
-def apply(model: ir.Model, site: base.Site) -> int:
+@rewrite(
+    name="stem-space-to-depth",
+    idea="pixels folded into channels before the stem",
+    where=every("Conv"),
+    match=_match,
+    after=("hoist-squeeze-kxk", "pointwise-as-convolution"),
+    tried=Tried(turn=8),
+)
+def stem_space_to_depth(model: ir.Model, found: _Stem) -> None:
     """Turn a stride-2 convolution into a stride-1 one over 2 x 2 pixels folded into channels.
 
     Before: y = conv(x: (N, C, H, W); W: (O, C, kh, kw), stride 2, pads (t, l, b, r)) + bias
@@ -59,28 +75,18 @@ def apply(model: ir.Model, site: base.Site) -> int:
             through taps that are 0.
     Needs:  stride 2, dilation 1, one group, constant weights, H and W known and even, fewer than 4 channels.
     """
-    conv = base.conv(base.producer(model, site.at))
-    shape = graph.dims(conv.x) if conv is not None else None
-    out = graph.dims(conv.y) if conv is not None else None
-    if conv is None or shape is None or out is None or not _fits(conv):
-        return 0
-    height, width = out[2], out[3]
-    if height is None or width is None or shape[2] is None or shape[3] is None:
-        return 0
-    weights, top, bottom = _fold(conv.weights, 2, conv.pads[0], shape[2] // _BLOCK, height)
-    weights, left, right = _fold(weights, 3, conv.pads[1], shape[3] // _BLOCK, width)
-    folded = base.put_before(conv.node, "SpaceToDepth", [conv.x], blocksize=_BLOCK)
-    taken = graph.initializer(model, f"{site.at}/folded", _to_depth(weights))
-    inputs = [folded, taken, *conv.node.inputs[2:]]
-    y = base.put_before(
-        conv.node, "Conv", [v for v in inputs if v is not None], pads=[top, left, bottom, right]
-    )
-    graph.replace(conv.y, y)
-    return 1
+    conv = found.conv
+    (height, width), (rows, columns) = found.size, found.out
+    weights, top, bottom = _fold(conv.weights, 2, conv.pads[0], height // _BLOCK, rows)
+    weights, left, right = _fold(weights, 3, conv.pads[1], width // _BLOCK, columns)
+    folded = put_before(conv.node, "SpaceToDepth", [conv.x], blocksize=_BLOCK)
+    taken = graph.initializer(model, f"{found.site}/folded", _to_depth(weights))
+    inputs = [v for v in (folded, taken, *conv.node.inputs[2:]) if v is not None]
+    graph.replace(conv.y, put_before(conv.node, "Conv", inputs, pads=[top, left, bottom, right]))
 
 
 def _fold(weights: Array, axis: int, pad: int, blocks: int, outputs: int) -> tuple[Array, int, int]:
-    """Split a kernel axis of k taps into (taps', 2); give it with the padding before and behind.
+    """A kernel axis of k taps as (taps', 2), with the padding before and behind.
 
     The new tap a stands for the old taps 2 a + pad and 2 a + pad + 1, a from `first` to `last`.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from se_deploy.passes.search.choose import allowed, everywhere, optimize
-from se_deploy.passes.search.plan_search import Cost, SearchResult, Step, planned_bytes, search
+from se_deploy.passes.search.plan_search import Cost, SearchResult, Step, planned_bytes, refusals, search
 from se_deploy.passes.search.replay import Choice, Replayed, from_json, replay, to_json
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "from_json",
     "optimize",
     "planned_bytes",
+    "refusals",
     "replay",
     "search",
     "to_json",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
-from se_deploy.passes.rewrites import base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ class CostAttribution:
     def __init__(self, model: ir.Model, blocks: Sequence[SEBlock]) -> None:
         """`model`: canonical, nodes in topological order, and its census."""
         order = {node: i for i, node in enumerate(model.graph)}
-        known = base.values(model)
+        known = graph.values(model)
         ends = []
         for block in blocks:
             y = known.get(block.output)

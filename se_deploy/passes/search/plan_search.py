@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from se_deploy import graph
 from se_deploy.errors import BuildFailed
-from se_deploy.passes.rewrites import catalogue, identity, pad_hidden_units, prune_hidden_units
+from se_deploy.options import SEARCH_PLANS
+from se_deploy.passes import rewrites
 from se_deploy.passes.search.attribution import CostAttribution, Share
 from se_deploy.passes.search.replay import Choice, Replayed, replay
 from se_deploy.protocols import silent
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.passes.registry import Refusal
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.se_blocks.types import SEBlock
@@ -38,7 +41,7 @@ class Step:
     """What one rewrite brought when it was taken: a bar of the waterfall. Planned, not timed."""
 
     rewrite: str  # names joined by " + " where several came together
-    at: tuple[str, ...]
+    sites: tuple[str, ...]
     before: Cost
     after: Cost
 
@@ -55,6 +58,29 @@ class SearchResult:
     plans_used: int
     counts: tuple[tuple[str, int], ...]
     warnings: tuple[str, ...] = ()
+    refused: tuple[Refusal, ...] = ()  # of each block, the rewrites allowed that were not possible
+
+
+def refusals(
+    given: ir.Model, done: Replayed, blocks: Sequence[SEBlock], allowed: Sequence[str]
+) -> tuple[Refusal, ...]:
+    """Why rewrites were not possible at a block, neither in the graph as given nor in what was made of it.
+
+    The reason is that of the graph as made: there a rewrite that builds on another had its chance.
+    """
+    refused: list[Refusal] = []
+    left = graph.values(done.model)
+    outputs = {block.output for block in blocks}
+    for rewriter in rewrites.rewriters():
+        if rewriter.name not in allowed:
+            continue
+        before = {no.site for no in rewriter.refusals(given, blocks)}
+        applied = {choice.site for choice in done.applied if choice.rewrite == rewriter.name}
+        if applied - outputs:  # sites named otherwise than by their block, whose output they took in
+            applied |= outputs - set(left)
+        now = rewriter.refusals(done.model, blocks)
+        refused += [no for no in now if no.site in before and no.site not in applied]
+    return tuple(refused)
 
 
 def planned_bytes(plan: Plan) -> float:
@@ -67,61 +93,51 @@ def search(
     blocks: Sequence[SEBlock],
     planner: Planner,
     *,
-    allowed: Sequence[str] = catalogue.NAMES,
-    budget_plans: int = 96,
+    allowed: Sequence[str] | None = None,
+    budget_plans: int = SEARCH_PLANS,
     seconds: float | None = None,
     cost: Callable[[Plan], float] = planned_bytes,
     lower: Callable[[ir.Model], ir.Model] = lambda model: model,
     baseline_kernels: int | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
-    """Find choices that make `cost` small without more kernels than the graph as given.
+    """The choices that make `cost` small without more kernels than the graph as given.
 
     `model`: canonical, with its census `blocks`. `lower` is what happens to the graph before it is planned
     (FP16). Deterministic for a budget in plans; `seconds` ends it early with a warning. `baseline_kernels`:
-    how many kernels are allowed, where the graph to beat is another one.
+    how many kernels are allowed, where the graph to beat is another one. `allowed`: names of rewrites, all
+    where None.
     Raises: BuildFailed where the compiler refuses the graph as given.
     """
-    run = _Search(model, blocks, planner, tuple(allowed), budget_plans, seconds, cost, lower, progress)
+    names = rewrites.names() if allowed is None else tuple(allowed)
+    run = _Search(model, blocks, planner, names, budget_plans, seconds, cost, lower, progress)
     return run.run(baseline_kernels)
 
 
-_HOISTS = ("hoist-squeeze-1x1", "hoist-squeeze-kxk")
-
-_MOVES: tuple[tuple[str, ...], ...] = (
-    ("squeeze-average-pool",),
-    ("squeeze-nhwc-mean",),
-    _HOISTS,
-    ("squeeze-average-pool", *_HOISTS),
-    ("squeeze-average-pool", *_HOISTS, "gate-into-previous"),
-    ("squeeze-average-pool", "gate-behind-pool"),
-    ("squeeze-average-pool", "gate-into-next"),
-    ("squeeze-average-pool", "gate-into-next", "excite-as-sum"),
-    ("squeeze-average-pool", "gate-into-next-batched"),
-    ("squeeze-average-pool", "gate-into-next-batched", "excite-as-sum"),
-)
-"""What a block can become; what does not apply to it is left out. A block takes one of them."""
-
-_KINDS = (("squeeze-average-pool", "squeeze-nhwc-mean"), _HOISTS)
-"""In this order the blocks' new forms enter the waterfall; the rest of them last."""
-
-_PLACES: tuple[tuple[str, ...], ...] = (
-    ("pointwise-as-convolution",),
-    ("concat-behind-depthwise",),
-    ("partial-add-as-pad",),
-    ("concat-of-copies", "concat-as-sum"),
-    ("add-as-concat",),
-    ("gated-add-as-concat",),
-    ("squeeze-average-pool", "squeeze-nhwc-mean"),
-    ("stem-space-to-depth",),
-)
-"""Rewrites about a place in the graph, in the order in which they are tried; a place takes one of a row."""
+def _moves() -> tuple[tuple[str, ...], ...]:
+    """What a block can become, short forms first; what does not apply to it is left out of a form."""
+    moves = [(*others, r.name) for r in rewrites.rewriters() for others in r.tried.forms]
+    return tuple(sorted(moves, key=len))
 
 
-_TRIES = 3  # mixtures of forms that are planned until one keeps the limit on kernels
+def _kinds() -> tuple[tuple[str, ...], ...]:
+    """The moves that build on no other move, which enter the waterfall in this order; the rest are last."""
+    moves = _moves()
+    return tuple(move for move in moves if not any(set(other) < set(move) for other in moves))
 
-_FIRST = frozenset({identity.NAME, prune_hidden_units.NAME, pad_hidden_units.NAME})
-"""Taken before a block's form is chosen, and kept with every form."""
+
+def _turns() -> tuple[tuple[str, ...], ...]:
+    """The rewrites of sites elsewhere in the graph, turn by turn; a site takes one of a turn."""
+    turns: dict[int, list[str]] = {}
+    for rewriter in rewrites.rewriters():
+        if rewriter.tried.turn is not None:
+            turns.setdefault(rewriter.tried.turn, []).append(rewriter.name)
+    return tuple(tuple(turns[turn]) for turn in sorted(turns))
+
+
+_TRIES = 3
+"""Mixtures of forms that are planned until one keeps the limit on kernels: shares are estimates, and each
+failed mixture lowers the limit by what it was over; the second is mostly enough."""
 
 _SMALL_GATES = (
     "gates are multiplied into weights at run time: in FP16, gates below about 1e-3 lose precision there; "
@@ -162,8 +178,8 @@ def _choose(forms: dict[str, list[_Form]], limit: int) -> dict[str, _Form]:
     return chosen
 
 
-def _places(choices: Iterable[Choice]) -> tuple[str, ...]:
-    return tuple(sorted({choice.at for choice in choices}))
+def _sites(choices: Iterable[Choice]) -> tuple[str, ...]:
+    return tuple(sorted({choice.site for choice in choices}))
 
 
 class _Search:
@@ -184,6 +200,7 @@ class _Search:
         self.model, self.blocks, self.planner = model, blocks, planner
         self.allowed, self.budget, self.cost, self.lower = allowed, budget, cost, lower
         self.progress = progress
+        self.first = frozenset(r.name for r in rewrites.rewriters() if r.tried.first)
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.known: dict[State, Cost | None] = {}
         self.state: State = frozenset()  # the choices behind the best cost so far
@@ -205,15 +222,15 @@ class _Search:
         elsewhere = self.best.kernels - sum(found[0].share.kernels for found in forms.values() if found)
         self.take_forms(forms, self.limit - elsewhere)
         for state in list(self.known):  # one form everywhere, where no mixture of them was better
-            self.consider(state, _places(state))
-        before_places = self.best.kernels
-        for row in _PLACES:
-            for name in row:
-                self.try_places(name, row)
-        if self.best.kernels < before_places:  # room for forms that only their kernels forbade
-            self.take_forms(forms, self.limit - elsewhere + before_places - self.best.kernels)
+            self.consider(state, _sites(state))
+        before_sites = self.best.kernels
+        for turn in _turns():
+            for name in turn:
+                self.try_sites(name, turn)
+        if self.best.kernels < before_sites:  # room for forms that only their kernels forbade
+            self.take_forms(forms, self.limit - elsewhere + before_sites - self.best.kernels)
         done = self.replayed(self.state)
-        computed = {r.name for r in catalogue.REWRITES if r.run_time_weights}
+        computed = {r.name for r in rewrites.rewriters() if r.run_time_weights}
         if any(choice.rewrite in computed for choice in self.state):
             self.warnings.append(_SMALL_GATES)
         return SearchResult(
@@ -225,23 +242,24 @@ class _Search:
             self.plans,
             done.counts,
             tuple(self.warnings),
+            refusals(self.model, done, self.blocks, self.allowed),
         )
 
     def take_first(self) -> None:
         """Take what is provably less work or suits the compiler better, unless it makes more of it."""
-        early = [(r, r.sites(self.model, self.blocks)) for r in catalogue.REWRITES if r.name in _FIRST]
+        early = [(r, r.sites(self.model, self.blocks)) for r in rewrites.rewriters() if r.name in self.first]
         state = frozenset(
-            Choice(r.name, site.at) for r, sites in early for site in sites if r.name in self.allowed
+            Choice(r.name, site.name) for r, sites in early for site in sites if r.name in self.allowed
         )
         cost = self.measure(state) if state else None
         if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
-            self.take(cost, tuple(choice.at for choice in sorted(state)))
+            self.take(cost, tuple(choice.site for choice in sorted(state)))
 
     def forms(self) -> dict[str, list[_Form]]:
         """Plan each move for all blocks at once; give each block's forms, as it stands first."""
         found: dict[str, list[_Form]] = {block.output: [] for block in self.blocks}
-        early = frozenset(c for c in self.state if c.rewrite in _FIRST)
-        for move in ((), *_MOVES):
+        early = frozenset(c for c in self.state if c.rewrite in self.first)
+        for move in ((), *_moves()):
             names = [name for name in move if name in self.allowed]
             state = early | {Choice(name, output) for name in names for output in found}
             cost = self.measure(state)
@@ -249,14 +267,14 @@ class _Search:
             if cost is None or shares is None:
                 continue
             for output, share in shares.items():
-                taken = frozenset(c for c in self.applied if c.at == output and c.rewrite not in _FIRST)
+                taken = frozenset(c for c in self.applied if c.site == output and c.rewrite not in self.first)
                 if all(form.choices != taken for form in found[output]):
                     found[output].append(_Form(taken, share))
         return found
 
     def take_forms(self, forms: dict[str, list[_Form]], limit: int) -> None:
         """Give each block its cheapest form, within `limit` kernels for all blocks, and plan that."""
-        others = frozenset(c for c in self.state if c.at not in forms or c.rewrite in _FIRST)
+        others = frozenset(c for c in self.state if c.site not in forms or c.rewrite in self.first)
         for _ in range(_TRIES):
             chosen = _choose(forms, limit)
             cost = self.measure(others | frozenset(c for form in chosen.values() for c in form.choices))
@@ -266,57 +284,57 @@ class _Search:
         if cost is None or cost.kernels > self.limit or self.worse(cost):
             return
         goal = self.applied
-        kinds = [k for k in _KINDS if any(c.rewrite in k for c in goal - self.state)]
+        kinds = [k for k in _kinds() if any(c.rewrite in k for c in goal - self.state)]
         for i in range(len(kinds)):
             names = {name for kind in kinds[: i + 1] for name in kind}
             part = self.state | {c for c in goal if c.rewrite in names}
             step = None if part == goal else self.measure(part)
             if step is not None and not self.worse(step):
-                self.take(step, _places(self.applied - self.state))
+                self.take(step, _sites(self.applied - self.state))
         self.applied = goal
         if goal != self.state:
-            self.take(cost, _places(goal - self.state))
+            self.take(cost, _sites(goal - self.state))
 
-    def try_places(self, name: str, row: tuple[str, ...]) -> None:
-        """Try a rewrite at all its places, then at each group of equal ones."""
+    def try_sites(self, name: str, turn: tuple[str, ...]) -> None:
+        """Try a rewrite at all its sites, then at each group of equal ones."""
         if name not in self.allowed:
             return
-        rewriter = next(r for r in catalogue.REWRITES if r.name == name)
+        rewriter = next(r for r in rewrites.rewriters() if r.name == name)
         outputs = {block.output for block in self.blocks}
-        places = {c.at for c in self.state if c.rewrite in row} - outputs
-        free = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
+        sites = {c.site for c in self.state if c.rewrite in turn} - outputs
+        free = frozenset(c for c in self.state if c.rewrite not in turn or c.site not in sites)
         groups: dict[tuple[object, ...], list[str]] = {}
         for site in rewriter.sites(self.replayed(free).model, self.blocks):
-            if site.at not in outputs:
-                groups.setdefault(site.shape, []).append(site.at)
-        everything = tuple(at for group in groups.values() for at in group)
+            if site.name not in outputs:
+                groups.setdefault(site.shape, []).append(site.name)
+        everything = tuple(site for group in groups.values() for site in group)
         if everything:
-            self.consider(self.put(name, row, everything), everything)
+            self.consider(self.put(name, turn, everything), everything)
         for group in groups.values() if len(groups) > 1 else ():
-            here = frozenset(Choice(name, at) for at in group)
-            state = self.state - here if here <= self.state else self.put(name, row, group)
+            here = frozenset(Choice(name, site) for site in group)
+            state = self.state - here if here <= self.state else self.put(name, turn, group)
             self.consider(state, tuple(group))
 
-    def put(self, name: str, row: tuple[str, ...], places: Sequence[str]) -> State:
-        """Give the state with `name` at `places` instead of any other rewrite of its row."""
-        kept = frozenset(c for c in self.state if c.rewrite not in row or c.at not in places)
-        return kept | frozenset(Choice(name, at) for at in places)
+    def put(self, name: str, turn: tuple[str, ...], sites: Sequence[str]) -> State:
+        """The state with `name` at `sites` instead of any other rewrite of its turn."""
+        kept = frozenset(c for c in self.state if c.rewrite not in turn or c.site not in sites)
+        return kept | frozenset(Choice(name, site) for site in sites)
 
-    def consider(self, state: State, at: tuple[str, ...]) -> None:
+    def consider(self, state: State, sites: tuple[str, ...]) -> None:
         """Take `state` if its plan is better than the best so far."""
         cost = self.measure(state)
         if cost is not None and cost.kernels <= self.limit and not self.worse(cost):
-            self.take(cost, at)
+            self.take(cost, sites)
 
     def worse(self, cost: Cost) -> bool:
         """Whether the best so far is at least as good."""
         return (cost.value, cost.kernels) >= (self.best.value, self.best.kernels)
 
-    def take(self, cost: Cost, at: tuple[str, ...]) -> None:
+    def take(self, cost: Cost, sites: tuple[str, ...]) -> None:
         new = {choice.rewrite for choice in self.applied - self.state}
         gone = {choice.rewrite for choice in self.state - self.applied} - new
-        names = [name for name in catalogue.NAMES if name in new] + [f"without {n}" for n in sorted(gone)]
-        self.steps.append(Step(" + ".join(names), at, self.best, cost))
+        names = [name for name in rewrites.names() if name in new] + [f"without {n}" for n in sorted(gone)]
+        self.steps.append(Step(" + ".join(names), sites, self.best, cost))
         self.state, self.best = self.applied, cost
 
     def measure(self, state: State) -> Cost | None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.errors import BadInput
-from se_deploy.passes.rewrites.catalogue import NAMES, REWRITES
+from se_deploy.passes import rewrites
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import onnx_ir as ir
 
-    from se_deploy.passes.rewrites.base import Rewriter
+    from se_deploy.passes.registry import Rewriter
     from se_deploy.se_blocks.types import SEBlock
 
 _SCHEMA = "se-deploy/rewrites/1"
@@ -23,10 +23,10 @@ _SCHEMA = "se-deploy/rewrites/1"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Choice:
-    """One rewrite at one place: a block's output tensor, or the tensor that the rewrite is about."""
+    """One rewrite at one site: a block's output tensor, or the tensor that the rewrite is about."""
 
     rewrite: str
-    at: str
+    site: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,14 @@ class Replayed(graph.Rewrite):
 
 
 def replay(model: ir.Model, blocks: Sequence[SEBlock], choices: Iterable[Choice]) -> Replayed:
-    """Apply `choices` to a copy of `model`, in the order of the catalogue whatever order they come in.
+    """Apply `choices` to a copy of `model`, in the order of the registry whatever order they come in.
 
     A choice whose preconditions do not hold is left out of `applied`; nothing else is touched.
     """
     wanted = frozenset(choices)
     applied: list[Choice] = []
-    passes = [_pass(r, blocks, wanted, applied) for r in REWRITES if any(c.rewrite == r.name for c in wanted)]
+    asked = {choice.rewrite for choice in wanted}
+    passes = [_pass(r, blocks, wanted, applied) for r in rewrites.rewriters() if r.name in asked]
     done = graph.rewrite(model, *passes)
     return Replayed(done.model, done.counts, tuple(applied))
 
@@ -54,7 +55,7 @@ def _pass(
     def run(copy: ir.Model) -> int:
         fired = 0
         for site in rewriter.sites(copy, blocks):
-            choice = Choice(rewriter.name, site.at)
+            choice = Choice(rewriter.name, site.name)
             if choice in wanted and rewriter.apply(copy, site):
                 applied.append(choice)
                 fired += 1
@@ -66,7 +67,7 @@ def _pass(
 
 def to_json(choices: Iterable[Choice]) -> str:
     """Write choices as JSON, sorted, so that equal choices are equal files."""
-    items = [[choice.rewrite, choice.at] for choice in sorted(choices)]
+    items = [[choice.rewrite, choice.site] for choice in sorted(choices)]
     return json.dumps({"schema": _SCHEMA, "choices": items}, indent=1) + "\n"
 
 
@@ -74,10 +75,10 @@ def from_json(text: str) -> tuple[Choice, ...]:
     """Read choices. Raises: BadInput for another format or a rewrite that does not exist."""
     try:
         fields = json.loads(text)
-        choices = tuple(Choice(str(name), str(at)) for name, at in fields["choices"])
+        choices = tuple(Choice(str(name), str(site)) for name, site in fields["choices"])
     except (ValueError, TypeError, KeyError) as e:
         raise BadInput(f"this is no list of rewrites: {e}", hint="delete the file to search again") from e
-    unknown = sorted({c.rewrite for c in choices} - set(NAMES))
+    unknown = sorted({c.rewrite for c in choices} - set(rewrites.names()))
     if fields.get("schema") != _SCHEMA or unknown:
         raise BadInput(
             f"the list of rewrites is from another version ({', '.join(unknown) or fields.get('schema')})",

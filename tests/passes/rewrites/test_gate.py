@@ -79,7 +79,7 @@ def project(*, batch=1, conv="", shape=(5, 8, 1, 1), end="z = Relu(q)", seed=0, 
 def test_next_keeps_the_function(case, seed):
     before = project(conv=case[0], shape=case[1], seed=seed)
     after, applied = apply(before, NEXT)
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert_same(before, after)
     assert set(graph.ops(after)).issuperset({"Conv", "Sigmoid"})
     assert apply(after, NEXT)[1] == ()
@@ -135,7 +135,7 @@ def test_next_refuses_quantized_weights():
 def test_next_batched_keeps_the_function_for_any_batch(batch, size, seed):
     before = project(batch=batch, size=size, seed=seed)
     after, applied = apply(before, BATCHED)
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     for n in (1, 5):
         for one, other in zip(run(before, batch=n), run(after, batch=n), strict=True):
             assert abs(one - other).max() < 2e-5
@@ -182,7 +182,7 @@ def pooled(
 def test_behind_pool_keeps_the_function(case, seed):
     before = pooled(*case, seed=seed)
     after, applied = apply(before, POOL)
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert_same(before, after)
     assert_only_touches(before, after, {"n_y", "n_q"})
     assert apply(after, POOL)[1] == ()

@@ -48,7 +48,7 @@ def linear(**options):
 def test_pointwise_keeps_the_function(groups, per_group, size, seed):
     before = linear(c_in=groups * per_group, groups=groups, size=size, seed=seed)
     after, applied = apply(before, POINTWISE)
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert_same(before, after)
     assert_only_touches(before, after, {"n_s", "n_h"})
 
@@ -63,7 +63,7 @@ def test_pointwise_keeps_the_function(groups, per_group, size, seed):
 def test_same_padded_keeps_the_function(kernel, groups, extra, seed):
     before = linear(c_in=8, kernel=kernel, groups=groups, size=kernel // 2 + 1 + extra, seed=seed)
     after, applied = apply(before, SAME)
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert_same(before, after)
     assert_only_touches(before, after, {"n_s", "n_h"})
 

@@ -36,7 +36,7 @@ def hidden(model):
 def test_one_unit_more_changes_nothing(units, activation, bias, seed):
     before = block(units, activation, bias=bias, seed=seed)
     after, applied = apply(before, NAME)
-    assert [choice.at for choice in applied] == ["y"]
+    assert [choice.site for choice in applied] == ["y"]
     assert hidden(after) == units + 1
     assert_same(before, after)
     assert apply(after, NAME)[1] == ()

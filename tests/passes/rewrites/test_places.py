@@ -25,7 +25,7 @@ def stem(kernel=3, pads=(1, 1, 1, 1), *, channels=3, size=(8, 12), stride=2, att
 def test_stem_keeps_the_function(kernel, pads, height, seed):
     before = stem(kernel, pads, size=(2 * height, 2 * height + 2), seed=seed)
     after, applied = apply(before, "stem-space-to-depth")
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert_same(before, after)
     assert_only_touches(before, after, {"n_y"})
     assert apply(after, "stem-space-to-depth")[1] == ()
@@ -55,7 +55,7 @@ def wide(c=128, o=256, attributes="", kernel=1, size=4):
 def test_a_wide_pointwise_convolution_gets_a_dilation():
     before = wide()
     after, applied = apply(before, "pointwise-as-convolution")
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert_same(before, after)
     assert_only_touches(before, after, {"n_y"})
     assert apply(after, "pointwise-as-convolution")[1] == ()
@@ -93,7 +93,7 @@ def concatenated(
 def test_concat_as_sum_keeps_the_function(seed):
     before = concatenated(seed=seed)
     after, applied = apply(before, "concat-as-sum")
-    assert [c.at for c in applied] == ["k"]
+    assert [c.site for c in applied] == ["k"]
     assert "Concat" not in graph.ops(after)
     assert_same(before, after)
     assert_only_touches(before, after, {"n_k", "n_z"})
@@ -123,7 +123,7 @@ def test_concat_as_sum_refuses(before):
 def test_concat_behind_depthwise_keeps_the_function(seed):
     before = concatenated(DEPTHWISE, shapes=DEPTHWISE_SHAPES, seed=seed)
     after, applied = apply(before, "concat-behind-depthwise")
-    assert [c.at for c in applied] == ["z"]
+    assert [c.site for c in applied] == ["z"]
     assert_same(before, after)
     assert_only_touches(before, after, {"n_k", "n_z"})
     assert apply(after, "concat-behind-depthwise")[1] == ()
@@ -145,7 +145,7 @@ def test_concat_behind_depthwise_refuses(before):
 def test_concat_of_copies_is_bit_exact():
     before = concatenated()
     after, applied = apply(before, "concat-of-copies")
-    assert [c.at for c in applied] == ["k"]
+    assert [c.site for c in applied] == ["k"]
     assert graph.ops(after).count("Relu") == 2
     assert_same(before, after)
     names = {node.name for node in after.graph}
@@ -169,7 +169,7 @@ def added(*, a="", b="<strides=[2,2]>", wide=(6, 5, 1, 1), end="z = Relu(y)", se
 def test_add_as_concat_keeps_the_function(seed):
     before = added(seed=seed)
     after, applied = apply(before, "add-as-concat")
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert graph.ops(after).count("Conv") == 1
     assert_same(before, after)
     assert_only_touches(before, after, {"n_p", "n_q", "n_y"})
@@ -201,7 +201,7 @@ def test_add_as_concat_takes_computed_weights():
 def test_gated_add_as_concat_keeps_the_function(bias):
     before = shortcut(bias=bias)
     after, applied = apply(before, "hoist-squeeze-1x1", "gated-add-as-concat")
-    assert [c.at for c in applied] == ["y", "v"]
+    assert [c.site for c in applied] == ["y", "v"]
     assert graph.ops(after).count("Conv") == 3  # fc1, fc2 and one for both
     assert_same(before, after)
     assert_only_touches(before, after, {"n_s", "n_h", "n_c", "n_y", "n_q", "n_v"})
@@ -243,7 +243,7 @@ def partial(head="0", cut="3", tail="9", size="4", seed=0):
 def test_partial_add_as_pad_keeps_the_function():
     before = partial()
     after, applied = apply(before, "partial-add-as-pad")
-    assert [c.at for c in applied] == ["z"]
+    assert [c.site for c in applied] == ["z"]
     assert graph.ops(after) == ["Pad", "Add"]
     assert_same(before, after)
 
@@ -300,7 +300,7 @@ def sliced(bounds, end="z = Relu(y)", axes="1", out="z"):
 def test_a_whole_slice_goes(end):
     before = sliced(([0], [end], [1]))
     after, applied = apply(before, "drop-whole-slice")
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert graph.ops(after) == ["Relu"]
 
 

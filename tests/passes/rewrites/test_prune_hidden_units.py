@@ -55,7 +55,7 @@ def hidden(model):
 def test_a_fixed_unit_moves_into_the_bias(unit, activation, bias, seed):
     before = block({"f1": zero(unit)}, activation, seed=seed, bias=bias)
     after, applied = apply(before, NAME)
-    assert [c.at for c in applied] == ["y"]
+    assert [c.site for c in applied] == ["y"]
     assert hidden(after) == UNITS - 1
     assert_same(before, after)
     assert apply(after, NAME)[1] == ()

@@ -62,7 +62,7 @@ def test_a_head_is_a_place_of_its_own(head):
     before = build("float[N,8,4,4] x", "float[N,8,1,1] z", f"{body}z = {head}", shapes)
     for name in SPELLINGS:
         after, applied = apply(before, name)
-        assert [c.at for c in applied] == ["y", "z"]
+        assert [c.site for c in applied] == ["y", "z"]
         assert_same(before, after)
         assert_only_touches(before, after, {"n_s", "n_z"})
 
@@ -72,4 +72,4 @@ def test_another_mean_is_no_pooling(head):
     body, shapes = se(8, 2)
     shapes |= {"axes": np.array([2, 3], np.int64), "one": np.array([2], np.int64)}
     before = build("float[N,8,4,4] x", "float z", f"{body}z = {head}", shapes)
-    assert [c.at for c in apply(before, "squeeze-average-pool")[1]] == ["y"]
+    assert [c.site for c in apply(before, "squeeze-average-pool")[1]] == ["y"]

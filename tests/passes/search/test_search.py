@@ -5,11 +5,14 @@ import itertools
 import json
 
 import pytest
-from rewrites_graphs import assert_same, build
+from planners import CountingPlanner
+from rewrites_graphs import assert_same
+from rewrites_graphs import bottlenecks as network
 
 from se_deploy import graph
 from se_deploy.errors import BadInput, BuildFailed
-from se_deploy.passes.rewrites import NAMES, REWRITES
+from se_deploy.passes.registry import Scope
+from se_deploy.passes.rewrites import names, rewriters
 from se_deploy.passes.search import (
     Choice,
     allowed,
@@ -21,55 +24,9 @@ from se_deploy.passes.search import (
     to_json,
 )
 from se_deploy.passes.search.attribution import CostAttribution
-from se_deploy.plan import Kernel, Plan, PlanTensor
 from se_deploy.se_blocks import detect
 
 AVERAGE_AND_HOIST = ("squeeze-average-pool", "hoist-squeeze-1x1")
-
-
-class CountingPlanner:
-    """One kernel per node; it reads and writes what the node does, but a GlobalAveragePool twice."""
-
-    def __init__(self, refuse=(), dislike=None):
-        self.refuse, self.dislike, self.asked = refuse, dislike, 0
-
-    def plan(self, model):
-        self.asked += 1
-        if set(self.refuse) & set(graph.ops(model)):
-            raise BuildFailed("no such kernel", hint="-")
-        layers = []
-        for node in model.graph:
-            tensors = [tensor(v) for v in node.inputs if v is not None and not v.is_initializer()]
-            times = (
-                8 if (node.op_type, tensors[0].name) == self.dislike else node.op_type == "GlobalAveragePool"
-            )
-            again = times * tensors
-            outputs = tuple(tensor(v) for v in node.outputs)
-            layers.append(Kernel(node.name, node.op_type, (*tensors, *again), outputs, (node.name,)))
-        return Plan("fake", "1", "none", tuple(layers))
-
-
-def tensor(value):
-    return PlanTensor(value.name, "float32", tuple(d or -1 for d in graph.dims(value)))
-
-
-def network(*, batch="N"):
-    """Two equal bottlenecks: conv1x1 -> SE -> residual -> Relu."""
-    text, constants = "", {}
-    for i in (1, 2):
-        text += f"r{i} = Conv(x{i - 1}, v{i})\nu{i} = Relu(r{i})\nc{i} = Conv(u{i}, w{i})\n"
-        text += block(i)
-        text += f"q{i} = Add(y{i}, x{i - 1})\nx{i} = Relu(q{i})\n"
-        constants |= {f"v{i}": (4, 16, 1, 1), f"w{i}": (16, 4, 1, 1)}
-        constants |= {f"fa{i}": (4, 16, 1, 1), f"ba{i}": (4,), f"fb{i}": (16, 4, 1, 1), f"bb{i}": (16,)}
-    return build(f"float[{batch},16,6,6] x0", f"float[{batch},16,6,6] x2", text, constants)
-
-
-def block(i):
-    return (
-        f"s{i} = GlobalAveragePool(c{i})\nh{i} = Conv(s{i}, fa{i}, ba{i})\na{i} = Relu(h{i})\n"
-        f"e{i} = Conv(a{i}, fb{i}, bb{i})\ng{i} = Sigmoid(e{i})\ny{i} = Mul(c{i}, g{i})\n"
-    )
 
 
 def run(model, planner=None, **options):
@@ -80,7 +37,7 @@ def test_it_hoists_because_the_squeeze_reads_less():
     before = network()
     found = run(before)
     assert {c.rewrite for c in found.choices} >= {"hoist-squeeze-1x1"}
-    assert {c.at for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
+    assert {c.site for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
     assert found.best.activation_bytes < found.baseline.activation_bytes
     assert found.best.kernels <= found.baseline.kernels
     assert_same(before, found.model)
@@ -88,8 +45,8 @@ def test_it_hoists_because_the_squeeze_reads_less():
 
 def test_each_block_gets_a_form_of_its_own():
     found = run(network(), CountingPlanner(dislike=("AveragePool", "u1")), allowed=AVERAGE_AND_HOIST)
-    assert {c.at for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
-    assert {c.at for c in found.choices if c.rewrite == "squeeze-average-pool"} == {"y2"}
+    assert {c.site for c in found.choices if c.rewrite == "hoist-squeeze-1x1"} == {"y1", "y2"}
+    assert {c.site for c in found.choices if c.rewrite == "squeeze-average-pool"} == {"y2"}
 
 
 def test_shares_add_up_to_the_plan():
@@ -198,28 +155,30 @@ def test_the_cost_is_an_argument():
     assert found.best.value == found.best.kernels
 
 
-def test_rules_per_runtime():
+def test_rules_per_scope():
     computed = {"gate-into-previous", "gate-into-next", "gate-into-next-batched"}
-    assert set(allowed("tensorrt-rtx")) == set(NAMES)
-    for runtime in ("auto", "onnxruntime", "tensorrt"):
-        assert not computed & set(allowed(runtime))
-    assert allowed("tensorrt", ["gate-into-next"]) == ("gate-into-next",)
+    assert set(allowed(Scope.BY_PLAN)) == set(names())
+    assert set(allowed(Scope.PORTABLE)) == {"drop-whole-slice", "dead-hidden-units"}
+    more = {"hoist-squeeze-1x1", "gate-behind-pool"}
+    assert set(allowed(Scope.LESS_WORK)) == set(allowed(Scope.PORTABLE)) | more
+    assert not computed & set(allowed(Scope.BY_PLAN, constant_weights=True))
+    assert allowed(Scope.LESS_WORK, ["gate-into-next"]) == ("gate-into-next",)
     with pytest.raises(BadInput, match="per image"):
-        allowed("onnxruntime", ["gate-into-next"])
+        allowed(Scope.LESS_WORK, ["gate-into-next"], constant_weights=True)
     with pytest.raises(BadInput, match="no rewrite"):
-        allowed("auto", ["squeeze"])
-    assert allowed("tensorrt-rtx", []) == ()
+        allowed(Scope.PORTABLE, ["squeeze"])
+    assert allowed(Scope.BY_PLAN, []) == ()
 
 
-@pytest.mark.parametrize("runtime", ["auto", "onnxruntime", "tensorrt"])
-def test_without_a_planner_only_what_is_less_work(runtime):
+@pytest.mark.parametrize("scope", [Scope.PORTABLE, Scope.LESS_WORK])
+def test_without_a_planner_only_what_is_less_work(scope):
     before = network()
-    found = optimize(before, detect(before).blocks, runtime=runtime)
-    assert {c.rewrite for c in found.choices} == (set() if runtime == "auto" else {"hoist-squeeze-1x1"})
+    found = optimize(before, detect(before).blocks, allowed(scope))
+    assert {c.rewrite for c in found.choices} == (set() if scope is Scope.PORTABLE else {"hoist-squeeze-1x1"})
     assert found.best is None
     assert_same(before, found.model)
 
 
 def test_every_rewrite_has_a_name_and_an_idea():
-    assert len(set(NAMES)) == len(NAMES) == len(REWRITES)
-    assert all(rewriter.idea for rewriter in REWRITES)
+    assert len(set(names())) == len(names()) == len(rewriters())
+    assert all(rewriter.idea for rewriter in rewriters())
