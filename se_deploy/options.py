@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
 from se_deploy.schema.input_spec import InputSpec
@@ -63,8 +64,8 @@ class ImageOptions:
                     hint=f"give {spec.channels} numbers joined by commas",
                 )
         if self.crop is not None or self.resize is not None:
-            spec = dataclasses.replace(spec, resize_size=None)  # the flags decide what is resized to
-        return dataclasses.replace(
+            spec = replace(spec, resize_size=None)  # the flags decide what is resized to
+        return replace(
             spec,
             mean=self.mean or spec.mean,
             std=self.std or spec.std,

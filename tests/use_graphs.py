@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import onnx_ir as ir
+from msgspec.structs import replace
 from onnx import numpy_helper, parser
 from PIL import Image
 
@@ -71,7 +72,7 @@ def save(path, text=MEANS, spec=SPEC, **fields):
 
 def spec(**fields):
     """The input spec with other fields."""
-    return dataclasses.replace(SPEC, **fields)
+    return replace(SPEC, **fields)
 
 
 def manifest(engine, onnx, *, runtime="tensorrt-rtx", **fields):

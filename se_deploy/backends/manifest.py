@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from se_deploy import files
 from se_deploy.backends.tensorrt.compiler import Profile
 from se_deploy.errors import BadArtifact
-from se_deploy.schema import input_spec
+from se_deploy.schema import builtins, convert
+from se_deploy.schema.input_spec import InputSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from se_deploy.backends.precision_check import PrecisionName
     from se_deploy.backends.tensorrt.compiler import Engine, RuntimeName
-    from se_deploy.schema.input_spec import InputSpec
 
 SCHEMA = "se-deploy/manifest/1"
 RTX_MAGIC = b"vtrt"
@@ -60,8 +60,11 @@ class Manifest:
 
     def json(self) -> dict[str, Any]:
         """Give the JSON object."""
-        fields = dataclasses.asdict(self)
-        return {"schema": SCHEMA, **fields, "input": input_spec.to_fields(self.input) if self.input else None}
+        return {
+            "schema": SCHEMA,
+            **dataclasses.asdict(self),
+            "input": None if self.input is None else builtins(self.input),
+        }
 
 
 class Checked(NamedTuple):
@@ -216,7 +219,8 @@ def _warnings(engine: Path, manifest: Manifest) -> list[str]:
 def _manifest(fields: dict[str, Any]) -> Manifest:
     spec = fields["input"]
     if spec is not None:
-        spec = input_spec.from_fields(spec)
+        what = f"the manifest of '{fields['engine']}'"
+        spec = convert(spec, InputSpec, what=what, error=BadArtifact, hint="build the engine again")
     shapes = {
         name: Profile(tuple(p["min"]), tuple(p["opt"]), tuple(p["max"]))
         for name, p in fields["shapes"].items()

@@ -82,12 +82,10 @@ def doctor(**params: Any) -> None:
         se-deploy doctor
     """
     from se_deploy.cli import render
-    from se_deploy.commands import results
     from se_deploy.commands.doctor import diagnose
 
     found = diagnose()
-    payload = {**results.head("doctor", ()), **found.json()}
-    talk.of(params).finish(payload, table=render.doctor(payload))
+    talk.of(params).finish(found, table=render.doctor(found))
 
 
 @click.command()
@@ -128,25 +126,10 @@ def networks(**params: Any) -> None:
     Example:
         se-deploy networks
     """
-    from se_deploy import networks as zoo
     from se_deploy.cli import render
-    from se_deploy.commands import results
+    from se_deploy.commands import networks as verb
 
     say = talk.of(params)
-    rows = []
     with say.progress() as progress:
-        for done, name in enumerate(zoo.NETWORKS):
-            progress("count", done, len(zoo.NETWORKS))
-            d = zoo.describe(name)
-            rows.append(
-                {
-                    "name": name,
-                    "params": d.params,
-                    "macs": d.macs,
-                    "blocks": d.blocks,
-                    "input_size": list(d.input_size),
-                    "reference": d.reference,
-                }
-            )
-    payload = {**results.head("networks", ()), "networks": rows}
-    say.finish(payload, table=render.networks(payload))
+        found = verb.networks(progress=progress)
+    say.finish(found, table=render.networks(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ COMMANDS = {
     "networks": ("look", "List the SE networks that ship."),
     "predict": ("use", "Say what an artifact makes of images."),
     "bundle": ("use", "Gather what goes to the device."),
+    "schema": ("schema", "Print the JSON Schema of what a command prints."),
 }
 
 
@@ -94,8 +94,10 @@ class LazyGroup(click.Group):
 
 def _fail(kind: str, message: str, hint: str, code: int, *, as_json: bool) -> int:
     if as_json:
-        error = {"kind": kind, "message": message, "hint": hint}
-        click.echo(json.dumps({"schema": "se-deploy/error/1", "error": error}))
+        from se_deploy import schema
+
+        fields = schema.results.ErrorFields(kind=kind, message=message, hint=hint)
+        click.echo(schema.encode(schema.results.Error(error=fields), indent=None))
     else:
         click.echo(f"error: {message}\n  to mend it: {hint}", err=True)
     return code

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from se_deploy.schema.results import Doctor, Networks
+
 VERDICT_STYLE = {"fused": "green", "split": "yellow", "fallback": "red"}
 
 
@@ -338,29 +340,29 @@ def runs(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
     return table
 
 
-def networks(result: Mapping[str, Any]) -> Table:
+def networks(result: Networks) -> Table:
     """Draw the networks that ship."""
     table = _table(
         "SE networks that ship: se_deploy:NAME",
         ["name", "input", "params", "MACs", "SE blocks", "reference"],
         right=(2, 3, 4),
     )
-    for row in result["networks"]:
+    for row in result.networks:
         table.add_row(
-            row["name"], "x".join(map(str, row["input_size"])), f"{row['params'] / 1e6:.2f} M",
-            f"{row['macs'] / 1e6:,.0f} M", str(row["blocks"]), row["reference"],
+            row.name, "x".join(map(str, row.input_size)), f"{row.params / 1e6:.2f} M",
+            f"{row.macs / 1e6:,.0f} M", str(row.blocks), row.reference,
         )  # fmt: skip
     return table
 
 
-def doctor(result: Mapping[str, Any]) -> list[Table]:
+def doctor(result: Doctor) -> list[Table]:
     """Draw what was looked at, and what follows from it."""
     table = _table("This machine", ["what", "state", "detail", "to mend it"])
     style = {"ok": "green", "missing": "yellow", "broken": "red"}
-    for check in result["checks"]:
-        state = Text(check["state"], style=style[check["state"]])
-        table.add_row(check["name"], state, check["detail"], check["fix"] or "")
+    for check in result.checks:
+        state = Text(check.state, style=style[check.state])
+        table.add_row(check.name, state, check.detail, check.fix or "")
     follows = _table("What follows", ["", ""])
-    follows.add_row("builds", "\n".join(result["can_build"]) or "nothing")
-    follows.add_row("runs", "\n".join(result["can_run"]) or "nothing")
+    follows.add_row("builds", "\n".join(result.can_build) or "nothing")
+    follows.add_row("runs", "\n".join(result.can_run) or "nothing")
     return [table, follows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -11,30 +11,33 @@ from se_deploy.cli.render import passed, percent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
+
+    from se_deploy.schema.results import Bundle, Predict
 
 
-def predicted(result: Mapping[str, Any]) -> Table:
+def predicted(result: Predict) -> Table:
     """Draw a row per image and class, the image named once."""
-    table = _titled(f"{result['artifact']} in {result['runtime']}")
+    table = _titled(f"{result.artifact} in {result.runtime}")
     for column in ("image", "class", "label"):
         table.add_column(column, overflow="fold")
     table.add_column("probability", justify="right")
-    for prediction in result["predictions"]:
-        for rank, guess in enumerate(prediction["top"]):
+    for prediction in result.predictions:
+        for rank, guess in enumerate(prediction.top):
             table.add_row(
-                _plain(prediction["image"] if rank == 0 else ""), str(guess["index"]),
-                _plain(guess["label"] or "-"), percent(guess["probability"]),
+                _plain(prediction.image if rank == 0 else ""), str(guess.index),
+                _plain(guess.label or "-"), percent(guess.probability),
             )  # fmt: skip
-        if len(prediction["top"]) > 1:
+        if len(prediction.top) > 1:
             table.add_section()
     return table
 
 
-def bundled(result: Mapping[str, Any]) -> Table:
+def bundled(result: Bundle) -> Table:
     """Draw the files of a bundle."""
-    table = _titled(f"{len(result['files'])} files in {result['folder']}")
+    table = _titled(f"{len(result.files)} files in {result.folder}")
     table.add_column("file", overflow="fold")
-    for name in result["files"]:
+    for name in result.files:
         table.add_row(_plain(name))
     return table
 

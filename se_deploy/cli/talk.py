@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -16,6 +15,7 @@ from se_deploy.errors import StrictFailure
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from msgspec import Struct
     from rich.console import Console
     from rich.progress import TaskID
 
@@ -61,7 +61,7 @@ class Talk:
 
     def finish(
         self,
-        payload: Mapping[str, Any],
+        payload: Mapping[str, Any] | Struct,
         *,
         warnings: Sequence[str] = (),
         table: object = None,
@@ -72,7 +72,9 @@ class Talk:
         `failed` says which gates failed, in words.
         """
         if self.as_json:
-            click.echo(json.dumps(payload, indent=2, allow_nan=False))
+            from se_deploy.schema import encode
+
+            click.echo(encode(payload))
         elif table is not None:
             show(table)
         if not self.quiet:

@@ -43,8 +43,7 @@ def predict(artifact: str, images: tuple[Path, ...], **params: Any) -> None:
             image=arguments.image(params),
             progress=progress,
         )
-    payload = result.json()
-    say.finish(payload, warnings=result.warnings, table=render_use.predicted(payload))
+    say.finish(result, warnings=result.warnings, table=render_use.predicted(result))
 
 
 @click.command()
@@ -82,5 +81,4 @@ def bundle(artifact: Path, output: Path, **params: Any) -> None:
         image=arguments.image(params),
         overwrite=params["overwrite"],
     )
-    payload = result.json()
-    say.finish(payload, warnings=result.warnings, table=render_use.bundled(payload))
+    say.finish(result, warnings=result.warnings, table=render_use.bundled(result))

@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
+from msgspec.structs import asdict, replace
 
 import se_deploy
 from se_deploy import files, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, source
-from se_deploy.commands.results import Json, head
 from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite
 from se_deploy.options import ImageOptions
-from se_deploy.schema import input_spec
+from se_deploy.schema import encode, input_spec, tool_version
+from se_deploy.schema.files import BundleInput
+from se_deploy.schema.results import Bundle
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,26 +41,6 @@ _IMPORT = "from se_deploy.data.preprocessing import to_sample\n"
 
 Part = Path | bytes
 """A file to copy, or what to write."""
-
-
-@dataclass(frozen=True, slots=True)
-class BundleResult:
-    """The folder that was filled."""
-
-    folder: Path
-    files: tuple[str, ...]  # relative to it
-    model: str | None  # Triton's name for it; None for a plain bundle
-    warnings: tuple[str, ...]
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        return {
-            **head("bundle", self.warnings),
-            "folder": str(self.folder),
-            "files": list(self.files),
-            "triton": self.model is not None,
-            "model": self.model,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +64,7 @@ def bundle(
     name: str | None = None,
     image: ImageOptions | None = None,
     overwrite: bool = False,
-) -> BundleResult:
+) -> Bundle:
     """Fill `folder` with an engine or an ONNX file and all that belongs to it.
 
     With `triton`, as a model repository of Triton Inference Server; `name` is then the model's. All files
@@ -97,7 +79,14 @@ def bundle(
         model, parts = None, _plain(cargo)
     _write(folder, parts, overwrite=overwrite, sums=not triton)
     written = (*parts, SUMS) if not triton else tuple(parts)
-    return BundleResult(folder, written, model, cargo.warnings)
+    return Bundle(
+        tool_version=tool_version(),
+        warnings=cargo.warnings,
+        folder=str(folder),
+        files=written,
+        triton=triton,
+        model=model,
+    )
 
 
 def _cargo(path: Path, image: ImageOptions) -> _Cargo:
@@ -125,7 +114,7 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
         own = input_spec.read(model.metadata_props)
     spec = image.applied(own)
     if spec is not None and spec != own and model is not None and len(model.graph.inputs) == 1:
-        spec = dataclasses.replace(spec, name=model.graph.inputs[0].name or spec.name)
+        spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is None:
         notes.append(
             f"'{path.name}' does not say how an image becomes its input, so {INPUT} is left out: "
@@ -153,8 +142,8 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
         if cargo.spec.labels:
             parts[pbtxt.LABELS] = _labels(cargo.spec)
         onnx_name = cargo.onnx.name if cargo.onnx is not None else None
-        fields = {"schema": "se-deploy/input/1", "onnx": onnx_name, **dataclasses.asdict(cargo.spec)}
-        parts[INPUT] = (json.dumps(fields, indent=2) + "\n").encode()
+        written = BundleInput(**asdict(cargo.spec), onnx=onnx_name)
+        parts[INPUT] = f"{encode(written)}\n".encode()
         if cargo.model is not None and _classifies(cargo.model):
             parts[SCRIPT] = _script()
     return {**parts, README: _readme(cargo, parts).encode()}

@@ -12,9 +12,12 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from se_deploy.schema import tool_version
+from se_deploy.schema.results import Doctor, Finding
 
 _TIMEOUT_S = 120  # a cold import of torch from a slow disk
 
@@ -84,33 +87,6 @@ _JETPACK = {35: "5.1", 36: "6", 38: "7.0/7.1", 39: "7.2"}
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    state: Literal["ok", "missing", "broken"]
-    detail: str
-    fix: str | None = None  # a command, where something can be installed
-
-
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
-    """What is here, and what follows from it."""
-
-    checks: tuple[Check, ...]
-    can_build: tuple[str, ...]
-    can_run: tuple[str, ...]
-
-    def json(self) -> dict[str, Any]:
-        """Give the keys of `doctor --json`."""
-        return {
-            "checks": [asdict(check) for check in self.checks],
-            "can_build": list(self.can_build),
-            "can_run": list(self.can_run),
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class Probe:
     """What one process found: its answer, or the last line of its complaint."""
 
@@ -118,16 +94,16 @@ class Probe:
     complaint: str = ""
 
 
-def diagnose() -> Diagnosis:
+def diagnose() -> Doctor:
     """Look at this machine: packages, providers, devices. Takes the time of importing torch once."""
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
         found = dict(zip(_PROBES, pool.map(_probe, _PROBES.values()), strict=True))
     return conclude(found, jetson=_jetpack(Path("/etc/nv_tegra_release")))
 
 
-def conclude(found: dict[str, Probe], *, jetson: str | None = None) -> Diagnosis:
+def conclude(found: dict[str, Probe], *, jetson: str | None = None) -> Doctor:
     """Draw the conclusions from what every probe found; `jetson`: the JetPack's name, where it is one."""
-    checks = [Check("machine", "ok", _machine(jetson))]
+    checks = [Finding(name="machine", state="ok", detail=_machine(jetson))]
     checks += [_check(name, probe, jetson) for name, probe in found.items()]
     build, run = [], []
     rtx, full, ort, gpu = (found[n].answer for n in ("tensorrt-rtx", "tensorrt", "onnxruntime", "gpu"))
@@ -142,7 +118,13 @@ def conclude(found: dict[str, Probe], *, jetson: str | None = None) -> Diagnosis
         run += [f"{title} engines" for title, a in (("TensorRT-RTX", rtx), ("TensorRT", full)) if a]
     if found["torch"].answer is not None:
         run.append("networks by PyTorch")
-    return Diagnosis(tuple(checks), tuple(build), tuple(run))
+    return Doctor(
+        tool_version=tool_version(),
+        warnings=(),
+        checks=tuple(checks),
+        can_build=tuple(build),
+        can_run=tuple(run),
+    )
 
 
 def _probe(code: str) -> Probe:
@@ -163,24 +145,27 @@ def _probe(code: str) -> Probe:
     return Probe(None, words[-1])
 
 
-def _check(name: str, probe: Probe, jetson: str | None) -> Check:
+def _check(name: str, probe: Probe, jetson: str | None) -> Finding:
     answer = probe.answer
     fix = _JETSON_TENSORRT if name == "tensorrt" and jetson else _INSTALL[name]
     if answer is None:
         missing = any(word in probe.complaint for word in ("No module named", "PackageNotFound"))
-        return Check(name, "missing" if missing else "broken", probe.complaint, fix)
+        state: Literal["missing", "broken"] = "missing" if missing else "broken"
+        return Finding(name=name, state=state, detail=probe.complaint, fix=fix)
     if name == "gpu":
         if answer["count"]:
-            return Check(name, "ok", f"{answer['name']}, sm{answer['sm']}")
-        return Check(name, "missing", f"no NVIDIA device can be used ({answer['error']})", fix)
+            return Finding(name=name, state="ok", detail=f"{answer['name']}, sm{answer['sm']}")
+        complaint = f"no NVIDIA device can be used ({answer['error']})"
+        return Finding(name=name, state="missing", detail=complaint, fix=fix)
     extra = ""
     if "works" in answer:
         extra = f", providers that start: {', '.join(answer['works'])}"
     if "targets" in answer:
         extra = f", builds for {', '.join(answer['targets'])}"
     if answer.get("strongly_typed") is False:
-        return Check(name, "broken", f"{answer['version']}: no strongly typed networks", "use TensorRT 10.3+")
-    return Check(name, "ok", f"{answer['version']}{extra}")
+        complaint = f"{answer['version']}: no strongly typed networks"
+        return Finding(name=name, state="broken", detail=complaint, fix="use TensorRT 10.3+")
+    return Finding(name=name, state="ok", detail=f"{answer['version']}{extra}")
 
 
 def _machine(jetson: str | None) -> str:

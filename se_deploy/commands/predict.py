@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +12,12 @@ from se_deploy import data
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.base import shape_text
 from se_deploy.commands import artifacts
-from se_deploy.commands.results import Json, head
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
+from se_deploy.schema import tool_version
+from se_deploy.schema.results import Guess, Predict, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,44 +29,6 @@ if TYPE_CHECKING:
 _SUM_TOLERANCE = 1e-3
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
-    """One class and how probable the artifact finds it."""
-
-    index: int
-    label: str | None
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """The most probable classes of one image, best first."""
-
-    image: str
-    top: tuple[Guess, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PredictResult:
-    """What an artifact said of every image."""
-
-    artifact: str
-    runtime: str
-    device: str
-    predictions: tuple[Prediction, ...]
-    warnings: tuple[str, ...]
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        return {
-            **head("predict", self.warnings),
-            "artifact": self.artifact,
-            "runtime": self.runtime,
-            "device": self.device,
-            "predictions": [dataclasses.asdict(prediction) for prediction in self.predictions],
-        }
-
-
 def predict(
     artifact: str | Path,
     images: Sequence[str | Path],
@@ -77,8 +38,8 @@ def predict(
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
     progress: Progress = silent,
-) -> PredictResult:
-    """Give the `top` most probable classes of each image.
+) -> Predict:
+    """Return the `top` most probable classes of each image.
 
     Scores become probabilities by softmax, unless they are probabilities already. Nothing stands in for
     the artifact: an engine needs its GPU. Raises: BadInput where the artifact is no classifier or does not
@@ -97,13 +58,20 @@ def predict(
             scores = _scores(one.session, spec, names, size)
             for name, row in zip(names, probabilities(scores), strict=True):
                 best = np.argsort(-row, kind="stable")[:top]
-                guesses = (Guess(int(i), _label(spec, int(i)), float(row[i])) for i in best)
-                guessed.append(Prediction(name, tuple(guesses)))
+                guesses = (
+                    Guess(index=int(i), label=_label(spec, int(i)), probability=float(row[i])) for i in best
+                )
+                guessed.append(Prediction(image=name, top=tuple(guesses)))
             if spec.labels and len(spec.labels) != scores.shape[1]:
                 warnings.append(f"there are {len(spec.labels)} labels for {scores.shape[1]} classes")
         progress("predict", len(images), len(images))
-        return PredictResult(
-            str(artifact), one.runtime, one.device, tuple(guessed), tuple(dict.fromkeys(warnings))
+        return Predict(
+            tool_version=tool_version(),
+            warnings=tuple(dict.fromkeys(warnings)),
+            artifact=str(artifact),
+            runtime=one.runtime,
+            device=one.device,
+            predictions=tuple(guessed),
         )
 
 

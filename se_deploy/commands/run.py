@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, graph, report
+from se_deploy import files, graph, report, schema
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, export, inspect, lowering, source
 from se_deploy.commands.build_engine import build_engine, onnx_path
@@ -137,7 +137,7 @@ class RunResult:
                     v.const_value.size for v in taken.model.graph.initializers.values() if v.const_value
                 ),
                 "macs": sum(graph.macs(node) for node in taken.model.graph),
-                "input": input_spec.to_fields(spec) if spec else None,
+                "input": schema.builtins(spec) if spec else None,
             },
             "machine": machine(),
             "report": "report.html",

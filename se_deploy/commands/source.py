@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+from msgspec.structs import replace
 
 from se_deploy import comparison, graph, se_blocks
 from se_deploy.backends.onnxruntime.session import OrtRuntime
@@ -56,7 +56,7 @@ def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
     own = input_spec.read(model.metadata_props)
     spec = image.applied(own)
     if spec is not None and own is None and len(model.graph.inputs) == 1:
-        spec = dataclasses.replace(spec, name=model.graph.inputs[0].name or spec.name)
+        spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is not None:
         input_spec.write(model.metadata_props, spec)
     return model if image.size is None else graph.rewrite(model, _sized(image.size)).model

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec.structs import replace
 from PIL import Image, UnidentifiedImageError
 
 from se_deploy.data import preprocessing
@@ -80,7 +80,7 @@ def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: 
     Raises: BadData that names the first unreadable one, unless `skip_unreadable`; BadData where none is
     left.
     """
-    digest = hashlib.sha256(repr(dataclasses.replace(spec, name="", labels=())).encode())
+    digest = hashlib.sha256(repr(replace(spec, name="", labels=())).encode())
     readable, skipped = [], []
     for position, image in enumerate(images):
         try:

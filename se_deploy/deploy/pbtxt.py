@@ -6,18 +6,17 @@ to have a free first dimension; a network with a frozen batch has `max_batch_siz
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
+from msgspec.structs import replace
 
 from se_deploy import graph
 from se_deploy.backends.tensorrt.compiler import MAX_BATCH
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.schema import input_spec
+from se_deploy.schema import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -91,8 +90,7 @@ def config(
     if batch > 1:
         lines.append("dynamic_batching { }")
     if spec is not None:
-        fields = input_spec.to_fields(dataclasses.replace(spec, labels=()))
-        value = _quoted(json.dumps(fields))
+        value = _quoted(encode(replace(spec, labels=()), indent=None))
         lines.append(f'parameters {{\n  key: "{PARAMETER}"\n  value {{\n    string_value: {value}\n  }}\n}}')
     return "\n".join(lines) + "\n"
 

@@ -1,1 +1,58 @@
-"""The JSON objects that this tool writes and reads, each one type."""
+"""The JSON objects that this tool writes and reads: one frozen type each, the contract in code.
+
+Every writer makes one of these and every reader gets one; unknown keys, as newer versions add them, are
+ignored. Keys of the contract have no default; later ones have, so that older files can still be read.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from se_deploy.schema import files, results
+from se_deploy.schema.codec import builtins, convert, decode, encode, load
+from se_deploy.schema.common import finite, relative, tool_version
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from msgspec import Struct
+
+__all__ = [
+    "OBJECTS", "builtins", "convert", "decode", "encode", "files", "finite", "json_schema", "load",
+    "relative", "results", "tool_version",
+]  # fmt: skip
+
+OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
+    {
+        "export": results.Export,
+        "inspect": results.Inspect,
+        "quantize": results.Quantize,
+        "build-engine": results.BuildEngine,
+        "parity": results.Parity,
+        "profile": results.Profile,
+        "run": results.Run,
+        "demo": results.Demo,
+        "doctor": results.Doctor,
+        "check": results.Check,
+        "report": results.Report,
+        "networks": results.Networks,
+        "predict": results.Predict,
+        "bundle": results.Bundle,
+        "error": results.Error,
+        "manifest": files.Manifest,
+        "calibration-cache": files.CalibrationCache,
+        "rewrites": files.RewriteChoices,
+        "input": files.BundleInput,
+    }
+)
+"""By command, and by kind of file; "error" is what any command prints with --json where it fails."""
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema of one of OBJECTS."""
+    import msgspec  # noqa: PLC0415 - only to print it
+
+    return {"$schema": _DIALECT, **msgspec.json.schema(OBJECTS[name])}

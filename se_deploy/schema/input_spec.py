@@ -5,13 +5,14 @@ Written to the file's metadata under one key, so that calibration, parity and `p
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+
+from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from se_deploy.errors import BadModel
+from se_deploy.schema import codec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping, Sequence
@@ -26,12 +27,17 @@ Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lan
 Layout = Literal["NCHW", "NHWC"]
 Rounding = Literal["down", "nearest"]
 
-_OPTIONAL = ("resize_size", "rounding", "antialias")
-"""Fields that came later: written only where they say something, so that older readers take the rest."""
+Size = Annotated[int, Meta(ge=1)]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class InputSpec:
+def _written(default: T) -> T:
+    """Return a default that is written even so: later fields are not, so that older readers take the rest."""
+    made: T = field(default_factory=lambda: default)
+    return made
+
+
+class InputSpec(Struct, frozen=True, omit_defaults=True):
     """One image input: pixels in [0, 1] minus `mean`, over `std`, as float32 (N, C, H, W).
 
     `resize` "shortest" scales the image, aspect kept, until it covers `resize_size`, then takes the centre;
@@ -40,19 +46,28 @@ class InputSpec:
     """
 
     name: str
-    channels: int
-    height: int
-    width: int
+    channels: Size
+    height: Size
+    width: Size
     mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: Resize = "shortest"
-    crop: float = 1.0  # fraction of the resized side that is kept, timm's crop_pct; above 1 the rest is black
-    interpolation: Interpolation = "bilinear"
-    layout: Layout = "NCHW"  # of the tensor that the graph takes
-    labels: tuple[str, ...] = ()  # class names by index of the first output; () where unknown
-    resize_size: tuple[int, int] | None = None  # (H, W) before the crop; None: size / crop, rounded down
+    std: tuple[Annotated[float, Meta(gt=0)], ...]
+    resize: Resize = _written("shortest")
+    # the fraction of the resized side that is kept, timm's crop_pct; above 1 the rest is black
+    crop: Annotated[float, Meta(gt=0)] = _written(1.0)
+    interpolation: Interpolation = _written("bilinear")
+    layout: Layout = _written("NCHW")  # of the tensor that the graph takes
+    labels: tuple[str, ...] = _written(())  # class names by index of the first output; () where unknown
+    resize_size: tuple[Size, Size] | None = None  # (H, W) before the crop; None: size / crop, rounded down
     rounding: Rounding = "down"  # of the side that follows from the aspect; "nearest" is timm's, of both
     antialias: bool = True  # False: bilinear as a network resizes inside itself
+
+    def __post_init__(self) -> None:
+        """Check what fields say together. Raises: ValueError, which names the fields."""
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise ValueError(f"its {name} is no finite number for each of {self.channels} channels")
+        if not self.antialias and self.interpolation != "bilinear":
+            raise ValueError(f"only bilinear exists without antialiasing, not {self.interpolation}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,7 +92,7 @@ def resized(spec: InputSpec | None, dims: tuple[int, ...], name: str = "input") 
     channels, height, width = dims
     if spec is None:
         return InputSpec(name, channels, height, width, (0.0,) * channels, (1.0,) * channels)
-    return dataclasses.replace(
+    return replace(
         spec,
         channels=channels,
         height=height,
@@ -88,48 +103,9 @@ def resized(spec: InputSpec | None, dims: tuple[int, ...], name: str = "input") 
     )
 
 
-def to_fields(spec: InputSpec) -> dict[str, Any]:
-    """Return the spec as a JSON object; later fields are left out where they have their default."""
-    fields = dataclasses.asdict(spec)
-    defaults = {field.name: field.default for field in dataclasses.fields(InputSpec)}
-    return {k: v for k, v in fields.items() if k not in _OPTIONAL or v != defaults[k]}
-
-
-def from_fields(fields: Mapping[str, Any]) -> InputSpec:
-    """Return the spec that a JSON object describes.
-
-    Raises: ValueError, TypeError or KeyError that says which field is wrong.
-    """
-    lists = {name: tuple(fields[name]) for name in ("mean", "std")}
-    lists["labels"] = tuple(fields.get("labels", ()))
-    if fields.get("resize_size") is not None:
-        lists["resize_size"] = tuple(fields["resize_size"])
-    spec = InputSpec(**{**fields, **lists})
-    choices = {"resize": Resize, "interpolation": Interpolation, "layout": Layout, "rounding": Rounding}
-    for name, choice in choices.items():
-        if getattr(spec, name) not in get_args(choice):
-            raise ValueError(
-                f"its {name} is {getattr(spec, name)!r}, not one of {', '.join(get_args(choice))}"
-            )
-    for name in ("mean", "std"):
-        values = getattr(spec, name)
-        if len(values) != spec.channels or not all(math.isfinite(value) for value in values):
-            raise ValueError(f"its {name} is no finite number for each of {spec.channels} channels")
-    if not all(value > 0 for value in spec.std):
-        raise ValueError("its std is not above 0")
-    sizes = (*spec.shape, *(spec.resize_size or (1, 1)))
-    if len(sizes) != 5 or not all(isinstance(size, int) and size > 0 for size in sizes):  # noqa: PLR2004 - C, H, W and two
-        raise ValueError("its sizes are not whole numbers above 0")
-    if not spec.crop > 0:
-        raise ValueError("its crop is not above 0")
-    if not spec.antialias and spec.interpolation != "bilinear":
-        raise ValueError(f"only bilinear exists without antialiasing, not {spec.interpolation}")
-    return spec
-
-
 def write(metadata: MutableMapping[str, str], spec: InputSpec) -> None:
     """Put `spec` into an ONNX model's metadata."""
-    metadata[METADATA_KEY] = json.dumps(to_fields(spec))
+    metadata[METADATA_KEY] = codec.encode(spec, indent=None)
 
 
 def read(metadata: Mapping[str, str]) -> InputSpec | None:
@@ -140,11 +116,10 @@ def read(metadata: Mapping[str, str]) -> InputSpec | None:
     text = metadata.get(METADATA_KEY)
     if text is None:
         return None
-    try:
-        return from_fields(json.loads(text))
-    except (ValueError, TypeError, KeyError) as e:
-        reason = f"it has no {e}" if isinstance(e, KeyError) else e
-        raise BadModel(
-            f"the metadata entry '{METADATA_KEY}' is not an input spec: {reason}",
-            hint="export the network again, or write the entry as `se-deploy export` does",
-        ) from e
+    return codec.decode(
+        text,
+        InputSpec,
+        what=f"the metadata entry '{METADATA_KEY}', an input spec",
+        error=BadModel,
+        hint="export the network again, or write the entry as `se-deploy export` does",
+    )

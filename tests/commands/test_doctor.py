@@ -1,5 +1,6 @@
 import pytest
 
+from se_deploy import schema
 from se_deploy.commands import doctor
 from se_deploy.commands.doctor import Probe
 
@@ -90,6 +91,6 @@ def test_the_probes_answer_on_this_machine():
 
 
 def test_json_has_one_entry_for_each_check():
-    found = doctor.conclude(HERE).json()
-    assert set(found) == {"checks", "can_build", "can_run"}
+    found = schema.builtins(doctor.conclude(HERE))
+    assert set(found) == {"schema", "tool_version", "warnings", "checks", "can_build", "can_run"}
     assert set(found["checks"][0]) == {"name", "state", "detail", "fix"}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import timm
 import torch
+from msgspec.structs import replace
 from photographs import photographs
 from timm.data import create_transform, resolve_data_config
 from torchvision import models as torchvision_zoo
@@ -136,5 +135,5 @@ def test_a_timm_network_keeps_its_transform_at_another_size():
 def test_a_torchvision_network_at_another_size_keeps_the_share_that_is_cropped():
     spec = zoo.load("torchvision:mobilenet_v3_small", input_size=(3, 112, 112)).image
     assert preprocessing.resized_size(500, 500, spec) == (128, 128)
-    wanted = dataclasses.replace(spec, height=224, width=224)
+    wanted = replace(spec, height=224, width=224)
     assert wanted == public_zoos.torchvision_spec(torchvision_transform("mobilenet_v3_small"))

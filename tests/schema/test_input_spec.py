@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import json
+
 import pytest
+from msgspec.structs import replace
 
 from se_deploy.errors import BadInput, BadModel
 from se_deploy.options import ImageOptions, read_labels
@@ -49,3 +52,42 @@ def test_labels_are_lines_or_json(tmp_path):
     (tmp_path / "bad.json").write_text('{"a": 1}')
     with pytest.raises(BadInput, match=r"bad\.json"):
         read_labels(tmp_path / "bad.json")
+
+
+def spec_text(**fields):
+    metadata = {}
+    input_spec.write(metadata, SPEC)
+    return json.dumps({**json.loads(metadata[input_spec.METADATA_KEY]), **fields})
+
+
+def test_keys_of_the_contract_are_always_written_and_later_ones_where_they_say_something():
+    plain = input_spec.InputSpec("x", 1, 8, 8, (0.0,), (1.0,))
+    metadata = {}
+    input_spec.write(metadata, plain)
+    assert set(json.loads(metadata[input_spec.METADATA_KEY])) == {
+        "name", "channels", "height", "width", "mean", "std", "resize", "crop", "interpolation", "layout",
+        "labels",
+    }  # fmt: skip
+    input_spec.write(metadata, replace(plain, antialias=False))
+    assert json.loads(metadata[input_spec.METADATA_KEY])["antialias"] is False
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"channels": 0}, "'channels' is 0"),
+        ({"resize": "stretch"}, "'resize' is \"stretch\": invalid enum value 'stretch'"),
+        ({"std": [1.0, 0.0, 1.0]}, r"'std\[1\]' is 0.0: expected `float` > 0.0"),
+        ({"mean": [0.5]}, "its mean is no finite number for each of 3 channels"),
+        ({"antialias": False, "interpolation": "bicubic"}, "only bilinear exists without antialiasing"),
+        ({"crop": float("nan")}, "'crop' is NaN"),
+        ({"resize_size": [8]}, "'resize_size': expected `array` of length 2"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value(fields, said):
+    with pytest.raises(BadModel, match=said):
+        input_spec.read({input_spec.METADATA_KEY: spec_text(**fields)})
+
+
+def test_a_key_of_a_newer_version_is_no_obstacle():
+    assert input_spec.read({input_spec.METADATA_KEY: spec_text(colour="sRGB")}) == SPEC

@@ -1,0 +1,436 @@
+"""The object that each command prints with --json, and `report.json` of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType, field
+
+from se_deploy.schema.common import (
+    Amount,
+    Block,
+    Count,
+    Dims,
+    Fraction,
+    FrozenRatio,
+    GateName,
+    KeptNode,
+    Plan,
+    Precision,
+    RefusedRewrite,
+    Rejected,
+    Result,
+    Totals,
+    Verified,
+    WaterfallStep,
+    Worth,
+)
+from se_deploy.schema.files import Manifest
+from se_deploy.schema.input_spec import InputSpec
+
+
+class Export(Result, frozen=True, kw_only=True, tag="se-deploy/export/1"):
+    """What `export` wrote: paths are relative to its folder."""
+
+    blocks: tuple[Block, ...]
+    rejected: tuple[Rejected, ...]
+    plans: tuple[Plan, ...]
+    onnx: str
+    nodes_before: Count
+    nodes_after: Count
+    rewrites: tuple[tuple[str, Count], ...]
+    max_abs_error: float | None
+    opset: Count
+    exporter: str | None = None
+    precision: Precision | None = None
+    runtime: str | None = None
+    frozen: tuple[FrozenRatio, ...] = ()
+    waterfall: tuple[WaterfallStep, ...] = ()
+    verified: Verified | None = None
+    refused: tuple[RefusedRewrite, ...] = ()
+    kept_fp32: tuple[KeptNode, ...] = ()
+
+
+class Width(Struct, frozen=True, kw_only=True):
+    """A block with fewer hidden units, and what that does to its gates on data not fitted to."""
+
+    hidden: Count
+    mean_gate_error: float
+    max_gate_error: float
+    ratio: float | None = None
+    rms_gate_error: float | None = None
+
+
+class BlockAdvice(Struct, frozen=True, kw_only=True):
+    """What data says of one block; units and channels count from 0."""
+
+    output: str
+    channels: Count | None = None
+    gates_shut: Count | None = None
+    gates_open: Count | None = None
+    gates_constant: Count | None = None
+    gate_mean: float | None = None
+    gate_std: float | None = None
+    gate_std_by_sample: float | None = None
+    samples: Count | None = None
+    hidden: Count | None = None
+    effective_rank: float | None = None
+    dead: tuple[int, ...] = ()
+    constant: tuple[int, ...] = ()
+    removable: tuple[int, ...] = ()
+    widths: tuple[Width, ...] = ()
+    suggested: Count | None = None
+    exact: Count | None = None
+
+
+class Advice(Struct, frozen=True, kw_only=True):
+    """What data says of every block; `tolerance` is on the mean change of a gate."""
+
+    blocks: tuple[BlockAdvice, ...]
+    skipped: tuple[Rejected, ...] = ()
+    samples: Count | None = None
+    tolerance: float | None = None
+
+
+class SEParams(Struct, frozen=True, kw_only=True):
+    """The blocks' parameters: counted with biases, and by the literature's formula without."""
+
+    counted: Count
+    formula: Count
+
+
+class ChainBreak(Struct, frozen=True, kw_only=True):
+    """Where a chain of INT8 layers leaves INT8."""
+
+    node: str
+    cause: str
+    source: str | None
+
+
+class Chain(Struct, frozen=True, kw_only=True):
+    """How far INT8 layers of a Q/DQ file follow on each other in INT8."""
+
+    int8_layers: Count
+    unbroken: Count
+    breaks: tuple[ChainBreak, ...]
+
+
+class Inspect(Result, frozen=True, kw_only=True, tag="se-deploy/inspect/1"):
+    """What is in an ONNX file, or by its manifest in an engine."""
+
+    blocks: tuple[Block, ...]
+    rejected: tuple[Rejected, ...]
+    plans: tuple[Plan, ...]
+    file: str | None = None
+    nodes: Count | None = None
+    opset: Count | None = None
+    se_params: SEParams | None = None
+    totals: Totals | None = None
+    advice: Advice | None = None
+    chain: Chain | None = None
+    manifest: Manifest | None = None
+
+
+class CurvePoint(Struct, frozen=True, kw_only=True):
+    """Accuracy bought with multiply-accumulates left in FP16; `added_ms` per image by a roofline."""
+
+    macs_fp16_fraction: float
+    sqnr_db: float | None
+    added_ms: float | None = None
+    accuracy: float | None = None
+    kept: Count | None = None
+
+
+class Range(Struct, frozen=True, kw_only=True):
+    """What a tensor's INT8 covers; with a threshold, what was seen of it and where it is clipped."""
+
+    tensor: str
+    low: float
+    high: float
+    threshold: float | None = None
+
+
+class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
+    """What `quantize` wrote; SQNR per output on samples that were not calibrated on."""
+
+    onnx: str
+    policy: str
+    method: str
+    samples: Count
+    quantized: tuple[str, ...]
+    kept: tuple[KeptNode, ...]
+    sqnr_db: Mapping[str, float | None]
+    macs_int8_fraction: float
+    worth: Worth | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    ranges: tuple[Range, ...] = ()
+    verified: Verified | None = None
+
+
+class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine/1"):
+    """What `build-engine` built: paths are relative to the engine's folder, rewrites are [name, block]."""
+
+    engine: str
+    manifest: str
+    plan: Plan
+    requested_precision: Precision
+    found_precision: Precision
+    seconds: Amount
+    onnx: str | None = None
+    skipped_tactics: Count | None = None
+    rewrites: tuple[tuple[str, str], ...] = ()
+    waterfall: tuple[WaterfallStep, ...] = ()
+    worth: Worth | None = None
+    verified: Verified | None = None
+    refused: tuple[RefusedRewrite, ...] = ()
+    kept_fp32: tuple[KeptNode, ...] = ()
+
+
+class OutputParity(Struct, frozen=True, kw_only=True):
+    """One output against the reference; null where a measure is no finite number or has no meaning."""
+
+    name: str
+    max_abs: float | None
+    max_rel: float | None
+    cosine: float | None
+    sqnr_db: float | None
+    top1_agreement: float | None
+    passed: bool
+
+
+class Divergence(Struct, frozen=True, kw_only=True):
+    """The first tensor that differs."""
+
+    tensor: str
+    node: str | None = None
+    op_type: str | None = None
+    relative_rms: float | None = None
+
+
+class Candidate(Struct, frozen=True, kw_only=True):
+    """One artifact against the reference; `checked_as` says what stood in for it."""
+
+    path: str
+    passed: bool
+    outputs: tuple[OutputParity, ...]
+    first_divergence: Divergence | None
+    preset: str | None = None
+    samples: Count | None = None
+    accuracy: float | None = None
+    checked_as: str | None = None
+    failures: tuple[str, ...] = ()
+    evaluated: Literal["engine", "plan-rounded", "onnxruntime"] | None = None
+    shapes: Mapping[str, Dims] | None = None
+
+
+class Parity(Result, frozen=True, kw_only=True, tag="se-deploy/parity/1"):
+    """Every candidate against one reference on the same data."""
+
+    preset: str
+    candidates: tuple[Candidate, ...]
+    passed: bool
+    reference: str | None = None
+    reference_accuracy: float | None = None
+
+
+class LayerTime(Struct, frozen=True, kw_only=True):
+    """The mean device time of one layer of an engine."""
+
+    name: str
+    mean_ms: Amount
+    onnx_nodes: tuple[str, ...] = ()
+
+
+class Timing(Struct, frozen=True, kw_only=True):
+    """The latency of one artifact in ms per call; power and energy are null where nothing can read them."""
+
+    path: str
+    runtime: str
+    device: str
+    batch: Count
+    p50_ms: Amount
+    p90_ms: Amount
+    p99_ms: Amount
+    mean_ms: Amount
+    std_ms: Amount
+    throughput_per_s: Amount
+    samples: Count
+    stable: bool
+    power_w: float | None
+    energy_mj: float | None
+    speedup_vs_reference: float | None
+    enqueue_ms: float | None = None
+    h2d_ms: float | None = None
+    d2h_ms: float | None = None
+    end_to_end_ms: float | None = None
+    layers: tuple[LayerTime, ...] = ()
+    shapes: Mapping[str, Dims] | None = None
+
+
+class Profile(Result, frozen=True, kw_only=True, tag="se-deploy/profile/1"):
+    """Latencies, the reference first where there is one."""
+
+    artifacts: tuple[Timing, ...]
+    threads: Count | None = None
+
+
+class Network(Struct, frozen=True, kw_only=True):
+    """The network of a run."""
+
+    spec: str
+    weights: str | None = None
+    params: Count | None = None
+    macs: Count | None = None
+    input: InputSpec | None = None
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    """What a run ran on."""
+
+    platform: str | None = None
+    cpu: str | None = None
+    cores: Count | None = None
+    python: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+
+
+class Verdicts(Struct, frozen=True, kw_only=True):
+    """Pass or fail of each gate; null where it was not judged."""
+
+    parity: bool | None = None
+    fusion: bool | None = None
+    precision: bool | None = None
+    latency: bool | None = None
+
+
+class Run(Result, frozen=True, kw_only=True, tag="se-deploy/run/1"):
+    """Everything that a run measured: `report.json`; what was not asked for is null."""
+
+    report: str
+    artifacts: Mapping[str, str]
+    command: str | None = None
+    date: str | None = None
+    network: Network | None = None
+    machine: Machine | None = None
+    sizes: Mapping[str, Count] = field(default_factory=dict)
+    export: Export | None = None
+    inspect: Inspect | None = None
+    quantize: Quantize | None = None
+    build_engines: Mapping[str, BuildEngine] = field(name="build-engines", default_factory=dict)
+    build_engine: BuildEngine | None = field(name="build-engine", default=None)
+    parity: Parity | None = None
+    profile: Profile | None = None
+    verdicts: Verdicts | None = None
+    recommendation: str | None = None
+    folder: str | UnsetType = UNSET  # where `report` found it; not part of the file
+
+
+class Demo(Run, frozen=True, kw_only=True, tag="se-deploy/demo/1"):
+    """A run of the shipped network on the shipped digits."""
+
+
+class Finding(Struct, frozen=True, kw_only=True):
+    """One thing that `doctor` looked at; `fix` is a command, where something can be installed."""
+
+    name: str
+    state: Literal["ok", "missing", "broken"]
+    detail: str
+    fix: str | None = None
+
+
+class Doctor(Result, frozen=True, kw_only=True, tag="se-deploy/doctor/1"):
+    """What this machine can build and run."""
+
+    checks: tuple[Finding, ...]
+    can_build: tuple[str, ...]
+    can_run: tuple[str, ...]
+
+
+class Gate(Struct, frozen=True, kw_only=True):
+    """One gate's verdict on one file: why it failed, or what was measured."""
+
+    gate: GateName
+    name: str
+    passed: bool | None
+    details: tuple[str, ...]
+
+
+class Check(Result, frozen=True, kw_only=True, tag="se-deploy/check/1"):
+    """Every gate of a configuration, and the measurements behind them."""
+
+    config: str
+    passed: bool
+    gates: tuple[Gate, ...]
+    parity: tuple[Parity, ...]
+    profile: tuple[Profile, ...]
+
+
+class Report(Result, frozen=True, kw_only=True, tag="se-deploy/report/1"):
+    """Runs side by side, each with the folder that it was found in."""
+
+    runs: tuple[Run | Demo, ...]
+
+
+class ShippedNetwork(Struct, frozen=True, kw_only=True):
+    """A network that ships; multiply-accumulates for one image of `input_size` (C, H, W)."""
+
+    name: str
+    params: Count
+    macs: Count
+    blocks: Count
+    input_size: Dims
+    reference: str
+
+
+class Networks(Result, frozen=True, kw_only=True, tag="se-deploy/networks/1"):
+    """The networks that ship."""
+
+    networks: tuple[ShippedNetwork, ...]
+
+
+class Guess(Struct, frozen=True, kw_only=True):
+    """One class and its probability."""
+
+    index: Count
+    label: str | None
+    probability: Fraction
+
+
+class Prediction(Struct, frozen=True, kw_only=True):
+    """The most probable classes of one image, best first."""
+
+    image: str
+    top: tuple[Guess, ...]
+
+
+class Predict(Result, frozen=True, kw_only=True, tag="se-deploy/predict/1"):
+    """What an artifact says of each image."""
+
+    artifact: str
+    runtime: str
+    device: str
+    predictions: tuple[Prediction, ...]
+
+
+class Bundle(Result, frozen=True, kw_only=True, tag="se-deploy/bundle/1"):
+    """The folder that was filled; `model` is Triton's name for the network."""
+
+    folder: str
+    files: tuple[str, ...]
+    triton: bool
+    model: str | None
+
+
+class ErrorFields(Struct, frozen=True, kw_only=True):
+    """What went wrong, and what to do about it."""
+
+    kind: str
+    message: str
+    hint: str
+
+
+class Error(Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-deploy/error/1"):
+    """What any command prints with --json where it fails."""
+
+    error: ErrorFields
