@@ -69,7 +69,6 @@ SUBJECTS = (
 def export(subject: Subject, folder: Path) -> None:
     """Write network.onnx, calibration.npy and test.npy into `folder`."""
     from se_deploy import graph  # noqa: PLC0415 - torch: not in a worker
-    from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
     from se_deploy.frontend import simplify, torch_export, zoo  # noqa: PLC0415 - torch: not in a worker
     from se_deploy.passes import canonical  # noqa: PLC0415
 
@@ -79,7 +78,7 @@ def export(subject: Subject, folder: Path) -> None:
         checkpoint=DIGITS / subject.checkpoint if subject.checkpoint else None,
         model_args={"num_classes": 10, "in_channels": 1} if digits else None,
     )
-    made = simplify.simplify(torch_export.export(network).model, runtime=OrtRuntime()).model
+    made = simplify.simplify(torch_export.export(network).model).model
     graph.save(canonical.canonicalize(made).model, folder / "network.onnx")
     if network.image is None:
         raise click.ClickException(f"{subject.spec} takes no images")

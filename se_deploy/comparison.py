@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from se_deploy import batching
 from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -145,8 +146,8 @@ def compare(
     right = np.zeros(2)
     seen = 0
     for feeds in batches:
-        want = reference.run(feeds)
-        got = candidate.run({feeds_as[name]: value for name, value in feeds.items()})
+        want = batching.run(reference, feeds)
+        got = batching.run(candidate, {feeds_as[name]: value for name, value in feeds.items()})
         count = len(next(iter(feeds.values())))
         for i, (name, other) in enumerate(names.items()):
             sums[name].add(want[name], got[other])
@@ -192,7 +193,7 @@ def first_divergence(
     """
     shared = _float_values(reference) & _float_values(candidate)
     with runtime.open(_exposing(reference, shared)) as a, runtime.open(_exposing(candidate, shared)) as b:
-        want, got = a.run(feeds), b.run(feeds)
+        want, got = batching.run(a, feeds), batching.run(b, feeds)
     for node in candidate.graph:
         for value in node.outputs:
             if value.name in shared and value.name in want and value.name in got:

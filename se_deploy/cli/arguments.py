@@ -12,6 +12,8 @@ from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from se_deploy.verification import Verified
+
 Params = dict[str, Any]
 
 
@@ -89,6 +91,18 @@ def failed_gates(params: Params, verdicts: Mapping[str, Sequence[str]]) -> list[
     for name in sorted(wanted - verdicts.keys()):
         raise click.UsageError(f"this command has no verdict '{name}' to gate on")
     return [text for name, texts in verdicts.items() if params["strict"] or name in wanted for text in texts]
+
+
+def wrong(params: Params, verified: Verified) -> list[str]:
+    """Give what `verified` fails on: wrong answers always, what was taken back and presets when gated."""
+    strict = params["strict"]
+    gated = strict or "parity" in params["gates"]
+    failures = [
+        *verified.wrong,
+        *(verified.taken_back if strict else ()),
+        *(verified.missed if gated else ()),
+    ]
+    return [failure.text for failure in failures]
 
 
 def _fraction(text: str | None) -> float | None:

@@ -21,6 +21,7 @@ from se_deploy.cli import options, talk
 @options.target
 @options.rewriting
 @options.calibration
+@options.verify
 @options.gate
 @options.seed
 @options.overwrite
@@ -52,11 +53,12 @@ def export(model: str, output: Path, **params: Any) -> None:
             image=arguments.image(params),
             rewrites=arguments.rewrites(params),
             calibration=arguments.calibration(params),
+            verify=params["verify"],
             overwrite=params["overwrite"],
             progress=progress,
         )
     payload = result.json()
-    failed = arguments.failed_gates(params, {"parity": result.failures})
+    failed = [*arguments.wrong(params, result.verified), *arguments.failed_gates(params, {"parity": ()})]
     say.finish(
         payload,
         warnings=result.warnings,
@@ -79,6 +81,8 @@ def export(model: str, output: Path, **params: Any) -> None:
 @options.target
 @options.calibration
 @click.option("--require-benefit", is_flag=True, help="Exit with 3 where FP16 is planned to be no dearer.")
+@options.verify
+@options.gate
 @options.seed
 @options.overwrite
 @options.talk
@@ -102,11 +106,12 @@ def quantize(model: Path, output: Path, **params: Any) -> None:
             targets=params["targets"],
             image=arguments.image(params),
             calibration=arguments.calibration(params),
+            verify=params["verify"],
             overwrite=params["overwrite"],
             progress=progress,
         )
     payload = result.json()
-    failed = []
+    failed = [*arguments.wrong(params, result.verified), *arguments.failed_gates(params, {"parity": ()})]
     if (
         (params["require_benefit"] or params["strict"])
         and result.worth is not None
@@ -129,6 +134,7 @@ def quantize(model: Path, output: Path, **params: Any) -> None:
 @options.rewriting
 @options.calibration
 @click.option("--require-benefit", is_flag=True, help="Exit with 3 where FP16 is planned to be no dearer.")
+@options.verify
 @options.gate
 @options.seed
 @options.overwrite
@@ -160,12 +166,13 @@ def build_engine(model: Path, output: Path, **params: Any) -> None:
             timing_cache=params["timing_cache"],
             rewrites=arguments.rewrites(params),
             calibration=arguments.calibration(params),
+            verify=params["verify"],
             overwrite=params["overwrite"],
             progress=progress,
         )
     payload = result.json()
-    failed = [*result.precision_failures]
-    failed += arguments.failed_gates(params, {"fusion": result.fusion_failures})
+    failed = [*arguments.wrong(params, result.verified), *result.precision_failures]
+    failed += arguments.failed_gates(params, {"fusion": result.fusion_failures, "parity": ()})
     if (
         (params["require_benefit"] or params["strict"])
         and result.worth is not None

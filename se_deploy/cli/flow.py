@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @options.calibration
 @options.timing
 @options.threads
+@options.verify
 @options.gate
 @options.seed
 @options.overwrite
@@ -67,6 +68,7 @@ def run(model: str, output: Path, **params: Any) -> None:
             warmup_ms=params["warmup_ms"],
             duration_s=params["duration_s"],
             iterations=params["iterations"],
+            verify=params["verify"],
             overwrite=params["overwrite"],
             command=_command(),
             progress=progress,
@@ -81,6 +83,7 @@ def run(model: str, output: Path, **params: Any) -> None:
 @options.rewriting
 @options.timing
 @options.threads
+@options.verify
 @options.gate
 @options.overwrite
 @options.talk
@@ -105,6 +108,7 @@ def demo(output: Path, **params: Any) -> None:
             warmup_ms=params["warmup_ms"],
             duration_s=params["duration_s"],
             iterations=params["iterations"],
+            verify=params["verify"],
             overwrite=params["overwrite"],
             command=_command(),
             progress=progress,
@@ -120,7 +124,7 @@ def _finish(say: Talk, result: RunResult, params: dict[str, Any]) -> None:
         payload,
         warnings=result.warnings,
         table=render.run(payload, result.folder),
-        failed=arguments.failed_gates(params, result.failures),
+        failed=[*result.not_finite, *arguments.failed_gates(params, result.failures)],
     )
 
 

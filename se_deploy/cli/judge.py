@@ -75,6 +75,7 @@ def parity(reference: str, candidates: tuple[Path, ...], **params: Any) -> None:
 @click.option("--max-p50-ms", type=float, help="With --gate latency: the slowest median that passes.")
 @click.option("--min-speedup", type=float, help="With --gate latency: the least speed-up that passes.")
 @options.network
+@options.opt_shapes
 @options.timing
 @options.threads
 @options.device
@@ -106,6 +107,8 @@ def profile(files: tuple[Path, ...], **params: Any) -> None:
             duration_s=params["duration_s"],
             iterations=params["iterations"],
             network=arguments.network(params),
+            image=arguments.image(params),
+            sizes=dict(params["opt_shapes"]),
             seed=params["seed"],
             progress=progress,
         )

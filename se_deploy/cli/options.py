@@ -202,6 +202,12 @@ talk = group(
     click.option("--strict", is_flag=True, help="Every warning is an error, every verdict a gate."),
 )
 overwrite = click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
+verify = click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare what is written with what was given; without it the result says so.",
+)
 seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
 threads = click.option(
     "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the runtime choose."
@@ -261,9 +267,12 @@ runtime = click.option(
 target = click.option(
     "--target", "targets", multiple=True, help="Compute capability (sm86) or device (orin-nano); repeatable."
 )
+opt_shapes = click.option(
+    "--opt-shapes", type=NamedDims(), multiple=True, help="Shape of an input to tune, plan and time for."
+)
 shapes = group(
     click.option("--min-shapes", type=NamedDims(), multiple=True, help="Smallest shape of an input."),
-    click.option("--opt-shapes", type=NamedDims(), multiple=True, help="Shape to tune for."),
+    opt_shapes,
     click.option("--max-shapes", type=NamedDims(), multiple=True, help="Largest shape of an input."),
 )
 builder = group(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, fusion, graph
+from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check, tensorrt
-from se_deploy.commands import artifacts, lowering, source
+from se_deploy.commands import artifacts, lowering, source, verifying
 from se_deploy.commands.results import Json, block_json, head, refused_json, relative, waterfall_json
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
-from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 from se_deploy.quantization.without_qdq import without_qdq
 from se_deploy.schema import input_spec
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
+    from se_deploy.verification import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ class BuildResult:
     found: FoundPrecision
     lowered: Lowered
     worth: Worth | None  # INT8 against FP16; None where INT8 was not asked for
+    verified: Verified  # the graph that was built against the file given
     warnings: tuple[str, ...]
 
     @property
@@ -78,6 +78,7 @@ class BuildResult:
             "waterfall": waterfall_json(search) if search else [],
             "refused": refused_json(search),
             "worth": self.worth.json() if self.worth else None,
+            "verified": self.verified.json(),
         }
 
 
@@ -95,6 +96,7 @@ def build_engine(
     rewrites: RewriteOptions | None = None,
     calibration: CalibrationOptions | None = None,
     fp16_plan: Plan | None = None,
+    verify: bool = True,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> BuildResult:
@@ -116,20 +118,29 @@ def build_engine(
     planner = lowering.planner_for(chosen, targets)
     try:
         if stored == "fp32":
-            base = canonical.canonicalize(given).model
+            samples = None
+            if wanted == "int8" or calibration.data is not None:
+                samples = lowering.calibration_samples(given, calibration)
+            check = None
+            if verify:
+                check = verifying.checker(given, samples=samples, shapes=_opt(shapes), seed=calibration.seed)
+            form = verifying.canonical_form(given, check)
             done = lowering.lowered(
-                base,
+                form.model,
                 precision=wanted,
                 runtime=chosen,
                 rewriting=rewriting,
                 calibration=calibration,
                 planner=planner,
                 targets=targets,
+                check=form.checker,
+                samples=samples,
                 progress=progress,
             )
+            verified, notes = form.verified.joined(done.verified), (*notes, *form.warnings)
         else:
             done = lowering.as_it_stands(given)
-            done = dataclasses.replace(done, warnings=(*notes, *done.warnings))
+            verified = done.verified if verify else verification.skipped()
         worth = None
         if wanted == "int8" and planner is not None:
             worth = lowering.worth(
@@ -145,6 +156,8 @@ def build_engine(
     return finish(
         done,
         output,
+        verified=verified,
+        notes=notes,
         wanted=wanted,
         runtime=chosen,
         targets=targets,
@@ -179,6 +192,8 @@ def finish(
     done: Lowered,
     output: Path,
     *,
+    verified: Verified,
+    notes: tuple[str, ...] = (),
     wanted: Precision,
     runtime: RuntimeName,
     targets: Sequence[str] = (),
@@ -221,10 +236,31 @@ def finish(
         ),
         manifests.path_of(output),
     )
-    warnings = (*done.warnings, *built.warnings, *(worth.warnings if worth else ()))
-    return BuildResult(
-        output, manifests.path_of(output), onnx, built, verdicts, wanted, found, done, worth, warnings
+    warnings = (
+        *notes,
+        *done.warnings,
+        *built.warnings,
+        *(worth.warnings if worth else ()),
+        *verified.warnings,
     )
+    return BuildResult(
+        output,
+        manifests.path_of(output),
+        onnx,
+        built,
+        verdicts,
+        wanted,
+        found,
+        done,
+        worth,
+        verified,
+        warnings,
+    )
+
+
+def _opt(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes to tune for: those that a check should use too."""
+    return {name: profile.opt for name, profile in (shapes or {}).items()}
 
 
 def onnx_path(output: Path) -> Path:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def demo(
     folder: str | Path,
     *,
+    verify: bool = True,
     overwrite: bool = False,
     runtime: RuntimeChoice = "auto",
     targets: Sequence[str] = (),
@@ -46,6 +47,7 @@ def demo(
         warmup_ms=warmup_ms,
         duration_s=duration_s,
         iterations=iterations,
+        verify=verify,
         overwrite=overwrite,
         command=command or f"se-deploy demo -o {folder}",
         verb="demo",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import comparison, files, graph
+from se_deploy import files, graph
 from se_deploy.commands import lowering, source
 from se_deploy.commands.results import (
     Json,
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.source import Source
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.protocols import Progress
+    from se_deploy.verification import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,7 @@ class ExportResult:
     lowered: Lowered
     precision: Precision
     runtime: RuntimeChoice
-    max_abs_error: float  # of the written file against the source, FP32 reference
-    failures: tuple[str, ...]  # what is outside the precision's tolerance
+    verified: Verified  # the written file against the source
     warnings: tuple[str, ...]
 
     def json(self) -> Json:
@@ -61,10 +61,11 @@ class ExportResult:
                 *([name, count] for name, count in self.source.counts),
                 *([name, count] for name, count in (search.counts if search else ())),
             ],
-            "max_abs_error": finite(self.max_abs_error),
+            "max_abs_error": finite(self.verified.max_abs_error),
             "frozen": [] if self.source.network is None else [f.json() for f in self.source.network.frozen],
             "waterfall": waterfall_json(search) if search else [],
             "refused": refused_json(search),
+            "verified": self.verified.json(),
         }
 
 
@@ -80,18 +81,23 @@ def export(
     image: ImageOptions | None = None,
     rewrites: RewriteOptions | None = None,
     calibration: CalibrationOptions | None = None,
+    verify: bool = True,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportResult:
     """Write a network as ONNX: canonical, or in the form that `runtime` likes best, in `precision`.
 
+    What is written is compared with its source unless `verify` is False.
     Raises: BadModel, ExportFailed, BadInput, BadData, MissingRuntime, OutputExists, CannotWrite.
     """
     output = Path(output)
     files.claim(output, overwrite=overwrite)
     if targets and runtime == "auto":
         runtime = lowering.compiler_for(runtime, targets)
-    taken = source.read(str(model), options=network, image=image, progress=progress)
+    calibration = calibration or CalibrationOptions()
+    taken = source.read(
+        str(model), options=network, image=image, calibration=calibration, verify=verify, progress=progress
+    )
     planner = None if runtime in {"auto", "onnxruntime"} else lowering.planner_for(runtime, targets)  # type: ignore[arg-type] # narrowed
     try:
         done = lowering.lowered(
@@ -99,30 +105,23 @@ def export(
             precision=precision,
             runtime=runtime,
             rewriting=rewrites or RewriteOptions(),
-            calibration=calibration or CalibrationOptions(),
+            calibration=calibration,
             io=io,
             planner=planner,
             targets=targets,
+            check=taken.check,
+            samples=taken.samples,
             progress=progress,
         )
     finally:
         if planner is not None:
             planner.close()
-    failures: list[str] = []
-    error = taken.max_abs_error
-    if done.model is not taken.model:
-        parity = source.against(taken, done.model)
-        tolerance = comparison.PRESETS[precision]
-        failures = [text for out in parity.outputs for text in tolerance.failures(out)]
-        error = max(out.max_abs for out in parity.outputs)
-    else:
-        failures = list(taken.failures)
     graph.save(done.model, output)
     if done.found is not None and done.found.choices:
         files.write_text(choices_path(output), search.to_json(done.found.choices))
-    return ExportResult(
-        output, taken, done, precision, runtime, error, tuple(failures), (*taken.warnings, *done.warnings)
-    )
+    verified = taken.verified.joined(done.verified)
+    warnings = (*taken.warnings, *done.warnings, *verified.warnings)
+    return ExportResult(output, taken, done, precision, runtime, verified, warnings)
 
 
 def choices_path(output: Path) -> Path:

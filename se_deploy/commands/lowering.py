@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import data, graph, quantization, se_blocks
+from se_deploy import data, graph, quantization, se_blocks, verification
 from se_deploy.backends import policies, tensorrt
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import TensorSpec, silent
-from se_deploy.quantization import to_fp16
+from se_deploy.quantization import fp16_rounding, to_fp16
 from se_deploy.roofline import roofline_ms
 from se_deploy.schema import input_spec
 from se_deploy.targets import resolve_target, typical
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.backends.tensorrt import Planner, RuntimeName
+    from se_deploy.commands.verifying import Checker
     from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
     from se_deploy.passes.search import SearchResult
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.targets import Device
+    from se_deploy.verification import Failure, Verified
 
 PORTABLE_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 """What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
@@ -45,6 +48,7 @@ class Lowered:
     found: SearchResult | None  # the search for exact rewrites; None where none was asked for
     quantized: quantization.QuantizationResult | None
     samples: data.Samples | None
+    verified: Verified  # the rewrites and the precision against the source of it all
     warnings: tuple[str, ...]
 
 
@@ -120,7 +124,7 @@ def optimized(
         budget_plans=options.search_plans,
         seconds=options.search_seconds,
         cost=_cost(model, targets),
-        lower=half if precision != "fp32" else _same,
+        lower=_half_unless(precision),
         progress=progress,
     )
 
@@ -161,11 +165,14 @@ def lowered(
     base: str | None = None,
     planner: Planner | None = None,
     targets: Sequence[str] = (),
+    check: Checker | None = None,
+    samples: data.Samples | None = None,
     progress: Progress = silent,
 ) -> Lowered:
-    """Rewrite, quantize and lower a canonical FP32 graph.
+    """Rewrite, quantize and lower a canonical FP32 graph, and verify it with `check`.
 
-    `base` is the precision of what is not INT8: FP16 for a TensorRT target, else FP32.
+    `base` is the precision of what is not INT8: FP16 for a TensorRT target, else FP32. `samples` are the
+    calibration data where they were read already.
     Raises: BadData where INT8 has no calibration data.
     """
     found = optimized(
@@ -177,30 +184,81 @@ def lowered(
         targets=targets,
         progress=progress,
     )
+    verified = verification.skipped() if check is None else verification.Verified()
+    if found is not None and found.choices and check is not None:
+        found, verified = _right(found, model, check)
+        if planner is not None and verified.taken_back:
+            found = _replanned(found, planner, precision, _cost(model, targets))
     form = found.model if found else model
     blocks = _blocks(model, form)
     notes = list(found.warnings) if found else []
-    if precision == "fp32":
-        return Lowered(form, form, blocks, found, None, None, tuple(notes))
+    made: quantization.QuantizationResult | None = None
+    final = form
     if precision == "fp16":
-        done = to_fp16(form, io="fp16" if io == "fp16" else "fp32")
-        return Lowered(done.model, form, blocks, found, None, None, (*notes, *done.warnings))
-    samples = calibration_samples(form, calibration)
-    made = quantized(
-        form,
-        samples,
-        runtime=runtime,
-        calibration=calibration,
-        base=base,
-        targets=targets,
-        progress=progress,
+        half_way = to_fp16(form, io="fp16" if io == "fp16" else "fp32")
+        final = half_way.model
+        notes += half_way.warnings
+    if precision == "int8":
+        samples = samples or calibration_samples(form, calibration)
+        made = quantized(
+            form,
+            samples,
+            runtime=runtime,
+            calibration=calibration,
+            base=base,
+            targets=targets,
+            progress=progress,
+        )
+        final = made.model
+        notes += made.warnings
+    if check is not None and precision != "fp32":
+        evaluated = fp16_rounding.evaluation(final).model
+        verified = verified.joined(check.verify(evaluated, precision, precision=precision, exact=False))
+    return Lowered(
+        final, form, blocks, found, made, samples if precision == "int8" else None, verified, tuple(notes)
     )
-    return Lowered(made.model, form, blocks, found, made, samples, (*notes, *made.warnings))
+
+
+def _right(found: SearchResult, model: ir.Model, check: Checker) -> tuple[SearchResult, Verified]:
+    """Verify a rewritten graph; take back the choices that change its answers."""
+    verified = check.verify(found.model, "rewrites")
+    if verified.passed:
+        return found, verified
+    blocks = se_blocks.detect(model).se
+
+    def faults(choices: Sequence[search.Choice]) -> Sequence[Failure]:
+        step = f"rewrite: {choices[-1].rewrite} at '{choices[-1].site}'"
+        return check.verify(search.replay(model, blocks, choices).model, step).failures
+
+    kept = verification.keep_right(found.choices, faults)
+    done = search.replay(model, blocks, kept.kept)
+    found = dataclasses.replace(
+        found, model=done.model, choices=tuple(sorted(done.applied)), counts=done.counts
+    )
+    verified = dataclasses.replace(check.verify(done.model, "rewrites"), taken_back=kept.faults)
+    return found, verified
+
+
+def _replanned(
+    found: SearchResult, planner: Planner, precision: Precision, cost: Callable[[Plan], float]
+) -> SearchResult:
+    """Plan what is left after choices were taken back: the last step of the search."""
+    plan = planner.plan(_half_unless(precision)(found.model))
+    now = search.Cost(plan.kernels, plan.activation_bytes, cost(plan))
+    before = found.best or now
+    step = search.Step("without what changed the answers", (), before, now)
+    return dataclasses.replace(found, best=now, steps=(*found.steps, step))
+
+
+def _half_unless(precision: Precision) -> Callable[[ir.Model], ir.Model]:
+    """Return how a graph is lowered before it is planned: to FP16, unless it stays in FP32."""
+    return _same if precision == "fp32" else half
 
 
 def as_it_stands(model: ir.Model) -> Lowered:
     """Take a graph that is in its final precision already."""
-    return Lowered(model, model, se_blocks.detect(model).se, None, None, None, ())
+    blocks = se_blocks.detect(model).se
+    return Lowered(model, model, blocks, None, None, None, verification.Verified(), ())
 
 
 def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy.commands import artifacts
+from se_deploy import verification
+from se_deploy.commands import artifacts, shapes
 from se_deploy.commands.parity import name_of
 from se_deploy.commands.results import Json, Timed, head
 from se_deploy.errors import BadInput, MissingRuntime
-from se_deploy.frontend.simplify import random_feeds
 from se_deploy.profiling import latency, power
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from se_deploy.options import ImageOptions, NetworkOptions
     from se_deploy.protocols import Progress
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """For how long to measure, and with which random inputs."""
+    """For how long to measure, and on which random inputs."""
 
     warmup_ms: float
     duration_s: float
     iterations: int
     seed: int
+    sizes: Mapping[str, tuple[int, ...]]  # of inputs with free sizes, where the user named them
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +63,22 @@ class _Reference:
 
 
 def _measured(one: artifacts.Opened, size: int, timing: Timing) -> latency.Latency:
+    sizes = _shapes(one, size, timing)
     return latency.measure(
         one.session,
-        random_feeds(one.session.inputs, batch=size, seed=timing.seed),
+        verification.noise(one.session.inputs, sizes, image=one.image, seed=timing.seed),
         warmup_ms=timing.warmup_ms,
         duration_s=timing.duration_s,
         iterations=timing.iterations,
         watts=power.meter() if one.runtime in {"tensorrt", "tensorrt-rtx"} else None,
     )
+
+
+def _shapes(one: artifacts.Opened, size: int, timing: Timing) -> shapes.Shapes:
+    """Settle the sizes to time; those that the user named count for the inputs that have them."""
+    named = {spec.name: timing.sizes[spec.name] for spec in one.session.inputs if spec.name in timing.sizes}
+    named = {name: (size, *sizes[1:]) for name, sizes in named.items()}
+    return shapes.settled(one.session.inputs, "a latency", batch=size, image=one.image, named=named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,20 +126,23 @@ def profile(
     relative_to: Path | None = None,
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
+    sizes: Mapping[str, tuple[int, ...]] | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> ProfileResult:
     """Measure the latency of artifacts, and of the reference for the speed-up.
 
-    `skip_missing` turns an artifact that cannot run here (an engine without a GPU) into a warning.
-    Raises: MissingRuntime, BadArtifact, BadModel; BadInput where there is nothing to measure.
+    `sizes` are shapes by input, for what the files leave free. `skip_missing` turns an artifact that cannot
+    run here (an engine without a GPU) into a warning.
+    Raises: MissingRuntime, BadArtifact, BadModel; BadInput where there is nothing to measure, or where a
+    size is free that nobody named.
     """
     named = [*([reference] if reference else []), *files]
     if not named:
         raise BadInput("there is nothing to measure", hint="name an ONNX file or an engine")
     timed: list[Timed] = []
     notes: list[str] = []
-    timing = Timing(warmup_ms, duration_s, iterations, seed)
+    timing = Timing(warmup_ms, duration_s, iterations, seed, sizes or {})
     with contextlib.ExitStack() as stack:
         base: _Reference | None = None
         for done, artifact in enumerate(named):
@@ -154,11 +166,12 @@ def profile(
                     continue
                 size = artifacts.batch_size(one.session, batch)
                 measured = _measured(one, size, timing)
+                used = _shapes(one, size, timing)
             if is_reference:
                 base = _Reference(one, timing, {size: measured})
             if not measured.stable:
                 notes.append(f"{name}: the timing is unstable, do not rely on it ({measured.rule})")
             speedup = None if base is None or is_reference else base.speedup(name, size, measured, notes)
-            timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference))
+            timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference, used))
     progress("profile", len(named), len(named))
     return ProfileResult(tuple(timed), threads, tuple(notes))

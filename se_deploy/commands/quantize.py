@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph
-from se_deploy.commands import lowering, source
+from se_deploy.commands import lowering, source, verifying
 from se_deploy.commands.results import Json, finite, head, relative
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
-from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.options import RuntimeChoice
     from se_deploy.protocols import Progress
+    from se_deploy.verification import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class QuantizeResult:
     onnx: Path
     lowered: Lowered
     worth: Worth | None  # INT8 against FP16 on the target; None where no compiler plans here
+    verified: Verified  # the written file against the one given
     warnings: tuple[str, ...]
 
     def json(self) -> Json:
@@ -59,6 +60,7 @@ class QuantizeResult:
                 {"tensor": name, "low": float(params.low), "high": float(params.high)}
                 for name, params in made.params.items()
             ],
+            "verified": self.verified.json(),
         }
 
 
@@ -71,38 +73,46 @@ def quantize(
     targets: Sequence[str] = (),
     image: ImageOptions | None = None,
     calibration: CalibrationOptions | None = None,
+    verify: bool = True,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> QuantizeResult:
     """Write explicit INT8 Q/DQ into an FP32 ONNX file, from calibration data.
 
-    Without `runtime` the portable form; `base` is the precision of the rest. Imports no torch.
+    Without `runtime` the portable form; `base` is the precision of the rest. What is written is compared
+    with the file given unless `verify` is False. Imports no torch.
     Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
     """
     output = Path(output)
     files.claim(output, overwrite=overwrite)
     given = source.load_fp32(Path(model), image or ImageOptions())
-    form = canonical.canonicalize(given).model
+    calibration = calibration or CalibrationOptions()
+    samples = lowering.calibration_samples(given, calibration)
+    check = verifying.checker(given, samples=samples, seed=calibration.seed) if verify else None
+    form = verifying.canonical_form(given, check)
     planner = lowering.planner_for("tensorrt-rtx", targets) if runtime == "tensorrt-rtx" else None
     try:
         done = lowering.lowered(
-            form,
+            form.model,
             precision="int8",
             runtime=runtime,
             rewriting=RewriteOptions(names=()),
-            calibration=calibration or CalibrationOptions(),
+            calibration=calibration,
             base="fp16" if base == "fp16" else None,
             planner=planner,
             targets=targets,
+            check=form.checker,
+            samples=samples,
             progress=progress,
         )
         worth = (
             None
             if planner is None
-            else lowering.worth(done.model, lowering.half(form), planner=planner, targets=targets)
+            else lowering.worth(done.model, lowering.half(form.model), planner=planner, targets=targets)
         )
     finally:
         if planner is not None:
             planner.close()
     graph.save(done.model, output)
-    return QuantizeResult(output, done, worth, done.warnings)
+    verified = form.verified.joined(done.verified)
+    return QuantizeResult(output, done, worth, verified, (*form.warnings, *done.warnings, *verified.warnings))

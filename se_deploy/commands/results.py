@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import se_deploy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from se_deploy.comparison import Divergence, Parity, Tolerance
     from se_deploy.passes.search import SearchResult
@@ -135,6 +135,7 @@ class Timed:
     latency: Latency
     speedup: float | None  # images per second over the reference's at the same batch; None where unstable
     reference: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the inputs that were timed
 
     def failures(
         self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
@@ -181,6 +182,7 @@ class Timed:
             "power_w": finite(t.power_w),
             "energy_mj": finite(t.energy_mj),
             "speedup_vs_reference": self.speedup,
+            "shapes": {name: list(dims) for name, dims in self.shapes.items()},
         }
 
 

@@ -89,6 +89,13 @@ class RunResult:
         }
 
     @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Say where a NaN or inf appears that the source does not have: no gate is needed to fail on that."""
+        verdicts = [self.export.verified, *(built.verified for built in self.engines.values())]
+        verdicts += [self.quantize.verified] if self.quantize else []
+        return tuple(f.text for verdict in verdicts for f in verdict.failures if f.is_not_finite)
+
+    @property
     def verdicts(self) -> dict[str, bool | None]:
         """Pass or fail per verdict; None for a latency that was too unstable to judge."""
         found: dict[str, bool | None] = {name: not texts for name, texts in self.failures.items()}
@@ -197,6 +204,7 @@ def run(
     warmup_ms: float = 200,
     duration_s: float = 3,
     iterations: int = 10,
+    verify: bool = True,
     overwrite: bool = False,
     command: str | None = None,
     verb: str = "run",
@@ -219,7 +227,9 @@ def run(
     steps = _Steps(progress, 8)
 
     steps.next()
-    taken = source.read(model, options=network, image=image, progress=progress)
+    taken = source.read(
+        model, options=network, image=image, calibration=calibration, verify=verify, progress=progress
+    )
     exported = _write_fp32(taken, paths["onnx"])
     steps.next()
     notes = list(exported.warnings)
@@ -237,6 +247,7 @@ def run(
             paths["int8"],
             image=image,
             calibration=calibration,
+            verify=verify,
             overwrite=True,
             progress=progress,
         )
@@ -258,6 +269,7 @@ def run(
             rewrites=rewriting,
             calibration=_for_engine(calibration),
             fp16_plan=engines["fp16"].built.plan if "fp16" in engines else None,
+            verify=verify,
             overwrite=True,
             progress=progress,
         )
@@ -366,9 +378,8 @@ def _own(folder: Path) -> tuple[Path, ...]:
 def _write_fp32(taken: Source, path: Path) -> ExportResult:
     graph.save(taken.model, path)
     done = lowering.as_it_stands(taken.model)
-    return export.ExportResult(
-        path, taken, done, "fp32", "auto", taken.max_abs_error, taken.failures, taken.warnings
-    )
+    warnings = (*taken.warnings, *taken.verified.warnings)
+    return export.ExportResult(path, taken, done, "fp32", "auto", taken.verified, warnings)
 
 
 def _for_engine(calibration: CalibrationOptions) -> CalibrationOptions:

@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from se_deploy import comparison, graph, se_blocks
-from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy import graph, se_blocks
+from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadModel
-from se_deploy.frontend import simplify
-from se_deploy.options import ImageOptions, NetworkOptions
-from se_deploy.passes import canonical
+from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from se_deploy.commands.verifying import Checker
+    from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Progress, Session
-
-_CHECK_BATCHES = (2, 5)
+    from se_deploy.verification import Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,9 @@ class Source:
     nodes_before: int
     counts: tuple[tuple[str, int], ...]  # what canonicalization did
     given: ir.Model  # as exported, before anything was done to it
-    max_abs_error: float  # against PyTorch, or against the ONNX file given
-    failures: tuple[str, ...]  # where that is outside the FP32 preset
-    seed: int
+    verified: Verified  # against PyTorch, or against the ONNX file given
+    check: Checker | None  # for the steps that follow; None with --no-verify
+    samples: Samples | None  # the user's data, where it was named
     warnings: tuple[str, ...]
 
 
@@ -84,14 +83,17 @@ def read(
     *,
     options: NetworkOptions | None = None,
     image: ImageOptions | None = None,
+    calibration: CalibrationOptions | None = None,
+    verify: bool = True,
     progress: Progress = silent,
 ) -> Source:
-    """Export (or load), simplify, canonicalize, count the blocks, and check against where it came from.
+    """Export (or load), simplify, canonicalize, count the blocks, and verify against where it came from.
 
-    Raises: BadModel, ExportFailed, MissingRuntime, BadInput; each says what to do.
+    `calibration` names the user's data, which is then verified on too.
+    Raises: BadModel, ExportFailed, MissingRuntime, BadInput, BadData, UnsupportedGraph.
     """
     options, image = options or NetworkOptions(), image or ImageOptions()
-    exact = OrtRuntime(optimize=False)
+    calibration = calibration or CalibrationOptions()
     steps = 4
     progress("export", 0, steps)
     network: Network | None = None
@@ -115,37 +117,33 @@ def read(
         if image_spec is not None:
             input_spec.write(given.metadata_props, image_spec)
         notes += [*network.warnings, *exported.warnings]
-    progress("simplify", 1, steps)
-    simplified = simplify.simplify(given, runtime=exact, seed=options.seed)
+    samples = None if calibration.data is None else lowering.calibration_samples(given, calibration)
+    progress("check", 1, steps)
+    check = None
+    if verify:
+        truth = None if network is None else verifying.of_session(torch_session(network))
+        check = verifying.checker(given, truth, samples=samples, seed=options.seed)
     progress("canonicalize", 2, steps)
-    made = canonical.canonicalize(simplified.model)
-    notes += [*simplified.warnings]
-    notes += [f"SE block '{no.output}' is not in canonical form: {no.reason}" for no in made.refused]
-    left = sum(node.op_type in {"BatchNormalization", "Dropout"} for node in made.model.graph)
+    form = verifying.canonical_form(given, check, simplified=True)
+    progress("census", 3, steps)
+    notes += form.warnings
+    left = sum(node.op_type in {"BatchNormalization", "Dropout"} for node in form.model.graph)
     if left:
         notes.append(f"{left} BatchNormalization or Dropout nodes could not be folded away")
-    progress("check", 3, steps)
-    parity = _compared(network, given, made.model, options.seed)
-    progress("check", steps, steps)
-    failures = [
-        text
-        for output in parity.outputs
-        if not output.max_abs <= simplify.RESOLUTION  # NaN fails too
-        for text in comparison.PRESETS["fp32"].failures(output)
-    ]
-    notes += [f"the graph differs from its source: {text}" for text in failures]
+    census = se_blocks.detect(form.model)
+    progress("census", steps, steps)
     return Source(
         spec=spec,
-        model=made.model,
-        census=se_blocks.detect(made.model),
+        model=form.model,
+        census=census,
         network=network,
         exporter=exporter,
         nodes_before=given.graph.num_nodes(),
-        counts=made.counts,
+        counts=form.counts,
         given=given,
-        max_abs_error=max(output.max_abs for output in parity.outputs),
-        failures=tuple(failures),
-        seed=options.seed,
+        verified=form.verified,
+        check=form.checker,
+        samples=samples,
         warnings=tuple(notes),
     )
 
@@ -158,24 +156,6 @@ def load_fp32(path: Path, image: ImageOptions) -> ir.Model:
     if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
         raise BadModel(f"'{path}' is in FP16 already", hint="start from the FP32 file")
     return model
-
-
-def against(taken: Source, made: ir.Model) -> comparison.Parity:
-    """Compare a graph made from `taken` with where that came from, on random inputs."""
-    return _compared(taken.network, taken.given, made, taken.seed)
-
-
-def _compared(network: Network | None, given: ir.Model, made: ir.Model, seed: int) -> comparison.Parity:
-    """Compare on random inputs, at two batch sizes where the batch is free."""
-    exact = OrtRuntime(optimize=False)
-    with exact.open(given) as reference, exact.open(made) as candidate:
-        free = all(spec.dims and spec.dims[0] is None for spec in candidate.inputs)
-        feeds = [
-            simplify.random_feeds(reference.inputs, batch=batch, seed=seed + batch)
-            for batch in (_CHECK_BATCHES if free else (1,))
-        ]
-        truth = reference if network is None else torch_session(network)
-        return comparison.compare(truth, candidate, feeds)
 
 
 def torch_session(network: Network, threads: int = 0, device: str = "cpu") -> Session:

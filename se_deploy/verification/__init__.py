@@ -6,7 +6,7 @@ what a step made of the source; `keep_right` takes guilty parts of a step back.
 
 from __future__ import annotations
 
-from se_deploy.verification.probes import Probe, choose
+from se_deploy.verification.probes import Probe, choose, noise
 from se_deploy.verification.verdict import (
     CheckInput,
     Expected,
@@ -21,5 +21,5 @@ from se_deploy.verification.verdict import (
 
 __all__ = [
     "CheckInput", "Expected", "Failure", "Kept", "Probe", "Verified", "choose", "expect", "keep_right",
-    "skipped", "verify",
+    "noise", "skipped", "verify",
 ]  # fmt: skip

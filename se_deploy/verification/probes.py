@@ -84,7 +84,7 @@ def choose(
     Raises: UnsupportedGraph where no size that was tried is accepted.
     """
     axes = _axes(model, session)
-    maker = _Maker(session, axes, image, seed)
+    maker = _Maker(session, session.inputs, axes, image, seed)
     batches = [axis for axis in _all(axes) if axis.is_batch]
     free = [axis for axis in _all(axes) if not axis.is_batch]
     given = _given(axes, image, shapes or {})
@@ -99,6 +99,18 @@ def choose(
     if data is not None:
         probes.append(Probe("data", data))
     return tuple(probes)
+
+
+def noise(
+    inputs: Sequence[TensorSpec],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    image: InputSpec | None = None,
+    seed: int = 0,
+) -> dict[str, Array]:
+    """Return one batch of noise of these shapes, by input; indices are 0 and 1, which any table has."""
+    axes = {spec.name: tuple(shapes[spec.name]) for spec in inputs}
+    return _Maker(None, tuple(inputs), axes, image, seed).noise(_Chosen({}), 0)
 
 
 def _axes(model: ir.Model, session: Session) -> dict[str, tuple[_Axis | int, ...]]:
@@ -209,7 +221,7 @@ def _candidates(free: Sequence[_Axis], given: Mapping[_Axis, int]) -> Iterator[d
 def _bounds(maker: _Maker, chosen: _Chosen) -> dict[str, int]:
     """Find the largest bound that the graph accepts, for one integer input after the other."""
     found: dict[str, int] = {}
-    for spec in filter(_is_index, maker.session.inputs):
+    for spec in filter(_is_index, maker.inputs):
 
         def accepts(bound: int, name: str = spec.name) -> bool:
             return maker.accepts(_Chosen(chosen.sizes, {**found, name: bound}))
@@ -244,18 +256,22 @@ class _Maker:
 
     def __init__(
         self,
-        session: Session,
+        session: Session | None,
+        inputs: Sequence[TensorSpec],
         axes: Mapping[str, tuple[_Axis | int, ...]],
         image: InputSpec | None,
         seed: int,
     ) -> None:
-        self.session, self.axes, self.image, self.seed = session, axes, image, seed
+        self.session, self.inputs, self.axes = session, inputs, axes
+        self.image, self.seed = image, seed
 
     def shape(self, spec: TensorSpec, chosen: _Chosen) -> tuple[int, ...]:
         return tuple(a if isinstance(a, int) else chosen.sizes[a] for a in self.axes[spec.name])
 
     def run(self, chosen: _Chosen) -> None:
         """Run noise of these sizes. Raises: BadInput where the graph refuses it or answers with nothing."""
+        if self.session is None:
+            raise ValueError("there is no session to try the sizes on")
         for name, array in self.session.run(self.noise(chosen, 0)).items():
             if array.size == 0 or (array.dtype.kind == "f" and not np.isfinite(array).any()):
                 raise BadInput(f"output '{name}' is empty or not finite", hint="name a larger --input-size")
@@ -270,7 +286,7 @@ class _Maker:
     def noise(self, chosen: _Chosen, number: int) -> dict[str, Array]:
         """Draw what each input may hold; `number` tells the probes of one graph apart."""
         rng = np.random.default_rng([self.seed, number])
-        return {spec.name: self._noise(spec, chosen, rng) for spec in self.session.inputs}
+        return {spec.name: self._noise(spec, chosen, rng) for spec in self.inputs}
 
     def _noise(self, spec: TensorSpec, chosen: _Chosen, rng: np.random.Generator) -> Array:
         shape = self.shape(spec, chosen)
@@ -294,9 +310,7 @@ class _Maker:
         rows = [len(array) for array in noise.values() if array.ndim]
         single = not rows or min(rows) == 1
         for start in (0, 1) if single else (0,):
-            yield {
-                spec.name: self._rows(spec, chosen, noise[spec.name], start) for spec in self.session.inputs
-            }
+            yield {spec.name: self._rows(spec, chosen, noise[spec.name], start) for spec in self.inputs}
 
     def _rows(self, spec: TensorSpec, chosen: _Chosen, noise: Array, start: int) -> Array:
         low, high = self._ends(spec, chosen, noise.ndim)

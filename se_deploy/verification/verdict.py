@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
-from se_deploy import comparison
+from se_deploy import batching, comparison
 from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from se_deploy.comparison import Tolerance
@@ -51,6 +51,9 @@ class CheckInput:
         return {"name": self.name, "dims": list(self.dims), "kind": self.kind}
 
 
+NOT_FINITE = "not finite"
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """One output that a step got wrong, the worst of all probes."""
@@ -62,6 +65,11 @@ class Failure:
     error: float | None  # None where it is no finite number
     limit: float
     preset: str | None = None  # the tolerance preset that was missed; None: the step claimed exactness
+
+    @property
+    def is_not_finite(self) -> bool:
+        """Whether it is a NaN or inf that the source does not have."""
+        return self.measure.startswith(NOT_FINITE)
 
     @property
     def text(self) -> str:
@@ -95,6 +103,8 @@ class Verified:
     taken_back: tuple[Failure, ...] = ()  # of steps that were undone; the rest is right unless `failures`
     skipped: bool = False  # --no-verify
     notes: tuple[str, ...] = ()  # what could not be compared, in words
+    max_abs_error: float | None = None  # of all real outputs on all probes; None where nothing was compared
+    max_rel_error: float | None = None  # the same over the output's largest magnitude
 
     @property
     def passed(self) -> bool:
@@ -123,13 +133,15 @@ class Verified:
         )
 
     def joined(self, other: Verified) -> Verified:
-        """Return both verdicts as one."""
+        """Return both verdicts as one, with the larger error."""
         return Verified(
             tuple(dict.fromkeys((*self.inputs, *other.inputs))),
             (*self.failures, *other.failures),
             (*self.taken_back, *other.taken_back),
             self.skipped or other.skipped,
             tuple(dict.fromkeys((*self.notes, *other.notes))),
+            _larger(self.max_abs_error, other.max_abs_error),
+            _larger(self.max_rel_error, other.max_rel_error),
         )
 
     def json(self) -> dict[str, Any]:
@@ -169,7 +181,7 @@ class Expected:
 def expect(opened: Callable[[], AbstractContextManager[Session]], probes: Sequence[Probe]) -> Expected:
     """Run the source on every probe. Raises: BadInput where it refuses one."""
     with opened() as session:
-        answers = tuple(session.run(probe.feeds) for probe in probes)
+        answers = tuple(_asked(session, probe.feeds) for probe in probes)
     return Expected(tuple(probes), answers, opened)
 
 
@@ -190,7 +202,7 @@ def verify(
     inputs = expected.inputs
     for probe in expected.probes:
         try:
-            answers.append(_asked(made, probe.feeds, expected.answers[0]))
+            answers.append(_asked(made, probe.feeds, list(expected.answers[0])))
         except BadInput as e:
             shown = ", ".join(f"'{n}' {'x'.join(map(str, a.shape))}" for n, a in probe.feeds.items())
             broken = Failure(step, None, _names(made), f"refused for {shown}: {e.message}", None, 0.0)
@@ -206,7 +218,32 @@ def verify(
         for name, wrong in zip(names, judged, strict=True)
         if wrong is not None
     ]
-    return Verified(inputs, tuple(failures), notes=_uncompared(expected, names))
+    return Verified(
+        inputs,
+        tuple(failures),
+        notes=_uncompared(expected, names),
+        max_abs_error=_largest(expected, answers, names, relative=False),
+        max_rel_error=_largest(expected, answers, names, relative=True),
+    )
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    """Return the larger error; NaN is the largest, None stands for nothing compared."""
+    known = [error for error in (one, other) if error is not None]
+    return max(known, default=None, key=lambda e: math.inf if math.isnan(e) else e)
+
+
+def _largest(
+    expected: Expected, answers: Sequence[Arrays], names: Sequence[str], *, relative: bool
+) -> float | None:
+    """Return the largest error of all real outputs; None where there is none to compare."""
+    worst: float | None = None
+    for want, got in zip(expected.answers, answers, strict=True):
+        for name in names:
+            x, y = want[name], got[name]
+            if x.dtype.kind == "f" and x.shape == y.shape:
+                worst = _larger(worst, _distance(x, y) / ((_reach(x) or 1.0) if relative else 1.0))
+    return worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +257,14 @@ class _Wrong:
     preset: str | None = None
 
 
-def _asked(session: Session, feeds: Arrays, names: Mapping[str, Array]) -> Arrays:
-    """Run a session under the source's names of inputs and outputs."""
+def _asked(session: Session, feeds: Arrays, outputs: Sequence[str] | None = None) -> Arrays:
+    """Run a session on inputs of other names and precision; `outputs` are the names to answer under."""
     inputs = comparison.paired(list(feeds), [spec.name for spec in session.inputs], "inputs")
-    outputs = comparison.paired(list(names), [spec.name for spec in session.outputs], "outputs")
-    made = session.run({inputs[name]: array for name, array in feeds.items()})
-    return {name: made[other] for name, other in outputs.items()}
+    made = batching.run(session, {inputs[name]: array for name, array in feeds.items()})
+    if outputs is None:
+        return made
+    names = comparison.paired(list(outputs), [spec.name for spec in session.outputs], "outputs")
+    return {name: made[other] for name, other in names.items()}
 
 
 def _names(session: Session) -> str:
@@ -245,7 +284,7 @@ def _finite(expected: Expected, answers: Sequence[Arrays], name: str) -> _Wrong 
     for probe, want, got in zip(expected.probes, expected.answers, answers, strict=True):
         x, y = want[name], got[name]
         if y.dtype.kind == "f" and x.shape == y.shape and (np.isfinite(x) & ~np.isfinite(y)).any():
-            return _Wrong(probe.feeds, f"not finite on {probe.kind}, where the source is", None, 0.0)
+            return _Wrong(probe.feeds, f"{NOT_FINITE} on {probe.kind}, where the source is", None, 0.0)
     return None
 
 
@@ -291,7 +330,7 @@ def _sensitivity(expected: Expected, number: int, name: str) -> float:
     with expected.opened() as session:
         for seed in range(_PERTURBATIONS):
             rng = np.random.default_rng(seed)
-            other = session.run({k: _perturbed(v, rng) for k, v in feeds.items()})[name]
+            other = _asked(session, {k: _perturbed(v, rng) for k, v in feeds.items()})[name]
             moved = max(moved, _distance(expected.answers[number][name], other))
     return moved
 
@@ -343,29 +382,33 @@ def _uncompared(expected: Expected, names: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Kept(Generic[T]):
-    """Parts of a step that are right together, and those that were dropped."""
+    """Parts of a step that are right together, and what those that were dropped got wrong."""
 
     kept: tuple[T, ...]
     dropped: tuple[T, ...]
+    faults: tuple[Failure, ...]  # of the dropped ones, each beside those kept before it
 
 
-def keep_right(parts: Sequence[T], right: Callable[[Sequence[T]], bool]) -> Kept[T]:
-    """Drop as few `parts` as needed so that `right(the others)`, in about 2 log2(len) questions a culprit.
+def keep_right(parts: Sequence[T], faults: Callable[[Sequence[T]], Sequence[Failure]]) -> Kept[T]:
+    """Drop as few `parts` as needed until nothing is wrong, in about 2 log2(len) questions a culprit.
 
-    `right` is asked about parts in their own order; that of none is taken for granted.
+    `faults` says what is wrong with some parts alone, in their own order; that of none is taken for granted.
     """
     kept: list[T] = []
     dropped: list[T] = []
+    wrong: list[Failure] = []
 
     def add(group: Sequence[T]) -> None:
-        if right((*kept, *group)):
+        found = faults((*kept, *group))
+        if not found:
             kept.extend(group)
         elif len(group) == 1:
             dropped.extend(group)
+            wrong.extend(found)
         else:
             add(group[: len(group) // 2])
             add(group[len(group) // 2 :])
 
     if parts:
         add(parts)
-    return Kept(tuple(kept), tuple(dropped))
+    return Kept(tuple(kept), tuple(dropped), tuple(wrong))

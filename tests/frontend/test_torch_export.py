@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
@@ -88,47 +87,18 @@ def test_an_opset_that_no_exporter_writes_is_refused():
 
 def test_simplify_folds_shape_arithmetic_and_keeps_the_function():
     given = torch_export.export(network(Gate()), opset=17).model
-    made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
+    made = simplify.simplify(given)
     assert made.warnings == ()
     assert made.nodes_before == given.graph.num_nodes() > made.model.graph.num_nodes()
     assert "Shape" not in graph.ops(made.model)
-    assert made.max_error < simplify.REORDERED
     assert graph.dims(made.model.graph.inputs[0]) == (None, 3, 8, 8)
     assert made.model.metadata_props == given.metadata_props
-
-
-def test_a_simplifier_that_changes_the_result_is_not_believed(monkeypatch):
-    given = torch_export.export(network(Gate()), opset=17).model
-    bad = simplify._SIMPLIFY.replace(
-        "onnx.save(", "model.graph.node[-1].op_type = 'Add'\nonnx.save("
-    )  # x * gate becomes x + gate
-    monkeypatch.setattr(simplify, "_SIMPLIFY", bad)
-    made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
-    assert made.model is given
-    assert "changed the result" in made.warnings[0]
 
 
 @pytest.mark.parametrize("ending", ["raise SystemExit(3)", "import os; os.abort()", "open(sys.argv[2], 'w')"])
 def test_a_simplifier_that_dies_leaves_the_graph_as_it_was(monkeypatch, ending):
     given = torch_export.export(network(Gate()), opset=17).model
     monkeypatch.setattr(simplify, "_SIMPLIFY", f"import sys\n{ending}")
-    made = simplify.simplify(given, runtime=OrtRuntime(optimize=False))
+    made = simplify.simplify(given)
     assert made.model is given
     assert "onnxsim" in made.warnings[0]
-
-
-@pytest.mark.parametrize(("scale", "same"), [(1e-5, True), (1.0, False)])
-def test_rounding_noise_is_told_from_a_changed_result(scale, same):
-    # A detector answers noise with next to nothing: 2e-7 is then much of its range, and still only rounding.
-    def detector(bias):
-        text = f"""
-        <ir_version: 10, opset_import: ["" : 20]>
-        g (float[N,4] x) => (float[N,4] y) <float scale = {{{scale}}}, float bias = {{{bias}}}>
-        {{ s = Mul(x, scale)  y = Add(s, bias) }}
-        """
-        return graph.inline(ir.from_onnx_text(text))
-
-    apart = simplify.difference(
-        detector(0.0), detector(2e-7 if same else 1e-2), runtime=OrtRuntime(optimize=False)
-    )
-    assert (apart <= simplify.REORDERED) is same

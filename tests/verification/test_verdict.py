@@ -164,12 +164,22 @@ def test_what_was_not_verified_has_not_passed():
 def test_exactly_the_guilty_parts_are_dropped(count, guilty):
     asked = []
 
-    def right(parts):
+    def faults(parts):
         asked.append(tuple(parts))
-        return not guilty & set(parts)
+        return [verification.Failure(str(p), None, "y", "", 1.0, 0.0) for p in parts if p in guilty]
 
-    found = verification.keep_right(range(count), right)
+    found = verification.keep_right(range(count), faults)
     assert set(found.dropped) == {g for g in guilty if g < count}
+    assert [f.step for f in found.faults] == [str(p) for p in found.dropped]
     assert found.kept == tuple(n for n in range(count) if n not in guilty)
     if not found.dropped:
         assert len(asked) <= 1  # the usual case costs one question
+
+
+@pytest.mark.parametrize(("bias", "same"), [(2e-7, True), (1e-2, False)])
+def test_rounding_noise_of_an_answer_next_to_nothing_is_told_from_a_changed_one(bias, same):
+    # A detector answers noise with next to nothing: 2e-7 is then much of its range, and still only rounding.
+    before, after = (
+        model(const("k", 1e-5) + const("b", b) + "s = Mul(x, k) y = Add(s, b)") for b in (0.0, bias)
+    )
+    assert verified(before, after).passed is same

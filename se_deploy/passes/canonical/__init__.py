@@ -16,6 +16,8 @@ from se_deploy.passes.canonical.hard import recompose_hard
 from se_deploy.passes.canonical.layout import blocks_to_channels_first
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
 PASSES = (fold_constants, blocks_to_channels_first, respell_blocks, recompose_hard, fold_affine)
@@ -38,12 +40,13 @@ class Canonical:
     refused: tuple[NotCanonical, ...] = ()
 
 
-def canonicalize(model: ir.Model) -> Canonical:
+def canonicalize(model: ir.Model, passes: Sequence[graph.Pass] = PASSES) -> Canonical:
     """Give every SE block of a graph its one spelling; fold BatchNorm and biases everywhere.
 
     Exact up to floating-point rounding and idempotent. Each block keeps its Mul and its output's name.
+    `passes`: those that are right for this graph, in the order of PASSES.
     """
-    made = graph.rewrite(model, *PASSES)
+    made = graph.rewrite(model, *passes)
     refused = tuple(
         NotCanonical(block.output, reason)
         for block in se_blocks.detect(made.model).se

@@ -1,0 +1,81 @@
+"""Any number of samples through a graph that takes a fixed number: sliced, the last slice padded.
+
+Padding repeats the last sample, so that it adds no new value anywhere, and no answer to it leaves here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from se_deploy.errors import BadData
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from se_deploy.protocols import Array, Arrays, Session, TensorSpec
+
+
+def run(session: Session, feeds: Arrays) -> dict[str, Array]:
+    """Return the outputs for all samples in `feeds`, whose first axes count samples.
+
+    Real numbers are converted to the type that the session takes. A graph with a free batch, or frozen to
+    this number, is run once.
+    Raises: BadInput where the feeds do not fit; BadData where an output's rows are not those of samples.
+    """
+    feeds = _typed(feeds, session.inputs)
+    size, count = frozen(session.inputs), _count(feeds)
+    if size is None or count in {size, 0}:
+        return session.run(feeds)
+    slices = []
+    for start in range(0, count, size):
+        rows = min(size, count - start)
+        part = {name: a[start : start + rows] if a.ndim else a for name, a in feeds.items()}
+        made = session.run(padded(part, size))
+        slices.append({name: unpadded(name, array, size, rows) for name, array in made.items()})
+    return {name: np.concatenate([one[name] for one in slices]) for name in slices[0]}
+
+
+def frozen(inputs: Sequence[TensorSpec]) -> int | None:
+    """Return the number of samples that every input with a first axis is fixed to; None where one is free."""
+    firsts = {spec.dims[0] for spec in inputs if spec.dims}
+    return firsts.pop() if len(firsts) == 1 else None
+
+
+def padded(feeds: Arrays, size: int) -> dict[str, Array]:
+    """Return a batch of `size` samples: the last one is repeated."""
+    return {
+        name: a if not a.ndim or len(a) == size else np.concatenate([a, np.repeat(a[-1:], size - len(a), 0)])
+        for name, a in feeds.items()
+    }
+
+
+def unpadded(name: str, array: Array, size: int, rows: int) -> Array:
+    """Return what `array`, made from `size` samples, holds of the first `rows`.
+
+    Its first axis may hold several rows for each sample. Raises: BadData where it does not.
+    """
+    if rows == size:
+        return array if array.ndim else array[None]
+    if not array.ndim or len(array) % size:
+        raise BadData(
+            f"'{name}' has no row for each sample, so that the last {rows} cannot be told from padding",
+            hint=f"give a multiple of {size} samples, or export with --batch dynamic",
+        )
+    return array[: len(array) // size * rows]
+
+
+def _count(feeds: Arrays) -> int:
+    counts = {len(array) for array in feeds.values() if array.ndim}
+    return counts.pop() if len(counts) == 1 else 0
+
+
+def _typed(feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
+    types = {spec.name: spec.dtype for spec in inputs}
+    return {
+        name: array.astype(types[name])
+        if name in types and array.dtype.kind == types[name].kind == "f" and array.dtype != types[name]
+        else array
+        for name, array in feeds.items()
+    }

@@ -1,0 +1,153 @@
+"""What every verb that writes a graph owes its user: what it wrote was compared with what it was given.
+
+One comparison where all is right. Where it is not, the guilty step is found and taken back: the simplifier, a
+pass of the canonical form, a choice of rewrites. What cannot be taken back is a failure of the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from se_deploy import comparison, verification
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.frontend import simplify
+from se_deploy.passes import canonical
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    import onnx_ir as ir
+
+    from se_deploy.data import Samples
+    from se_deploy.protocols import Arrays, Runtime, Session
+    from se_deploy.verification import Expected, Failure, Verified
+
+SIMPLIFY = "simplify"
+_DATA_ROWS = 8
+"""Samples of the user's own that a check runs: a few show a fault, `parity` measures on all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """The source of a graph and its answers; compares with them what each step makes of it."""
+
+    given: ir.Model  # the graph that the steps start from; names the node where a difference begins
+    expected: Expected
+    runtime: Runtime
+
+    def verify(
+        self,
+        model: ir.Model,
+        step: str,
+        *,
+        precision: str = "fp32",
+        runtime: Runtime | None = None,
+        exact: bool = True,
+    ) -> Verified:
+        """Compare a graph with the source: exactly, or by the preset of a lower precision.
+
+        `runtime` evaluates the graph, where its numbers are not those of ONNX Runtime node by node.
+        """
+        preset = comparison.PRESETS[precision]
+        runtime = runtime or self.runtime
+
+        def locate(feeds: Arrays) -> str | None:
+            if model is self.given:
+                return None
+            found = comparison.first_divergence(
+                self.given, model, feeds, runtime=self.runtime, limit=preset.divergence
+            )
+            return None if found is None else found.node
+
+        with runtime.open(model) as made:
+            return verification.verify(
+                self.expected, made, step=step, tolerance=None if exact else preset, locate=locate
+            )
+
+    def of_graph(self) -> Checker:
+        """Return a checker against the graph's own answers, where those differ from its source's."""
+        return dataclasses.replace(
+            self,
+            expected=verification.expect(lambda: self.runtime.open(self.given), self.expected.probes),
+        )
+
+
+def checker(
+    given: ir.Model,
+    source: Callable[[], AbstractContextManager[Session]] | None = None,
+    *,
+    samples: Samples | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    seed: int = 0,
+) -> Checker:
+    """Choose inputs that `given` accepts and ask its source for the answers; `source` None is itself.
+
+    Raises: UnsupportedGraph where no inputs can be found.
+    """
+    exact = OrtRuntime(optimize=False)
+    with exact.open(given) as session:
+        probes = verification.choose(
+            given,
+            session,
+            image=input_spec.read(given.metadata_props),
+            shapes=shapes,
+            data=None if samples is None else next(samples.batches(min(_DATA_ROWS, samples.count))),
+            seed=seed,
+        )
+    return Checker(given, verification.expect(source or (lambda: exact.open(given)), probes), exact)
+
+
+def of_session(session: Session) -> Callable[[], AbstractContextManager[Session]]:
+    """Return a source that is open already."""
+    return lambda: contextlib.nullcontext(session)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A graph in canonical form, and the verdict on the way there."""
+
+    model: ir.Model
+    counts: tuple[tuple[str, int], ...]
+    verified: Verified
+    checker: Checker | None  # for the steps that follow; None where nothing is to be compared
+    warnings: tuple[str, ...]
+
+
+def canonical_form(given: ir.Model, check: Checker | None, *, simplified: bool = False) -> Form:
+    """Simplify where asked and canonicalize, without the steps that change the answers."""
+    small = simplify.simplify(given) if simplified else None
+    passes = {f"canonical form: {p.__name__}": p for p in canonical.PASSES}
+    steps: tuple[str, ...] = (*([SIMPLIFY] if small else []), *passes)
+
+    def built(names: Sequence[str]) -> canonical.Canonical:
+        start = small.model if small is not None and SIMPLIFY in names else given
+        return canonical.canonicalize(start, [passes[name] for name in names if name in passes])
+
+    made = built(steps)
+    verdict = verification.skipped()
+    if check is not None:
+        verdict = check.verify(made.model, "canonical form")
+        if not verdict.passed:
+            at_once = check.verify(given, "export")
+            if not at_once.passed:
+                check = check.of_graph()
+            found = verification.keep_right(steps, _faults(check, built))
+            made = built(found.kept)
+            verdict = dataclasses.replace(
+                at_once.joined(check.verify(made.model, "canonical form")), taken_back=found.faults
+            )
+    notes = [] if small is None else list(small.warnings)
+    notes += [f"SE block '{no.output}' is not in canonical form: {no.reason}" for no in made.refused]
+    return Form(made.model, made.counts, verdict, check, tuple(notes))
+
+
+def _faults(
+    check: Checker, built: Callable[[Sequence[str]], canonical.Canonical]
+) -> Callable[[Sequence[str]], Sequence[Failure]]:
+    """Judge the graph that some steps make; a fault is put down to the last of them."""
+    return lambda names: check.verify(built(names).model, names[-1]).failures
