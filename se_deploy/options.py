@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
-from se_deploy.schema.input_spec import InputSpec
+from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from se_deploy.schema.input_spec import Resize
+    from se_deploy.schema.input_spec import InputSpec, Resize
 
 Precision = Literal["fp32", "fp16", "int8"]
 RuntimeChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
@@ -46,7 +46,7 @@ class ImageOptions:
     resize: Resize | None = None
     crop: float | None = None
     labels: Path | None = None
-    size: tuple[int, ...] | None = None  # for a file that carries no input spec
+    size: tuple[int, ...] | None = None  # (C, H, W)
 
     def applied(self, spec: InputSpec | None) -> InputSpec | None:
         """Give `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
@@ -55,8 +55,9 @@ class ImageOptions:
                 return None
             if len(self.size) != 3:  # noqa: PLR2004 - (C, H, W)
                 raise BadInput(f"an image has three sizes, not {len(self.size)}", hint="as in 3x224x224")
-            channels, height, width = self.size
-            spec = InputSpec("input", channels, height, width, (0.0,) * channels, (1.0,) * channels)
+            spec = input_spec.resized(None, self.size)
+        elif self.size is not None and len(self.size) == len(spec.shape) and self.size != spec.shape:
+            spec = input_spec.resized(spec, self.size)
         for what, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != spec.channels:
                 raise BadInput(

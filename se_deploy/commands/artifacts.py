@@ -135,6 +135,7 @@ def read_data(
     return data.read(
         path,
         list(session.inputs) if arrays or image is None else [image],
+        image=image,
         limit=limit,
         skip_unreadable=skip_unreadable,
         seed=seed,

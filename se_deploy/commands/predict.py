@@ -51,23 +51,21 @@ def predict(
         # An engine's profile may end at any batch: one image at a time fits them all.
         size = artifacts.batch_size(one.session, 1)
         guessed: list[Prediction] = []
-        warnings: list[str] = [*_spec_warnings(one, image)]
         for start in range(0, len(images), size):
             progress("predict", start, len(images))
             names = [str(name) for name in images[start : start + size]]
             scores = _scores(one.session, spec, names, size)
+            _check_labels(spec, str(artifact), scores.shape[1], given=image.labels is not None)
             for name, row in zip(names, probabilities(scores), strict=True):
                 best = np.argsort(-row, kind="stable")[:top]
                 guesses = (
                     Guess(index=int(i), label=_label(spec, int(i)), probability=float(row[i])) for i in best
                 )
                 guessed.append(Prediction(image=name, top=tuple(guesses)))
-            if spec.labels and len(spec.labels) != scores.shape[1]:
-                warnings.append(f"there are {len(spec.labels)} labels for {scores.shape[1]} classes")
         progress("predict", len(images), len(images))
         return Predict(
             tool_version=tool_version(),
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=_spec_warnings(one, image),
             artifact=str(artifact),
             runtime=one.runtime,
             device=one.device,
@@ -117,16 +115,25 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
             f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared image is float",
             hint="predict reads networks with a float input",
         )
+    c, h, w = spec.shape
+    made = (c, h, w) if spec.layout == "NCHW" else (h, w, c)
+    dims = taken.dims[1:]
+    if len(dims) != len(made) or any(d not in {None, m} for d, m in zip(dims, made, strict=True)):
+        raise BadInput(
+            f"the input '{taken.name}' of '{artifact}' takes {shape_text(taken.dims)}, its input spec makes "
+            f"images of {shape_text(made)}",
+            hint="name the size that the network takes with --input-size CxHxW",
+        )
     return spec
 
 
-def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> list[str]:
+def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> tuple[str, ...]:
     """Say which normalization nobody gave: the flags made the input spec."""
     given = image.size is not None and (image.mean is None or image.std is None)
     plain = one.image is None or (set(one.image.mean) == {0.0} and set(one.image.std) == {1.0})
     if given and plain:
-        return ["--mean and --std were not both given: 0 and 1 stand for what is missing"]
-    return []
+        return ("--mean and --std were not both given: 0 and 1 stand for what is missing",)
+    return ()
 
 
 def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) -> FloatArray:
@@ -154,6 +161,16 @@ def _prepared(name: str, spec: InputSpec) -> Array:
         return data.preprocess(image.open(image.content()), spec)
     except UNREADABLE as e:
         raise unreadable(name, e, "name a whole image of a format that Pillow knows") from e
+
+
+def _check_labels(spec: InputSpec, artifact: str, classes: int, *, given: bool) -> None:
+    """Refuse names that would be put to the wrong classes."""
+    if spec.labels and len(spec.labels) != classes:
+        where = "--labels names" if given else f"'{artifact}' carries"
+        raise BadInput(
+            f"{where} {len(spec.labels)} labels for {classes} classes",
+            hint=f"name a file of {classes} labels, one a line, with --labels",
+        )
 
 
 def _check_classes(output: TensorSpec, scores: Array, batch: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy.data import arrays, cifar, idx, images, webdataset
+from se_deploy.data import arrays, cifar, idx, images, plausibility, webdataset
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
 from se_deploy.errors import BadData
@@ -31,6 +32,7 @@ def read(
     path: Path,
     inputs: Sequence[InputSpec | TensorSpec],
     *,
+    image: InputSpec | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
     seed: int = 0,
@@ -39,26 +41,30 @@ def read(
 
     Images need one InputSpec, which says how they are prepared; arrays are fed as they are. A limit picks
     one sample out of each of `limit` equal stretches of the sorted data, so that every class folder keeps
-    its share: the first of each with seed 0, a random one otherwise.
+    its share: the first of each with seed 0, a random one otherwise. Arrays that do not look like what the
+    network's input spec (`image`, or the one among `inputs`) makes of images are warned of.
 
     Raises: BadData where nothing is found, a sample cannot be read or does not fit the network.
     """
     if not path.exists():
         raise BadData(f"'{path}' does not exist", hint=f"name {KINDS}")
     if path.suffix in {".npy", ".npz"}:
-        return _read_arrays(path, inputs, limit, seed)
+        samples = _read_arrays(path, inputs, limit, seed)
+        wanted = image or next((spec for spec in inputs if isinstance(spec, InputSpec)), None)
+        doubts = _array_doubts(samples, wanted) if wanted else ()
+        return dataclasses.replace(samples, warnings=(*samples.warnings, *doubts))
     spec = _image_spec(path, inputs)
     found = _images(path, spec, limit, seed)
     if not found:
         raise BadData(f"'{path}' holds no images", hint=f"name {KINDS}")
     looked = images.inspect(found, spec, skip_unreadable=skip_unreadable)
     kept = tuple(found[p] for p in looked.readable)
-    labels = [image.label for image in kept]
+    labels = [each.label for each in kept]
     known = [label for label in labels if label is not None]
-    warnings: tuple[str, ...] = ()
+    warnings = plausibility.spec_doubts(spec)
     if looked.skipped:
         shown = ", ".join(looked.skipped[:3]) + (", ..." if len(looked.skipped) > 3 else "")  # noqa: PLR2004 - enough names to find the cause
-        warnings = (f"{len(looked.skipped)} of {len(found)} images were unreadable and left out: {shown}",)
+        warnings += (f"{len(looked.skipped)} of {len(found)} images were unreadable and left out: {shown}",)
     return Samples(
         source=ImageSource(kept, spec),
         chosen=tuple(range(len(kept))),
@@ -214,6 +220,17 @@ def _read_arrays(
         sha256=arrays.digest(source, chosen),
         warnings=warnings,
     )
+
+
+def _array_doubts(samples: Samples, spec: InputSpec) -> tuple[str, ...]:
+    """Look at a few samples, one at a time; a spec of another input or another size says nothing."""
+    few = samples.take(pick(samples.count, plausibility.LOOKED_AT, seed=0))
+    first = next(few.batches(1))
+    name = spec.name if spec.name in first or len(first) > 1 else next(iter(first))
+    c, h, w = spec.shape
+    if name not in first or first[name].shape[1:] != ((h, w, c) if spec.layout == "NHWC" else (c, h, w)):
+        return ()
+    return plausibility.array_doubts((batch[name] for batch in few.batches(1)), spec)
 
 
 def _tensor(spec: InputSpec | TensorSpec) -> TensorSpec:

@@ -21,11 +21,13 @@ from se_deploy.data.preprocessing import to_sample
 
 FOLDER = Path(__file__).resolve().parent
 TOP = 5
+LATER_FIELDS = {"resize_size": None, "rounding": "down", "antialias": True}
+"""What an input.json from before these fields means."""
 
 
 def prepare(image: Image.Image, spec: dict[str, Any]) -> npt.NDArray[np.float32]:
     """Return one sample, (C, H, W) or (H, W, C), as input.json says."""
-    described: Any = SimpleNamespace(**spec)
+    described: Any = SimpleNamespace(**{**LATER_FIELDS, **spec})
     return to_sample(image, described)
 
 

@@ -116,7 +116,7 @@ def load(
     module = module.eval()
     frozen = _freeze(module)
     if input_size is not None and (image is None or input_size != image.shape):
-        image = input_spec.resized(image, input_size)
+        image = _image_of_size(image, input_size)
     dims = input_size or (image.shape if image else None)
     if dims is None:
         raise BadInput(
@@ -306,7 +306,7 @@ def _from_program(path: Path) -> Network:
         )
     module = program.module()
     examples = tuple(args)
-    image = input_spec.resized(None, tuple(examples[0].shape[1:])) if len(examples) == 1 else None
+    image = _image_of_size(None, tuple(examples[0].shape[1:])) if len(examples) == 1 else None
     return Network(
         spec=str(path),
         module=module,
@@ -321,6 +321,11 @@ def _freeze(module: nn.Module) -> tuple[Any, ...]:
     from se_deploy import networks  # noqa: PLC0415
 
     return tuple(networks.freeze(module))
+
+
+def _image_of_size(image: InputSpec | None, dims: tuple[int, ...]) -> InputSpec | None:
+    """`image` with another size; plain [0, 1] pixels where nothing was known; None for no image."""
+    return input_spec.resized(image, dims) if len(dims) == 3 else None  # noqa: PLR2004 - (C, H, W)
 
 
 def _output_names(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> tuple[str, ...]:

@@ -82,16 +82,11 @@ def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     return (sum(values) / len(values),) * channels
 
 
-def resized(spec: InputSpec | None, dims: tuple[int, ...], name: str = "input") -> InputSpec | None:
-    """Return `spec` with another size (C, H, W); plain [0, 1] pixels where nothing was known.
-
-    None where `dims` are no image's.
-    """
-    if len(dims) != 3:  # noqa: PLR2004 - (C, H, W)
-        return None
+def resized(spec: InputSpec | None, dims: Sequence[int]) -> InputSpec:
+    """Return `spec` with another size (C, H, W); plain [0, 1] pixels where nothing was known."""
     channels, height, width = dims
     if spec is None:
-        return InputSpec(name, channels, height, width, (0.0,) * channels, (1.0,) * channels)
+        return InputSpec("input", channels, height, width, (0.0,) * channels, (1.0,) * channels)
     return replace(
         spec,
         channels=channels,

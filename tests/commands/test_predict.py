@@ -116,12 +116,32 @@ def test_a_network_specification_is_asked_in_torch(images, tmp_path):
     assert found.runtime == "torch"
 
 
-def test_labels_that_do_not_fit_are_a_warning(images, tmp_path):
-    short = use_graphs.spec(labels=("red",))
-    net = use_graphs.save(tmp_path / "net.onnx", spec=short)
-    found = predict.predict(net, images)
-    assert found.warnings == ("there are 1 labels for 3 classes",)
-    assert found.predictions[1].top[0].label is None
+def test_labels_that_do_not_fit_are_refused_unless_others_are_given(images, tmp_path):
+    net = use_graphs.save(tmp_path / "net.onnx", spec=use_graphs.spec(labels=("red",)))
+    with pytest.raises(BadInput, match="carries 1 labels for 3 classes") as e:
+        predict.predict(net, images)
+    assert "--labels" in e.value.hint
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a\nb\nc\nd\n")
+    with pytest.raises(BadInput, match="--labels names 4 labels for 3 classes"):
+        predict.predict(net, images, image=ImageOptions(labels=labels))
+    labels.write_text("a\nb\nc\n")
+    found = predict.predict(net, images, image=ImageOptions(labels=labels))
+    assert found.predictions[0].top[0].label == "a"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"height": 16}, {"width": 4}, {"channels": 1, "mean": (0.5,), "std": (0.5,)}]
+)
+def test_a_spec_of_another_size_than_the_graph_s_is_refused(images, tmp_path, fields):
+    net = use_graphs.save(tmp_path / "net.onnx", spec=use_graphs.spec(**fields))
+    with pytest.raises(BadInput, match=r"takes \?x3x8x8, its input spec makes images of") as e:
+        predict.predict(net, images)
+    assert "--input-size" in e.value.hint
+    if "channels" not in fields:
+        right = use_graphs.save(tmp_path / "right.onnx")
+        found = predict.predict(net, images, image=ImageOptions(size=(3, 8, 8)))
+        assert found.predictions == predict.predict(right, images).predictions
 
 
 REFUSED = {
@@ -157,11 +177,17 @@ def test_what_is_no_image_classifier_is_refused(images, tmp_path, name):
         predict.predict(path, images)
 
 
-def test_an_unreadable_image_is_named(net, images, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "the file is empty"), (b"no image", "no format that Pillow knows"), (None, "truncated|broken")],
+)
+def test_an_unreadable_image_is_named(net, images, tmp_path, content, reason):
     broken = tmp_path / "broken.png"
-    broken.write_bytes(images[0].read_bytes()[:40])
-    with pytest.raises(BadData, match=r"broken\.png"):
+    broken.write_bytes(images[2].read_bytes()[:-40] if content is None else content)
+    with pytest.raises(BadData, match=rf"broken\.png.*({reason})") as e:
         predict.predict(net, [images[0], broken])
+    assert "0x" not in str(e.value)  # no object's address
+    assert "--skip-unreadable" not in e.value.hint  # predict has no such flag
 
 
 def engine(folder, **fields):

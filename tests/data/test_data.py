@@ -95,6 +95,16 @@ def test_a_broken_image_is_named(tmp_path):
     assert "bad.png" in samples.warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "the file is empty"), (b"no image", "in no format that Pillow knows")]
+)
+def test_an_image_that_is_none_is_named_and_not_its_address(tmp_path, content, reason):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(BadData, match=rf"bad\.png.*{reason}") as e:
+        data.read(tmp_path, [RGB])
+    assert "0x" not in str(e.value)
+
+
 def test_a_folder_whose_images_are_all_broken_is_refused(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(BadData, match="none of the 1"):
@@ -249,10 +259,39 @@ def test_every_image_becomes_the_inputs_size(size, resize, crop):
     assert data.preprocess(Image.new("RGB", size), spec).shape == (3, 8, 6)
 
 
-def test_nhwc_and_wide_images():
+@pytest.mark.parametrize(
+    ("pixels", "expected"),
+    [
+        (np.full((4, 4), 65535, np.uint16), 1.0),
+        (np.full((4, 4), 200, np.uint16), 1 / 255),  # dark, not 8-bit: 200 of 65,535, rounded to one level
+        (np.full((4, 4), 257 * 128, np.uint16), 128 / 255),
+        (np.full((4, 4), 255, np.int32), 1.0),
+        (np.full((4, 4), 0.5, np.float32), 128 / 255),
+        (np.full((4, 4), 255.0, np.float32), 1.0),
+        (np.full((4, 4), -3.0, np.float32), 0.0),
+        (np.full((4, 4), 128, np.uint8), 128 / 255),
+    ],
+)
+def test_nhwc_and_images_of_every_depth(pixels, expected):
     spec = InputSpec("x", 1, 4, 4, (0.0,), (1.0,), layout="NHWC")
-    wide = Image.fromarray(np.full((4, 4), 65535, np.uint16))
-    np.testing.assert_allclose(data.preprocess(wide, spec), np.ones((4, 4, 1)))
+    sample = data.preprocess(Image.fromarray(pixels), spec)
+    np.testing.assert_allclose(sample, np.full((4, 4, 1), expected), rtol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_grey_images_are_grey_in_every_channel(mode):
+    grey = Image.new("L", (8, 8), 255)
+    image = Image.fromarray(np.full((8, 8), 65535, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    np.testing.assert_allclose(data.preprocess(image, RGB), np.full((3, 8, 8), 2.0), atol=0.02)
+
+
+def test_a_palette_with_transparency_gives_its_colours_and_no_warning(tmp_path):
+    image = Image.new("P", (8, 8), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.save(tmp_path / "p.png", transparency=bytes([0, 0]))
+    with Image.open(tmp_path / "p.png") as read:
+        sample = data.preprocess(read, RGB)
+    np.testing.assert_allclose(sample[:, 0, 0], [2, -2, -2])
 
 
 CIFAR = InputSpec("x", 3, 32, 32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -91,3 +91,28 @@ def test_a_wrong_field_is_named_with_its_value(fields, said):
 
 def test_a_key_of_a_newer_version_is_no_obstacle():
     assert input_spec.read({input_spec.METADATA_KEY: spec_text(colour="sRGB")}) == SPEC
+
+
+def test_an_older_file_is_read_as_it_was_written():
+    text = (
+        '{"name": "x", "channels": 1, "height": 4, "width": 5, "mean": [0.5], "std": [1], '
+        '"resize": "squash", "crop": 0.9, "interpolation": "bicubic", "layout": "NHWC", "labels": ["a"]}'
+    )
+    assert input_spec.read({input_spec.METADATA_KEY: text}) == input_spec.InputSpec(
+        "x", 1, 4, 5, (0.5,), (1,), "squash", 0.9, "bicubic", "NHWC", ("a",)
+    )
+
+
+def test_flags_decide_what_is_resized_to():
+    spec = replace(SPEC, resize_size=(40, 60))
+    assert ImageOptions(crop=0.5).applied(spec).resize_size is None
+    assert ImageOptions(resize="shortest").applied(spec).resize_size is None
+    assert ImageOptions(mean=(0.0,) * 3).applied(spec).resize_size == (40, 60)
+
+
+def test_another_size_is_the_flag_s():
+    spec = replace(SPEC, resize_size=(40, 60))
+    sized = ImageOptions(size=(1, 64, 96)).applied(spec)
+    assert (sized.shape, sized.resize_size, sized.crop) == ((1, 64, 96), None, SPEC.crop)
+    assert sized.mean == (pytest.approx(0.2),)
+    assert ImageOptions(size=spec.shape).applied(spec) == spec
