@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 IR_VERSION = 10
 """Written to files: ONNX Runtime 1.18+ and TensorRT 10.3's parser (JetPack 6.1) read it."""
 
+MOST_CONSTANT = 2**26
+"""Elements that nodes may make out of constants, 512 MB of int64; tables of positions have 2**20."""
+
 _MAX_PROTO_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
 
 
@@ -66,7 +69,8 @@ def _own_types(copy: ir.Model) -> None:
 def load(path: Path) -> ir.Model:
     """Read an ONNX file; weights beside it are found there, and only there.
 
-    Raises: BadModel where it is no whole ONNX file or its external data lies outside its folder.
+    Raises: BadModel where it is no whole ONNX file, its external data lies outside its folder, or its
+    constants ask for more memory than a network has use for.
     """
     try:
         proto = onnx.load(path, load_external_data=False)
@@ -79,7 +83,36 @@ def load(path: Path) -> ir.Model:
     except (DecodeError, onnx.checker.ValidationError, ir.serde.SerdeError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint="export it again") from e
-    return tidy(inline(model))
+    model = tidy(inline(model))
+    _refuse_huge_constants(model, path)
+    return model
+
+
+def _refuse_huge_constants(model: ir.Model, path: Path) -> None:
+    """Raise BadModel where nodes make tensors out of constants that nobody should have to hold.
+
+    A Range of 2^31 fits in 200 bytes of file; every later step, and every runtime, would compute it.
+    """
+    constant = {v for g in model.graphs() for v in g.initializers.values()}
+    total = 0
+    for node in model.graph.all_nodes():
+        if not node.inputs or not all(value is None or value in constant for value in node.inputs):
+            continue
+        constant.update(node.outputs)
+        given = sum(count(value) or 0 for value in node.inputs if value is not None)
+        made = sum(count(value) or 0 for value in node.outputs)
+        total += made if made > given else 0
+        if total > MOST_CONSTANT:
+            raise BadModel(
+                f"'{path}': node '{node.name}' ({node.op_type}) would make {made:,} numbers out of constants",
+                hint="no runtime can hold them: mend what computes that size, and export the network again",
+            )
+
+
+def count(value: ir.Value) -> int | None:
+    """Return the number of elements of a value; None where a dimension is free."""
+    known = dims(value)
+    return None if known is None or None in known else math.prod(d for d in known if d is not None)
 
 
 def _free_negative(model: ir.Model) -> None:

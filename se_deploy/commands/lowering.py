@@ -212,8 +212,10 @@ def lowered(
         final = made.model
         notes += made.warnings
     if check is not None and precision != "fp32":
-        evaluated = fp16_rounding.evaluation(final).model
-        verified = verified.joined(check.verify(evaluated, precision, precision=precision, exact=False))
+        run = fp16_rounding.evaluation(final).model
+        verified = verified.joined(
+            check.verify(final, precision, precision=precision, exact=False, evaluated=run)
+        )
     return Lowered(
         final, form, blocks, found, made, samples if precision == "int8" else None, verified, tuple(notes)
     )

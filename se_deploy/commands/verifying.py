@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.comparison import Divergence
     from se_deploy.data import Samples
     from se_deploy.protocols import Arrays, Runtime, Session
     from se_deploy.verification import Expected, Failure, Verified
@@ -46,25 +47,26 @@ class Checker:
         step: str,
         *,
         precision: str = "fp32",
-        runtime: Runtime | None = None,
         exact: bool = True,
+        evaluated: ir.Model | None = None,
     ) -> Verified:
         """Compare a graph with the source: exactly, or by the preset of a lower precision.
 
-        `runtime` evaluates the graph, where its numbers are not those of ONNX Runtime node by node.
+        `evaluated` is run in its place, where ONNX Runtime would not compute its numbers; tensors have the
+        same names in both.
         """
         preset = comparison.PRESETS[precision]
-        runtime = runtime or self.runtime
+        runs = model if evaluated is None else evaluated
 
-        def locate(feeds: Arrays) -> str | None:
+        def locate(feeds: Arrays) -> Divergence | None:
             if model is self.given:
                 return None
             found = comparison.first_divergence(
-                self.given, model, feeds, runtime=self.runtime, limit=preset.divergence
+                self.given, runs, feeds, runtime=self.runtime, limit=preset.divergence
             )
-            return None if found is None else found.node
+            return None if found is None else _of(found, model)
 
-        with runtime.open(model) as made:
+        with self.runtime.open(runs) as made:
             return verification.verify(
                 self.expected, made, step=step, tolerance=None if exact else preset, locate=locate
             )
@@ -75,6 +77,14 @@ class Checker:
             self,
             expected=verification.expect(lambda: self.runtime.open(self.given), self.expected.probes),
         )
+
+
+def _of(found: Divergence, model: ir.Model) -> Divergence:
+    """Name the node of `model` that writes the tensor: what is evaluated has casts of its own."""
+    for node in model.graph:
+        if any(value.name == found.tensor for value in node.outputs):
+            return dataclasses.replace(found, node=node.name or "", op_type=node.op_type)
+    return found
 
 
 def checker(

@@ -25,7 +25,7 @@ _SIMPLIFY = """
 import sys
 sys.modules["torch"] = None
 import onnx, onnxsim
-model, same = onnxsim.simplify(onnx.load(sys.argv[1]))
+model, same = onnxsim.simplify(onnx.load(sys.argv[1]), tensor_size_threshold="64MB")
 onnx.save(model, sys.argv[2])
 """
 

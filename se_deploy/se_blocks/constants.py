@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,7 +28,12 @@ def is_computable(node: ir.Node) -> bool:
 
 
 def compute(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> tuple[Array, ...] | None:
-    """Run one node on arrays, None for an input left out; None where the reference does not know it."""
+    """Run one node on arrays, None for an input left out.
+
+    None where the reference does not know it, or where it would make more than graph.MOST_CONSTANT elements.
+    """
+    if _made(node, inputs) > graph.MOST_CONSTANT:
+        return None
     names = [None if array is None else f"i{k}" for k, array in enumerate(inputs)]
     feeds = {name: array for name, array in zip(names, inputs, strict=True) if name and array is not None}
     try:
@@ -35,6 +41,30 @@ def compute(node: ir.Node, inputs: Sequence[Array | None], opset: int) -> tuple[
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None  # the reference raises any of these for a form that it does not know; the node then stays
     return tuple(np.asarray(array) for array in made)
+
+
+def _made(node: ir.Node, inputs: Sequence[Array | None]) -> float:
+    """Count the elements that a node will make: by its shapes, else by the sizes that it is given."""
+    known = [graph.count(output) for output in node.outputs]
+    if None not in known:
+        return sum(n for n in known if n is not None)
+    given = [np.asarray(0) if array is None else array for array in inputs]
+    sizes = [array.astype(np.float64) for array in given if array.dtype.kind in "iuf"]
+    if node.op_type == "Range":
+        start, limit, delta = (float(array) for array in sizes)
+        return max(0.0, (limit - start) / delta) if delta else math.inf
+    if node.op_type == "ConstantOfShape":
+        return float(np.prod(sizes[0]))
+    if node.op_type in {"Expand", "Tile"}:
+        return given[0].size * max(1.0, float(np.prod(sizes[-1])))
+    # An output of unknown shape is no larger than its inputs broadcast, repeated as often as a number says.
+    whole = [a.astype(np.float64) for a in given if a.dtype.kind in "iu" and a.size]
+    repeats = max((float(np.abs(a).max()) for a in whole), default=1.0)
+    try:
+        size = math.prod(np.broadcast_shapes(*(array.shape for array in given)))
+    except ValueError:
+        size = max(array.size for array in given)
+    return size * max(1.0, repeats)
 
 
 def _alone(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from se_deploy.comparison import Tolerance
+    from se_deploy.comparison import Divergence, Tolerance
     from se_deploy.protocols import Array, Arrays, Session
     from se_deploy.verification.probes import Probe
 
@@ -65,6 +65,7 @@ class Failure:
     error: float | None  # None where it is no finite number
     limit: float
     preset: str | None = None  # the tolerance preset that was missed; None: the step claimed exactness
+    tensor: str | None = None  # what `node` writes
 
     @property
     def is_not_finite(self) -> bool:
@@ -74,7 +75,7 @@ class Failure:
     @property
     def text(self) -> str:
         """The failure in a user's words."""
-        where = "" if self.node is None else f", from node '{self.node}' on"
+        where = "" if self.node is None else f", from node '{self.node}' on, which writes '{self.tensor}'"
         if self.error is None:
             return f"{self.step}: '{self.output}' is {self.measure}{where}"
         return (
@@ -91,6 +92,7 @@ class Failure:
             "error": self.error,
             "limit": self.limit if math.isfinite(self.limit) else None,
             "preset": self.preset,
+            "tensor": self.tensor,
         }
 
 
@@ -191,11 +193,11 @@ def verify(
     *,
     step: str,
     tolerance: Tolerance | None = None,
-    locate: Callable[[Arrays], str | None] = lambda feeds: None,  # noqa: ARG005 - feeds of the failing probe
+    locate: Callable[[Arrays], Divergence | None] = lambda feeds: None,  # noqa: ARG005 - one signature
 ) -> Verified:
     """Compare what a step made with its source, on the source's probes.
 
-    `tolerance` None: the step claims exactness within FP32 rounding. `locate` names the node from which the
+    `tolerance` None: the step claims exactness within FP32 rounding. `locate` finds the node from which the
     two differ on a batch. Outputs are matched by name, or by position where the names differ.
     """
     answers: list[Arrays] = []
@@ -214,7 +216,7 @@ def verify(
             judge = _exact if tolerance is None else _near
             judged[i] = judge(expected, answers, name, tolerance)
     failures = [
-        Failure(step, locate(wrong.feeds), name, wrong.measure, wrong.error, wrong.limit, wrong.preset)
+        _failure(step, name, wrong, locate(wrong.feeds))
         for name, wrong in zip(names, judged, strict=True)
         if wrong is not None
     ]
@@ -255,6 +257,11 @@ class _Wrong:
     error: float | None
     limit: float
     preset: str | None = None
+
+
+def _failure(step: str, output: str, wrong: _Wrong, begins: Divergence | None) -> Failure:
+    node, tensor = (None, None) if begins is None else (begins.node, begins.tensor)
+    return Failure(step, node, output, wrong.measure, wrong.error, wrong.limit, wrong.preset, tensor)
 
 
 def _asked(session: Session, feeds: Arrays, outputs: Sequence[str] | None = None) -> Arrays:

@@ -136,11 +136,11 @@ def test_the_node_where_it_begins_is_named():
         node.name = f"node of {node.outputs[0].name}"
 
     def locate(feeds):
-        found = comparison.first_divergence(before, after, feeds, runtime=EXACT, limit=1e-4)
-        return found and found.node
+        return comparison.first_divergence(before, after, feeds, runtime=EXACT, limit=1e-4)
 
     (failure,) = verified(before, after, locate=locate).failures
     assert failure.node == "node of b"
+    assert failure.tensor == "b"
     assert "node of b" in failure.text
 
 
