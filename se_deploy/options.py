@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
 from se_deploy.schema import input_spec
+from se_deploy.signature import Feeding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,6 +33,7 @@ class NetworkOptions:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     input_size: tuple[int, ...] | None = None
+    feeding: Feeding = field(default_factory=Feeding)  # where no image size says it
     opset: int = 20
     batch: int | None = None  # None: dynamic
     seed: int = 0

@@ -13,9 +13,10 @@ import se_deploy
 
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
-    "errors", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching", "options",
-    "graph", "networks", "frontend", "se_blocks", "passes", "data", "calibration",
-    "quantization", "advice", "backends", "fusion", "comparison", "verification",
+    "errors", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching",
+    "signature",
+    "options", "graph", "networks", "frontend", "se_blocks", "passes", "data", "calibration", "quantization",
+    "advice", "backends", "fusion", "comparison", "verification",
     "profiling", "deploy", "report", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")

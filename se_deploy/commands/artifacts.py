@@ -172,6 +172,7 @@ def _network(
         model_args=options.model_args,
         pretrained=options.pretrained,
         input_size=options.input_size,
+        feeding=options.feeding,
         seed=options.seed,
     )
     session = source.torch_session(network, threads, device)

@@ -109,6 +109,7 @@ def read(
             model_args=options.model_args,
             pretrained=options.pretrained,
             input_size=options.input_size,
+            feeding=options.feeding,
             seed=options.seed,
         )
         exported = torch_export.export(network, opset=options.opset, batch=options.batch)
@@ -167,6 +168,7 @@ def torch_session(network: Network, threads: int = 0, device: str = "cpu") -> Se
         network.input_names,
         network.output_names,
         examples=network.examples,
+        dims=[tuple(d if isinstance(d, int) else None for d in one.dims) for one in network.inputs],
         threads=threads,
         device=device,
     )

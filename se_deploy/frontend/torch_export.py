@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from se_deploy import graph
+from se_deploy import graph, signature
 from se_deploy.errors import ExportFailed
 from se_deploy.schema import input_spec, provenance
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 DYNAMO_MIN_OPSET = 18  # below it the dynamo exporter writes 18 without a word
 TORCHSCRIPT_MAX_OPSET = 20
-BATCH = "batch"
+BATCH = "batch"  # what the batch is called in the file
+_MOST = 65535  # of a free dimension: the exporter wants a bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Ex
         except Exception as e:  # noqa: BLE001 - exporters raise anything; all of it is reported below
             failures.append(f"{exporter}: {_reason(e)}")
             continue
+        frozen = _frozen(model, network, batch)
+        if frozen:
+            failures.append(f"{exporter}: froze the free dimension {frozen}")
+            continue
         if graph.opset(model) != opset:
             failures.append(f"{exporter}: wrote opset {graph.opset(model)} instead of {opset}")
             continue
@@ -75,10 +80,24 @@ def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Ex
 
 
 def _dynamo(network: Network, opset: int, batch: int | None) -> ir.Model:
+    if network.program is not None:  # its shapes were settled when it was made
+        program = torch.onnx.export(
+            network.program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=list(network.input_names),
+            output_names=list(network.output_names),
+            verbose=False,
+        )
+        if program is None:
+            raise RuntimeError("the exporter gave no program")
+        return _with_batch(_finish(program.model_proto), network, batch)
+    sizes = {name: torch.export.Dim(_symbol(name), min=1, max=_MOST) for name in _free(network, batch)}
     shapes = None
-    if batch is None:
-        free = {0: torch.export.Dim(BATCH, min=1, max=65535)}
-        shapes = tuple(free for _ in network.examples)
+    if sizes:
+        shapes = tuple(
+            {axis: sizes[name] for axis, name in one.free.items() if name in sizes} for one in network.inputs
+        )
     program = torch.onnx.export(
         network.module,
         _examples(network, batch),
@@ -95,7 +114,15 @@ def _dynamo(network: Network, opset: int, batch: int | None) -> ir.Model:
 
 
 def _torchscript(network: Network, opset: int, batch: int | None) -> ir.Model:
-    names = (*network.input_names, *network.output_names)
+    if network.program is not None:
+        raise TypeError("it takes no torch.export program")
+    free = _free(network, batch)
+    axes = {
+        one.name: {axis: _symbol(name) for axis, name in one.free.items() if name in free}
+        for one in network.inputs
+    }
+    if batch is None:  # sizes of outputs behind the batch are inferred
+        axes |= {name: {0: BATCH} for name in network.output_names}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
@@ -106,7 +133,7 @@ def _torchscript(network: Network, opset: int, batch: int | None) -> ir.Model:
             opset_version=opset,
             input_names=list(network.input_names),
             output_names=list(network.output_names),
-            dynamic_axes={name: {0: BATCH} for name in names} if batch is None else None,
+            dynamic_axes=axes if free else None,
             do_constant_folding=True,
         )
         return _finish(onnx.load(path))
@@ -115,7 +142,48 @@ def _torchscript(network: Network, opset: int, batch: int | None) -> ir.Model:
 def _examples(network: Network, batch: int | None) -> tuple[torch.Tensor, ...]:
     if batch is None:
         return network.examples
-    return tuple(x[:1].expand(batch, *x.shape[1:]).contiguous() for x in network.examples)
+    return tuple(
+        x[:1].expand(batch, *x.shape[1:]).contiguous() if one.dims[:1] == (signature.BATCH,) else x
+        for x, one in zip(network.examples, network.inputs, strict=True)
+    )
+
+
+def _free(network: Network, batch: int | None) -> tuple[str, ...]:
+    """Return the names of the dimensions that the file leaves free."""
+    names = signature.free_names(network.inputs)
+    batched = any(one.dims[:1] == (signature.BATCH,) for one in network.inputs)
+    return (signature.BATCH, *names) if batch is None and batched else names
+
+
+def _symbol(name: str) -> str:
+    return BATCH if name == signature.BATCH else name
+
+
+def _frozen(model: ir.Model, network: Network, batch: int | None) -> str | None:
+    """Return which dimension of which input should be free and is not; None where all are as they should."""
+    free = _free(network, batch)
+    for value, one in zip(model.graph.inputs, network.inputs, strict=True):
+        dims = graph.dims(value)
+        for axis, name in one.free.items():
+            if name in free and (dims is None or dims[axis] is not None):
+                return f"{name} of '{one.name}'"
+    return None
+
+
+def _with_batch(model: ir.Model, network: Network, batch: int | None) -> ir.Model:
+    """Freeze the batch of a program's graph, where one is asked for."""
+
+    def fix_batch(copy: ir.Model) -> int:
+        batched = [
+            value
+            for value, one in zip(copy.graph.inputs, network.inputs, strict=True)
+            if one.dims[:1] == (signature.BATCH,) and value.shape is not None
+        ]
+        for value in batched:
+            value.shape = ir.Shape([batch, *list(value.shape or ())[1:]])
+        return len(batched)
+
+    return model if batch is None else graph.rewrite(model, fix_batch).model
 
 
 def _finish(proto: onnx.ModelProto) -> ir.Model:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -25,9 +26,11 @@ from torch.utils import _pytree as pytree
 from se_deploy import files
 from se_deploy.errors import BadInput, BadModel, MissingRuntime
 from se_deploy.frontend import public_zoos
+from se_deploy.frontend.examples import dtype_name, examples_of
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
 from se_deploy.schema import input_spec, provenance
 from se_deploy.schema.input_spec import InputSpec
+from se_deploy.signature import BATCH, DeclaredInput, Feeding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     Args = Mapping[str, Any]
 
 OUTPUT_NAME = "output"
-_EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
 _NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN_KEYS = 6
@@ -52,19 +54,32 @@ class Network:
 
     spec: str
     module: nn.Module
-    examples: tuple[torch.Tensor, ...]  # one random batch for each positional input
+    examples: tuple[torch.Tensor, ...]  # one batch for each positional input
     output_names: tuple[str, ...]
     image: InputSpec | None  # None where the input is no image (N, C, H, W)
     weights: str  # "checkpoint FILE (sha256 ...)", "pretrained" or "random, seed N"
     warnings: tuple[str, ...] = ()
     frozen: tuple[Any, ...] = ()  # what `networks.freeze` found, one entry per adaptive block
+    declared: tuple[DeclaredInput, ...] = ()  # () where only the batch is free
+    program: torch.export.ExportedProgram | None = None  # where the module came out of one
+
+    @property
+    def inputs(self) -> tuple[DeclaredInput, ...]:
+        """The graph's inputs, in order: as declared, else the examples' shapes with a free batch."""
+        if self.declared:
+            return self.declared
+        names = [f"{INPUT_NAME}_{i}" for i in range(len(self.examples))]
+        if len(names) == 1:
+            names = [self.image.name if self.image else INPUT_NAME]
+        return tuple(
+            DeclaredInput(name, (BATCH, *example.shape[1:]), dtype_name(example))
+            for name, example in zip(names, self.examples, strict=True)
+        )
 
     @property
     def input_names(self) -> tuple[str, ...]:
         """The graph's input names, in order."""
-        if len(self.examples) == 1:
-            return (self.image.name if self.image else INPUT_NAME,)
-        return tuple(f"{INPUT_NAME}_{i}" for i in range(len(self.examples)))
+        return tuple(one.name for one in self.inputs)
 
 
 def load(
@@ -74,11 +89,13 @@ def load(
     model_args: Args | None = None,
     pretrained: bool = False,
     input_size: tuple[int, ...] | None = None,
+    feeding: Feeding | None = None,
     seed: int = 0,
 ) -> Network:
     """Build the network that `spec` names, in eval mode.
 
-    `input_size` is (C, H, W), or (C, L) and (C, D, H, W) for networks that take no images.
+    `input_size` is (C, H, W), or (C, L) and (C, D, H, W) for networks that take no images; `feeding` says it
+    of networks with several inputs or other free dimensions than the batch.
     Raises: BadModel (unknown name, wrong checkpoint), BadInput (arguments), MissingRuntime (timm).
     """
     torch.manual_seed(seed)
@@ -118,21 +135,19 @@ def load(
     if input_size is not None and (image is None or input_size != image.shape):
         image = _image_of_size(image, input_size)
     dims = input_size or (image.shape if image else None)
-    if dims is None:
-        raise BadInput(
-            f"'{spec}' does not say what it is fed",
-            hint="pass --input-size, as in 3x224x224 for images or 3x16x112x112 for clips",
-        )
-    examples = (torch.randn(_EXAMPLE_BATCH, *dims, generator=torch.Generator().manual_seed(seed)),)
+    found = examples_of(module, spec, feeding or Feeding(), dims, seed)
+    if found.declared:
+        image = image_of(found.declared, image)
     return Network(
         spec=spec,
         module=module,
-        examples=examples,
-        output_names=_output_names(module, examples, spec),
+        examples=found.tensors,
+        output_names=_output_names(module, found.tensors, spec),
         image=image,
         weights=weights,
-        warnings=tuple(notes),
+        warnings=(*notes, *found.warnings),
         frozen=frozen,
+        declared=found.declared,
     )
 
 
@@ -305,16 +320,57 @@ def _from_program(path: Path) -> Network:
             f"'{path}' takes other than positional tensors", hint="export it with positional tensors only"
         )
     module = program.module()
+    for part in module.modules():
+        part.training = False  # a program is what it was exported as, and refuses to be told
     examples = tuple(args)
-    image = _image_of_size(None, tuple(examples[0].shape[1:])) if len(examples) == 1 else None
+    declared = _declared_by(program, examples)
     return Network(
         spec=str(path),
         module=module,
         examples=examples,
         output_names=_output_names(module, examples, str(path)),
-        image=image,
+        image=image_of(declared, None),
         weights=f"program {path.name} (sha256 {files.sha256(path)[:12]})",
+        declared=declared,
+        program=program,
     )
+
+
+def _declared_by(
+    program: torch.export.ExportedProgram, examples: tuple[torch.Tensor, ...]
+) -> tuple[DeclaredInput, ...]:
+    """Return a program's inputs: the names of its signature, free where its own shapes are symbols."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    names = [str(name) for name in program.graph_signature.user_inputs]
+    symbols: dict[str, str] = {}
+    declared = []
+    for name, example in zip(names, examples, strict=True):
+        dims: list[int | str] = []
+        for axis, size in enumerate(nodes[name].meta["val"].shape):
+            if isinstance(size, int):
+                dims.append(size)
+            else:
+                fresh = BATCH if axis == 0 and not symbols else f"d{len(symbols)}"
+                dims.append(symbols.setdefault(str(size), fresh))
+        only = len(names) == 1 and example.ndim > 1
+        declared.append(DeclaredInput(INPUT_NAME if only else name, tuple(dims), dtype_name(example)))
+    return tuple(declared)
+
+
+def image_of(declared: Sequence[DeclaredInput], known: InputSpec | None) -> InputSpec | None:
+    """Return the input spec where the inputs are one float image (N, C, H, W) of fixed size; None elsewhere.
+
+    `known`: what is known of its preprocessing.
+    """
+    if len(declared) != 1 or declared[0].dtype != "float32":
+        return None
+    _, *rest = declared[0].dims or (BATCH,)
+    sizes = tuple(dim for dim in rest if isinstance(dim, int))
+    if len(sizes) != len(rest):
+        return None
+    if known is not None and known.shape == sizes:
+        return msgspec.structs.replace(known, name=declared[0].name)
+    return _image_of_size(known, sizes, declared[0].name)
 
 
 def _freeze(module: nn.Module) -> tuple[Any, ...]:
@@ -323,9 +379,13 @@ def _freeze(module: nn.Module) -> tuple[Any, ...]:
     return tuple(networks.freeze(module))
 
 
-def _image_of_size(image: InputSpec | None, dims: tuple[int, ...]) -> InputSpec | None:
+def _image_of_size(
+    image: InputSpec | None, dims: tuple[int, ...], name: str = INPUT_NAME
+) -> InputSpec | None:
     """`image` with another size; plain [0, 1] pixels where nothing was known; None for no image."""
-    return input_spec.resized(image, dims) if len(dims) == 3 else None  # noqa: PLR2004 - (C, H, W)
+    if len(dims) != 3:  # noqa: PLR2004 - (C, H, W)
+        return None
+    return msgspec.structs.replace(input_spec.resized(image, dims), name=name)
 
 
 def _output_names(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> tuple[str, ...]:

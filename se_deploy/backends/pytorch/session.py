@@ -53,10 +53,13 @@ class TorchSession:
         output_names: Sequence[str],
         *,
         examples: Sequence[torch.Tensor] = (),
+        dims: Sequence[tuple[int | None, ...]] | None = None,
         threads: int = 0,
         device: str = "cpu",
     ) -> None:
-        """`examples`: one batch for each input, which says shapes and types; the batch is free.
+        """`examples`: one batch for each input, which says shapes and types.
+
+        `dims`: the inputs' dimensions, None where free; where it is None the batch of each is.
 
         Raises: MissingRuntime where PyTorch has no such device.
         """
@@ -68,7 +71,7 @@ class TorchSession:
         self._threads = threads
         self._device = torch.device(device)
         self._output_names = tuple(output_names)
-        self._inputs = tuple(_specs(input_names, examples))
+        self._inputs = tuple(_specs(input_names, examples, dims))
         self._outputs = tuple(_specs(output_names, self._example_outputs(examples)))
 
     @property
@@ -133,12 +136,17 @@ def _flat(result: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401  (modules re
     return tuple(tensor for value in values for tensor in _flat(value))
 
 
-def _specs(names: Sequence[str], tensors: Sequence[torch.Tensor]) -> list[TensorSpec]:
+def _specs(
+    names: Sequence[str],
+    tensors: Sequence[torch.Tensor],
+    dims: Sequence[tuple[int | None, ...]] | None = None,
+) -> list[TensorSpec]:
     if not tensors:
         return [TensorSpec(name, _dtype(torch.zeros(())), ()) for name in names]
+    known = dims or [(None, *tensor.shape[1:]) if tensor.ndim else () for tensor in tensors]
     return [
-        TensorSpec(name, _dtype(tensor), (None, *tensor.shape[1:]))
-        for name, tensor in zip(names, tensors, strict=True)
+        TensorSpec(name, _dtype(tensor), shape)
+        for name, tensor, shape in zip(names, tensors, known, strict=True)
     ]
 
 

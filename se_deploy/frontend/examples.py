@@ -1,0 +1,170 @@
+"""What a torch module is fed for its export and checks: given arrays, or random ones of declared sizes."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from se_deploy.errors import BadData, BadInput
+from se_deploy.signature import BATCH, DeclaredInput, Feeding, free_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from torch import nn
+
+    from se_deploy.protocols import Array
+
+_BATCH_SIZE = 2  # a batch of 1 is specialized by torch.export
+_TRIED_SIZES = (64, 96, 128, 224, 48, 32, 256, 16, 8, 512)
+"""For free dimensions that nobody gave a size: common sizes first, multiples of what networks stride by."""
+_LARGEST_INTEGER = 4  # of random integer inputs: they are mostly lengths and indices of small tables
+_MODULE_ATTRIBUTE = "example_inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """One batch for each positional input, and how the inputs are declared."""
+
+    tensors: tuple[torch.Tensor, ...]
+    declared: tuple[DeclaredInput, ...]  # () where one image size says it all
+    warnings: tuple[str, ...] = ()
+
+
+def examples_of(
+    module: nn.Module, spec: str, feeding: Feeding, dims: tuple[int, ...] | None, seed: int
+) -> Examples:
+    """Return what `module` is fed: the arrays named, or random ones; sizes that nobody gave are tried out.
+
+    `dims`: (C, H, W) or the like behind the batch, where neither `feeding` nor the module says more.
+    Raises: BadInput where nothing says it or no tried size is accepted; BadData for an unreadable example.
+    """
+    arrays = _arrays(module, feeding)
+    if not feeding.inputs and not arrays:
+        if dims is None:
+            raise BadInput(
+                f"'{spec}' does not say what it is fed",
+                hint="pass --input-size, as in 3x224x224 or 80x200, or --input NAME:DIMS for each input",
+            )
+        random = torch.randn(_BATCH_SIZE, *dims, generator=torch.Generator().manual_seed(seed))
+        return Examples((random,), ())
+    declared = feeding.inputs or tuple(_declared(name, array) for name, array in arrays.items())
+    declared = _in_order(module, declared)
+    sizes = {**_sizes(declared, arrays), **feeding.sizes}
+    sizes.setdefault(BATCH, _BATCH_SIZE)
+    unknown = [name for name in free_names(declared) if name not in sizes]
+    if not unknown:
+        return Examples(_tensors(declared, arrays, sizes, seed), declared)
+    for size in _TRIED_SIZES:
+        tried = {**sizes, **dict.fromkeys(unknown, size)}
+        tensors = _tensors(declared, arrays, tried, seed)
+        if _accepts(module, tensors):
+            note = f"{', '.join(unknown)} = {size} was chosen for the export: name sizes with --opt-shapes"
+            return Examples(tensors, declared, (note,))
+    raise BadInput(
+        f"'{spec}' takes none of the sizes {', '.join(map(str, _TRIED_SIZES))} for {', '.join(unknown)}",
+        hint="say which with --opt-shapes NAME:DIMS, or give arrays with --example FILE.npz",
+    )
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """Return the element type as `--input` spells it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _arrays(module: nn.Module, feeding: Feeding) -> dict[str, Array]:
+    if feeding.example is not None:
+        return _read(feeding.example, feeding.inputs)
+    given = getattr(module, _MODULE_ATTRIBUTE, None)
+    if given is None or feeding.inputs:
+        return {}
+    values: Mapping[str, Any] = given() if callable(given) else given
+    return {name: np.asarray(value) for name, value in values.items()}
+
+
+def _read(path: Path, inputs: Sequence[DeclaredInput]) -> dict[str, Array]:
+    try:
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {inputs[0].name if len(inputs) == 1 else "input": loaded}
+            return {name: loaded[name] for name in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
+        raise BadData(f"'{path}' cannot be read as arrays: {e}", hint="save it with numpy.savez") from e
+
+
+def _declared(name: str, array: Array) -> DeclaredInput:
+    dims = (BATCH, *array.shape[1:]) if array.ndim else ()
+    return DeclaredInput(name, dims, str(array.dtype))
+
+
+def _in_order(module: nn.Module, declared: tuple[DeclaredInput, ...]) -> tuple[DeclaredInput, ...]:
+    """Return the inputs in the order of forward's parameters, where they carry their names."""
+    parameters = list(inspect.signature(module.forward).parameters)
+    if not all(one.name in parameters for one in declared):
+        return declared
+    return tuple(sorted(declared, key=lambda one: parameters.index(one.name)))
+
+
+def _sizes(declared: Sequence[DeclaredInput], arrays: Mapping[str, Array]) -> dict[str, int]:
+    """Return the sizes of free dimensions that the arrays say. Raises: BadInput where they disagree."""
+    sizes: dict[str, int] = {}
+    for one in declared:
+        array = arrays.get(one.name)
+        if array is None:
+            continue
+        fits = array.ndim == len(one.dims) and all(
+            isinstance(dim, str) or dim == size for dim, size in zip(one.dims, array.shape, strict=True)
+        )
+        if not fits:
+            shape = "x".join(map(str, array.shape))
+            raise BadInput(
+                f"the example for '{one.name}' has shape {shape}, it is declared as {one}",
+                hint="give an array of these dimensions, or declare others with --input",
+            )
+        for axis, name in one.free.items():
+            if sizes.setdefault(name, array.shape[axis]) != array.shape[axis]:
+                raise BadInput(
+                    f"the examples disagree on {name}: {sizes[name]} and {array.shape[axis]}",
+                    hint="give arrays of equal sizes where --input names one dimension",
+                )
+    if sizes.get(BATCH) == 1:
+        del sizes[BATCH]  # the array is repeated
+    return sizes
+
+
+def _tensors(
+    declared: Sequence[DeclaredInput], arrays: Mapping[str, Array], sizes: Mapping[str, int], seed: int
+) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_tensor(one, arrays.get(one.name), one.sized(sizes), generator) for one in declared)
+
+
+def _tensor(
+    one: DeclaredInput, array: Array | None, shape: tuple[int, ...], generator: torch.Generator
+) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, one.dtype)
+    if array is not None:
+        given = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)).to(dtype)
+        return given if tuple(given.shape) == shape else given.expand(shape).contiguous()
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    if dtype is torch.bool:
+        return torch.randint(0, 2, shape, generator=generator).to(dtype)
+    largest = 256 if dtype is torch.uint8 else _LARGEST_INTEGER + 1
+    return torch.randint(0 if dtype is torch.uint8 else 1, largest, shape, generator=generator).to(dtype)
+
+
+def _accepts(module: nn.Module, tensors: tuple[torch.Tensor, ...]) -> bool:
+    try:
+        with torch.no_grad():
+            module(*tensors)
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
+        return False
+    return True

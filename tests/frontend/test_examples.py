@@ -1,0 +1,178 @@
+"""Networks of several inputs, signals, clips and programs reach ONNX with the declared sizes free."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from se_deploy import graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.errors import BadData, BadInput
+from se_deploy.frontend import torch_export, zoo
+from se_deploy.signature import Feeding, parse
+
+NETS = '''
+import torch
+from torch import nn
+
+
+class SE(nn.Module):
+    def __init__(self, c, conv, dims):
+        super().__init__()
+        self.dims, self.f1, self.f2 = dims, conv(c, 4, 1), conv(4, c, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.f2(torch.relu(self.f1(x.mean(self.dims, keepdim=True)))))
+
+
+class Speech(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.se = nn.Conv1d(8, 16, 5, padding=2), SE(16, nn.Conv1d, (2,))
+
+    def forward(self, feats):
+        return self.se(torch.relu(self.a(feats))).mean(2)
+
+
+class Video(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.se = nn.Conv3d(3, 8, 3, padding=1), SE(8, nn.Conv3d, (2, 3, 4))
+
+    def forward(self, clip):
+        return self.se(torch.relu(self.a(clip))).mean((2, 3, 4))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.se, self.m = nn.Conv2d(3, 8, 3, padding=1), SE(8, nn.Conv2d, (2, 3)), nn.Linear(7, 8)
+
+    def forward(self, image, meta):
+        return self.se(torch.relu(self.a(image))).mean((2, 3)) + self.m(meta)
+
+
+class Told(Two):
+    def example_inputs(self):
+        return {"image": torch.zeros(1, 3, 12, 12), "meta": torch.ones(1, 7)}
+
+
+class Picky(Two):
+    """Takes heights that are multiples of 96 only."""
+
+    def forward(self, image, meta):
+        if image.shape[2] % 96:
+            raise ValueError("no")
+        return super().forward(image, meta)
+'''
+
+CASES = [
+    ("Speech", ["feats:Nx8xT"], [{"feats": (3, 8, 50)}, {"feats": (1, 8, 21)}]),
+    ("Video", ["clip:Nx3xTxHxW"], [{"clip": (2, 3, 5, 9, 11)}]),
+    ("Two", ["meta:Nx7", "image:Nx3xHxW"], [{"image": (2, 3, 9, 10), "meta": (2, 7)}]),  # in any order
+    ("Two", ["image:4x3x8x8", "meta:4x7"], [{"image": (4, 3, 8, 8), "meta": (4, 7)}]),  # nothing is free
+]
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    return "nets.py"
+
+
+def declared(*texts, **fields):
+    return Feeding(inputs=tuple(map(parse, texts)), **fields)
+
+
+def arrays(path, image, meta):
+    np.savez(path, image=np.zeros(image, np.float32), meta=np.zeros(meta, np.float32))
+
+
+@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize(("name", "inputs", "shapes"), CASES)
+def test_both_exporters_keep_what_is_free(nets, name, inputs, shapes, opset):
+    network = zoo.load(f"{nets}:{name}", feeding=declared(*inputs))
+    made = torch_export.export(network, opset=opset)
+    assert made.exporter == ("torchscript" if opset == 17 else "dynamo")
+    rng = np.random.default_rng(0)
+    with OrtRuntime(optimize=False).open(made.model) as session:
+        for one in shapes:
+            feeds = {key: rng.standard_normal(shape, np.float32) for key, shape in one.items()}
+            (got,) = session.run(feeds).values()
+            with torch.no_grad():
+                want = network.module(*(torch.from_numpy(feeds[key]) for key in network.input_names))
+            np.testing.assert_allclose(got, want.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_says_itself_what_it_is_fed(nets):
+    network = zoo.load(f"{nets}:Told")
+    assert [str(one) for one in network.inputs] == ["image:Nx3x12x12", "meta:Nx7"]
+    assert [tuple(x.shape) for x in network.examples] == [(2, 3, 12, 12), (2, 7)], "a batch of 1 is repeated"
+    assert network.image is None
+
+
+def test_example_arrays_say_shapes_and_sizes(nets, tmp_path):
+    np.savez(
+        tmp_path / "one.npz", image=np.zeros((3, 3, 10, 14), np.float32), meta=np.zeros((3, 7), np.float32)
+    )
+    network = zoo.load(f"{nets}:Two", feeding=Feeding(example=tmp_path / "one.npz"))
+    assert [str(one) for one in network.inputs] == ["image:Nx3x10x14", "meta:Nx7"]
+    free = declared("image:Nx3xHxW", "meta:Nx7", example=tmp_path / "one.npz")
+    network = zoo.load(f"{nets}:Two", feeding=free)
+    assert tuple(network.examples[0].shape) == (3, 3, 10, 14)
+    assert network.warnings[1:] == (), "the example says every size"
+
+
+def test_sizes_that_nobody_gave_are_tried_and_said(nets):
+    network = zoo.load(f"{nets}:Picky", feeding=declared("image:Nx3xHxW", "meta:Nx7"))
+    assert network.examples[0].shape[2] == 96
+    assert any("H, W = 96 was chosen" in text for text in network.warnings)
+    given = declared("image:Nx3xHxW", "meta:Nx7", sizes={"H": 192, "W": 5})
+    assert tuple(zoo.load(f"{nets}:Picky", feeding=given).examples[0].shape) == (2, 3, 192, 5)
+    with pytest.raises(BadInput, match="none of the sizes") as e:
+        zoo.load(f"{nets}:Picky", feeding=declared("image:Nx4xHxW", "meta:Nx7"))
+    assert "--opt-shapes" in e.value.hint
+
+
+def test_examples_that_contradict_the_declaration_are_refused(nets, tmp_path):
+    np.savez(
+        tmp_path / "one.npz", image=np.zeros((3, 3, 10, 14), np.float32), meta=np.zeros((2, 7), np.float32)
+    )
+    with pytest.raises(BadInput, match="disagree on N: 3 and 2"):
+        zoo.load(f"{nets}:Two", feeding=declared("image:Nx3xHxW", "meta:Nx7", example=tmp_path / "one.npz"))
+    with pytest.raises(BadInput, match="declared as meta:Nx8"):
+        zoo.load(f"{nets}:Two", feeding=declared("image:Nx3xHxW", "meta:Nx8", example=tmp_path / "one.npz"))
+    (tmp_path / "bad.npz").write_bytes(b"PK\x03\x04junk")
+    with pytest.raises(BadData, match=r"bad\.npz"):
+        zoo.load(f"{nets}:Two", feeding=Feeding(example=tmp_path / "bad.npz"))
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_programs_are_exported_with_their_own_free_sizes(tmp_path, batch):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.line = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(7, 8)
+
+        def forward(self, image, meta):
+            return torch.relu(self.conv(image)).mean((2, 3)) + self.line(meta)
+
+    n, h = torch.export.Dim("n"), torch.export.Dim("h", min=2, max=512)
+    program = torch.export.export(
+        Two().eval(),
+        (torch.randn(2, 3, 16, 12), torch.randn(2, 7)),
+        dynamic_shapes={"image": {0: n, 2: h}, "meta": {0: n}},
+    )
+    torch.export.save(program, tmp_path / "two.pt2")
+    network = zoo.load(str(tmp_path / "two.pt2"))
+    assert [str(one) for one in network.inputs] == ["image:Nx3xd1x12", "meta:Nx7"]
+    made = torch_export.export(network, batch=batch)
+    assert [graph.dims(value) for value in made.model.graph.inputs] == [(batch, 3, None, 12), (batch, 7)]
+    x = {"image": np.ones((batch or 5, 3, 31, 12), np.float32), "meta": np.ones((batch or 5, 7), np.float32)}
+    with OrtRuntime(optimize=False).open(made.model) as session:
+        (got,) = session.run(x).values()
+    want = network.module(*(torch.from_numpy(x[name]) for name in ("image", "meta")))
+    np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-4, atol=1e-5)
