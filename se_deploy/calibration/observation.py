@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from onnx_ir.passes import common
 
-from se_deploy import graph
+from se_deploy import batching, graph
 from se_deploy.errors import BadData
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     import onnx_ir as ir
@@ -64,9 +64,9 @@ def observe(
 ) -> Iterator[dict[str, Array]]:
     """Yield the arrays of `tensors`, graph inputs included, for every batch of `samples`.
 
-    A graph that is frozen to a batch gets only whole batches.
+    A graph that is frozen to a batch gets the last one padded; what is made of padding is not seen.
 
-    Raises: BadData where a tensor is not finite or the samples do not fill one batch.
+    Raises: BadData where a tensor is not finite.
     """
 
     def whole(start: int, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -84,6 +84,7 @@ def map_batches(
     runtime: Runtime,
     digest: Callable[[int, dict[str, Array]], T],
     *,
+    without_rows: Collection[str] = (),
     sample_bytes: int | None = None,
     progress: Progress = silent,
     step: str = "observe",
@@ -92,16 +93,26 @@ def map_batches(
 
     A few batches are run and map_batches at a time, each in a thread of its own: a session that runs node by
     node keeps one core busy. So `digest` must neither change nor share what another call reads.
-    `sample_bytes` is what a run holds of each sample; None: what `tensors` take.
+    `without_rows` names tensors that hold no row for each sample. `sample_bytes` is what a run holds of each
+    sample; None: what `tensors` take.
     """
+    fixed = frozen_batch(model)
 
     def run(start: int, feeds: Mapping[str, Array]) -> T:
-        arrays = {**feeds, **session.run(feeds)}
+        rows = len(next(iter(feeds.values())))
+        if fixed is not None and rows < fixed:
+            made = session.run(batching.padded(feeds, fixed))
+            arrays = {
+                **feeds,
+                **{k: a if k in without_rows else _unpadded(a, fixed, rows) for k, a in made.items()},
+            }
+        else:
+            arrays = {**feeds, **session.run(feeds)}
         return digest(start, {name: arrays[name] for name in tensors})
 
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)
     with runtime.open(with_outputs(model, tensors)) as session, ThreadPoolExecutor(workers) as pool:
-        size = frozen_batch(model)
+        size = fixed
         if size is None:
             if sample_bytes is None:
                 first = next(samples.batches(1))
@@ -110,17 +121,10 @@ def map_batches(
             most = int(np.clip(_BATCH_BYTES // max(1, sample_bytes), 1, _MAX_BATCH))
             rounds = -(-samples.count // (workers * most))
             size = -(-samples.count // (workers * rounds))  # no thread waits for the others' last batch
-        elif samples.count < size:
-            raise BadData(
-                f"the graph takes {size} samples at a time, the data holds {samples.count}",
-                hint="give more data, or export with --batch dynamic",
-            )
         running: deque[tuple[int, Future[T]]] = deque()
         started = 0
         for feeds in samples.batches(size):
             count = len(next(iter(feeds.values())))
-            if frozen_batch(model) is not None and count < size:
-                break  # the graph takes whole batches only
             running.append((started + count, pool.submit(run, started, feeds)))
             started += count
             if len(running) > workers:
@@ -131,6 +135,11 @@ def map_batches(
             done, future = running.popleft()
             yield future.result()
             progress(step, done, samples.count)
+
+
+def _unpadded(array: Array, size: int, rows: int) -> Array:
+    """Drop what was made of padding; a tensor without rows of samples keeps it, which adds no new value."""
+    return array[: len(array) // size * rows] if array.ndim and len(array) % size == 0 else array
 
 
 def check_finite(name: str, start: int, *arrays: Array) -> None:

@@ -88,9 +88,18 @@ def measure(
 
     channels: dict[str, _Channels] = {}
     wanted = [output for outputs in names.values() for output in outputs]
+    reduced_whole = {name for low, high, _ in names.values() for name in (low, high)}
     held = sum(4 * math.prod(d or 1 for d in (graph.dims(v) or ())[1:]) for v in _values(model, axes))
     for part in observation.map_batches(
-        probed, wanted, samples, runtime, digest, sample_bytes=held, progress=progress, step="ranges"
+        probed,
+        wanted,
+        samples,
+        runtime,
+        digest,
+        without_rows=reduced_whole,
+        sample_bytes=held,
+        progress=progress,
+        step="ranges",
     ):
         for name, (low, high, values) in part.items():
             channels.setdefault(name, _Channels(len(low))).add(low, high, values)

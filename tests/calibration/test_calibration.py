@@ -114,15 +114,15 @@ def test_the_clip_error_is_the_mean_squared_distance_to_the_range(seed, left, ri
     assert np.sqrt(error) == pytest.approx(np.sqrt((outside**2).mean()), abs=bin_width)
 
 
-def test_a_frozen_batch_is_fed_whole(tmp_path):
-    x = np.ones((7, 2, 4, 4))
-    seen = list(calibration.observe(chain(batch=3), ["a"], samples_of(x, tmp_path), RUNTIME))
-    assert [len(arrays["a"]) for arrays in seen] == [3, 3]
-
-
-def test_too_few_samples_for_a_frozen_batch_are_refused(tmp_path):
-    with pytest.raises(BadData, match="3 samples at a time"):
-        list(calibration.observe(chain(batch=3), ["a"], samples_of(np.ones((2, 2, 4, 4)), tmp_path), RUNTIME))
+@pytest.mark.parametrize("count", [2, 7])
+def test_the_last_frozen_batch_is_padded_and_the_padding_is_not_seen(tmp_path, count):
+    x = np.random.default_rng(0).standard_normal((count, 2, 4, 4), np.float32)
+    seen = list(calibration.observe(chain(batch=3), ["a", "y"], samples_of(x, tmp_path), RUNTIME))
+    free = list(calibration.observe(chain(), ["a", "y"], samples_of(x, tmp_path), RUNTIME))
+    for name in ("a", "y"):
+        rows = [np.concatenate([arrays[name] for arrays in batches]) for batches in (seen, free)]
+        assert len(rows[0]) == count
+        np.testing.assert_array_equal(*rows)
 
 
 def test_a_tensor_that_overflows_is_named(tmp_path):
