@@ -10,7 +10,15 @@ from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check, tensorrt
 from se_deploy.commands import artifacts, lowering, source, verifying
-from se_deploy.commands.results import Json, block_json, head, refused_json, relative, waterfall_json
+from se_deploy.commands.results import (
+    Json,
+    block_json,
+    fp16_json,
+    head,
+    refused_json,
+    relative,
+    waterfall_json,
+)
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.protocols import silent
@@ -77,6 +85,7 @@ class BuildResult:
             "rewrites": [[choice.rewrite, choice.site] for choice in search.choices] if search else [],
             "waterfall": waterfall_json(search) if search else [],
             "refused": refused_json(search),
+            **fp16_json(self.lowered.kept_fp32, self.lowered.unchecked),
             "worth": self.worth.json() if self.worth else None,
             "verified": self.verified.json(),
         }

@@ -12,6 +12,7 @@ from se_deploy.commands.results import (
     Json,
     census_json,
     finite,
+    fp16_json,
     head,
     refused_json,
     relative,
@@ -66,6 +67,7 @@ class ExportResult:
             "waterfall": waterfall_json(search) if search else [],
             "refused": refused_json(search),
             "verified": self.verified.json(),
+            **fp16_json(self.lowered.kept_fp32, self.lowered.unchecked),
         }
 
 

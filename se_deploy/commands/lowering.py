@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from se_deploy import data, graph, quantization, se_blocks, verification
 from se_deploy.backends import policies, tensorrt
 from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.commands import fp16
 from se_deploy.errors import BadData, BadInput, MissingRuntime
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from se_deploy.passes.search import SearchResult
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
+    from se_deploy.quantization.fp16_ranges import KeptFp32
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.targets import Device
     from se_deploy.verification import Failure, Verified
@@ -50,6 +52,8 @@ class Lowered:
     samples: data.Samples | None
     verified: Verified  # the rewrites and the precision against the source of it all
     warnings: tuple[str, ...]
+    kept_fp32: tuple[KeptFp32, ...] = ()  # what FP16 cannot hold
+    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges, in words
 
 
 def compiler_for(runtime: RuntimeChoice, targets: Sequence[str]) -> RuntimeName:
@@ -194,9 +198,17 @@ def lowered(
     notes = list(found.warnings) if found else []
     made: quantization.QuantizationResult | None = None
     final = form
+    kept: tuple[KeptFp32, ...] = ()
+    unchecked: tuple[str, ...] = ()
     if precision == "fp16":
-        half_way = to_fp16(form, io="fp16" if io == "fp16" else "fp32")
-        final = half_way.model
+        probes = None if check is None else check.expected.probes
+        half_way = fp16.half(
+            form,
+            io="fp16" if io == "fp16" else "fp32",
+            samples=samples or range_samples(form, calibration),
+            probes=probes,
+        )
+        final, kept, unchecked = half_way.model, half_way.kept, half_way.unchecked
         notes += half_way.warnings
     if precision == "int8":
         samples = samples or calibration_samples(form, calibration)
@@ -209,15 +221,25 @@ def lowered(
             targets=targets,
             progress=progress,
         )
-        final = made.model
+        final, kept, unchecked = made.model, made.kept_fp32, made.unchecked
         notes += made.warnings
+    notes += unchecked_notes(unchecked)
     if check is not None and precision != "fp32":
         run = fp16_rounding.evaluation(final).model
         verified = verified.joined(
             check.verify(final, precision, precision=precision, exact=False, evaluated=run)
         )
     return Lowered(
-        final, form, blocks, found, made, samples if precision == "int8" else None, verified, tuple(notes)
+        final,
+        form,
+        blocks,
+        found,
+        made,
+        samples if precision == "int8" else None,
+        verified,
+        tuple(notes),
+        kept,
+        unchecked,
     )
 
 
@@ -255,6 +277,11 @@ def _replanned(
 def _half_unless(precision: Precision) -> Callable[[ir.Model], ir.Model]:
     """Return how a graph is lowered before it is planned: to FP16, unless it stays in FP32."""
     return _same if precision == "fp32" else half
+
+
+def unchecked_notes(unchecked: Sequence[str]) -> list[str]:
+    """Return what to warn of where nobody knows the ranges that FP16 must hold."""
+    return [f"not checked: {text}; name samples with --calib-data" for text in unchecked]
 
 
 def as_it_stands(model: ir.Model) -> Lowered:
@@ -356,6 +383,11 @@ def _milliseconds(plan: Plan, macs: Mapping[str, int], device: Device) -> float:
     return time
 
 
+def range_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples | None:
+    """Return the user's samples for FP16's ranges; None where none were named. Raises: BadData."""
+    return None if options.data is None else calibration_samples(model, options)
+
+
 def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
     """Read the calibration data by the graph's own input spec. Raises: BadData."""
     spec = input_spec.read(model.metadata_props)
@@ -408,6 +440,7 @@ def quantized(
         runtime=OrtRuntime(threads=1, optimize=False),
         fast=OrtRuntime(threads=1, lean=True),
         options=options,
+        extremes=[p.feeds for p in fp16.made_up(model)] if options.base_precision == "fp16" else (),
         calib_cache=calibration.cache,
         progress=progress,
     )

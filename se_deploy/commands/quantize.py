@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import files, graph
 from se_deploy.commands import lowering, source, verifying
-from se_deploy.commands.results import Json, finite, head, relative
+from se_deploy.commands.results import Json, finite, fp16_json, head, relative
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.protocols import silent
 
@@ -43,6 +43,8 @@ class QuantizeResult:
             "samples": made.samples,
             "quantized": list(made.quantized),
             "kept": [{"node": layer.node, "reason": layer.reason} for layer in made.float_layers],
+            **fp16_json(made.kept_fp32, made.unchecked),
+            "rounding": made.rounding,
             "sqnr_db": {name: finite(value) for name, value in made.sqnr_db.items()},
             "macs_int8_fraction": made.macs_int8_fraction,
             "worth": self.worth.json() if self.worth else None,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from se_deploy.comparison import Divergence, Parity, Tolerance
     from se_deploy.passes.search import SearchResult
     from se_deploy.profiling.latency import Latency
+    from se_deploy.quantization.fp16_ranges import KeptFp32
     from se_deploy.se_blocks import Census, SEBlock
 
 Json = dict[str, Any]
@@ -59,6 +60,14 @@ def block_json(block: SEBlock) -> Json:
         "params": block.params,
         "placement": block.placement,
         "followed_by": block.followed_by,
+    }
+
+
+def fp16_json(kept: Sequence[KeptFp32], unchecked: Sequence[str]) -> Json:
+    """What stays in FP32 within FP16, and what could not be checked of it."""
+    return {
+        "kept_fp32": [{"node": one.node, "reason": one.reason} for one in kept],
+        "unchecked": list(unchecked),
     }
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import files, graph, report, schema
 from se_deploy.backends import manifest as manifests
-from se_deploy.commands import artifacts, export, inspect, lowering, source
+from se_deploy.commands import artifacts, export, fp16, inspect, lowering, source
 from se_deploy.commands.build_engine import build_engine, onnx_path
 from se_deploy.commands.parity import parity
 from se_deploy.commands.profile import profile
@@ -24,7 +24,6 @@ from se_deploy.commands.results import Json, head
 from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.protocols import silent
-from se_deploy.quantization import to_fp16
 from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
@@ -235,10 +234,11 @@ def run(
     notes = list(exported.warnings)
     written = [paths["onnx"]]
     if precision != "fp32":
-        half = to_fp16(taken.model)
+        seen = lowering.range_samples(taken.model, _with_data(calibration, data))
+        half = fp16.half(taken.model, samples=seen)
         graph.save(half.model, paths["fp16"])
         written.append(paths["fp16"])
-        notes += half.warnings
+        notes += [*half.warnings, *lowering.unchecked_notes(half.unchecked)]
     steps.next()
     quantized = None
     if precision == "int8":
@@ -267,7 +267,7 @@ def run(
             workspace_bytes=workspace_bytes,
             timing_cache=timing_cache,
             rewrites=rewriting,
-            calibration=_for_engine(calibration),
+            calibration=_for_engine(calibration if name == "int8" else _with_data(calibration, data)),
             fp16_plan=engines["fp16"].built.plan if "fp16" in engines else None,
             verify=verify,
             overwrite=True,
@@ -380,6 +380,11 @@ def _write_fp32(taken: Source, path: Path) -> ExportResult:
     done = lowering.as_it_stands(taken.model)
     warnings = (*taken.warnings, *taken.verified.warnings)
     return export.ExportResult(path, taken, done, "fp32", "auto", taken.verified, warnings)
+
+
+def _with_data(calibration: CalibrationOptions, data: Path | None) -> CalibrationOptions:
+    """Let FP16 measure its ranges on what parity is judged on, where there is no calibration data."""
+    return calibration if calibration.data is not None else dataclasses.replace(calibration, data=data)
 
 
 def _for_engine(calibration: CalibrationOptions) -> CalibrationOptions:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.calibration import Method
+    from se_deploy.quantization.fp16_ranges import KeptFp32
     from se_deploy.quantization.layers import FloatLayer
     from se_deploy.quantization.mixed_precision import TradeoffPoint
     from se_deploy.quantization.qdq import QuantParams
@@ -52,3 +53,6 @@ class QuantizationResult:
     params: Mapping[str, QuantParams]  # per quantized tensor
     warnings: tuple[str, ...] = ()
     curve: tuple[TradeoffPoint, ...] = ()  # accuracy against cost; () where sensitivity was not measured
+    kept_fp32: tuple[KeptFp32, ...] = ()  # what an FP16 base cannot hold
+    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges, in words
+    rounding: str | None = None  # where `sqnr_db` is rounded to FP16, in words; None over an FP32 base

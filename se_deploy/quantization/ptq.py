@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.protocols import silent
 from se_deploy.quantization import (
     cache,
+    fp16_ranges,
+    fp16_rounding,
     gptq,
     layer_cost,
     layers,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
-    from se_deploy.protocols import Progress, Runtime
+    from se_deploy.protocols import Arrays, Progress, Runtime
     from se_deploy.quantization.policies import Policy
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
@@ -75,6 +78,7 @@ def quantize(
     runtime: Runtime,
     fast: Runtime | None = None,
     options: QuantizeOptions | None = None,
+    extremes: Sequence[Arrays] = (),
     calib_cache: Path | None = None,
     progress: Progress = silent,
 ) -> QuantizationResult:
@@ -82,7 +86,8 @@ def quantize(
 
     Part of `samples` is measured, and every choice is evaluated on the rest, which is held back: by
     `runtime`, node by node. `fast`, where given, runs the float network in its place, equal but for rounding.
-    With `calib_cache`, scales and sensitivities are kept there and taken from there the next time.
+    Over an FP16 base `extremes` are batches beside the samples that must not leave FP16's range. With
+    `calib_cache`, scales and sensitivities are kept there and taken from there the next time.
 
     Raises: UnsupportedGraph where there is nothing to quantize; BadData; BadInput for a cache of something
     else, or a goal that needs labels.
@@ -94,6 +99,7 @@ def quantize(
             samples,
             runtimes=(runtime, fast or runtime),
             options=options or QuantizeOptions(),
+            extremes=extremes,
             calib_cache=calib_cache,
             progress=progress,
         )
@@ -105,6 +111,7 @@ def _quantize(
     *,
     runtimes: tuple[Runtime, Runtime],
     options: QuantizeOptions,
+    extremes: Sequence[Arrays],
     calib_cache: Path | None,
     progress: Progress,
 ) -> QuantizationResult:
@@ -149,11 +156,13 @@ def _quantize(
         planned = mixed_precision.without(planned, in_float)
         evaluation = job.evaluator.layers(planned)
     result = qdq.to_qdq(job.model, planned).model
+    half = run = None
     if options.base_precision == "fp16":
-        half = to_fp16(result)
+        half = to_fp16(result, ranges=_ranges(job, result, extremes))
         result = half.model
         warnings += half.warnings
-        evaluation = job.evaluator(result)
+        run = fp16_rounding.evaluation(result)
+        evaluation = job.evaluator(run.model)
     inside = [layer for layer in job.layers if layer not in in_float]
     return QuantizationResult(
         model=result,
@@ -170,7 +179,17 @@ def _quantize(
         params={layer.tensor: known.params[layer.tensor] for layer in inside},
         warnings=tuple(warnings),
         curve=curve,
+        kept_fp32=half.kept if half else (),
+        unchecked=half.unchecked if half else (),
+        rounding=run.rounding if run else None,
     )
+
+
+def _ranges(job: _Job, model: ir.Model, extremes: Sequence[Arrays]) -> fp16_ranges.Ranges:
+    """Return the ranges of the Q/DQ graph's tensors on the samples held back and on the extremes."""
+    held = job.evaluator.held.batches(job.block)
+    kinds = ["data", *(["extremes"] if extremes else [])]
+    return fp16_ranges.measure(model, itertools.chain(held, extremes), job.fast, kinds=kinds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,72 @@
+"""FP16 with its ranges measured: on the user's data where there is any, on noise, black and white."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING, Literal
+
+from se_deploy import calibration, verification
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.errors import UnsupportedGraph
+from se_deploy.quantization import fp16_ranges, to_fp16
+from se_deploy.schema import input_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import onnx_ir as ir
+
+    from se_deploy.data import Samples
+    from se_deploy.protocols import Arrays
+    from se_deploy.quantization import Fp16
+    from se_deploy.quantization.fp16_ranges import Ranges
+    from se_deploy.verification import Probe
+
+_SAMPLES = 16  # of the user's data, evenly spread: a largest value grows slowly with more
+_BATCH = 4
+
+
+def half(
+    model: ir.Model,
+    *,
+    io: Literal["fp32", "fp16"] = "fp32",
+    samples: Samples | None = None,
+    probes: Sequence[Probe] | None = None,
+) -> Fp16:
+    """Return `model` in FP16; what `samples` and `probes` drive out of FP16's range stays in FP32.
+
+    `probes` are inputs that the graph accepts; chosen where None.
+    """
+    return to_fp16(model, io=io, ranges=ranges(model, samples, probes))
+
+
+def ranges(
+    model: ir.Model, samples: Samples | None = None, probes: Sequence[Probe] | None = None
+) -> Ranges | None:
+    """Return the ranges of an FP32 graph's tensors; None where nothing can be fed to it."""
+    seen = [(probe.kind, probe.feeds) for probe in (made_up(model) if probes is None else probes)]
+    if samples is not None:
+        seen += [("data", feeds) for feeds in _batches(model, samples)]
+    if not seen:
+        return None
+    kinds, batches = zip(*seen, strict=True)
+    return fp16_ranges.measure(model, batches, OrtRuntime(lean=True), kinds=kinds)
+
+
+def made_up(model: ir.Model) -> tuple[Probe, ...]:
+    """Return noise and extremes that `model` accepts; none where it accepts no size that is tried."""
+    with OrtRuntime(lean=True).open(model) as session:
+        try:
+            return verification.choose(model, session, image=input_spec.read(model.metadata_props))
+        except UnsupportedGraph:  # the ranges then say that they were not measured on any
+            return ()
+
+
+def _batches(model: ir.Model, samples: Samples) -> Iterator[Arrays]:
+    """Yield up to _SAMPLES samples in batches that the graph takes."""
+    frozen = calibration.frozen_batch(model)
+    size = frozen or _BATCH
+    count = min(samples.count, max(_SAMPLES, size))
+    some = samples.take([i * samples.count // count for i in range(count)])
+    whole = some.count // size if frozen else None  # a frozen graph takes whole batches only
+    yield from itertools.islice(some.batches(size), whole)
