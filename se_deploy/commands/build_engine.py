@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from se_deploy.backends.precision_check import FoundPrecision
     from se_deploy.backends.tensorrt import Engine, Profile, RuntimeName
     from se_deploy.commands.lowering import Lowered, Worth
+    from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
     from se_deploy.options import Precision, RuntimeChoice
     from se_deploy.plan import Plan
@@ -125,12 +126,12 @@ def build_engine(
     notes = _fitting(Path(model), stored, wanted, calibration)
     chosen = lowering.compiler_for(runtime, targets)
     planner = lowering.planner_for(chosen, targets)
+    check = None
     try:
         if stored == "fp32":
             samples = None
             if wanted == "int8" or calibration.data is not None:
                 samples = lowering.calibration_samples(given, calibration)
-            check = None
             if verify:
                 check = verifying.checker(given, samples=samples, shapes=_opt(shapes), seed=calibration.seed)
             form = verifying.canonical_form(given, check)
@@ -143,9 +144,11 @@ def build_engine(
                 planner=planner,
                 targets=targets,
                 check=form.checker,
+                planned=True,
                 samples=samples,
                 progress=progress,
             )
+            check = form.checker
             verified, notes = form.verified.joined(done.verified), (*notes, *form.warnings)
         else:
             done = lowering.as_it_stands(given)
@@ -166,6 +169,7 @@ def build_engine(
         done,
         output,
         verified=verified,
+        check=check,
         notes=notes,
         wanted=wanted,
         runtime=chosen,
@@ -202,6 +206,7 @@ def finish(
     output: Path,
     *,
     verified: Verified,
+    check: Checker | None = None,
     notes: tuple[str, ...] = (),
     wanted: Precision,
     runtime: RuntimeName,
@@ -213,7 +218,10 @@ def finish(
     worth: Worth | None,
     progress: Progress = silent,
 ) -> BuildResult:
-    """Build a lowered graph, judge the plan, and write engine, manifest and ONNX."""
+    """Build a lowered graph, judge the plan, and write engine, manifest and ONNX.
+
+    `check` verifies the graph's precision, rounded to FP16 where the plan rounds; None does not.
+    """
     options = tensorrt.BuildOptions(
         targets=tuple(targets) or (lowering.PORTABLE_TARGETS if runtime == "tensorrt-rtx" else ()),
         shapes=dict(shapes or {}),
@@ -227,6 +235,8 @@ def finish(
         compiler.close()
     found = precision_check.found_precision(built.plan, done.model)
     verdicts = fusion.verdicts(built.plan, done.blocks, done.model)
+    if check is not None:
+        verified = verified.joined(lowering.precision_verified(done.model, check, wanted, built.plan))
     onnx = onnx_path(output)
     graph.save(done.model, onnx)
     files.write_bytes(output, built.data)

@@ -170,13 +170,15 @@ def lowered(
     planner: Planner | None = None,
     targets: Sequence[str] = (),
     check: Checker | None = None,
+    planned: bool = False,
     samples: data.Samples | None = None,
     progress: Progress = silent,
 ) -> Lowered:
     """Rewrite, quantize and lower a canonical FP32 graph, and verify it with `check`.
 
     `base` is the precision of what is not INT8: FP16 for a TensorRT target, else FP32. `samples` are the
-    calibration data where they were read already.
+    calibration data where they were read already. With `planned` the caller verifies the precision itself, by
+    the plan that is yet to be made (`precision_verified`).
     Raises: BadData where INT8 has no calibration data.
     """
     found = optimized(
@@ -224,11 +226,8 @@ def lowered(
         final, kept, unchecked = made.model, made.kept_fp32, made.unchecked
         notes += made.warnings
     notes += unchecked_notes(unchecked)
-    if check is not None and precision != "fp32":
-        run = fp16_rounding.evaluation(final).model
-        verified = verified.joined(
-            check.verify(final, precision, precision=precision, exact=False, evaluated=run)
-        )
+    if check is not None and not planned:
+        verified = verified.joined(precision_verified(final, check, precision))
     return Lowered(
         final,
         form,
@@ -277,6 +276,16 @@ def _replanned(
 def _half_unless(precision: Precision) -> Callable[[ir.Model], ir.Model]:
     """Return how a graph is lowered before it is planned: to FP16, unless it stays in FP32."""
     return _same if precision == "fp32" else half
+
+
+def precision_verified(
+    model: ir.Model, check: Checker, precision: Precision, plan: Plan | None = None
+) -> Verified:
+    """Return the verdict of a precision's preset on `model`, rounded where `plan` rounds."""
+    if precision == "fp32":
+        return verification.Verified()
+    run = fp16_rounding.evaluation(model, plan).model
+    return check.verify(model, precision, precision=precision, exact=False, evaluated=run)
 
 
 def unchecked_notes(unchecked: Sequence[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from se_deploy.errors import BadInput
 
@@ -38,7 +39,7 @@ def settled(
                 f"--opt-shapes names '{name}', which is no input", hint=f"the inputs: {', '.join(known)}"
             )
     if image is not None and len(inputs) == 1:
-        image = dataclasses.replace(image, name=inputs[0].name)  # an engine's manifest may lack the name
+        image = msgspec.structs.replace(image, name=inputs[0].name)  # an engine's manifest may lack the name
     return {
         spec.name: _given(spec, named[spec.name]) if spec.name in named else _own(spec, figure, batch, image)
         for spec in inputs

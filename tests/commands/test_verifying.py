@@ -14,7 +14,7 @@ import use_graphs
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
-from se_deploy.commands import lowering, source, verifying
+from se_deploy.commands import fp16, source, verifying
 from se_deploy.commands.export import export
 from se_deploy.frontend import simplify
 from se_deploy.options import CalibrationOptions, RewriteOptions
@@ -137,7 +137,7 @@ def worse(model, **_):
 
 @pytest.mark.parametrize("verb", ["export", "build-engine"])
 def test_a_new_nan_is_exit_three_and_says_where_it_begins(net, monkeypatch, capsys, verb):
-    monkeypatch.setattr(lowering, "to_fp16", nan)
+    monkeypatch.setattr(fp16, "to_fp16", nan)
     words = (verb, "net.onnx", "-o", "out.engine", "--fp16", "--json", "--no-rewrites")
     code, out, err = run(capsys, *words)
     (failure,) = json.loads(out)["verified"]["failures"]
@@ -148,7 +148,7 @@ def test_a_new_nan_is_exit_three_and_says_where_it_begins(net, monkeypatch, caps
 
 
 def test_a_missed_preset_is_a_warning_and_a_gate_where_asked_for(net, monkeypatch, capsys):
-    monkeypatch.setattr(lowering, "to_fp16", worse)
+    monkeypatch.setattr(fp16, "to_fp16", worse)
     code, out, err = run(capsys, "export", "net.onnx", "-o", "a.onnx", "--fp16", "--json")
     verified = json.loads(out)["verified"]
     assert (code, verified["passed"]) == (0, False)
