@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common
 
 from se_deploy import files
-from se_deploy.errors import BadModel
+from se_deploy.errors import BadModel, UnsupportedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def load(path: Path) -> ir.Model:
     """Read an ONNX file; weights beside it are found there, and only there.
 
     Raises: BadModel where it is no whole ONNX file, its external data lies outside its folder, or its
-    constants ask for more memory than a network has use for.
+    constants ask for more memory than a network has use for; UnsupportedGraph where it is in training mode.
     """
     try:
         proto = onnx.load(path, load_external_data=False)
@@ -83,7 +83,9 @@ def load(path: Path) -> ir.Model:
     except (DecodeError, onnx.checker.ValidationError, ir.serde.SerdeError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint="export it again") from e
-    model = tidy(inline(model))
+    inline(model)
+    refuse_training(model)  # before tidy, which drops the unread outputs that BatchNormalization trains by
+    tidy(model)
     _refuse_huge_constants(model, path)
     return model
 
@@ -113,6 +115,43 @@ def count(value: ir.Value) -> int | None:
     """Return the number of elements of a value; None where a dimension is free."""
     known = dims(value)
     return None if known is None or None in known else math.prod(d for d in known if d is not None)
+
+
+def refuse_training(model: ir.Model) -> None:
+    """Raise UnsupportedGraph for a BatchNormalization or Dropout that was exported in training mode.
+
+    Its answers depend on the batch or on chance, so that no inference graph equals it.
+    """
+    version = opset(model)
+    for node in model.graph.all_nodes():
+        if node.op_type in {"BatchNormalization", "Dropout"} and _trains(node, version):
+            raise UnsupportedGraph(
+                f"{node.op_type} '{node.name or node.outputs[0].name}' is in training mode: "
+                + (
+                    "it normalizes by each batch's own statistics"
+                    if node.op_type == "BatchNormalization"
+                    else "it drops values by chance"
+                ),
+                hint="call network.eval() before torch.onnx.export and leave its `training` argument alone",
+            )
+
+
+def _trains(node: ir.Node, version: int) -> bool:
+    """Whether a BatchNormalization or Dropout is, or at run time may be, in training mode."""
+    if version < _NO_IS_TEST:
+        return not attribute(node, "is_test", 0)
+    if node.op_type == "Dropout":
+        given = node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004 - data, ratio, training_mode
+        if given is None or scalar(given) == 0:
+            return False
+        return len(node.inputs) < 2 or node.inputs[1] is None or scalar(node.inputs[1]) != 0  # noqa: PLR2004
+    if version < _TRAINING_MODE:
+        return sum(bool(value.name) for value in node.outputs) > 1
+    return bool(attribute(node, "training_mode", 0))
+
+
+_NO_IS_TEST = 7  # the opset that took `is_test` away: from then on the outputs, later an attribute, say it
+_TRAINING_MODE = 14  # the opset that gave BatchNormalization its `training_mode`
 
 
 def _free_negative(model: ir.Model) -> None:

@@ -159,6 +159,8 @@ SQUEEZES = {
 }
 FLAT = {"mean-flat", "in-steps", "flattened", "flattened-by-shape"}
 ANY_SPATIAL = set(SQUEEZES) - {"window"}
+OF_KNOWN_SIZE = {"window", "sum", "sum-times"}
+"""They hold H and W as numbers, so that they are means of a map of that size alone."""
 
 
 def _conv(net, y, i, o):

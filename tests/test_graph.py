@@ -7,7 +7,7 @@ import pytest
 from onnx import helper, parser
 
 from se_deploy import graph
-from se_deploy.errors import BadModel
+from se_deploy.errors import BadModel, UnsupportedGraph
 
 CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,4,8,8] x) => (float[N,4,8,8] y) <float[1] unused = {1.0}> {
@@ -139,3 +139,64 @@ def test_a_negative_size_is_read_as_free(tmp_path):
     model = graph.load(tmp_path / "x.onnx")
     assert graph.dims(model.graph.inputs[0]) == (None, 3, None, 8)
     assert graph.dims(model.graph.outputs[0]) == (None, 3, None, 8)
+
+
+def training(body, opset, weights=""):
+    return parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[N,4,8,8] x) => (float[N,4,8,8] y)'
+        f" <float[4] c = {{1.0, 1.0, 1.0, 1.0}}{weights}> {{ {body} }}"
+    )
+
+
+BN = "BatchNormalization"
+TRAINING = {
+    "five outputs": (f"y, m, v, sm, sv = {BN}(x, c, c, c, c)", 12, ""),
+    "training_mode": (f"y, m, v = {BN}<training_mode = 1>(x, c, c, c, c)", 15, ""),
+    "training_mode, one output": (f"y = {BN}<training_mode = 1>(x, c, c, c, c)", 15, ""),
+    "Dropout": ("y = Dropout(x, ratio, on)", 17, ", float ratio = {0.5}, bool on = {1}"),
+    "Dropout of one half": ("y = Dropout(x, , on)", 17, ", bool on = {1}"),
+}
+INFERENCE = {
+    "BatchNormalization": (f"y = {BN}(x, c, c, c, c)", 12, ""),
+    "training_mode 0": (f"y = {BN}<training_mode = 0>(x, c, c, c, c)", 15, ""),
+    "Dropout of nothing": ("y = Dropout(x, ratio, on)", 17, ", float ratio = {0.0}, bool on = {1}"),
+    "Dropout off": ("y = Dropout(x, ratio, on)", 17, ", float ratio = {0.5}, bool on = {0}"),
+    "Dropout": ("y = Dropout(x)", 17, ""),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_mode_is_refused_by_the_nodes_name(tmp_path, name):
+    proto = training(*TRAINING[name])
+    proto.graph.node[0].name = "stage1/norm"
+    onnx.save(proto, tmp_path / "x.onnx")
+    with pytest.raises(UnsupportedGraph, match="'stage1/norm' is in training mode") as error:
+        graph.load(tmp_path / "x.onnx")
+    assert "eval()" in error.value.hint
+
+
+@pytest.mark.parametrize("name", INFERENCE)
+def test_inference_mode_is_read(tmp_path, name):
+    onnx.save(training(*INFERENCE[name]), tmp_path / "x.onnx")
+    assert graph.ops(graph.load(tmp_path / "x.onnx")) == [proto_op(name)]
+
+
+def proto_op(name):
+    return INFERENCE[name][0].split(" = ")[1].split("(")[0].split("<")[0]
+
+
+def test_a_training_mode_that_the_caller_chooses_is_refused():
+    proto = training("y = Dropout(x, ratio, on)", 17, ", float ratio = {0.5}")
+    proto.graph.input.append(helper.make_tensor_value_info("on", onnx.TensorProto.BOOL, []))
+    with pytest.raises(UnsupportedGraph, match="Dropout"):
+        graph.refuse_training(ir.from_proto(proto))
+
+
+@pytest.mark.parametrize("is_test", [0, 1])
+def test_old_opsets_say_it_by_is_test(is_test):
+    model = ir.from_proto(training(f"y = Dropout<is_test = {is_test}>(x)", 6))
+    if is_test:
+        graph.refuse_training(model)
+    else:
+        with pytest.raises(UnsupportedGraph):
+            graph.refuse_training(model)

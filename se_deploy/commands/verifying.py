@@ -153,6 +153,7 @@ def canonical_form(given: ir.Model, check: Checker | None, *, simplified: bool =
             )
     notes = [] if small is None else list(small.warnings)
     notes += [f"SE block '{no.output}' is not in canonical form: {no.reason}" for no in made.refused]
+    notes += [f"{no.op_type} '{no.node}' was not folded: {no.reason}" for no in made.unfolded]
     return Form(made.model, made.counts, verdict, check, tuple(notes))
 
 

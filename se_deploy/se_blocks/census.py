@@ -12,7 +12,7 @@ from se_deploy.se_blocks.types import Census, NotSE, SEBlock
 from se_deploy.se_blocks.values import value_dims
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import onnx_ir as ir
 
@@ -177,9 +177,15 @@ def _is_spatial(flow: Dataflow, mul: ir.Node, scaled: ir.Value) -> bool:
             continue
         producer, shape = _through(gate).producer(), value_dims(gate)
         bounded = producer is not None and producer.op_type in _GATES and not flow.of(gate).vectors
-        if bounded and shape is not None and 1 in {shape[1], shape[-1]}:
+        if bounded and shape is not None and _one_per_position(shape):
             return True
     return False
+
+
+def _one_per_position(shape: Sequence[Dim]) -> bool:
+    """Whether a factor differs between positions and not between channels; one number for all is neither."""
+    behind_batch = shape[1:]
+    return len(behind_batch) > 1 and 1 in {behind_batch[0], behind_batch[-1]} and set(behind_batch) != {1}
 
 
 def _joins(value: ir.Value) -> Iterable[tuple[ir.Node, ir.Value]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from se_deploy.se_blocks.values import (
     POOL,
     REDUCE,
     SAME,
+    ValueInfo,
     Vector,
     View,
     permutation,
@@ -37,18 +38,8 @@ _SMALL = 16  # numbers in a constant that may be axes, a slice's start, a shape
 _MOST_GUESSES = 4  # ways to read one value as a pooled vector
 
 
-@dataclass(frozen=True, slots=True)
-class ValueInfo:
-    """What is known of one value."""
-
-    view: View
-    vectors: tuple[Vector, ...] = ()
-    constant: bool = False  # does not depend on the graph's inputs
-    of_shapes: bool = False  # depends on nothing but constants and shapes
-
-
 class Dataflow:
-    """The dataflow analysis: the info of every value of a graph, computed as its nodes are read in order."""
+    """The dataflow analysis: what is known of every value, computed as a graph's nodes are read in order."""
 
     def __init__(self, model: ir.Model) -> None:
         """Read the whole graph, the bodies of its control flow included."""
@@ -60,7 +51,7 @@ class Dataflow:
         self._read_all(model.graph)
 
     def of(self, value: ir.Value) -> ValueInfo:
-        """Give the info of a value; one that no node made is its own root."""
+        """What is known of a value; one that no node made is its own root."""
         known = self.infos.get(value)
         if known is None:
             constant = value.is_initializer() and not value.is_graph_input()

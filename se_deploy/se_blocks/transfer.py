@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
-from se_deploy.se_blocks import functions
+from se_deploy.se_blocks import functions, sizes
 from se_deploy.se_blocks.values import (
     LAYOUT,
     POOL,
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from se_deploy.se_blocks.dataflow import Dataflow
-    from se_deploy.se_blocks.values import Dim
+    from se_deploy.se_blocks.values import Analysis, Dim
 
 _NORMS = frozenset(
     {
@@ -45,7 +44,7 @@ _OF_ONE_LAYER = frozenset({"part", "joined", "softmax", "softmax2"})
 """What says nothing of the gate once another learned layer has mixed the numbers."""
 
 
-def followed(flow: Dataflow, node: ir.Node) -> Iterable[Vector]:
+def followed(flow: Analysis, node: ir.Node) -> Iterable[Vector]:
     """Give what a node\'s output is for each guess at what its inputs are."""
     for position, value in enumerate(node.inputs):
         for vector in flow.of(value).vectors if value is not None else ():
@@ -56,7 +55,7 @@ def followed(flow: Dataflow, node: ir.Node) -> Iterable[Vector]:
             return  # the other inputs are shapes, axes and weights
 
 
-def _follow(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vector | None:
+def _follow(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     op, shape = node.op_type, value_dims(node.outputs[0])
     if op in SAME:
         return vector
@@ -87,7 +86,7 @@ def _follow(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vec
     return None
 
 
-def _reduced(flow: Dataflow, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
+def _reduced(flow: Analysis, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
     """Follow a vector through a reduction of axes of size one, or across its channels to one number."""
     gone = flow.reduced_axes(node)
     before = value_dims(node.inputs[0])
@@ -100,7 +99,7 @@ def _reduced(flow: Dataflow, node: ir.Node, vector: Vector, shape: Sequence[Dim]
     return None
 
 
-def _prelu(flow: Dataflow, node: ir.Node, vector: Vector) -> Vector | None:
+def _prelu(flow: Analysis, node: ir.Node, vector: Vector) -> Vector | None:
     slope = node.inputs[1]
     array = flow.constants.array(slope)
     if slope is None or array is None or vector.function is None:
@@ -109,7 +108,7 @@ def _prelu(flow: Dataflow, node: ir.Node, vector: Vector) -> Vector | None:
     return replace(vector, function=leaky, weights=vector.weights | {slope})
 
 
-def _binary(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vector | None:
+def _binary(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     other = node.inputs[1 - position] if len(node.inputs) == 2 else None  # noqa: PLR2004
     if other is None:
         return None
@@ -117,8 +116,10 @@ def _binary(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vec
     if info.constant:
         return _with_constant(flow, node, position, vector, other)
     if info.of_shapes:
-        divides = node.op_type == "Div" and position == 0 and vector.pools == {"sum"}
-        return _as_mean(node, vector) if divides else None
+        divides = node.op_type == "Div" and position == 0 and _is_plain_sum(vector)
+        count, area = sizes.computed(flow, other), _area(vector)
+        by_area = divides and count is not None and area is not None and count.equals(area)
+        return _as_mean(node, vector) if by_area else None
     for partner in info.vectors if position == 0 else ():
         if partner.source == vector.source:
             return _with_vector(flow, node, vector, partner)
@@ -126,19 +127,20 @@ def _binary(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vec
 
 
 def _with_constant(
-    flow: Dataflow, node: ir.Node, position: int, vector: Vector, other: ir.Value
+    flow: Analysis, node: ir.Node, position: int, vector: Vector, other: ir.Value
 ) -> Vector | None:
     number, shape = flow.constants.scalar(other), value_dims(other)
     only_channel = vector.size == 1 and bool(shape) and node.op_type == "Add" and _just_learned(vector)
     if number is None or only_channel:
-        sizes = [d for d in shape or () if d != 1]
-        fits = shape is not None and (not sizes or (len(sizes) == 1 and vector.size in {None, sizes[0]}))
+        wide = [d for d in shape or () if d != 1]
+        fits = shape is not None and (not wide or (len(wide) == 1 and vector.size in {None, wide[0]}))
         if node.op_type in _AFFINE and fits and not (node.op_type == "Div" and position == 1):
             return _affine(flow, vector, [other], frozenset())
         return None
-    if vector.pools == {"sum"} and not vector.layers and node.op_type in {"Div", "Mul"}:
+    if _is_plain_sum(vector) and (node.op_type == "Mul" or (node.op_type == "Div" and position == 0)):
         count = number if node.op_type == "Div" else 1 / number if number else math.inf
-        if _is_area(vector, count):
+        area = _area(vector)
+        if area is not None and sizes.is_close(count, area):
             return _as_mean(node, vector)
     if vector.function is None:
         return vector if node.op_type in _AFFINE else None
@@ -153,15 +155,22 @@ def _just_learned(vector: Vector) -> bool:
     return bool(vector.layers) and known
 
 
-def _is_area(vector: Vector, count: float) -> bool:
-    shape = value_dims(vector.source.root) or ()
-    channel = vector.source.axes[0]
-    sizes = [d for i, d in enumerate(shape) if i and i not in channel]
-    known = math.prod(d for d in sizes if isinstance(d, int))
-    return math.isclose(count, known, rel_tol=1e-4) or any(not isinstance(d, int) for d in sizes)
+def _is_plain_sum(vector: Vector) -> bool:
+    """Whether nothing was done yet with the sums over a map, so that a division makes means of them."""
+    untouched = vector.function is not None and functions.is_identity(vector.function)
+    anything = vector.layers or vector.functions or vector.weights or vector.traits
+    return vector.pools == {"sum"} and untouched and not anything
 
 
-def _with_vector(flow: Dataflow, node: ir.Node, vector: Vector, partner: Vector) -> Vector | None:
+def _area(vector: Vector) -> sizes.Product | None:
+    """How many numbers of the source each number of a vector is pooled from."""
+    source = vector.source
+    rank = len(value_dims(source.root) or ())
+    before = {axis for axis, _ in source.reduced}
+    return sizes.count_of(source, [i for i in range(1, rank) if i not in source.axes[0] | before])
+
+
+def _with_vector(flow: Analysis, node: ir.Node, vector: Vector, partner: Vector) -> Vector | None:
     """Combine two vectors of one source: one function of the same numbers, a norm, or two branches."""
     joined = replace(
         vector,
@@ -192,7 +201,7 @@ def _with_vector(flow: Dataflow, node: ir.Node, vector: Vector, partner: Vector)
 
 
 def _affine(
-    flow: Dataflow,
+    flow: Analysis,
     vector: Vector,
     weights: Sequence[ir.Value | None],
     traits: frozenset[str],
@@ -214,16 +223,16 @@ def _affine(
     )
 
 
-def _learned(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Vector | None:
+def _learned(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     weight = node.inputs[1 - position if node.op_type == "MatMul" else 1]
     if weight is None or position > 1 or not flow.of(weight).constant or "scalar" in vector.traits:
         return None
     shape = value_dims(weight)
     if shape is None or not all(isinstance(d, int) for d in shape):
         return None
-    sizes = [d for d in shape if isinstance(d, int)]
+    weight_dims = [d for d in shape if isinstance(d, int)]
     read = _conv if node.op_type == "Conv" else _gemm if node.op_type == "Gemm" else _matmul
-    layer = read(node, position, vector, sizes)
+    layer = read(node, position, vector, weight_dims)
     if layer is None:
         return None
     if layer.inputs == 0:  # a convolution along the channels
@@ -250,7 +259,7 @@ def _learned(flow: Dataflow, node: ir.Node, position: int, vector: Vector) -> Ve
     )
 
 
-def _softmax(flow: Dataflow, node: ir.Node, vector: Vector) -> Vector | None:
+def _softmax(flow: Analysis, node: ir.Node, vector: Vector) -> Vector | None:
     shape = value_dims(node.inputs[0])
     axis = graph.attribute(node, "axis", -1)
     if shape is None or not isinstance(axis, int) or shape[axis] == 1:
@@ -265,7 +274,7 @@ def _softmax(flow: Dataflow, node: ir.Node, vector: Vector) -> Vector | None:
     )
 
 
-def part_of(flow: Dataflow, node: ir.Node, vector: Vector, part: ir.Value) -> Vector:
+def part_of(flow: Analysis, node: ir.Node, vector: Vector, part: ir.Value) -> Vector:
     """Take some of a vector's numbers, by a Slice, a Gather or a Split."""
     shape = value_dims(part)
     size = _per_image(shape)
@@ -282,7 +291,7 @@ def part_of(flow: Dataflow, node: ir.Node, vector: Vector, part: ir.Value) -> Ve
 
 
 def _joined(
-    flow: Dataflow, node: ir.Node, position: int, vector: Vector, shape: Sequence[Dim] | None
+    flow: Analysis, node: ir.Node, position: int, vector: Vector, shape: Sequence[Dim] | None
 ) -> Vector | None:
     """Concatenate vectors of one source (mean beside max, or a vector padded with its own ends)."""
     if position:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from se_deploy import graph
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.se_blocks.constants import Constants
     from se_deploy.se_blocks.functions import Samples
 
 SAME = frozenset({"Identity", "Cast", "CastLike", "Dropout", "QuantizeLinear", "DequantizeLinear"})
@@ -70,6 +71,34 @@ class Vector:
     weights: frozenset[ir.Value] = frozenset()
     nodes: frozenset[ir.Node] = frozenset()
     traits: frozenset[str] = frozenset()  # "norm", "eca", "softmax", "part", "merged", "scalar", …
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInfo:
+    """What is known of one value."""
+
+    view: View
+    vectors: tuple[Vector, ...] = ()
+    constant: bool = False  # does not depend on the graph's inputs
+    of_shapes: bool = False  # depends on nothing but constants and shapes
+
+
+class Analysis(Protocol):
+    """What a transfer function may ask of the dataflow analysis."""
+
+    constants: Constants
+
+    def of(self, value: ir.Value) -> ValueInfo:
+        """What is known of a value."""
+
+    def base(self) -> int:
+        """A mark for numbers that are no scalar function of any before them."""
+
+    def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
+        """A value's shape, from the tensor that it views where inference does not say."""
+
+    def reduced_axes(self, node: ir.Node) -> frozenset[int] | None:
+        """The axes that a reduction or pool removes whole; None where it does anything else."""
 
 
 def value_dims(value: ir.Value | None) -> tuple[Dim, ...] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph, se_blocks
 from se_deploy.passes.canonical.blocks import obstacle, respell_blocks
-from se_deploy.passes.canonical.fold import fold_affine, fold_constants
+from se_deploy.passes.canonical.fold import NotFolded, fold_affine, fold_constants, overflowing
 from se_deploy.passes.canonical.hard import recompose_hard
 from se_deploy.passes.canonical.layout import blocks_to_channels_first
 
@@ -38,18 +38,21 @@ class Canonical:
     model: ir.Model
     counts: tuple[tuple[str, int], ...]
     refused: tuple[NotCanonical, ...] = ()
+    unfolded: tuple[NotFolded, ...] = ()  # what would overflow in a convolution's weights, and so stays
 
 
 def canonicalize(model: ir.Model, passes: Sequence[graph.Pass] = PASSES) -> Canonical:
-    """Give every SE block of a graph its one spelling; fold BatchNorm and biases everywhere.
+    """The graph with every SE block in its one spelling, and BatchNorm and biases folded everywhere.
 
     Exact up to floating-point rounding and idempotent. Each block keeps its Mul and its output's name.
     `passes`: those that are right for this graph, in the order of PASSES.
+    Raises: UnsupportedGraph for a graph in training mode.
     """
+    graph.refuse_training(model)
     made = graph.rewrite(model, *passes)
     refused = tuple(
         NotCanonical(block.output, reason)
         for block in se_blocks.detect(made.model).se
         if (reason := obstacle(made.model, block))
     )
-    return Canonical(made.model, made.counts, refused)
+    return Canonical(made.model, made.counts, refused, overflowing(made.model))

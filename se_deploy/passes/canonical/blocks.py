@@ -124,6 +124,16 @@ def _is_no_cast(node: ir.Node) -> bool:
     return node.op_type == "Cast" and source is not None and source.dtype == node.outputs[0].dtype
 
 
+def _rounds(node: ir.Node, data: ir.Value) -> bool:
+    """Whether a Cast of floating-point numbers leaves them fewer bits than `data` has."""
+    source = node.inputs[0]
+    before, after = None if source is None else source.dtype, node.outputs[0].dtype
+    if node.op_type not in {"Cast", "CastLike"} or before is None or after is None or data.dtype is None:
+        return False
+    fewer = not after.is_floating_point() or after.bitwidth < data.dtype.bitwidth
+    return before.is_floating_point() and fewer
+
+
 def _obstacle(place: _Place) -> str:
     if place.rank < _MAP_RANK:
         return "the rank of what it scales is not known"
@@ -131,6 +141,9 @@ def _obstacle(place: _Place) -> str:
         return "its channels are on the last axis (NHWC), and no Transpose put them there"
     if place.data.dtype != place.squeezed.dtype:
         return f"it is squeezed in {place.squeezed.dtype}, while what it scales is {place.data.dtype}"
+    for node in _above(place.squeezed, place.data):
+        if node.name in place.block.nodes and _rounds(node, place.data):
+            return f"{node.op_type} '{node.name}' rounds what it squeezes, and not what it scales"
     if "norm" in place.block.traits:
         return "a normalization between its layers has no form that a convolution could hold"
     for node in place.nodes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,14 +26,17 @@ def fold_affine(model: ir.Model) -> int:
 
     Before: Conv(x, w, b) -> y * s + t, s and t one number per channel (or one for all)
     After:  Conv(x, w * s, b * s + t), computed in double precision; equal up to its rounding.
-    Needs: the convolution is read by this node only, and all weights are constants.
+    Needs: the convolution is read by this node only, all weights are constants, and what they become is
+    finite in their type.
     """
     folded = 0
     for node in [node for node in model.graph.all_nodes() if node.op_type in _CONVOLUTIONS]:
         while (consumer := graph.sole_consumer(node.outputs[0])) is not None:
             affine = _affine(consumer, node)
-            if affine is None or not _fold(model, node, *affine):
+            made = None if affine is None else _folded(node, affine)
+            if made is None or not made.is_finite:
                 break
+            _write(model, node, made)
             graph.replace(consumer.outputs[0], node.outputs[0])
             if consumer.graph is not None:
                 consumer.graph.remove(consumer, safe=True)
@@ -40,7 +44,51 @@ def fold_affine(model: ir.Model) -> int:
     return folded
 
 
-def _affine(node: ir.Node, convolution: ir.Node) -> tuple[Array, Array] | None:
+@dataclass(frozen=True, slots=True)
+class NotFolded:
+    """A node behind a convolution that stays, and why in a user's words."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+def overflowing(model: ir.Model) -> tuple[NotFolded, ...]:
+    """The nodes that `fold_affine` leaves because the folded weights would be no finite numbers."""
+    found = []
+    for node in model.graph.all_nodes():
+        consumer = graph.sole_consumer(node.outputs[0]) if node.op_type in _CONVOLUTIONS else None
+        affine = None if consumer is None else _affine(consumer, node)
+        made = None if affine is None else _folded(node, affine)
+        if consumer is not None and made is not None and not made.is_finite:
+            kind = f"{made.weights.dtype} weights of {node.op_type} '{node.name}'"
+            reason = f"with it in them, the {kind} would be no finite numbers"
+            found.append(NotFolded(consumer.name or "", consumer.op_type, reason))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Affine:
+    """y * scale + shift, both (C,) in double precision."""
+
+    scale: Array
+    shift: Array
+
+
+@dataclass(frozen=True, slots=True)
+class _Folded:
+    """A convolution's new weights and bias, in the type of its old ones."""
+
+    weights: Array
+    bias: Array
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both hold numbers only."""
+        return bool(np.isfinite(self.weights).all() and np.isfinite(self.bias).all())
+
+
+def _affine(node: ir.Node, convolution: ir.Node) -> _Affine | None:
     """Read `node` as y * s + t per channel of the convolution's output y; None where it is none."""
     shape = graph.dims(convolution.outputs[0])
     channels = None if shape is None or len(shape) < 3 else shape[1]  # noqa: PLR2004  (N, C, L)
@@ -57,10 +105,11 @@ def _affine(node: ir.Node, convolution: ir.Node) -> tuple[Array, Array] | None:
         return None
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type == "Add":
-        return one, c
+        return _Affine(one, c)
     if node.op_type == "Sub":
-        return (one, -c) if at == 0 else (-one, c)
-    return (c, zero) if node.op_type == "Mul" else (1 / c, zero)
+        return _Affine(one, -c) if at == 0 else _Affine(-one, c)
+    with np.errstate(divide="ignore"):  # a division by 0 is no finite weight
+        return _Affine(c if node.op_type == "Mul" else 1 / c, zero)
 
 
 def _per_channel(array: Array, channels: int, rank: int) -> Array | None:
@@ -73,7 +122,7 @@ def _per_channel(array: Array, channels: int, rank: int) -> Array | None:
     return np.broadcast_to(array.reshape(-1).astype(np.float64), (channels,))
 
 
-def _batch_norm(node: ir.Node) -> tuple[Array, Array] | None:
+def _batch_norm(node: ir.Node) -> _Affine | None:
     arrays = [graph.constant(v) for v in node.inputs[1:5]]
     training = graph.attribute(node, "training_mode", 0)
     others_used = any(True for output in node.outputs[1:] for _ in output.uses())
@@ -81,37 +130,48 @@ def _batch_norm(node: ir.Node) -> tuple[Array, Array] | None:
         return None
     gamma, beta, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
     epsilon = graph.attribute(node, "epsilon", 1e-5)
-    scale = gamma / np.sqrt(var + (epsilon if isinstance(epsilon, float) else 1e-5))
-    return scale, beta - mean * scale
+    with np.errstate(divide="ignore", invalid="ignore"):  # a variance of 0 or below is no finite weight
+        scale = gamma / np.sqrt(var + (epsilon if isinstance(epsilon, float) else 1e-5))
+        return _Affine(scale, beta - mean * scale)
 
 
-def _fold(model: ir.Model, node: ir.Node, scale: Array, shift: Array) -> bool:
-    """Give the convolution new weights; False, and nothing done, where they would not be finite."""
+def _folded(node: ir.Node, affine: _Affine) -> _Folded | None:
+    """What the convolution's weights become; None where they are computed or no floating-point numbers."""
     weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
     w, b = graph.constant(weight), graph.constant(bias)
-    if w is None or weight is None or w.dtype.kind != "f" or (bias is not None and b is None):
-        return False
+    if w is None or w.dtype.kind != "f" or (bias is not None and b is None):
+        return None
     double = w.astype(np.float64)
-    if node.op_type == "Conv":
-        scaled = double * scale.reshape((-1,) + (1,) * (w.ndim - 1))
-    else:  # ConvTranspose: (C in, C out / groups, k, k), groups one after the other along the first axis
-        group = graph.attribute(node, "group", 1)
-        groups = group if isinstance(group, int) else 1
-        grouped = double.reshape(groups, w.shape[0] // groups, *w.shape[1:])
-        per_group = scale.reshape((groups, 1, w.shape[1]) + (1,) * (w.ndim - 2))
-        scaled = (grouped * per_group).reshape(w.shape)
-    shifted = (0.0 if b is None else b.astype(np.float64)) * scale + shift
-    with np.errstate(over="ignore"):  # what does not fit its type is asked for in the next line
-        made_w, made_b = scaled.astype(w.dtype), np.asarray(shifted).astype(w.dtype)
-    if not (np.isfinite(made_w).all() and np.isfinite(made_b).all()):
-        return False
-    if not np.array_equal(made_w, w):
-        node.replace_input_with(1, graph.initializer(model, f"{weight.name}_folded", made_w))
-    made = graph.initializer(model, f"{bias.name if bias else weight.name}_bias", made_b)
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller asks whether it is finite
+        if node.op_type == "Conv":
+            scaled = double * affine.scale.reshape((-1,) + (1,) * (w.ndim - 1))
+        else:  # ConvTranspose: (C in, C out / groups, k, k), groups one after the other along the first axis
+            group = graph.attribute(node, "group", 1)
+            groups = group if isinstance(group, int) else 1
+            grouped = double.reshape(groups, w.shape[0] // groups, *w.shape[1:])
+            per_group = affine.scale.reshape((groups, 1, w.shape[1]) + (1,) * (w.ndim - 2))
+            scaled = (grouped * per_group).reshape(w.shape)
+        shifted = (0.0 if b is None else b.astype(np.float64)) * affine.scale + affine.shift
+        return _Folded(scaled.astype(w.dtype), np.asarray(shifted).astype(w.dtype))
+
+
+def _write(model: ir.Model, node: ir.Node, made: _Folded) -> None:
+    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
+    if weight is None:
+        raise ValueError(f"'{node.name}' has no weights")
+    if not np.array_equal(made.weights, _known(weight)):
+        node.replace_input_with(1, graph.initializer(model, f"{weight.name}_folded", made.weights))
+    added = graph.initializer(model, f"{bias.name if bias else weight.name}_bias", made.bias)
     if bias is None:
         node.resize_inputs(3)
-    node.replace_input_with(2, made)
-    return True
+    node.replace_input_with(2, added)
+
+
+def _known(value: ir.Value) -> Array:
+    array = graph.constant(value)
+    if array is None:
+        raise ValueError(f"'{value.name}' is no constant")
+    return array
 
 
 def fold_constants(model: ir.Model) -> int:
@@ -125,7 +185,7 @@ def fold_constants(model: ir.Model) -> int:
     folded = 0
     opset = graph.opset(model)
     for node in list(model.graph.all_nodes()):
-        arrays = _folded(node, opset)
+        arrays = _computed(node, opset)
         if arrays is None:
             continue
         for output, array in zip(node.outputs, arrays, strict=True):
@@ -135,7 +195,7 @@ def fold_constants(model: ir.Model) -> int:
     return folded
 
 
-def _folded(node: ir.Node, opset: int) -> tuple[Array, ...] | None:
+def _computed(node: ir.Node, opset: int) -> tuple[Array, ...] | None:
     constant = all(v is None or graph.constant(v) is not None for v in node.inputs)
     if not constant or not node.inputs or not is_computable(node):
         return None

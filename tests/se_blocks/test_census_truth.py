@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("DeprecationWarning", "UserWarning", "FutureWarning", "torch.jit.TracerWarning")
 ]
-NETWORKS = json.loads((Path(__file__).parent / "goldens" / "census_networks.json").read_text())
+NETWORKS = json.loads((Path(__file__).parent.parent / "goldens" / "census_networks.json").read_text())
 FAST = {
     "dynamo20": ["timm:test_byobnet"],
     "torchscript17": ["torchvision:mobilenet_v3_small", "timm:regnety_002", "timm:starnet_s1"],
