@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
+import os
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -206,6 +209,7 @@ def _silence() -> Iterator[None]:
     logger.setLevel(logging.CRITICAL)
     try:
         with (
+            _no_native_stdout(),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
@@ -215,6 +219,22 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _no_native_stdout() -> Iterator[None]:
+    """Drop what C++ writes to stdout: a failed TorchScript export dumps its whole graph before our JSON."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # what C++ still holds belongs to the file that is dropped
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _reason(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import numpy as np
 import onnx
@@ -102,3 +103,18 @@ def test_a_simplifier_that_dies_leaves_the_graph_as_it_was(monkeypatch, ending):
     made = simplify.simplify(given)
     assert made.model is given
     assert "onnxsim" in made.warnings[0]
+
+
+class Bessel(nn.Module):
+    """An operator that no exporter writes, for which TorchScript dumps its graph from C++."""
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x).mean((2, 3))
+
+
+def test_a_failed_export_writes_nothing_to_stdout(capfd):
+    with pytest.raises(ExportFailed, match="torchscript"):
+        torch_export.export(network(Bessel()), opset=17)
+    assert capfd.readouterr().out == ""
+    sys.stdout.write("still there\n")
+    assert capfd.readouterr().out == "still there\n"
