@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy.backends import tensorrt
+from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt.compiler import Compiler
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.commands import source
 from se_deploy.errors import SeDeployError
@@ -106,7 +108,7 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
         if places:
             yield name, places, done.model
     if runtime == "tensorrt-rtx":
-        planner = tensorrt.planner(runtime, options.target)
+        planner = start_planner(runtime, options.target)
         try:
             best = search.optimize(
                 taken.model,
@@ -133,8 +135,8 @@ def time_variants(taken: Source, runtime: str, batch: int, options: argparse.Nam
                 plans.append(None)
                 sessions.append(stack.enter_context(OrtRuntime(threads=1).open(model)))
                 continue
-            compiler = stack.enter_context(contextlib.closing(tensorrt.compiler(runtime)))
-            built = compiler.build(to_fp16(model).model, tensorrt.BuildOptions(targets=(options.target,)))
+            compiler = stack.enter_context(contextlib.closing(Compiler(runtime)))
+            built = compiler.build(to_fp16(model).model, BuildOptions(targets=(options.target,)))
             plans.append(built.plan)
             path = folder / f"{len(made)}.engine"
             path.write_bytes(built.data)

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.backends import tensorrt
 from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.commands.export import ExportResult, export
 from se_deploy.options import NetworkOptions, RewriteOptions
 
@@ -103,7 +103,7 @@ def main() -> int:
     if options.ort:
         timings = [time_on_cpu(name, folder) for name in names]
         return _judge_timings(timings)
-    planner = tensorrt.planner("tensorrt-rtx", options.target, folder / "plans")
+    planner = start_planner("tensorrt-rtx", options.target, folder / "plans")
     try:
         rows = []
         for batch in options.batches.split(","):

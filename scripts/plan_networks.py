@@ -15,14 +15,19 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from se_deploy import fusion, networks, se_blocks
-from se_deploy.backends import tensorrt
+from se_deploy.backends import registry
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.commands import lowering
 from se_deploy.errors import SeDeployError
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.options import CalibrationOptions, RewriteOptions
 from se_deploy.passes import canonical
+
+if TYPE_CHECKING:
+    from se_deploy.protocols import Planner
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Row:
     seconds: float
 
 
-def row(name: str, opset: int, plans: int, planner: tensorrt.Planner) -> Row:
+def row(name: str, opset: int, plans: int, planner: Planner) -> Row:
     """Take one network, with random weights and a free batch, from PyTorch to an FP16 plan.
 
     `plans`: how many plans the search for the target's rewrites may ask for; 0 plans the canonical form.
@@ -54,13 +59,16 @@ def row(name: str, opset: int, plans: int, planner: tensorrt.Planner) -> Row:
     low = lowering.lowered(
         made,
         precision="fp16",
-        runtime="tensorrt-rtx",
+        backend=registry.get("tensorrt-rtx"),
         rewriting=RewriteOptions(search_plans=plans) if plans else RewriteOptions(names=()),
         calibration=CalibrationOptions(),
         planner=planner,
     )
     plan = planner.plan(low.model)
-    said = [verdict.verdict for verdict in fusion.verdicts(plan, low.blocks, low.model)]
+    said = [
+        verdict.verdict
+        for verdict in fusion.verdicts(plan, low.blocks, low.model, registry.get(plan.runtime).form().fusion)
+    ]
     return Row(
         name=name,
         params=facts.params,
@@ -87,7 +95,7 @@ def main() -> int:
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    planner = tensorrt.planner("tensorrt-rtx", arguments.target)
+    planner = start_planner("tensorrt-rtx", arguments.target)
     rows, failed = [], []
     print(f"{'network':22} {'M params':>8} {'GMACs':>7} {'blocks':>7} {'fused':>6} {'kernels':>8} {'s':>6}")
     for name in networks.NETWORKS:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from se_deploy.schema.input_spec import InputSpec, Resize
 
 Precision = Literal["fp32", "fp16", "int8"]
-RuntimeChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
 
 ADVICE_SAMPLES = 1024
 """How many samples `inspect` looks at by default: half of them fit a block of some hundred hidden units."""

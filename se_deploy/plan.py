@@ -50,7 +50,7 @@ class Kernel:
 class Plan:
     """Everything that a compiler said it would run for one image (a dynamic dimension counts as 1)."""
 
-    runtime: str  # "tensorrt" | "tensorrt-rtx" | "onnxruntime"
+    runtime: str  # the name of the backend that made it
     version: str
     target: str  # "sm86", "cpu", ...
     layers: tuple[Kernel, ...]

@@ -58,7 +58,11 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """One of "torch", "onnxruntime", "tensorrt", "tensorrt-rtx"."""
+        """The backend's name, as registered."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs: "cpu", "cuda" or the name of a device."""
 
     def open(self, artifact: Path | ir.Model) -> AbstractContextManager[Session]:
         """Load an artifact. Raises MissingRuntime (with the install command) or BadArtifact."""

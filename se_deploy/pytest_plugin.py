@@ -63,10 +63,9 @@ def _session(thing: Any) -> Iterator[Session]:  # noqa: ANN401 - see assert_pari
     elif hasattr(thing, "run") and hasattr(thing, "outputs"):
         yield thing
     else:
-        from se_deploy.backends.pytorch import session as pytorch  # noqa: PLC0415
+        from se_deploy.backends import registry  # noqa: PLC0415
 
-        with pytorch.TorchRuntime().open(thing) as session:
-            yield session
+        yield registry.network_session(thing)
 
 
 def _batches(

@@ -16,7 +16,7 @@ ORDER = [
     "errors", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching",
     "signature",
     "options", "graph", "networks", "frontend", "se_blocks", "passes", "data", "calibration", "quantization",
-    "advice", "backends", "fusion", "comparison", "verification",
+    "advice", "fusion", "comparison", "backends", "verification",
     "profiling", "deploy", "report", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")

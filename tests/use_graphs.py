@@ -11,8 +11,8 @@ from onnx import numpy_helper, parser
 from PIL import Image
 
 from se_deploy import files, graph
+from se_deploy.backends.engine import Profile
 from se_deploy.backends.manifest import Manifest
-from se_deploy.backends.tensorrt import Profile
 from se_deploy.schema import input_spec
 from se_deploy.schema.input_spec import InputSpec
 

@@ -1,1 +1,1 @@
-"""One folder per backend behind one protocol (protocols.Runtime); each is imported only when it is used."""
+"""One folder for each backend: session, compiler, planner, and what it can do; found by `registry`."""

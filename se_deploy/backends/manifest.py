@@ -10,14 +10,14 @@ import dataclasses
 import hashlib
 import json
 import platform
-import shlex
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from se_deploy import files
-from se_deploy.backends.tensorrt.compiler import Profile
+from se_deploy.backends import registry
+from se_deploy.backends.engine import Profile
 from se_deploy.errors import BadArtifact
 from se_deploy.schema import builtins, convert
 from se_deploy.schema.input_spec import InputSpec
@@ -25,13 +25,10 @@ from se_deploy.schema.input_spec import InputSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PrecisionName
-    from se_deploy.backends.tensorrt.compiler import Engine, RuntimeName
 
 SCHEMA = "se-deploy/manifest/1"
-RTX_MAGIC = b"vtrt"
-
-_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class Manifest:
     precision: PrecisionName  # what its plan runs in
     requested_precision: PrecisionName
     shapes: Mapping[str, Profile]
-    runtime: RuntimeName
+    runtime: str  # the name of its backend
     version: str
     targets: tuple[str, ...]
     trtexec: str  # the equivalent command line
@@ -89,6 +86,7 @@ def describe(
 ) -> Manifest:
     """Describe `built`, which goes to `engine` and was built from the file `onnx`."""
     targets = tuple(built.plan.target.split("+"))
+    engines = registry.get(built.runtime).engines
     return Manifest(
         engine=engine.name,
         engine_sha256=hashlib.sha256(built.data).hexdigest(),
@@ -101,7 +99,7 @@ def describe(
         runtime=built.runtime,
         version=built.plan.version,
         targets=targets,
-        trtexec=trtexec_line(engine.name, onnx.name, built),
+        trtexec=engines.command(engine.name, onnx.name, built) if engines else "",
         host={
             "machine": platform.machine(),
             "system": platform.system(),
@@ -114,24 +112,6 @@ def describe(
         plan=plan or {},
         blocks=tuple(blocks),
     )
-
-
-def trtexec_line(engine: str, onnx: str, built: Engine) -> str:
-    """Write the command of NVIDIA's own tool that builds the same: precision is in the graph."""
-    free = {name: p for name, p in built.shapes.items() if p.min != p.max}
-    words = [_TOOLS[built.runtime], f"--onnx={onnx}", f"--saveEngine={engine}"]
-    for option, pick in (("minShapes", "min"), ("optShapes", "opt"), ("maxShapes", "max")):
-        if free:
-            shapes = (f"{name}:{'x'.join(map(str, getattr(p, pick)))}" for name, p in free.items())
-            words.append(f"--{option}={','.join(shapes)}")
-    if built.runtime == "tensorrt-rtx":
-        capabilities = ",".join(t.removeprefix("sm") for t in built.plan.target.split("+"))
-        words.append(f"--computeCapabilities={capabilities}")
-    elif built.plan.version.startswith("10."):  # from 11 on, networks are always strongly typed
-        words.append("--stronglyTyped")
-    if built.workspace_bytes is not None:
-        words.append(f"--memPoolSize=workspace:{built.workspace_bytes / 2**20:g}")  # MiB
-    return shlex.join([*words, "--profilingVerbosity=detailed", "--skipInference"])
 
 
 def path_of(engine: Path) -> Path:
@@ -167,9 +147,10 @@ def check(engine: Path) -> Checked:
     Raises: BadArtifact where its bytes are not the ones described, or are no engine of that runtime.
     """
     manifest = read(engine)
+    backend = registry.get(manifest.runtime)
     try:
         with engine.open("rb") as file:
-            magic = file.read(len(RTX_MAGIC))
+            magic = file.read(len(backend.magic))
         digest = files.sha256(engine)
     except OSError as e:
         raise BadArtifact(f"'{engine}' cannot be read: {e.strerror}", hint="build the engine again") from e
@@ -179,9 +160,9 @@ def check(engine: Path) -> Checked:
             f"{digest[:12]}..., not {manifest.engine_sha256[:12]}...",
             hint="copy both files again, or build the engine again",
         )
-    if manifest.runtime == "tensorrt-rtx" and magic != RTX_MAGIC:
+    if magic != backend.magic:
         raise BadArtifact(
-            f"'{engine}' does not begin as a TensorRT-RTX engine does", hint="build the engine again"
+            f"'{engine}' does not begin as a {backend.title} engine does", hint="build the engine again"
         )
     return Checked(manifest, tuple(_warnings(engine, manifest)))
 

@@ -29,7 +29,7 @@ _HELD = 0.95  # of the multiply-accumulates that the graph has in its narrowest 
 
 
 @dataclass(frozen=True, slots=True)
-class FoundPrecision:
+class PlanPrecision:
     """What a plan computes in, as fractions of the multiply-accumulates of convolutions, FCs and products."""
 
     precision: PrecisionName  # the graph's narrowest type if the plan holds it, else what most runs in
@@ -38,7 +38,7 @@ class FoundPrecision:
     fallen: tuple[str, ...]  # nodes that the plan runs in a wider type than the graph has
 
     def failures(self, requested: PrecisionName) -> tuple[str, ...]:
-        """Say why the plan is not in the precision requested; empty where it is."""
+        """Return why the plan is not in the precision requested; empty where it is."""
         if self.precision == requested:
             return ()
         shares = ", ".join(f"{share:.0%} in {name}" for name, share in self.planned.items() if share)
@@ -49,8 +49,8 @@ class FoundPrecision:
         return (f"{requested} was asked for, but the plan runs in {self.precision}: {shares}; {fell}",)
 
 
-def found_precision(plan: Plan, model: ir.Model) -> FoundPrecision:
-    """Say what `plan`, made for `model`, computes its convolutions, FCs and matrix products in."""
+def planned_precision(plan: Plan, model: ir.Model) -> PlanPrecision:
+    """Return what `plan`, made for `model`, computes its convolutions, FCs and matrix products in."""
     layers = {n.name: n for n in model.graph if n.op_type in _LAYERS and n.name and graph.macs(n)}
     asked = {name: _asked(node) for name, node in layers.items()}
     planned = {name: _planned(name, plan, asked[name]) for name in layers}
@@ -60,7 +60,7 @@ def found_precision(plan: Plan, model: ir.Model) -> FoundPrecision:
     held = sum(shares[p] for p in _ORDER[: _ORDER.index(narrowest) + 1]) >= _HELD * shares_asked[narrowest]
     wider = _ORDER[_ORDER.index(narrowest) + 1 :]
     most = max(wider or _ORDER, key=lambda p: shares[p])
-    return FoundPrecision(
+    return PlanPrecision(
         precision=narrowest if held else most,
         planned=shares,
         asked=shares_asked,
@@ -69,7 +69,7 @@ def found_precision(plan: Plan, model: ir.Model) -> FoundPrecision:
 
 
 def _asked(node: ir.Node) -> PrecisionName:
-    """Give the graph's own type at a layer: INT8 behind Q/DQ, else the type of its result."""
+    """Return the graph's own type at a layer: INT8 behind Q/DQ, else the type of its result."""
     sources = [value.producer() for value in node.inputs[:2] if value is not None]
     if sources and all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
         return "int8"
@@ -78,7 +78,7 @@ def _asked(node: ir.Node) -> PrecisionName:
 
 
 def _planned(name: str, plan: Plan, asked: PrecisionName) -> PrecisionName:
-    """Give the type that the kernel of a layer reads; the graph's where the compiler names no kernel."""
+    """Return the type that the kernel of a layer reads; the graph's where the compiler names no kernel."""
     kernels = [k for k in plan.layers if name in k.onnx_nodes and not k.host_only]
     main = [k for k in kernels if k.constants] or kernels
     if not main:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from se_deploy.backends.tensorrt import Profile
+from se_deploy.backends.engine import Profile
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from se_deploy.backends import registry
 from se_deploy.options import SEARCH_PLANS
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ OUT_DIR = click.Path(file_okay=False, path_type=Path)
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "M": 2**20, "MIB": 2**20, "G": 2**30, "GIB": 2**30,
           "KB": 10**3, "MB": 10**6, "GB": 10**9}  # fmt: skip
-_FILES = (".onnx", ".pt2", ".engine", ".plan", ".trt")
 
 
 class Model(ParamType):
@@ -39,7 +39,9 @@ class Model(ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Refuse a path to a file that is not there, as click.Path does."""
         text = str(value)
-        looks_like_a_file = text.endswith(_FILES) or (":" not in text and "/" in text)
+        looks_like_a_file = text.endswith((".onnx", ".pt2", *registry.suffixes())) or (
+            ":" not in text and "/" in text
+        )
         if looks_like_a_file and not Path(text).is_file():
             self.fail(f"File '{text}' does not exist.", param, ctx)
         return text
@@ -259,8 +261,8 @@ precision = group(
 )
 runtime = click.option(
     "--runtime",
-    type=click.Choice(["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]),
-    default="auto",
+    type=click.Choice(registry.choices()),
+    default=registry.AUTO,
     show_default=True,
     help="Whose compiler to serve.",
 )

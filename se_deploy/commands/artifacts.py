@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from se_deploy import data, fusion, graph
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends.onnxruntime.session import CPU, CUDA, OrtRuntime
+from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import source
 from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.options import ImageOptions, NetworkOptions
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from se_deploy.backends.manifest import Manifest
-    from se_deploy.commands.results import Evaluated
     from se_deploy.options import Precision
     from se_deploy.plan import Plan
     from se_deploy.protocols import Session
     from se_deploy.schema.input_spec import InputSpec
-
-ENGINE_SUFFIXES = frozenset({".engine", ".plan", ".trt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +45,14 @@ class Opened:
     checked_as: str | None = None  # what stands in for the artifact, in words
     name: str = ""  # what it is called in results; the argument it was opened from where empty
     random_weights: bool = False  # drawn, not trained: which class is largest means nothing
-    evaluated: Evaluated = "onnxruntime"
+    evaluated: str | None = None  # "engine" or "plan-rounded"; None: by the runtime itself
     rounding: str | None = None  # where its numbers are rounded to FP16, in words; None where nothing is
 
 
 def kind_of(artifact: str) -> Literal["engine", "onnx", "network"]:
     """Tell what an argument names, by its ending and by what is there."""
-    if Path(artifact).suffix in ENGINE_SUFFIXES:
+    suffix = Path(artifact).suffix
+    if suffix not in {"", ".onnx"} and registry.of_suffix(suffix):
         return "engine"
     return "onnx" if source.is_onnx(artifact) else "network"
 
@@ -71,7 +70,7 @@ def opened(
 ) -> Iterator[Opened]:
     """Open an artifact where it runs.
 
-    `exact` runs an ONNX file node by node, without ONNX Runtime's own fusions, every FP16 tensor rounded: the
+    `exact` runs an ONNX file node by node, without the runtime's own fusions, every FP16 tensor rounded: the
     numbers that the file means. `stand_in` lets the ONNX file that an engine was built from answer for it
     where no GPU is, rounded where the engine's plan rounds, if engine, manifest and ONNX file agree by their
     hashes.
@@ -94,12 +93,12 @@ def opened(
     run = Evaluation(model, None)
     if exact and device == "cpu":  # a GPU's FP16 kernels round by themselves, those of the CPU do not
         run = fp16_rounding.evaluation(model)
-    runtime = OrtRuntime(threads=threads, optimize=not exact, provider=CUDA if device == "cuda" else CPU)
+    runtime = registry.graph_runtime(SessionOptions(threads=threads, exact=exact, device=device))
     with runtime.open(run.model) as session:
         yield Opened(
             session,
             runtime.name,
-            _device_name(device),
+            _device_name(runtime.device),
             precision,
             input_spec.read(model.metadata_props),
             run.model,
@@ -175,15 +174,14 @@ def _network(
         feeding=options.feeding,
         seed=options.seed,
     )
-    session = source.torch_session(network, threads, device)
+    session = registry.network_session(network, SessionOptions(threads=threads, device=device))
     return Opened(
         session,
-        "torch",
+        registry.reference().name,
         _device_name(device),
         "fp32",
         image.applied(network.image),
         None,
-        evaluated="pytorch",
         random_weights=provenance.are_random(network.weights),
     )
 
@@ -194,10 +192,8 @@ def _random(model: ir.Model) -> bool:
 
 @contextlib.contextmanager
 def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
-    from se_deploy.backends.tensorrt.session import TrtRuntime  # noqa: PLC0415 - loads CUDA's bindings
-
     manifest = manifests.check(path).manifest
-    runtime = TrtRuntime(manifest.runtime)
+    runtime = registry.engine_runtime(registry.get(manifest.runtime))
     try:
         with runtime.open(path) as session:
             yield Opened(
@@ -217,7 +213,8 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
     onnx = manifests.stand_in(path, manifest)
     run = fp16_rounding.evaluation(graph.load(onnx), _plan(manifest))
     at = f", {run.rounding}" if run.rounding else ""
-    exact = OrtRuntime(threads=threads, optimize=False)
+    exact = registry.graph_runtime(SessionOptions(threads=threads, exact=True))
+    runs = registry.title(exact.name)
     with exact.open(run.model) as session:
         yield Opened(
             session,
@@ -227,9 +224,9 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
             manifest.input,
             run.model,
             f"the engine itself was not run ({reason}): its numerics were checked through the ONNX file "
-            f"that it was built from, {onnx.name}{at}, in ONNX Runtime with optimizations off",
+            f"that it was built from, {onnx.name}{at}, in {runs} with optimizations off",
             random_weights=_random(run.model),
-            evaluated="plan-rounded" if run.rounding == fp16_rounding.AT_BOUNDARIES else "onnxruntime",
+            evaluated="plan-rounded" if run.rounding == fp16_rounding.AT_BOUNDARIES else None,
             rounding=run.rounding,
         )
 

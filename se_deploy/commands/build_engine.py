@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends import precision_check, tensorrt
+from se_deploy.backends import precision_check, registry
+from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import artifacts, lowering, source, verifying
 from se_deploy.commands.results import (
     Json,
@@ -28,12 +29,13 @@ from se_deploy.schema import input_spec
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.backends.precision_check import FoundPrecision
-    from se_deploy.backends.tensorrt import Engine, Profile, RuntimeName
+    from se_deploy.backends.backend import Backend
+    from se_deploy.backends.engine import Engine, Profile
+    from se_deploy.backends.precision_check import PlanPrecision
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
-    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.options import Precision
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
@@ -49,7 +51,7 @@ class BuildResult:
     built: Engine
     verdicts: tuple[Verdict, ...]
     requested: Precision
-    found: FoundPrecision
+    found: PlanPrecision
     lowered: Lowered
     worth: Worth | None  # INT8 against FP16; None where INT8 was not asked for
     verified: Verified  # the graph that was built against the file given
@@ -97,7 +99,7 @@ def build_engine(
     output: Path,
     *,
     precision: Precision | None = None,
-    runtime: RuntimeChoice = "auto",
+    runtime: str = registry.AUTO,
     targets: Sequence[str] = (),
     image: ImageOptions | None = None,
     shapes: Mapping[str, Profile] | None = None,
@@ -124,10 +126,9 @@ def build_engine(
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
     notes = _fitting(Path(model), stored, wanted, calibration)
-    chosen = lowering.compiler_for(runtime, targets)
-    planner = lowering.planner_for(chosen, targets)
+    chosen = lowering.compiler_for(registry.chosen(runtime), targets)
     check = None
-    try:
+    with lowering.planner_for(chosen, targets) as planner:
         if stored == "fp32":
             samples = None
             if wanted == "int8" or calibration.data is not None:
@@ -138,7 +139,7 @@ def build_engine(
             done = lowering.lowered(
                 form.model,
                 precision=wanted,
-                runtime=chosen,
+                backend=chosen,
                 rewriting=rewriting,
                 calibration=calibration,
                 planner=planner,
@@ -162,9 +163,6 @@ def build_engine(
                 targets=targets,
                 built=fp16_plan,
             )
-    finally:
-        if planner is not None:
-            planner.close()
     return finish(
         done,
         output,
@@ -172,7 +170,7 @@ def build_engine(
         check=check,
         notes=notes,
         wanted=wanted,
-        runtime=chosen,
+        backend=chosen,
         targets=targets,
         shapes=shapes,
         workspace_bytes=workspace_bytes,
@@ -209,7 +207,7 @@ def finish(
     check: Checker | None = None,
     notes: tuple[str, ...] = (),
     wanted: Precision,
-    runtime: RuntimeName,
+    backend: Backend,
     targets: Sequence[str] = (),
     shapes: Mapping[str, Profile] | None = None,
     workspace_bytes: int | None = None,
@@ -222,19 +220,20 @@ def finish(
 
     `check` verifies the graph's precision, rounded to FP16 where the plan rounds; None does not.
     """
-    options = tensorrt.BuildOptions(
-        targets=tuple(targets) or (lowering.PORTABLE_TARGETS if runtime == "tensorrt-rtx" else ()),
+    engines = lowering.engines_of(backend)
+    options = BuildOptions(
+        targets=tuple(targets) or engines.default_targets,
         shapes=dict(shapes or {}),
         workspace_bytes=workspace_bytes,
         timing_cache=timing_cache,
     )
-    compiler = tensorrt.compiler(runtime)
+    compiler = engines.compiler()
     try:
         built = compiler.build(done.model, options, progress=progress)
     finally:
         compiler.close()
-    found = precision_check.found_precision(built.plan, done.model)
-    verdicts = fusion.verdicts(built.plan, done.blocks, done.model)
+    found = precision_check.planned_precision(built.plan, done.model)
+    verdicts = fusion.verdicts(built.plan, done.blocks, done.model, backend.form().fusion)
     if check is not None:
         verified = verified.joined(lowering.precision_verified(done.model, check, wanted, built.plan))
     onnx = onnx_path(output)

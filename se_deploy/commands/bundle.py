@@ -17,6 +17,7 @@ from msgspec.structs import asdict, replace
 import se_deploy
 from se_deploy import files, graph
 from se_deploy.backends import manifest as manifests
+from se_deploy.backends import registry
 from se_deploy.commands import artifacts, source
 from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "predict.py"
 
-_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_TOOLS = {"tensorrt": "trtexec", "tensorrt-rtx": "tensorrt_rtx"}
 _ON_DEVICE = Path(__file__).parent.parent / "deploy" / "on_device.py"
 _IMPORT = "from se_deploy.data.preprocessing import to_sample\n"
 
@@ -160,11 +159,13 @@ def _script() -> bytes:
 def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]]:
     """Give the model's name and the files of a model repository."""
     manifest = cargo.manifest
-    if manifest is not None and manifest.runtime != "tensorrt":
+    backend = registry.graphs() if manifest is None else registry.get(manifest.runtime)
+    if backend.triton is None:
+        known = [b for b in registry.every() if b.triton is not None and b.engines is not None]
+        titles, names = " or ".join(b.title for b in known), " or ".join(b.name for b in known)
         raise BadInput(
-            f"'{cargo.path}' is an engine of {_TITLES[manifest.runtime]}; Triton's TensorRT backend loads "
-            "engines of full TensorRT only",
-            hint=f"bundle {cargo.onnx or 'the ONNX file'} in its place, or build with --runtime tensorrt",
+            f"'{cargo.path}' is an engine of {backend.title}; Triton loads engines of {titles} only",
+            hint=f"bundle {cargo.onnx or 'the ONNX file'} in its place, or build with --runtime {names}",
         )
     if cargo.model is None or cargo.onnx is None:
         raise BadArtifact(
@@ -172,18 +173,19 @@ def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]
             hint="keep both files together, or build the engine again",
         )
     name = pbtxt.model_name(cargo.path.stem, wanted)
-    platform: pbtxt.Platform = "onnxruntime_onnx" if manifest is None else "tensorrt_plan"
     comments = [f"Made by se-deploy {se_deploy.__version__} from {cargo.path.name}."]
     if manifest is not None:
-        comments.append(f"Needs a Triton with TensorRT {manifest.version} and the GPU that it was built on.")
+        comments.append(
+            f"Needs a Triton with {backend.title} {manifest.version} and the GPU that it was built on."
+        )
     text = pbtxt.config(
-        name, cargo.model, platform=platform, spec=cargo.spec, manifest=manifest, comments=comments
+        name, cargo.model, platform=backend.triton, spec=cargo.spec, manifest=manifest, comments=comments
     )
     served: Part = cargo.path if manifest is not None else _onnx(cargo, cargo.onnx)
     parts: dict[str, Part] = {f"{name}/config.pbtxt": text.encode()}
     if cargo.spec is not None and pbtxt.labelled(cargo.model, cargo.spec):
         parts[f"{name}/{pbtxt.LABELS}"] = _labels(cargo.spec)
-    return name, {**parts, f"{name}/1/{pbtxt.FILES[platform]}": served}
+    return name, {**parts, f"{name}/1/{backend.triton.file}": served}
 
 
 def _onnx(cargo: _Cargo, path: Path) -> Part:
@@ -215,6 +217,7 @@ def _classifies(model: ir.Model) -> bool:
 def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
     """Say what is here, what it needs, and how it is run."""
     manifest, name = cargo.manifest, cargo.path.name
+    engines = None if manifest is None else registry.get(manifest.runtime).engines
     lines = [f"{name}, bundled by se-deploy {se_deploy.__version__}", "", "What is here"]
     said = {
         pbtxt.LABELS: "class names, one a line, in the order of the output",
@@ -224,7 +227,7 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
     if manifest is None:
         said[name] = f"the network as ONNX, opset {graph.opset(cargo.model) if cargo.model else '?'}"
     else:
-        title = f"{_TITLES[manifest.runtime]} {manifest.version}"
+        title = f"{registry.title(manifest.runtime)} {manifest.version}"
         said[name] = f"the engine: {title}, {manifest.precision.upper()}, for {' '.join(manifest.targets)}"
         said[manifests.path_of(cargo.path).name] = "its manifest: hashes, versions, shapes, the plan"
         if cargo.onnx is not None:
@@ -233,17 +236,16 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
     lines += [f"  {part:{width}}  {said[part]}" for part in parts]
     lines += [f"  {SUMS:{width}}  check the copy with: sha256sum -c {SUMS}", "", "What it needs"]
     if manifest is None:
-        lines.append("  ONNX Runtime, or a compiler of the device: se-deploy build-engine, trtexec.")
-    elif manifest.runtime == "tensorrt-rtx":
-        capabilities = " or ".join(f"{t.removeprefix('sm')[:-1]}.{t[-1]}" for t in manifest.targets)
-        lines.append(f"  TensorRT-RTX {manifest.version} and a GPU of compute capability {capabilities}.")
-    else:
-        lines.append(f"  TensorRT {manifest.version}, exactly, and the model of GPU that it was built on.")
+        title = registry.graphs().title
+        lines.append(f"  {title}, or a compiler of the device: se-deploy build-engine.")
+    elif engines is not None:
+        lines.append(f"  {engines.needs(manifest.version, manifest.targets)}")
     lines += ["", "How it is run", f"  se-deploy predict {name} IMAGE.jpg"]
     if SCRIPT in parts:
         lines.append(f"  python3 {SCRIPT} IMAGE.jpg")
     if manifest is not None:
-        lines.append(f"  {_TOOLS[manifest.runtime]} --loadEngine={name}")
+        if engines is not None:
+            lines.append(f"  {engines.load_command(name)}")
         if cargo.onnx is not None:
             lines += ["", "How it is built again, on another device or version", f"  {manifest.trtexec}"]
     return "\n".join(lines) + "\n"

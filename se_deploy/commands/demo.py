@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from se_deploy.options import RuntimeChoice
     from se_deploy.protocols import Progress
 
 
@@ -21,7 +20,7 @@ def demo(
     *,
     verify: bool = True,
     overwrite: bool = False,
-    runtime: RuntimeChoice = "auto",
+    runtime: str = "auto",
     targets: Sequence[str] = (),
     rewrites: RewriteOptions | None = None,
     threads: int = 0,

@@ -14,47 +14,34 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from se_deploy.backends import registry
+from se_deploy.backends.backend import Backend
+from se_deploy.errors import SeDeployError
 from se_deploy.schema import tool_version
 from se_deploy.schema.results import Doctor, Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from se_deploy.backends.backend import Findings
 
 _TIMEOUT_S = 120  # a cold import of torch from a slow disk
 
 _VERSION = "import {module} as m; print(json.dumps({{'version': getattr(m, '__version__', '')}}))"
 _INSTALLED = "from importlib.metadata import version as v; print(json.dumps({{'version': v('{package}')}}))"
-_PROBES = {
-    "torch": _VERSION.format(module="torch"),
-    "onnx": _VERSION.format(module="onnx"),
-    "onnx-ir": _VERSION.format(module="onnx_ir"),
-    "onnxsim": _VERSION.format(module="onnxsim"),
-    "timm": _INSTALLED.format(package="timm"),
-    "torchvision": _INSTALLED.format(package="torchvision"),
-    "onnxruntime": """
-import onnxruntime as m
-from onnx import TensorProto, helper
-m.set_default_logger_severity(4)
-value = lambda n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [1])
-graph = helper.make_graph([helper.make_node('Relu', ['x'], ['y'])], 'g', [value('x')], [value('y')])
-opsets = [helper.make_opsetid('', 17)]
-model = helper.make_model(graph, ir_version=8, opset_imports=opsets).SerializeToString()
-options = m.SessionOptions()
-options.log_severity_level = 4
-works = [p for p in m.get_available_providers() if p == 'CPUExecutionProvider' or
-         m.InferenceSession(model, options, providers=[p]).get_providers()[0] == p]
-print(json.dumps({'version': m.__version__, 'works': works}))
-""",
-    "tensorrt-rtx": """
-import tensorrt_rtx as m
-targets = [n.lower() for n in m.ComputeCapability.__members__ if n.startswith('SM')]
-print(json.dumps({'version': m.__version__, 'targets': targets}))
-""",
-    "tensorrt": """
-import tensorrt as m
-strong = hasattr(m.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED')
-print(json.dumps({'version': m.__version__, 'strongly_typed': strong}))
-""",
-    "gpu": """
+_PACKAGES = {
+    "onnx": (_VERSION.format(module="onnx"), "pip install onnx"),
+    "onnx-ir": (_VERSION.format(module="onnx_ir"), "pip install onnx-ir"),
+    "onnxsim": (_VERSION.format(module="onnxsim"), "pip install onnxsim"),
+    "timm": (_INSTALLED.format(package="timm"), "pip install 'se-deploy[zoo]'"),
+    "torchvision": (_INSTALLED.format(package="torchvision"), "pip install 'se-deploy[zoo]'"),
+}
+"""What is needed besides backends: how to look for it, and how to install it."""
+
+_GPU = "gpu"
+_GPU_PROBE = """
 from cuda.bindings import runtime as m
 error, count = m.cudaGetDeviceCount()
 ok = error == m.cudaError_t.cudaSuccess and count
@@ -64,25 +51,8 @@ sm = ''.join(str(m.cudaDeviceGetAttribute(k, 0)[1]) for k in (major, minor)) if 
 name = m.cudaGetDeviceProperties(0)[1].name if ok else None
 name = name.decode().rstrip(chr(0)) if isinstance(name, bytes) else name
 print(json.dumps({'error': error.name, 'count': count or 0, 'sm': sm, 'name': name}))
-""",
-}
-
-_INSTALL = {
-    "torch": "pip install torch",
-    "onnx": "pip install onnx",
-    "onnx-ir": "pip install onnx-ir",
-    "onnxsim": "pip install onnxsim",
-    "timm": "pip install 'se-deploy[zoo]'",
-    "torchvision": "pip install 'se-deploy[zoo]'",
-    "onnxruntime": "pip install onnxruntime-gpu",
-    "tensorrt-rtx": "pip install 'tensorrt-rtx>=1.7'",
-    "tensorrt": "pip install 'se-deploy[tensorrt]'",
-    "gpu": "install the NVIDIA driver; pip install cuda-bindings",
-}
-_JETSON_TENSORRT = (
-    "sudo apt-get install python3-libnvinfer, then a virtual environment that sees it: "
-    "python3 -m venv --system-site-packages .venv, with the system's own python3"
-)
+"""
+_GPU_INSTALL = "install the NVIDIA driver; pip install cuda-bindings"
 _JETPACK = {35: "5.1", 36: "6", 38: "7.0/7.1", 39: "7.2"}
 
 
@@ -95,29 +65,50 @@ class Probe:
 
 
 def diagnose() -> Doctor:
-    """Look at this machine: packages, providers, devices. Takes the time of importing torch once."""
+    """Look at this machine: packages, backends, devices. Takes the time of importing torch once."""
+    names = registry.names()
+    loaded = {name: _loaded(name) for name in names}
+    codes = {name: code for name, (code, _) in _PACKAGES.items()}
+    codes |= {name: one.check.code for name, one in loaded.items() if isinstance(one, Backend)}
+    codes[_GPU] = _GPU_PROBE
     with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
-        found = dict(zip(_PROBES, pool.map(_probe, _PROBES.values()), strict=True))
-    return conclude(found, jetson=_jetpack(Path("/etc/nv_tegra_release")))
+        found = dict(zip(codes, pool.map(_probe, codes.values()), strict=True))
+    return conclude(found, loaded, jetson=_jetpack(Path("/etc/nv_tegra_release")))
 
 
-def conclude(found: dict[str, Probe], *, jetson: str | None = None) -> Doctor:
-    """Draw the conclusions from what every probe found; `jetson`: the JetPack's name, where it is one."""
+def _loaded(name: str) -> Backend | SeDeployError:
+    try:
+        return registry.get(name)
+    except SeDeployError as e:
+        return e
+
+
+def conclude(
+    found: Mapping[str, Probe],
+    backends: Mapping[str, Backend | SeDeployError],
+    *,
+    jetson: str | None = None,
+) -> Doctor:
+    """Draw the conclusions from what every probe found.
+
+    `backends`: by name, or why one could not be loaded; `jetson`: the JetPack's name, where it is one.
+    """
     checks = [Finding(name="machine", state="ok", detail=_machine(jetson))]
-    checks += [_check(name, probe, jetson) for name, probe in found.items()]
-    build, run = [], []
-    rtx, full, ort, gpu = (found[n].answer for n in ("tensorrt-rtx", "tensorrt", "onnxruntime", "gpu"))
-    has_gpu = gpu is not None and gpu["count"] > 0
-    if rtx is not None:
-        build.append(f"TensorRT-RTX {rtx['version']} engines for {', '.join(rtx['targets'])}, without a GPU")
-    if full is not None and full["strongly_typed"] and gpu is not None and has_gpu:
-        build.append(f"TensorRT {full['version']} engines for this machine's {gpu['name']}")
-    if ort is not None:
-        run += [f"ONNX files by ONNX Runtime's {p.removesuffix('ExecutionProvider')}" for p in ort["works"]]
-    if has_gpu:
-        run += [f"{title} engines" for title, a in (("TensorRT-RTX", rtx), ("TensorRT", full)) if a]
-    if found["torch"].answer is not None:
-        run.append("networks by PyTorch")
+    checks += [_package(name, found[name]) for name in _PACKAGES]
+    answer = found[_GPU].answer
+    gpu = str(answer["name"]) if answer and answer["count"] else None
+    build: list[str] = []
+    run: list[str] = []
+    for name, backend in backends.items():
+        if isinstance(backend, SeDeployError):
+            checks.append(Finding(name=name, state="broken", detail=backend.message, fix=backend.hint))
+            continue
+        check, findings = _backend(backend, found[name], gpu, jetson)
+        checks.append(check)
+        if findings is not None:
+            build += findings.can_build
+            run += findings.can_run
+    checks.append(_gpu(found[_GPU]))
     return Doctor(
         tool_version=tool_version(),
         warnings=(),
@@ -145,27 +136,36 @@ def _probe(code: str) -> Probe:
     return Probe(None, words[-1])
 
 
-def _check(name: str, probe: Probe, jetson: str | None) -> Finding:
+def _package(name: str, probe: Probe) -> Finding:
+    if probe.answer is None:
+        return _absent(name, probe.complaint, _PACKAGES[name][1])
+    return Finding(name=name, state="ok", detail=str(probe.answer["version"]))
+
+
+def _backend(
+    backend: Backend, probe: Probe, gpu: str | None, jetson: str | None
+) -> tuple[Finding, Findings | None]:
+    if probe.answer is None:
+        fix = (backend.install_on_jetson if jetson else None) or backend.install
+        return _absent(backend.name, probe.complaint, fix), None
+    findings = backend.check.read(probe.answer, gpu)
+    state: Literal["ok", "broken"] = "ok" if findings.fix is None else "broken"
+    return Finding(name=backend.name, state=state, detail=findings.detail, fix=findings.fix), findings
+
+
+def _gpu(probe: Probe) -> Finding:
     answer = probe.answer
-    fix = _JETSON_TENSORRT if name == "tensorrt" and jetson else _INSTALL[name]
     if answer is None:
-        missing = any(word in probe.complaint for word in ("No module named", "PackageNotFound"))
-        state: Literal["missing", "broken"] = "missing" if missing else "broken"
-        return Finding(name=name, state=state, detail=probe.complaint, fix=fix)
-    if name == "gpu":
-        if answer["count"]:
-            return Finding(name=name, state="ok", detail=f"{answer['name']}, sm{answer['sm']}")
-        complaint = f"no NVIDIA device can be used ({answer['error']})"
-        return Finding(name=name, state="missing", detail=complaint, fix=fix)
-    extra = ""
-    if "works" in answer:
-        extra = f", providers that start: {', '.join(answer['works'])}"
-    if "targets" in answer:
-        extra = f", builds for {', '.join(answer['targets'])}"
-    if answer.get("strongly_typed") is False:
-        complaint = f"{answer['version']}: no strongly typed networks"
-        return Finding(name=name, state="broken", detail=complaint, fix="use TensorRT 10.3+")
-    return Finding(name=name, state="ok", detail=f"{answer['version']}{extra}")
+        return _absent(_GPU, probe.complaint, _GPU_INSTALL)
+    if answer["count"]:
+        return Finding(name=_GPU, state="ok", detail=f"{answer['name']}, sm{answer['sm']}")
+    complaint = f"no NVIDIA device can be used ({answer['error']})"
+    return Finding(name=_GPU, state="missing", detail=complaint, fix=_GPU_INSTALL)
+
+
+def _absent(name: str, complaint: str, fix: str) -> Finding:
+    missing = any(word in complaint for word in ("No module named", "PackageNotFound"))
+    return Finding(name=name, state="missing" if missing else "broken", detail=complaint, fix=fix)
 
 
 def _machine(jetson: str | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph
+from se_deploy.backends import registry
 from se_deploy.commands import lowering, source
 from se_deploy.commands.results import (
     Json,
@@ -25,9 +26,10 @@ from se_deploy.protocols import silent
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from se_deploy.backends.backend import Backend
     from se_deploy.commands.lowering import Lowered
     from se_deploy.commands.source import Source
-    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.options import Precision
     from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
 
@@ -40,7 +42,7 @@ class ExportResult:
     source: Source
     lowered: Lowered
     precision: Precision
-    runtime: RuntimeChoice
+    runtime: str
     verified: Verified  # the written file against the source
     warnings: tuple[str, ...]
 
@@ -77,7 +79,7 @@ def export(
     *,
     precision: Precision = "fp32",
     io: str = "fp32",
-    runtime: RuntimeChoice = "auto",
+    runtime: str = registry.AUTO,
     targets: Sequence[str] = (),
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
@@ -94,18 +96,18 @@ def export(
     """
     output = Path(output)
     files.claim(output, overwrite=overwrite)
-    if targets and runtime == "auto":
-        runtime = lowering.compiler_for(runtime, targets)
+    backend = registry.chosen(runtime)
+    if targets and backend is None:
+        backend = lowering.compiler_for(None, targets)
     calibration = calibration or CalibrationOptions()
     taken = source.read(
         str(model), options=network, image=image, calibration=calibration, verify=verify, progress=progress
     )
-    planner = None if runtime in {"auto", "onnxruntime"} else lowering.planner_for(runtime, targets)  # type: ignore[arg-type] # narrowed
-    try:
+    with lowering.planner_for(backend, targets) as planner:
         done = lowering.lowered(
             taken.model,
             precision=precision,
-            runtime=runtime,
+            backend=backend,
             rewriting=rewrites or RewriteOptions(),
             calibration=calibration,
             io=io,
@@ -115,15 +117,16 @@ def export(
             samples=taken.samples,
             progress=progress,
         )
-    finally:
-        if planner is not None:
-            planner.close()
     graph.save(done.model, output)
     if done.found is not None and done.found.choices:
         files.write_text(choices_path(output), search.to_json(done.found.choices))
     verified = taken.verified.joined(done.verified)
     warnings = (*taken.warnings, *done.warnings, *verified.warnings)
-    return ExportResult(output, taken, done, precision, runtime, verified, warnings)
+    return ExportResult(output, taken, done, precision, _name(backend), verified, warnings)
+
+
+def _name(backend: Backend | None) -> str:
+    return backend.name if backend else registry.AUTO
 
 
 def choices_path(output: Path) -> Path:

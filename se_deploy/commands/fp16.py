@@ -6,7 +6,8 @@ import itertools
 from typing import TYPE_CHECKING, Literal
 
 from se_deploy import calibration, verification
-from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.quantization import fp16_ranges, to_fp16
 from se_deploy.schema import input_spec
@@ -50,12 +51,12 @@ def ranges(
     if not seen:
         return None
     kinds, batches = zip(*seen, strict=True)
-    return fp16_ranges.measure(model, batches, OrtRuntime(lean=True), kinds=kinds)
+    return fp16_ranges.measure(model, batches, registry.graph_runtime(SessionOptions(lean=True)), kinds=kinds)
 
 
 def made_up(model: ir.Model) -> tuple[Probe, ...]:
     """Return noise and extremes that `model` accepts; none where it accepts no size that is tried."""
-    with OrtRuntime(lean=True).open(model) as session:
+    with registry.graph_runtime(SessionOptions(lean=True)).open(model) as session:
         try:
             return verification.choose(model, session, image=input_spec.read(model.metadata_props))
         except UnsupportedGraph:  # the ranges then say that they were not measured on any

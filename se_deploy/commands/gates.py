@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from se_deploy.commands.artifacts import ENGINE_SUFFIXES
+from se_deploy.backends import registry
 from se_deploy.commands.parity import Limits
 from se_deploy.errors import BadInput
 from se_deploy.options import ImageOptions, NetworkOptions
@@ -24,7 +24,7 @@ else:
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.options import Precision
 
 T = TypeVar("T")
 
@@ -32,9 +32,7 @@ CONFIG, PYPROJECT = "se-deploy.toml", "pyproject.toml"
 SECTIONS = ("parity", "fusion", "precision", "latency")
 
 _PRECISIONS = ("fp32", "fp16", "int8")
-_RUNTIMES = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 _RESIZES = ("shortest", "squash", "longest")
-_FILE_SUFFIXES = ENGINE_SUFFIXES | {".onnx", ".pt2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class FusionGate:
     """Files whose SE blocks have to fuse."""
 
     files: tuple[Path, ...]
-    runtime: RuntimeChoice
+    runtime: str
     targets: tuple[str, ...]
     allow_split: int  # blocks per file and compiler; a fallback never passes
 
@@ -177,7 +175,7 @@ def _parity(table: _Table) -> ParityGate:
 def _fusion(table: _Table) -> FusionGate:
     gate = FusionGate(
         files=table.need("files", table.paths),
-        runtime=cast("RuntimeChoice", table.take("runtime", _one_of(_RUNTIMES), "auto")),
+        runtime=table.take("runtime", _one_of(registry.choices()), registry.AUTO),
         targets=table.take("target", _texts, ()),
         allow_split=table.take("allow_split", _whole, 0),
     )
@@ -296,7 +294,11 @@ class _Table:
         module, colon, name = text.rpartition(":")
         if module.endswith(".py"):
             return f"{self.path(module)}:{name}"
-        return text if colon and Path(text).suffix not in _FILE_SUFFIXES else str(self.path(text))
+        return (
+            text
+            if colon and Path(text).suffix not in {".onnx", ".pt2", *registry.suffixes()}
+            else str(self.path(text))
+        )
 
 
 def _text(value: object) -> str:

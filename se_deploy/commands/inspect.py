@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import advice, fusion, graph, se_blocks
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends import tensorrt
-from se_deploy.backends.onnxruntime import session as ort
+from se_deploy.backends import registry
 from se_deploy.commands import artifacts, lowering, source
 from se_deploy.commands.results import Json, census_json, head
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
@@ -22,8 +20,9 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.backends.backend import Backend
     from se_deploy.fusion import Totals, Verdict
-    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.options import Precision
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
 
@@ -130,7 +129,7 @@ def inspect(
     file: str | Path,
     *,
     plan: bool = False,
-    runtime: RuntimeChoice = "auto",
+    runtime: str = registry.AUTO,
     targets: Sequence[str] = (),
     image: ImageOptions | None = None,
     calib_data: Path | None = None,
@@ -157,7 +156,7 @@ def inspect(
     advised = None
     if calib_data is not None:
         samples = lowering.calibration_samples(model, CalibrationOptions(calib_data, calib_samples))
-        advised = advice.advise(model, samples, ort.OrtRuntime(), progress=progress)
+        advised = advice.advise(model, samples, registry.graph_runtime(), progress=progress)
         notes = (*notes, *samples.warnings, *advised.warnings)
     return InspectResult(str(file), model, census, plans, notes, advised)
 
@@ -165,52 +164,48 @@ def inspect(
 def planned(
     model: ir.Model,
     census: se_blocks.Census,
-    runtime: RuntimeChoice,
+    runtime: str,
     targets: Sequence[str],
     progress: Progress = silent,
 ) -> tuple[tuple[Planned, ...], tuple[str, ...]]:
-    """Plan a graph with every compiler at hand that can plan without a device, and ONNX Runtime.
+    """Plan a graph with every backend that can plan without a device.
 
-    A compiler that is missing or refuses is a warning, unless it was asked for by name.
+    One that is missing or refuses is a warning, unless it was asked for by name.
     """
     plans: list[Planned] = []
     notes: list[str] = []
-    names = ["tensorrt-rtx", "onnxruntime"] if runtime == "auto" else [runtime]
+    one = registry.chosen(runtime)
+    names = registry.names() if one is None else (one.name,)
     for done, name in enumerate(names):
         progress("plan", done, len(names))
-        for target in (targets or (None,)) if name != "onnxruntime" else ("cpu",):
-            try:
-                with _planner(name, target) as planner:
-                    plans.append(_planned(model, census, planner))
-            except (MissingRuntime, BuildFailed) as e:
-                if runtime != "auto":
-                    raise
-                notes.append(f"no plan from {name}: {e.message}")
+        try:
+            plans += _plans(model, census, registry.get(name), targets, asked=one is not None)
+        except (MissingRuntime, BuildFailed) as e:
+            if one is not None:
+                raise
+            notes.append(f"no plan from {name}: {e.message}")
     progress("plan", len(names), len(names))
     return tuple(plans), tuple(notes)
 
 
-def _planned(model: ir.Model, census: se_blocks.Census, planner: Planner) -> Planned:
+def _plans(
+    model: ir.Model, census: se_blocks.Census, backend: Backend, targets: Sequence[str], *, asked: bool
+) -> Iterator[Planned]:
+    """Yield the plan for each target; none from a backend that plans nothing and was not asked for."""
+    planning = backend.planning
+    if planning is None or not (asked or planning.without_device):
+        if asked:
+            raise BadInput(
+                f"{backend.title} does not say what it would run", hint="leave --runtime out, or name another"
+            )
+        return
+    for target in targets or (None,) if planning.targets else (None,):
+        with planning.open(target) as planner:
+            yield _planned(model, census, planner, backend)
+
+
+def _planned(model: ir.Model, census: se_blocks.Census, planner: Planner, backend: Backend) -> Planned:
     plan = planner.plan(model)
-    verdicts = fusion.verdicts(plan, census.se, model)
+    verdicts = fusion.verdicts(plan, census.se, model, backend.form().fusion)
     plain = planner.plan(fusion.without_gates(model, census.se)) if census.se else None
     return Planned(plan, verdicts, fusion.totals(plan, verdicts, plain), artifacts.precision_of(model))
-
-
-class _OrtPlanner:
-    """ONNX Runtime's optimizer as a planner."""
-
-    def plan(self, model: ir.Model) -> Plan:
-        return ort.plan(model)
-
-
-@contextlib.contextmanager
-def _planner(name: str, target: str | None) -> Iterator[Planner]:
-    if name == "onnxruntime":
-        yield _OrtPlanner()
-        return
-    started = tensorrt.planner("tensorrt" if name == "tensorrt" else "tensorrt-rtx", target)
-    try:
-        yield started
-    finally:
-        started.close()

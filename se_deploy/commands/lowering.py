@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import data, graph, quantization, se_blocks, verification
-from se_deploy.backends import policies, tensorrt
-from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import fp16
-from se_deploy.errors import BadData, BadInput, MissingRuntime
+from se_deploy.errors import BadData, BadInput, MissingRuntime, SeDeployError
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import TensorSpec, silent
@@ -25,19 +26,16 @@ if TYPE_CHECKING:
     import numpy as np
     import onnx_ir as ir
 
-    from se_deploy.backends.tensorrt import Planner, RuntimeName
+    from se_deploy.backends.backend import Backend, Engines
     from se_deploy.commands.verifying import Checker
-    from se_deploy.options import CalibrationOptions, Precision, RewriteOptions, RuntimeChoice
+    from se_deploy.options import CalibrationOptions, Precision, RewriteOptions
     from se_deploy.passes.search import SearchResult
     from se_deploy.plan import Plan
-    from se_deploy.protocols import Progress
+    from se_deploy.protocols import Planner, Progress
     from se_deploy.quantization.fp16_ranges import KeptFp32
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.targets import Device
     from se_deploy.verification import Failure, Verified
-
-PORTABLE_TARGETS = ("sm80", "sm86", "sm89", "sm120")
-"""What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +54,63 @@ class Lowered:
     unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges, in words
 
 
-def compiler_for(runtime: RuntimeChoice, targets: Sequence[str]) -> RuntimeName:
-    """Choose the compiler: TensorRT-RTX unless asked for, or unless it cannot build for a target."""
-    if runtime == "onnxruntime":
+def compiler_for(asked: Backend | None, targets: Sequence[str]) -> Backend:
+    """Return the backend that builds: the one asked for, else the first here that builds for the targets.
+
+    Raises: BadInput for a target that is none, or for a backend that builds nothing; where nothing was asked
+    for and nothing here builds for the targets, BadInput or MissingRuntime with what each backend says.
+    """
+    for text in targets:
+        resolve_target(text)  # a mistyped target is no compiler's fault
+    if asked is not None:
+        engines_of(asked)
+        return asked
+    refusals: dict[str, SeDeployError] = {}
+    for backend in registry.every():
+        if backend.engines is None:
+            continue
+        try:
+            compiler = backend.engines.compiler()
+        except MissingRuntime as e:
+            refusals[backend.name] = e
+            continue
+        try:
+            for text in targets:
+                compiler.check_target(text)
+        except BadInput as e:
+            refusals[backend.name] = e
+            continue
+        finally:
+            compiler.close()
+        return backend
+    first = next(iter(refusals.values()))
+    message = "; ".join(e.message for e in refusals.values())
+    kind = BadInput if any(isinstance(e, BadInput) for e in refusals.values()) else MissingRuntime
+    raise kind(f"nothing here builds an engine for {_these(targets)}: {message}", hint=first.hint)
+
+
+def _these(targets: Sequence[str]) -> str:
+    return ", ".join(targets) or "any target"
+
+
+def engines_of(backend: Backend) -> Engines:
+    """Return how `backend` builds engines. Raises: BadInput where it builds none."""
+    if backend.engines is None:
+        builders = " or ".join(b.name for b in registry.every() if b.engines is not None)
         raise BadInput(
-            "ONNX Runtime runs ONNX files and builds no engine",
-            hint="use --runtime tensorrt-rtx or tensorrt, or run the ONNX file as it is",
+            f"{backend.title} builds no engine", hint=f"use --runtime {builders}, or run the file as it is"
         )
-    if runtime in {"tensorrt", "tensorrt-rtx"}:
-        return runtime
-    try:
-        rtx = tensorrt.compiler("tensorrt-rtx")
-    except MissingRuntime:
-        return "tensorrt"
-    try:
-        for target in targets:
-            rtx.check_target(target)
-    except BadInput:
-        return "tensorrt"
-    finally:
-        rtx.close()
-    return "tensorrt-rtx"
+    return backend.engines
 
 
-def planner_for(runtime: RuntimeName, targets: Sequence[str]) -> Planner | None:
-    """Start the planner of a compiler that plans without a device; None for full TensorRT."""
-    if runtime != "tensorrt-rtx":
-        return None
-    return tensorrt.planner(runtime, (targets or PORTABLE_TARGETS[1:2])[0])
+def planner_for(
+    backend: Backend | None, targets: Sequence[str]
+) -> contextlib.AbstractContextManager[Planner | None]:
+    """Return what opens the planner whose plans decide on rewrites; None where a backend has none."""
+    planning = None if backend is None else backend.planning
+    if planning is None or not planning.decides_rewrites:
+        return contextlib.nullcontext()
+    return planning.open(targets[0] if targets else None)
 
 
 def half(model: ir.Model) -> ir.Model:
@@ -94,7 +121,7 @@ def half(model: ir.Model) -> ir.Model:
 def optimized(
     model: ir.Model,
     *,
-    runtime: RuntimeChoice,
+    backend: Backend | None,
     precision: Precision,
     options: RewriteOptions,
     planner: Planner | None = None,
@@ -115,8 +142,9 @@ def optimized(
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
         refused = search.refusals(model, done, blocks, [choice.rewrite for choice in choices])
         return search.SearchResult(done.model, done.applied, None, None, (), 0, done.counts, notes, refused)
-    scope = _SCOPES.get(runtime, Scope.LESS_WORK)
-    names = search.allowed(scope, options.names, constant_weights=runtime == "onnxruntime")
+    form = backend.form() if backend else None
+    scope = form.scope if form else Scope.PORTABLE
+    names = search.allowed(scope, options.names, constant_weights=form is not None and form.constant_weights)
     if precision == "int8":  # a quantized convolution keeps constant weights
         computed = {r.name for r in rewrites.rewriters() if r.run_time_weights}
         names = tuple(name for name in names if name not in computed)
@@ -131,12 +159,6 @@ def optimized(
         lower=_half_unless(precision),
         progress=progress,
     )
-
-
-_SCOPES: dict[str, Scope] = {"auto": Scope.PORTABLE, "tensorrt-rtx": Scope.BY_PLAN}
-"""TensorRT-RTX says what it would run, so that everything may be tried. Full TensorRT and ONNX Runtime get
-what is less work anywhere: weights computed at run time may lose a tuned kernel there, and a spelling that
-suits one compiler may not suit another."""
 
 
 def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:
@@ -162,7 +184,7 @@ def lowered(
     model: ir.Model,
     *,
     precision: Precision,
-    runtime: RuntimeChoice = "auto",
+    backend: Backend | None = None,
     rewriting: RewriteOptions,
     calibration: CalibrationOptions,
     io: str = "fp32",
@@ -176,14 +198,14 @@ def lowered(
 ) -> Lowered:
     """Rewrite, quantize and lower a canonical FP32 graph, and verify it with `check`.
 
-    `base` is the precision of what is not INT8: FP16 for a TensorRT target, else FP32. `samples` are the
-    calibration data where they were read already. With `planned` the caller verifies the precision itself, by
-    the plan that is yet to be made (`precision_verified`).
+    `base` is the precision of what is not INT8; None for the backend's own, FP32 in the portable form.
+    `samples` are the calibration data where they were read already. With `planned` the caller verifies the
+    precision itself, by the plan that is yet to be made (`precision_verified`).
     Raises: BadData where INT8 has no calibration data.
     """
     found = optimized(
         model,
-        runtime=runtime,
+        backend=backend,
         precision=precision,
         options=rewriting,
         planner=planner,
@@ -217,7 +239,7 @@ def lowered(
         made = quantized(
             form,
             samples,
-            runtime=runtime,
+            backend=backend,
             calibration=calibration,
             base=base,
             targets=targets,
@@ -426,16 +448,16 @@ def quantized(
     model: ir.Model,
     samples: data.Samples,
     *,
-    runtime: RuntimeChoice,
+    backend: Backend | None,
     calibration: CalibrationOptions,
     base: str | None,
     targets: Sequence[str] = (),
     progress: Progress = silent,
 ) -> quantization.QuantizationResult:
     """Quantize by the runtime's rules, or by the policy named; layers cost what they do on a target named."""
-    preferred = policies.preferred(runtime)
+    preferred = backend.form().policy if backend else quantization.PORTABLE
     options = quantization.QuantizeOptions(
-        policy=preferred if calibration.policy is None else policies.named(calibration.policy),
+        policy=preferred if calibration.policy is None else registry.policy(calibration.policy),
         method=calibration.method,
         base_precision="fp16" if (base or preferred.base_precision) == "fp16" else "fp32",
         exclude_nodes=calibration.exclude_nodes,
@@ -446,8 +468,8 @@ def quantized(
     return quantization.quantize(
         model,
         samples,
-        runtime=OrtRuntime(threads=1, optimize=False),
-        fast=OrtRuntime(threads=1, lean=True),
+        runtime=registry.graph_runtime(SessionOptions(threads=1, exact=True)),
+        fast=registry.graph_runtime(SessionOptions(threads=1, lean=True)),
         options=options,
         extremes=[p.feeds for p in fp16.made_up(model)] if options.base_precision == "fp16" else (),
         calib_cache=calibration.cache,

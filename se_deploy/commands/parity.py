@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import comparison
-from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts
 from se_deploy.commands.results import Json, Judged, head, relative
 from se_deploy.protocols import silent
@@ -151,7 +152,7 @@ def parity(
                     failures,
                     divergence,
                     one.checked_as,
-                    one.evaluated,
+                    one.evaluated or one.runtime,
                     one.rounding,
                 )
             )
@@ -188,7 +189,11 @@ def _divergence(
 ) -> comparison.Divergence | None:
     feeds: Arrays = next(iter(samples.batches(size)))
     return comparison.first_divergence(
-        reference, candidate, feeds, runtime=OrtRuntime(optimize=False), limit=tolerance.divergence
+        reference,
+        candidate,
+        feeds,
+        runtime=registry.graph_runtime(SessionOptions(exact=True)),
+        limit=tolerance.divergence,
     )
 
 

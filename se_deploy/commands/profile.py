@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import verification
+from se_deploy.backends import registry
 from se_deploy.commands import artifacts, shapes
 from se_deploy.commands.parity import name_of
 from se_deploy.commands.results import Json, Timed, head
@@ -70,7 +71,7 @@ def _measured(one: artifacts.Opened, size: int, timing: Timing) -> latency.Laten
         warmup_ms=timing.warmup_ms,
         duration_s=timing.duration_s,
         iterations=timing.iterations,
-        watts=power.meter() if one.runtime in {"tensorrt", "tensorrt-rtx"} else None,
+        watts=power.meter() if registry.get(one.runtime).has_power_meter else None,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph
+from se_deploy.backends import registry
 from se_deploy.commands import lowering, source, verifying
 from se_deploy.commands.results import Json, finite, fp16_json, head, relative
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from se_deploy.commands.lowering import Lowered, Worth
-    from se_deploy.options import RuntimeChoice
     from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
 
@@ -71,7 +71,7 @@ def quantize(
     output: str | Path,
     *,
     base: str = "fp32",
-    runtime: RuntimeChoice = "auto",
+    runtime: str = registry.AUTO,
     targets: Sequence[str] = (),
     image: ImageOptions | None = None,
     calibration: CalibrationOptions | None = None,
@@ -92,12 +92,12 @@ def quantize(
     samples = lowering.calibration_samples(given, calibration)
     check = verifying.checker(given, samples=samples, seed=calibration.seed) if verify else None
     form = verifying.canonical_form(given, check)
-    planner = lowering.planner_for("tensorrt-rtx", targets) if runtime == "tensorrt-rtx" else None
-    try:
+    backend = registry.chosen(runtime)
+    with lowering.planner_for(backend, targets) as planner:
         done = lowering.lowered(
             form.model,
             precision="int8",
-            runtime=runtime,
+            backend=backend,
             rewriting=RewriteOptions(names=()),
             calibration=calibration,
             base="fp16" if base == "fp16" else None,
@@ -112,9 +112,6 @@ def quantize(
             if planner is None
             else lowering.worth(done.model, lowering.half(form.model), planner=planner, targets=targets)
         )
-    finally:
-        if planner is not None:
-            planner.close()
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)
     return QuantizeResult(output, done, worth, verified, (*form.warnings, *done.warnings, *verified.warnings))

@@ -6,7 +6,7 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import se_deploy
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from se_deploy.se_blocks import Census, SEBlock
 
 Json = dict[str, Any]
-Evaluated = Literal["engine", "plan-rounded", "onnxruntime", "pytorch"]
 """What gave the numbers: the engine itself, its ONNX file rounded where its plan rounds, or an ONNX file."""
 
 
@@ -89,7 +88,7 @@ class Judged:
     failures: tuple[str, ...]
     divergence: Divergence | None
     checked_as: str | None  # what stood in for the artifact, in words; None where it ran itself
-    evaluated: Evaluated = "onnxruntime"
+    evaluated: str  # "engine", "plan-rounded", or the name of the backend that ran it
     rounding: str | None = None  # where its numbers were rounded to FP16, in words
 
     @property

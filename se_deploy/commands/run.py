@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from se_deploy import files, graph, report, schema
 from se_deploy.backends import manifest as manifests
+from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts, export, fp16, inspect, lowering, source
 from se_deploy.commands.build_engine import build_engine, onnx_path
 from se_deploy.commands.parity import parity
@@ -29,7 +31,7 @@ from se_deploy.schema import input_spec, provenance
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.backends.tensorrt import Profile
+    from se_deploy.backends.engine import Profile
     from se_deploy.commands.build_engine import BuildResult
     from se_deploy.commands.export import ExportResult
     from se_deploy.commands.inspect import InspectResult
@@ -37,12 +39,11 @@ if TYPE_CHECKING:
     from se_deploy.commands.profile import ProfileResult
     from se_deploy.commands.quantize import QuantizeResult
     from se_deploy.commands.source import Source
-    from se_deploy.options import Precision, RuntimeChoice
+    from se_deploy.options import Precision
     from se_deploy.protocols import Progress
 
 PACKAGES = (
-    "torch", "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime-gpu",
-    "onnxruntime", "tensorrt", "tensorrt-rtx", "numpy", "pillow",
+    "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pillow",
 )  # fmt: skip
 ENGINES: Mapping[Precision, tuple[Precision, ...]] = {
     "fp32": ("fp32",), "fp16": ("fp16",), "int8": ("fp16", "int8"),
@@ -191,7 +192,7 @@ def run(
     calibration: CalibrationOptions,
     data: Path | None = None,
     precision: Precision = "int8",
-    runtime: RuntimeChoice = "auto",
+    runtime: str = registry.AUTO,
     targets: Sequence[str] = (),
     network: NetworkOptions | None = None,
     image: ImageOptions | None = None,
@@ -254,14 +255,14 @@ def run(
         written.append(paths["int8"])
         notes += quantized.warnings
     steps.next()
-    compiler = lowering.compiler_for(runtime, targets)
+    compiler = lowering.compiler_for(registry.chosen(runtime), targets)
     engines: dict[Precision, BuildResult] = {}
     for name in ENGINES[precision]:
         engines[name] = build_engine(
             paths["onnx"],
             folder / f"model.{name}.engine",
             precision=name,
-            runtime=compiler,
+            runtime=compiler.name,
             targets=targets,
             shapes=shapes,
             workspace_bytes=workspace_bytes,
@@ -331,7 +332,8 @@ def run(
 def machine() -> Json:
     """Say what this run ran on: processor, cores, Python and the packages that matter."""
     installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
-    found = {name: installed[name] for name in PACKAGES if name in installed}
+    brought = (name for backend in registry.every() for name in backend.packages)
+    found = {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}
     return {
         "platform": platform.platform(),
         "cpu": artifacts.cpu_name(),
@@ -399,11 +401,11 @@ def _reference(model: str, taken: Source, threads: int) -> artifacts.Opened | st
     """PyTorch where the network came from it, else the ONNX file that was given."""
     if taken.network is None:
         return model
-    session = source.torch_session(taken.network, threads)
+    session = registry.network_session(taken.network, SessionOptions(threads=threads))
     spec = input_spec.read(taken.model.metadata_props)
     return artifacts.Opened(
         session,
-        "torch",
+        registry.reference().name,
         artifacts.cpu_name(),
         "fp32",
         spec,

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from msgspec.structs import replace
 
 from se_deploy import graph, se_blocks
+from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadModel
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.verifying import Checker
     from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
-    from se_deploy.protocols import Progress, Session
+    from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
 
 
@@ -122,7 +123,7 @@ def read(
     progress("check", 1, steps)
     check = None
     if verify:
-        truth = None if network is None else verifying.of_session(torch_session(network))
+        truth = None if network is None else verifying.of_session(registry.network_session(network))
         check = verifying.checker(given, truth, samples=samples, seed=options.seed)
     progress("canonicalize", 2, steps)
     form = verifying.canonical_form(given, check, simplified=True)
@@ -157,18 +158,3 @@ def load_fp32(path: Path, image: ImageOptions) -> ir.Model:
     if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
         raise BadModel(f"'{path}' is in FP16 already", hint="start from the FP32 file")
     return model
-
-
-def torch_session(network: Network, threads: int = 0, device: str = "cpu") -> Session:
-    """Give a session over the network's own module."""
-    from se_deploy.backends.pytorch import session as pytorch  # noqa: PLC0415 - an ONNX file needs no torch
-
-    return pytorch.TorchSession(
-        network.module,
-        network.input_names,
-        network.output_names,
-        examples=network.examples,
-        dims=[tuple(d if isinstance(d, int) else None for d in one.dims) for one in network.inputs],
-        threads=threads,
-        device=device,
-    )

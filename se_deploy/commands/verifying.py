@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import comparison, verification
-from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.frontend import simplify
 from se_deploy.passes import canonical
 from se_deploy.schema import input_spec
@@ -99,7 +100,7 @@ def checker(
 
     Raises: UnsupportedGraph where no inputs can be found.
     """
-    exact = OrtRuntime(optimize=False)
+    exact = registry.graph_runtime(SessionOptions(exact=True))
     with exact.open(given) as session:
         probes = verification.choose(
             given,

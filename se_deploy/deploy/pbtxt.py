@@ -8,30 +8,27 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 from msgspec.structs import replace
 
 from se_deploy import graph
-from se_deploy.backends.tensorrt.compiler import MAX_BATCH
+from se_deploy.backends.engine import MAX_BATCH
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.schema import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from se_deploy.backends.backend import Triton
     from se_deploy.backends.manifest import Manifest
     from se_deploy.schema.input_spec import InputSpec
 
-Platform = Literal["tensorrt_plan", "onnxruntime_onnx"]
-
-FILES: dict[Platform, str] = {"tensorrt_plan": "model.plan", "onnxruntime_onnx": "model.onnx"}
 LABELS = "labels.txt"
 PARAMETER = "se_deploy.input"
 """The key under which clients find how an image becomes the input, as JSON."""
 
-_BACKENDS: dict[Platform, str] = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime"}
 _TYPES = {
     ir.DataType.FLOAT: "TYPE_FP32", ir.DataType.FLOAT16: "TYPE_FP16", ir.DataType.DOUBLE: "TYPE_FP64",
     ir.DataType.BFLOAT16: "TYPE_BF16", ir.DataType.INT64: "TYPE_INT64", ir.DataType.INT32: "TYPE_INT32",
@@ -65,7 +62,7 @@ def config(
     name: str,
     model: ir.Model,
     *,
-    platform: Platform,
+    platform: Triton,
     spec: InputSpec | None,
     manifest: Manifest | None,
     comments: Sequence[str] = (),
@@ -79,8 +76,8 @@ def config(
     lines = [f"# {comment}" for comment in comments]
     lines += [
         f"name: {_quoted(name)}",
-        f'platform: "{platform}"',
-        f'backend: "{_BACKENDS[platform]}"',
+        f'platform: "{platform.platform}"',
+        f'backend: "{platform.backend}"',
         f"max_batch_size: {batch}",
     ]
     lines += [_entry("input", tensor, batch) for tensor in taken]

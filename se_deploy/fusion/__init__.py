@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from se_deploy.fusion.judge import Verdict, verdicts
+from se_deploy.fusion.judge import FusionRules, Verdict, verdicts
 from se_deploy.fusion.totals import Totals, plan_from_json, plan_json, totals, without_gates
 
-__all__ = ["Totals", "Verdict", "plan_from_json", "plan_json", "totals", "verdicts", "without_gates"]
+__all__ = [
+    "FusionRules",
+    "Totals",
+    "Verdict",
+    "plan_from_json",
+    "plan_json",
+    "totals",
+    "verdicts",
+    "without_gates",
+]

@@ -22,13 +22,27 @@ if TYPE_CHECKING:
     from se_deploy.plan import Kernel, Plan, PlanTensor
     from se_deploy.se_blocks.types import SEBlock
 
-_ORT_EPILOGUES = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu", "Clip", "HardSwish"})
-"""What ONNX Runtime's CPU convolutions compute themselves; it has a kernel apart for anything else."""
-
 _IMAGE_RANK = 4
-_RESPELL = "respell the squeeze (`se-deploy export --runtime tensorrt-rtx` does)"
 _CANONICALIZE = "canonicalize the block (`se-deploy export` does)"
 _FLOAT_GATE = "leave the gate in float (`se-deploy quantize` does)"
+
+
+@dataclass(frozen=True, slots=True)
+class FusionRules:
+    """What one compiler can fuse, so that a verdict asks for no more."""
+
+    epilogues: frozenset[str] | None = None  # kinds of kernels that its convolutions compute too; None: all
+    fuses_pointwise: bool = True  # scale, residual Add and activation share a kernel
+    free_copies: tuple[str, ...] = ()  # kinds of kernels that begin so are a layout that it wants
+    wider: str = "convert it with `--fp16`"  # why a kernel computes in a wider type, or what to do
+    respell: str | None = None  # the backend whose export respells a squeeze; None where that cannot help
+
+    @property
+    def squeeze_hint(self) -> str:
+        """What makes the squeeze one kernel."""
+        if self.respell is None:
+            return _CANONICALIZE
+        return f"respell the squeeze (`se-deploy export --runtime {self.respell}` does)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +56,12 @@ class Verdict:
     reasons: tuple[str, ...] = ()  # cause and what to do, of each thing that could be better, faults first
 
 
-def verdicts(plan: Plan, blocks: Sequence[SEBlock], model: ir.Model) -> tuple[Verdict, ...]:
-    """Judge every block of `blocks` in `plan`, which was made for `model`."""
+def verdicts(
+    plan: Plan, blocks: Sequence[SEBlock], model: ir.Model, rules: FusionRules
+) -> tuple[Verdict, ...]:
+    """Judge every block of `blocks` in `plan`, made for `model` by a compiler of which `rules` are known."""
     indexed, kernels = Graph(model), _Kernels(plan)
-    return tuple(_verdict(block, indexed, kernels) for block in blocks)
+    return tuple(_verdict(block, indexed, kernels, rules) for block in blocks)
 
 
 class _Kernels:
@@ -79,12 +95,12 @@ class _Kernels:
         return own
 
 
-def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
+def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels, rules: FusionRules) -> Verdict:
     region = indexed.region(block)
     if region is None:
         reason = "it is no tensor of this graph: the block was rewritten away, or the graph is another one"
         return Verdict(block.output, "split", 0, 0, (f"'{block.output}': {reason}",))
-    judged = _Judge(region, indexed, kernels)
+    judged = _Judge(region, indexed, kernels, rules)
     higher = judged.higher_precision()
     faults = (*higher, *judged.extras(), *judged.apart())
     counted = [kernels.launches[i] for i in judged.own if i not in judged.carriers]
@@ -93,18 +109,18 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels) -> Verdict:
         "fallback" if higher else "split" if faults else "fused",
         len(counted),
         sum(kernel.activation_bytes for kernel in counted),
-        tuple(dict.fromkeys((*faults, *(() if judged.ort else judged.advice())))),
+        tuple(dict.fromkeys((*faults, *(judged.advice() if rules.fuses_pointwise else ())))),
     )
 
 
 class _Judge:
     """One block in one plan: finds what is not as it could be."""
 
-    def __init__(self, region: Region, indexed: Graph, kernels: _Kernels) -> None:
+    def __init__(self, region: Region, indexed: Graph, kernels: _Kernels, rules: FusionRules) -> None:
         self.region = region
         self.indexed = indexed
         self.kernels = kernels
-        self.ort = kernels.plan.runtime == "onnxruntime"
+        self.rules = rules
         computing = kernels.of(region.nodes)
         self.carriers = {i for i in computing if self._carries_only_the_scale(i)}
         self.own = sorted(kernels.with_copies(computing - self.carriers) | self.carriers)
@@ -123,9 +139,9 @@ class _Judge:
             read = [t for t in kernel.inputs if _is_wider(t, asked) and not self._dequantized(t)]
             wide = read + [t for t in kernel.outputs if _is_wider(t, asked)]
             if wide and kernel.onnx_nodes:
-                what = "its CPU provider has no such kernel" if self.ort else "convert it with `--fp16`"
                 reasons.append(
-                    f"{self._title(kernel)} works on {wide[0].dtype}, the graph asks for {asked}: {what}"
+                    f"{self._title(kernel)} works on {wide[0].dtype}, the graph asks for {asked}: "
+                    f"{self.rules.wider}"
                 )
         return reasons
 
@@ -139,7 +155,7 @@ class _Judge:
             if self._turns_layout(kernel) and not self._has_layer(i) and kernel.onnx_nodes:
                 reasons.append(
                     f"{self._title(kernel)} before the block is apart from its convolution and turns NHWC to "
-                    f"NCHW for the squeeze: {_RESPELL}"
+                    f"NCHW for the squeeze: {self.rules.squeeze_hint}"
                 )
         wide = [t for t in feeds if _is_wider(t, self._asked_float()) and self._dequantized(t)]
         wide += [t for i in makers for t in self.kernels.launches[i].inputs if self._dequantized(t)]
@@ -169,8 +185,7 @@ class _Judge:
             else:
                 reasons += self._other(kernel, nodes)
         if len(squeezes) > 1:
-            what = _CANONICALIZE if self.ort else _RESPELL
-            reasons.append(f"the squeeze takes {len(squeezes)} kernels: {what}")
+            reasons.append(f"the squeeze takes {len(squeezes)} kernels: {self.rules.squeeze_hint}")
         return reasons + [self._taken_apart(name, count) for name, count in layers.items() if count > 1]
 
     def _taken_apart(self, name: str, count: int) -> str:
@@ -197,7 +212,7 @@ class _Judge:
             f"the gate ({what}) is neither in its layer's kernel nor in the scale's: {_CANONICALIZE}"
             for what in self._apart_from(with_layer | with_scale, self.region.gate)
         ]
-        return reasons if self.ort else [*reasons, *self._behind(with_scale)]
+        return [*reasons, *self._behind(with_scale)] if self.rules.fuses_pointwise else reasons
 
     def _behind(self, with_scale: set[int]) -> list[str]:
         """Kernels of the residual Add and its activation that are neither the scale's nor a convolution."""
@@ -213,7 +228,8 @@ class _Judge:
         """Title the kernels that compute some of `nodes` and are not among `fine`."""
         where = sorted(self.kernels.of(nodes) - fine)
         kernels = [self.kernels.launches[i] for i in where]
-        return [self._title(k) for k in kernels if not self.ort or k.kind in _ORT_EPILOGUES]
+        known = self.rules.epilogues
+        return [self._title(k) for k in kernels if known is None or k.kind in known]
 
     def _has_layer(self, index: int) -> bool:
         nodes = self.kernels.launches[index].onnx_nodes
@@ -221,8 +237,8 @@ class _Judge:
 
     def _copy(self, kernel: Kernel) -> list[str]:
         """Say what a kernel without ONNX nodes does for the block."""
-        if kernel.kind.startswith("nchwc.Reorder"):
-            return []  # ONNX Runtime's blocked layout, which its convolutions want
+        if kernel.kind.startswith(self.rules.free_copies):
+            return []
         readers = {r for t in kernel.outputs for r in self.kernels.readers.get(t.name, ())}
         reader = next((self._title(self.kernels.launches[r]) for r in sorted(readers)), "its reader")
         source, result = (kernel.inputs or kernel.outputs)[0], kernel.outputs[0]
@@ -231,7 +247,7 @@ class _Judge:
         way = (
             f" {source.layout.upper()} to {result.layout.upper()}" if source.layout and result.layout else ""
         )
-        return [f"copy{way} before {reader}: {_CANONICALIZE if self.ort else _RESPELL}"]
+        return [f"copy{way} before {reader}: {self.rules.squeeze_hint}"]
 
     def _other(self, kernel: Kernel, nodes: set[str]) -> list[str]:
         """Say what a kernel of the block does that is neither squeeze, layer nor scale."""
@@ -246,10 +262,12 @@ class _Judge:
         if ops <= MOVES:
             return [f"{self._title(kernel)} '{name}' has a kernel of its own: {_CANONICALIZE}"]
         if ops & REDUCTIONS:
-            return [f"the squeeze takes a kernel more, {self._title(kernel)} '{name}': {_RESPELL}"]
-        return (
-            [] if self.ort else [f"{self._title(kernel)} '{name}' has a kernel of its own: {_CANONICALIZE}"]
-        )
+            return [
+                f"the squeeze takes a kernel more, {self._title(kernel)} '{name}': {self.rules.squeeze_hint}"
+            ]
+        if not self.rules.fuses_pointwise:
+            return []
+        return [f"{self._title(kernel)} '{name}' has a kernel of its own: {_CANONICALIZE}"]
 
     def _asked_float(self) -> str:
         """Give the float type that the graph has at the block's output."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from se_deploy.backends import registry
 from se_deploy.report.tables import plan_label
 from se_deploy.report.values import Json, at, count, flag, number, objects, sequence, texts, wording
 
@@ -347,7 +348,7 @@ def sqnr_text(report: Json) -> str | None:
 
 def _precision(engine: Json, candidate: Json, timing: Timing | None) -> str | None:
     """What an engine was found to be, or the preset that an ONNX file is judged by."""
-    if timing is not None and timing.runtime == "torch":
+    if timing is not None and timing.runtime == registry.reference().name:
         return "reference"
     return wording(engine.get("found_precision") or candidate.get("preset"))
 

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from se_deploy.backends import registry
 from se_deploy.report import units
 
 if TYPE_CHECKING:
@@ -90,10 +91,11 @@ def latency(timings: Sequence[Timing]) -> Plot | None:
         return None
 
     def draw(axes: Axes) -> None:
+        reference = registry.reference().name
         reach = max(max(t.p50_ms or 0, t.p90_ms or 0, t.p99_ms or 0) for t in timed)
         for row, t in enumerate(timed):
             p50 = t.p50_ms or 0.0
-            axes.barh(row, p50, height=0.56, color=_SERIES[3 if t.runtime == "torch" else 0])
+            axes.barh(row, p50, height=0.56, color=_SERIES[3 if t.runtime == reference else 0])
             for value, width, size in ((t.p99_ms, 0.9, 0.16), (t.p90_ms, 2.4, 0.0)):
                 if value is not None:
                     axes.plot([p50, value], [row, row], color=_INK, linewidth=width, solid_capstyle="butt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from se_deploy.backends import registry
 from se_deploy.report.values import Json, at, count, number, objects, sequence, texts, wording
 
 
@@ -82,9 +83,8 @@ class WidthRow:
 
 def plan_label(plan: Json) -> str:
     """Name a plan by what it was made with and for."""
-    named = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX", "onnxruntime": "ONNX Runtime"}
     runtime = str(plan.get("runtime") or "unknown compiler")
-    words = [named.get(runtime, runtime), *(plan.get(key) for key in ("version", "target", "precision"))]
+    words = [registry.title(runtime), *(plan.get(key) for key in ("version", "target", "precision"))]
     return " ".join(str(word) for word in words if word)
 
 

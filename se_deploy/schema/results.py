@@ -220,7 +220,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     accuracy: float | None = None
     checked_as: str | None = None
     failures: tuple[str, ...] = ()
-    evaluated: Literal["engine", "plan-rounded", "onnxruntime"] | None = None
+    evaluated: str | None = None  # "engine", "plan-rounded", or the name of the backend that ran it
     shapes: Mapping[str, Dims] | None = None
 
 

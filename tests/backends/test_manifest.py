@@ -5,7 +5,8 @@ import pytest
 
 from se_deploy import files, graph
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends import tensorrt
+from se_deploy.backends.engine import BuildOptions
+from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.errors import BadArtifact
 from se_deploy.schema import input_spec
 
@@ -16,8 +17,8 @@ SPEC = input_spec.InputSpec("x", 32, 14, 14, (0.0,) * 32, (1.0,) * 32, labels=("
 
 @pytest.fixture(scope="module")
 def built():
-    compiler = tensorrt.compiler("tensorrt-rtx")
-    options = tensorrt.BuildOptions(targets=("sm86", "sm89"), workspace_bytes=1 << 30)
+    compiler = Compiler("tensorrt-rtx")
+    options = BuildOptions(targets=("sm86", "sm89"), workspace_bytes=1 << 30)
     yield compiler.build(plan_graphs.se_net(), options)
     compiler.close()
 

@@ -4,7 +4,8 @@ import plan_graphs
 import pytest
 
 from se_deploy import graph
-from se_deploy.backends import precision_check, tensorrt
+from se_deploy.backends import precision_check
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
 pytest.importorskip("tensorrt_rtx")
@@ -12,7 +13,7 @@ pytest.importorskip("tensorrt_rtx")
 
 @pytest.fixture(scope="module")
 def planner():
-    started = tensorrt.planner()
+    started = start_planner()
     yield started
     started.close()
 
@@ -27,7 +28,7 @@ NETS = {
 @pytest.mark.parametrize("precision", NETS)
 def test_the_plan_is_in_the_precision_of_the_graph(planner, precision):
     model = NETS[precision]
-    found = precision_check.found_precision(planner.plan(model), model)
+    found = precision_check.planned_precision(planner.plan(model), model)
     assert found.precision == precision
     assert found.failures(precision) == ()
     assert found.fallen == ()
@@ -40,7 +41,7 @@ def test_the_plan_is_in_the_precision_of_the_graph(planner, precision):
 )
 def test_what_the_graph_does_not_hold_is_not_found(planner, asked, given):
     model = NETS[given]
-    (said,) = precision_check.found_precision(planner.plan(model), model).failures(asked)
+    (said,) = precision_check.planned_precision(planner.plan(model), model).failures(asked)
     assert said.startswith(f"{asked} was asked for, but nothing in the graph is in {asked}")
 
 
@@ -48,7 +49,7 @@ def test_an_int8_layer_that_runs_in_float_is_named(planner):
     model = NETS["int8"]
     plan = planner.plan(model)
     fallen = dataclasses.replace(plan, layers=tuple(_in_float(layer) for layer in plan.layers))
-    found = precision_check.found_precision(fallen, model)
+    found = precision_check.planned_precision(fallen, model)
     assert (found.precision, found.fallen) == ("fp16", ("n_m",))
     assert "1 layers fell back, among them 'n_m'" in found.failures("int8")[0]
 
@@ -57,7 +58,7 @@ def test_shares_are_of_multiply_accumulates(planner):
     model = NETS["int8"]
     conv = next(node for node in model.graph if node.name == "n_m")
     total = sum(graph.macs(node) for node in model.graph)
-    found = precision_check.found_precision(planner.plan(model), model)
+    found = precision_check.planned_precision(planner.plan(model), model)
     assert found.planned["int8"] == pytest.approx(graph.macs(conv) / total)
 
 
@@ -68,7 +69,7 @@ def test_the_kernel_with_the_weights_decides_and_not_one_that_only_prepares():
     conv = Kernel("conv", "correlation", (half,), (half,), ("n_m",), weights)
     fake_quantize = Kernel("q", "kgen", (narrow,), (half,), ("n_m",))
     plan = Plan("tensorrt-rtx", "", "sm75", (fake_quantize, conv))
-    assert precision_check.found_precision(plan, model).fallen == ("n_m",)
+    assert precision_check.planned_precision(plan, model).fallen == ("n_m",)
 
 
 def test_a_small_layer_may_fall_and_a_large_one_may_not(planner):
@@ -76,7 +77,7 @@ def test_a_small_layer_may_fall_and_a_large_one_may_not(planner):
     plan = planner.plan(model)
     for name, kept in (("n_f1", "fp16"), ("n_m", "fp32")):
         layers = tuple(_wide(layer) if name in layer.onnx_nodes else layer for layer in plan.layers)
-        found = precision_check.found_precision(dataclasses.replace(plan, layers=layers), model)
+        found = precision_check.planned_precision(dataclasses.replace(plan, layers=layers), model)
         assert (found.precision, found.fallen) == (kept, (name,))
 
 

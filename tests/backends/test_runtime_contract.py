@@ -7,9 +7,10 @@ import plan_graphs
 import pytest
 import torch
 
-from se_deploy.backends import tensorrt
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.backends.onnxruntime.session import CUDA, OrtRuntime
-from se_deploy.backends.pytorch.session import TorchRuntime, TorchSession
+from se_deploy.backends.pytorch.session import TorchSession, open_network
+from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.errors import BadInput, MissingRuntime
 
@@ -41,7 +42,7 @@ def torch_session():
 @contextlib.contextmanager
 def engine_session(runtime, folder):
     _ = TrtRuntime(runtime).device  # without one, there is nothing to build for
-    compiler = tensorrt.compiler(runtime)
+    compiler = Compiler(runtime)
     path = folder / "net.engine"
     path.write_bytes(compiler.build(MODEL).data)
     compiler.close()
@@ -130,11 +131,11 @@ def test_what_does_not_fit_is_refused_by_name(session, given, said):
 
 
 def test_torch_runs_modules_only(tmp_path):
-    with TorchRuntime(threads=1).open(Net(ARRAYS)) as session:
-        assert session.run({"input": feeds(1)["x"]})["output"].shape == (1, 32, 14, 14)
+    session = open_network(Net(ARRAYS), SessionOptions(threads=1))
+    assert session.run({"input": feeds(1)["x"]})["output"].shape == (1, 32, 14, 14)
     for other in (tmp_path / "net.onnx", MODEL):
-        with pytest.raises(BadInput, match="PyTorch runs modules"), TorchRuntime().open(other):
-            pass
+        with pytest.raises(BadInput, match="PyTorch runs modules"):
+            open_network(other, SessionOptions())
 
 
 def test_torch_puts_its_threads_back():

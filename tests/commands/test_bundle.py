@@ -18,7 +18,8 @@ from PIL import Image
 
 from se_deploy import data, files
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends.tensorrt import Profile
+from se_deploy.backends import registry
+from se_deploy.backends.engine import Profile
 from se_deploy.cli.main import main
 from se_deploy.commands import bundle, predict
 from se_deploy.deploy import on_device, pbtxt
@@ -310,7 +311,7 @@ def test_odd_names_and_shapes_stay_valid_text():
     )
     model = use_graphs.model(text + "    m = Neg(n)\n    y = Relu(x)\n}}", None, weights=False)
     model.graph.inputs[0].name = 'x"\\\n'
-    made = pbtxt.config("odd", model, platform="onnxruntime_onnx", spec=None, manifest=None)
+    made = pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None)
     config = text_format.Parse(made, triton_config()())
     assert config.input[0].name == 'x"\\\n'
     assert list(config.input[0].dims) == [-1, -1]
@@ -321,7 +322,7 @@ def test_odd_names_and_shapes_stay_valid_text():
     assert not config.output[0].label_filename
     model.graph.outputs[1].shape = None
     with pytest.raises(UnsupportedGraph, match="'y'"):
-        pbtxt.config("odd", model, platform="onnxruntime_onnx", spec=None, manifest=None)
+        pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None)
 
 
 @pytest.mark.parametrize(("stem", "name"), [("net", "net"), ("net.int8", "net_int8"), ("é", "model")])

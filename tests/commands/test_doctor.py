@@ -1,11 +1,13 @@
 import pytest
 
 from se_deploy import schema
+from se_deploy.backends import registry
 from se_deploy.commands import doctor
 from se_deploy.commands.doctor import Probe
 
 GONE = Probe(None, "ModuleNotFoundError: No module named 'x'")
-HERE = {name: Probe({"version": "1.0"}) for name in doctor._PROBES} | {
+BACKENDS = {backend.name: backend for backend in registry.every()}
+HERE = {name: Probe({"version": "1.0"}) for name in (*doctor._PACKAGES, *BACKENDS)} | {
     "onnxruntime": Probe({"version": "1.31", "works": ["CPUExecutionProvider"]}),
     "tensorrt-rtx": Probe({"version": "1.7", "targets": ["sm86"]}),
     "tensorrt": Probe({"version": "10.13", "strongly_typed": True}),
@@ -14,41 +16,45 @@ HERE = {name: Probe({"version": "1.0"}) for name in doctor._PROBES} | {
 NO_GPU = Probe({"error": "cudaErrorInsufficientDriver", "count": 0, "sm": None, "name": None})
 
 
+def conclude(found, **facts):
+    return doctor.conclude(found, BACKENDS, **facts)
+
+
 def states(diagnosis):
     return {check.name: check.state for check in diagnosis.checks}
 
 
 def test_where_everything_is_everything_can_be_done():
-    found = doctor.conclude(HERE)
+    found = conclude(HERE)
     assert set(states(found).values()) == {"ok"}
     assert any("TensorRT 10.13" in line for line in found.can_build)
     assert {"TensorRT-RTX engines", "TensorRT engines"} <= set(found.can_run)
 
 
 def test_without_a_gpu_rtx_still_builds_and_nothing_pretends_to_run_it():
-    found = doctor.conclude(HERE | {"gpu": NO_GPU})
+    found = conclude(HERE | {"gpu": NO_GPU})
     assert states(found)["gpu"] == "missing"
     assert len(found.can_build) == 1
     assert "without a GPU" in found.can_build[0]
     assert not any("engines" in line for line in found.can_run)
 
 
-@pytest.mark.parametrize("name", doctor._PROBES)
+@pytest.mark.parametrize("name", HERE)
 def test_what_is_missing_comes_with_its_command(name):
-    found = doctor.conclude(HERE | {name: GONE})
+    found = conclude(HERE | {name: GONE})
     check = next(check for check in found.checks if check.name == name)
     assert check.state == "missing"
     assert check.fix
 
 
 def test_what_is_there_but_broken_is_said_to_be():
-    found = doctor.conclude(HERE | {"torch": Probe(None, "ImportError: libcudnn.so.9: cannot open")})
+    found = conclude(HERE | {"torch": Probe(None, "ImportError: libcudnn.so.9: cannot open")})
     check = next(check for check in found.checks if check.name == "torch")
     assert (check.state, check.detail) == ("broken", "ImportError: libcudnn.so.9: cannot open")
 
 
 def test_an_old_tensorrt_builds_nothing():
-    found = doctor.conclude(HERE | {"tensorrt": Probe({"version": "8.6.1", "strongly_typed": False})})
+    found = conclude(HERE | {"tensorrt": Probe({"version": "8.6.1", "strongly_typed": False})})
     assert states(found)["tensorrt"] == "broken"
     assert not any("TensorRT 8.6" in line for line in found.can_build)
 
@@ -58,7 +64,7 @@ def test_on_jetson_tensorrt_comes_from_jetpack(tmp_path):
     release.write_text("# R36 (release), REVISION: 4.3, GCID: 1, BOARD: generic, EABI: aarch64\n")
     jetson = doctor._jetpack(release)
     assert jetson == "JetPack 6 (L4T 36.4.3)"
-    found = doctor.conclude(HERE | {"tensorrt": GONE}, jetson=jetson)
+    found = conclude(HERE | {"tensorrt": GONE}, jetson=jetson)
     check = next(check for check in found.checks if check.name == "tensorrt")
     assert "system-site-packages" in check.fix
     assert jetson in found.checks[0].detail
@@ -85,12 +91,14 @@ def test_a_package_that_fails_or_crashes_is_a_line(code, complaint):
 
 
 def test_the_probes_answer_on_this_machine():
-    for name in ("onnx", "onnxruntime", "tensorrt-rtx", "gpu"):
-        probe = doctor._probe(doctor._PROBES[name])
+    codes = {name: BACKENDS[name].check.code for name in ("onnxruntime", "tensorrt-rtx")}
+    codes |= {"onnx": doctor._PACKAGES["onnx"][0], "gpu": doctor._GPU_PROBE}
+    for name, code in codes.items():
+        probe = doctor._probe(code)
         assert probe.answer is not None or "No module named" in probe.complaint, name
 
 
 def test_json_has_one_entry_for_each_check():
-    found = schema.builtins(doctor.conclude(HERE))
+    found = schema.builtins(conclude(HERE))
     assert set(found) == {"schema", "tool_version", "warnings", "checks", "can_build", "can_run"}
     assert set(found["checks"][0]) == {"name", "state", "detail", "fix"}

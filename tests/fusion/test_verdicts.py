@@ -7,8 +7,9 @@ import plan_graphs
 import pytest
 
 from se_deploy import fusion, se_blocks
-from se_deploy.backends import tensorrt
+from se_deploy.backends import registry
 from se_deploy.backends.onnxruntime import session as ort
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.passes import search
 from se_deploy.plan import Kernel, Plan, PlanTensor
@@ -21,14 +22,21 @@ FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-4}  # the same fp32 sums in another o
 
 @pytest.fixture(scope="module")
 def planner():
-    started = tensorrt.planner()
+    started = start_planner()
     yield started
     started.close()
 
 
+RULES = registry.get("tensorrt-rtx").form().fusion
+
+
+def rules(plan):
+    return registry.get(plan.runtime).form().fusion
+
+
 def judge(plan, model, **which):
     block = plan_graphs.block(model, **which)
-    (verdict,) = fusion.verdicts(plan, [block], model)
+    (verdict,) = fusion.verdicts(plan, [block], model, rules(plan))
     return verdict
 
 
@@ -101,14 +109,14 @@ def test_a_block_is_found_again_by_its_output_alone(planner, pool, layers):
     model = plan_graphs.se_net(pool, layers)
     block = plan_graphs.block(model, layers=layers)
     for plan in (planner.plan(model), ort.plan(model)):
-        known, found = fusion.verdicts(plan, [block, plan_graphs.unknown(block)], model)
+        known, found = fusion.verdicts(plan, [block, plan_graphs.unknown(block)], model, rules(plan))
         assert known == found
 
 
 def test_the_census_and_the_hand_agree(planner):
     model = plan_graphs.se_net("nhwc")
     plan = planner.plan(model)
-    (verdict,) = fusion.verdicts(plan, se_blocks.detect(model).se, model)
+    (verdict,) = fusion.verdicts(plan, se_blocks.detect(model).se, model, RULES)
     assert verdict == judge(plan, model)
 
 
@@ -127,14 +135,14 @@ def test_a_block_is_followed_through_rewrites(planner, tail, names):
     blocks = se_blocks.detect(model).se
     done = search.optimize(model, blocks, names)
     assert {choice.rewrite for choice in done.choices} == set(names)
-    (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model)
+    (verdict,) = fusion.verdicts(planner.plan(done.model), blocks, done.model, RULES)
     assert (verdict.verdict, verdict.kernels) == ("fused", 4)
 
 
 def test_a_block_that_is_gone_is_said_to_be(planner):
     model = plan_graphs.se_net()
     gone = dataclasses.replace(plan_graphs.block(model), output="elsewhere", gate_output="nowhere")
-    (verdict,) = fusion.verdicts(planner.plan(model), [gone], model)
+    (verdict,) = fusion.verdicts(planner.plan(model), [gone], model, RULES)
     assert verdict.verdict == "split"
     assert "no tensor of this graph" in verdict.reasons[0]
 
@@ -249,7 +257,7 @@ def test_nodes_put_between_the_blocks_own_belong_to_it():
     model.graph.insert_before(fc1, cast)
     fc1.replace_input_with(0, cast.outputs[0])
     layers = (*BEST[:2], kernel("cast", ["n_cast"], ["p"], ["p2"]), *BEST[2:])
-    (verdict,) = fusion.verdicts(Plan("tensorrt-rtx", "", "sm86", layers), [block], model)
+    (verdict,) = fusion.verdicts(Plan("tensorrt-rtx", "", "sm86", layers), [block], model, RULES)
     assert (verdict.verdict, verdict.kernels) == ("split", 5)
     assert "Cast 'n_cast' has a kernel of its own" in verdict.reasons[0]
 
@@ -277,7 +285,7 @@ def test_the_tax_is_held_against_the_network_without_gates(planner):
     blocks = [plan_graphs.block(model)]
     plain = fusion.without_gates(model, blocks)
     plans = planner.plan(model), planner.plan(plain)
-    sums = fusion.totals(plans[0], fusion.verdicts(plans[0], blocks, model), plans[1])
+    sums = fusion.totals(plans[0], fusion.verdicts(plans[0], blocks, model, RULES), plans[1])
     assert (sums.kernels, sums.plain_kernels) == tuple(plan.kernels for plan in plans)
     assert sums.se_kernels == 4
     assert sums.tax == pytest.approx(sums.activation_bytes / sums.plain_activation_bytes - 1)
@@ -312,7 +320,7 @@ def test_a_gate_that_moved_into_weights_cannot_be_taken_out():
 def test_the_plan_in_json_has_the_contracts_keys(planner):
     model = plan_graphs.se_net()
     plan = planner.plan(model)
-    found = fusion.plan_json(plan, fusion.verdicts(plan, [plan_graphs.block(model)], model), "fp32")
+    found = fusion.plan_json(plan, fusion.verdicts(plan, [plan_graphs.block(model)], model, RULES), "fp32")
     assert set(found) == {
         "runtime", "version", "target", "precision", "kernels", "activation_bytes", "weight_bytes", "layers",
         "blocks",

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from se_deploy import se_blocks
-from se_deploy.backends import tensorrt
 from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.networks import NETWORKS, SqueezeExcite, freeze
 from se_deploy.networks.autoencoder import Down, Up
@@ -91,7 +91,7 @@ def plan_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_networks):
-    planner = tensorrt.planner("tensorrt-rtx", "sm86")
+    planner = start_planner("tensorrt-rtx", "sm86")
     try:
         row = plan_networks.row(name, TORCHSCRIPT, 0, planner)
     finally:

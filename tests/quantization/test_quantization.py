@@ -6,8 +6,9 @@ import onnx_ir as ir
 import pytest
 
 from se_deploy import data, graph, quantization, se_blocks, targets
-from se_deploy.backends import policies
+from se_deploy.backends import registry
 from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt import policies
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.protocols import TensorSpec
 from se_deploy.quantization import AccuracyGoal, QuantizeOptions, layer_cost, layers
@@ -277,7 +278,7 @@ def test_what_is_no_cache_is_refused(tmp_path, content):
 
 def test_an_unknown_policy_is_refused():
     with pytest.raises(BadInput, match="no policy 'best'"):
-        policies.named("best")
+        registry.policy("best")
 
 
 def test_nothing_to_quantize_is_refused(tmp_path):

@@ -63,6 +63,14 @@ def plan(model: ir.Model) -> Plan:
     )
 
 
+class OrtPlanner:
+    """The optimizer of ONNX Runtime as a planner (protocols.Planner)."""
+
+    def plan(self, model: ir.Model) -> Plan:
+        """Plan `model` for the CPU provider. Raises: BuildFailed with ONNX Runtime's reason."""
+        return plan(model)
+
+
 class _Edges:
     """The tensors between the kernels, and which tensor of the original graph each one is."""
 

@@ -1,1 +1,36 @@
 """PyTorch, eager: the reference that every artifact is compared with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from se_deploy.backends.backend import Backend, Findings, SelfCheck
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from se_deploy.backends.backend import SessionOptions
+    from se_deploy.frontend.zoo import Network
+    from se_deploy.protocols import Session
+
+
+def _session(network: Network | torch.nn.Module, options: SessionOptions) -> Session:
+    from se_deploy.backends.pytorch import session
+
+    return session.open_network(network, options)
+
+
+def _read(answer: Mapping[str, Any], gpu: str | None) -> Findings:  # noqa: ARG001 - it runs without one
+    return Findings(str(answer["version"]), can_run=("networks by PyTorch",))
+
+
+BACKEND = Backend(
+    name="torch",
+    title="PyTorch",
+    install="pip install torch",
+    packages=("torch",),
+    check=SelfCheck("import torch as m; print(json.dumps({'version': m.__version__}))", _read),
+    network=_session,
+)

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from se_deploy.backends.base import checked, wall_times
 from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.frontend.zoo import Network
 from se_deploy.protocols import TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
-    import onnx_ir as ir
 
+    from se_deploy.backends.backend import SessionOptions
     from se_deploy.protocols import Array, Arrays, FloatArray
 
 
-@dataclass(frozen=True, slots=True)
-class TorchRuntime:
-    """Opens modules; an ONNX graph is nothing that PyTorch runs."""
+def open_network(network: Network | torch.nn.Module, options: SessionOptions) -> TorchSession:
+    """Return a session over a network, or over a module of one input and one output.
 
-    threads: int = 0  # 0 leaves PyTorch's own choice
-    device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """The runtime's name in reports."""
-        return "torch"
-
-    @contextlib.contextmanager
-    def open(self, artifact: Path | ir.Model | torch.nn.Module) -> Iterator[TorchSession]:
-        """Open a module. Raises: BadInput for anything else; MissingRuntime without the device."""
-        if not isinstance(artifact, torch.nn.Module):
-            what = f"'{artifact}'" if isinstance(artifact, Path) else "an ONNX graph"
-            raise BadInput(f"PyTorch runs modules, not {what}", hint="load the network with models.load")
-        yield TorchSession(artifact, ("input",), ("output",), threads=self.threads, device=self.device)
+    Raises: BadInput for anything else; MissingRuntime without the device.
+    """
+    if isinstance(network, Network):
+        return TorchSession(
+            network.module,
+            network.input_names,
+            network.output_names,
+            examples=network.examples,
+            dims=[tuple(d if isinstance(d, int) else None for d in one.dims) for one in network.inputs],
+            threads=options.threads,
+            device=options.device,
+        )
+    if not isinstance(network, torch.nn.Module):
+        raise BadInput(f"PyTorch runs modules, not {network!r}", hint="give a network or an nn.Module")
+    return TorchSession(network, ("input",), ("output",), threads=options.threads, device=options.device)
 
 
 class TorchSession:

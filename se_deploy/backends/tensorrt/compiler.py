@@ -13,16 +13,16 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 from se_deploy import graph
+from se_deploy.backends.engine import BuildOptions, Engine, Profile, profiles
 from se_deploy.backends.tensorrt import inspector, layer_log
-from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
+from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
+from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.plan import Plan
 from se_deploy.protocols import silent
-from se_deploy.schema import input_spec
 from se_deploy.targets import Target, resolve_target
 
 if TYPE_CHECKING:
@@ -32,17 +32,6 @@ if TYPE_CHECKING:
 
     from se_deploy.protocols import Progress
 
-RuntimeName = Literal["tensorrt", "tensorrt-rtx"]
-Dims = tuple[int, ...]
-
-INSTALL: Mapping[str, str] = {
-    "tensorrt": "pip install 'se-deploy[tensorrt]' on a server; on Jetson use JetPack's own "
-    "(python3 -m venv --system-site-packages)",
-    "tensorrt-rtx": "pip install tensorrt-rtx",
-}
-MAX_BATCH = 16
-"""Largest batch of the default profile; --max-shapes sets another."""
-
 DEFAULT_TARGET = "sm86"
 """What TensorRT-RTX plans for where nothing is said; sm80, sm89 and sm120 get the same plan."""
 
@@ -51,54 +40,24 @@ _KILLED = (-9, 137)  # as the process itself, and as a shell or container in bet
 _WORKER = Path(__file__).with_name("worker.py")
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What one input's shape may be: smallest, the one to tune for, largest."""
-
-    min: Dims
-    opt: Dims
-    max: Dims
-
-
-@dataclass(frozen=True, slots=True)
-class BuildOptions:
-    """What a build may be told; everything has a default that works."""
-
-    targets: tuple[str, ...] = ()  # capabilities or device names; () for DEFAULT_TARGET, or this device
-    shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
-    workspace_bytes: int | None = None
-    timing_cache: Path | None = None  # read and written by full TensorRT; TensorRT-RTX times nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A built engine and what the compiler said about it."""
-
-    data: bytes
-    plan: Plan
-    runtime: RuntimeName
-    shapes: Mapping[str, Profile]  # of every input
-    seconds: float
-    workspace_bytes: int | None = None  # as asked for
-    warnings: tuple[str, ...] = ()  # the compiler's own, and what was asked for and ignored
-    log_errors: tuple[str, ...] = ()  # ERROR lines of a build that succeeded: mostly noise
-    skipped_tactics: int = 0  # for want of memory
-
-
 class Compiler:
     """TensorRT or TensorRT-RTX, in a process that starts once and serves every build."""
 
-    def __init__(self, runtime: RuntimeName) -> None:
-        """Start the compiler. Raises: MissingRuntime with the command that installs it."""
+    def __init__(self, runtime: str) -> None:
+        """Start the compiler of a flavour, by its name.
+
+        Raises: MissingRuntime with the command that installs it; BuildFailed where its process dies.
+        """
         self.runtime = runtime
-        self._process = _Process(runtime)
+        self._flavour = FLAVOURS[runtime]
+        self._process = _Process(self._flavour)
         self.version: str = self._process.capabilities["version"]
         self.targets: tuple[str, ...] = tuple(self._process.capabilities["targets"])  # () where this device
         self.device: str = self._process.capabilities["device"]  # "sm87"; "" where it does not matter
         if not self._process.capabilities["strongly_typed"]:
             raise MissingRuntime(
-                f"TensorRT {self.version} cannot build strongly typed networks",
-                hint="use TensorRT 10.3 or newer (JetPack 6.1), or TensorRT-RTX",
+                f"{TENSORRT.title} {self.version} cannot build strongly typed networks",
+                hint=f"use {TENSORRT.title} 10.3 or newer (JetPack 6.1), or {TENSORRT_RTX.title}",
             )
 
     def build(
@@ -128,7 +87,7 @@ class Compiler:
     def plan(
         self, model: ir.Model, options: BuildOptions | None = None, *, onnx: bytes | None = None
     ) -> Plan:
-        """Give what `build` would build, without the engine; `onnx`: the model's bytes, where at hand.
+        """Return what `build` would build, without the engine; `onnx`: the model's bytes, where at hand.
 
         Raises as `build` does.
         """
@@ -184,7 +143,7 @@ class Compiler:
         reply = self._process.ask(request, progress)
         if not reply["ok"]:
             raise BuildFailed(
-                f"{_TITLES[self.runtime]} {self.version} refused the network: {reply['reason']}",
+                f"{self._flavour.title} {self.version} refused the network: {reply['reason']}",
                 hint=_hint(reply["reason"]),
             )
         names = "+".join(target.name for target in targets) if self.targets else self.device
@@ -196,7 +155,7 @@ class Compiler:
         kernels = layer_log.parse_layers(reply["layers"])
         if not kernels:
             raise BuildFailed(
-                f"{_TITLES[self.runtime]} {self.version} built the network but did not say what it planned",
+                f"{self._flavour.title} {self.version} built the network but did not say what it planned",
                 hint="report it with the version of the compiler",
             )
         return Plan(self.runtime, self.version, target, kernels)
@@ -223,70 +182,6 @@ class Compiler:
         return tuple(notes)
 
 
-_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-
-
-def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile]:
-    """Give every input its range: as given, else batch 1 to MAX_BATCH and the input spec's height and width.
-
-    Raises: BadInput for a range that does not fit; UnsupportedGraph for a free dimension without one.
-    """
-    names = [value.name for value in model.graph.inputs]
-    for name in given:
-        if name not in names:
-            raise BadInput(
-                f"shapes are given for '{name}', which is no input of the network",
-                hint=f"its inputs: {', '.join(str(n) for n in names)}",
-            )
-    spec = input_spec.read(model.metadata_props)
-    result = {}
-    for value in model.graph.inputs:
-        dims = graph.dims(value)
-        if dims is None or value.name is None:
-            raise UnsupportedGraph(f"input '{value.name}' has no rank", hint="export it with a shape")
-        result[value.name] = _fitting(
-            value.name, dims, given.get(value.name) or _derived(value.name, dims, spec)
-        )
-    return result
-
-
-def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> Profile:
-    known = list(dims)
-    if spec is not None and spec.name == name and len(dims) == len(spec.shape) + 1:
-        c, h, w = spec.shape
-        sizes = (c, h, w) if spec.layout == "NCHW" else (h, w, c)
-        known[1:] = [d if d is not None else s for d, s in zip(dims[1:], sizes, strict=True)]
-    if any(d is None for d in known[1:]):
-        raise UnsupportedGraph(
-            f"input '{name}' has a free dimension besides the batch: {_text(dims)}",
-            hint=f"give its range: --min-shapes {name}:... --opt-shapes {name}:... --max-shapes {name}:...",
-        )
-    rest = tuple(d for d in known[1:] if d is not None)
-    if not known or known[0] is not None:
-        whole = (known[0], *rest) if known and known[0] is not None else ()
-        return Profile(whole, whole, whole)
-    return Profile((1, *rest), (1, *rest), (MAX_BATCH, *rest))
-
-
-def _fitting(name: str, dims: tuple[int | None, ...], profile: Profile) -> Profile:
-    for shape in (profile.min, profile.opt, profile.max):
-        if len(shape) != len(dims) or any(d not in (None, s) for d, s in zip(dims, shape, strict=False)):
-            raise BadInput(
-                f"shape {_text(shape)} does not fit input '{name}' of shape {_text(dims)}",
-                hint="give one number for each dimension, the fixed ones as they are",
-            )
-    if not all(a <= b <= c for a, b, c in zip(profile.min, profile.opt, profile.max, strict=True)):
-        raise BadInput(
-            f"the shapes of input '{name}' are out of order: {_text(profile.min)} to {_text(profile.max)}",
-            hint="each number of --min-shapes <= --opt-shapes <= --max-shapes",
-        )
-    return profile
-
-
-def _text(dims: tuple[int | None, ...]) -> str:
-    return "x".join("?" if d is None else str(d) for d in dims) or "scalar"
-
-
 def _version(text: str) -> tuple[int, int]:
     major, minor = text.split(".")[:2]
     return int(major), int(minor)
@@ -309,8 +204,8 @@ def _hint(reason: str) -> str:
 class _Process:
     """The worker's two pipes; it is started again after it died."""
 
-    def __init__(self, runtime: RuntimeName) -> None:
-        self._runtime = runtime
+    def __init__(self, flavour: Flavour) -> None:
+        self._flavour = flavour
         self.capabilities: dict[str, Any] = {}
         self._worker = self._start()
 
@@ -341,7 +236,7 @@ class _Process:
         killed = code in _KILLED
         how = "was killed, most likely for want of memory" if killed else f"crashed (exit status {code})"
         raise BuildFailed(
-            f"the {_TITLES[self._runtime]} compiler {how}{words}",
+            f"the {self._flavour.title} compiler {how}{words}",
             hint="free memory, or give a smaller --workspace and --max-shapes" if killed else "report it",
         )
 
@@ -349,15 +244,22 @@ class _Process:
         self._worker.end()
 
     def _start(self) -> _Worker:
-        worker = _Worker(self._runtime.replace("-", "_"))
+        flavour = self._flavour
+        worker = _Worker(flavour.module)
         hello = worker.read()
-        if hello is None or "missing" in hello:
-            worker.process.wait()
-            reason = f"it crashed when imported{worker.last_words()}" if hello is None else hello["missing"]
+        if hello is None:  # it is installed: what cannot be imported says so itself
+            code, words = worker.process.wait(), worker.last_words()
             worker.end()
-            raise MissingRuntime(
-                f"{_TITLES[self._runtime]} cannot be used: {reason}", hint=INSTALL[self._runtime]
+            killed = code in _KILLED
+            how = "it was killed, most likely for want of memory" if killed else f"exit status {code}"
+            raise BuildFailed(
+                f"the {flavour.title} compiler died while it started ({how}){words}",
+                hint="free memory, and try again" if killed else f"install it again: {flavour.hint}",
             )
+        if "missing" in hello:
+            worker.process.wait()
+            worker.end()
+            raise MissingRuntime(f"{flavour.title} cannot be used: {hello['missing']}", hint=flavour.hint)
         self.capabilities = hello
         return worker
 

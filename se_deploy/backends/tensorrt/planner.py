@@ -8,7 +8,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import files, graph
-from se_deploy.backends.tensorrt.compiler import BuildOptions, Compiler, RuntimeName
+from se_deploy.backends.engine import BuildOptions
+from se_deploy.backends.tensorrt.compiler import Compiler
+from se_deploy.backends.tensorrt.flavours import TENSORRT_RTX
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ class Planner:
         return digest.hexdigest()
 
 
-def planner(
-    runtime: RuntimeName = "tensorrt-rtx",
+def start_planner(
+    runtime: str = TENSORRT_RTX.name,
     target: str | None = None,
     cache: Path | None = None,
     options: BuildOptions | None = None,

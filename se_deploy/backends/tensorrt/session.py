@@ -17,6 +17,7 @@ import numpy as np
 
 from se_deploy.backends.base import checked, shape_text
 from se_deploy.backends.tensorrt.cuda import Cuda
+from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT_RTX
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.protocols import TensorSpec
 
@@ -27,16 +28,12 @@ if TYPE_CHECKING:
 
     from se_deploy.protocols import Array, Arrays, FloatArray
 
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_MAGIC = {"tensorrt-rtx": b"vtrt"}
-
 
 @dataclass(frozen=True, slots=True)
 class TrtRuntime:
     """Opens engines (protocols.Runtime)."""
 
-    name: str = "tensorrt-rtx"  # or "tensorrt"
+    name: str = TENSORRT_RTX.name
     cuda_graph: bool = False  # record each shape's launches once and replay them
 
     @property
@@ -189,22 +186,20 @@ def _read(path: Path, runtime: str) -> bytes:
         data = path.read_bytes()
     except OSError as e:
         raise BadArtifact(f"'{path}' cannot be read: {e.strerror}", hint="name an engine") from e
-    magic = _MAGIC.get(runtime, b"")
-    if not data or not data.startswith(magic):
+    flavour = FLAVOURS[runtime]
+    if not data or not data.startswith(flavour.magic):
         raise BadArtifact(
-            f"'{path}' is no {_TITLES[runtime]} engine", hint="build one with `se-deploy build-engine`"
+            f"'{path}' is no {flavour.title} engine", hint="build one with `se-deploy build-engine`"
         )
     return data
 
 
 def _module(runtime: str) -> Any:  # noqa: ANN401  (the modules are untyped)
+    flavour = FLAVOURS[runtime]
     try:
-        return importlib.import_module(_MODULES[runtime])
+        return importlib.import_module(flavour.module)
     except (ImportError, OSError) as e:
-        raise MissingRuntime(
-            f"{_TITLES[runtime]} cannot be used: {e}",
-            hint="`se-deploy doctor` gives the command that installs it",
-        ) from e
+        raise MissingRuntime(f"{flavour.title} cannot be used: {e}", hint=flavour.hint) from e
 
 
 def _load(trt: Any, path: Path, data: bytes) -> Any:  # noqa: ANN401

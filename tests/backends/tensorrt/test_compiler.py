@@ -9,8 +9,9 @@ import plan_graphs
 import pytest
 
 from se_deploy import graph
-from se_deploy.backends import tensorrt
-from se_deploy.backends.tensorrt.compiler import MAX_BATCH, profiles
+from se_deploy.backends.engine import MAX_BATCH, BuildOptions, Profile, profiles
+from se_deploy.backends.tensorrt.compiler import Compiler
+from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
 from se_deploy.schema import input_spec
 
@@ -19,7 +20,7 @@ pytest.importorskip("tensorrt_rtx")
 
 @pytest.fixture(scope="module")
 def rtx():
-    compiler = tensorrt.compiler("tensorrt-rtx")
+    compiler = Compiler("tensorrt-rtx")
     yield compiler
     compiler.close()
 
@@ -58,7 +59,7 @@ def test_progress_is_reported_and_ends(rtx):
 @pytest.mark.parametrize("target", ["orin-nano", "h100", "sm53", "8.7"])
 def test_targets_of_full_tensorrt_only_are_refused(rtx, target):
     with pytest.raises(BadInput, match="no target of TensorRT-RTX") as caught:
-        rtx.build(plan_graphs.se_net(), tensorrt.BuildOptions(targets=(target,)))
+        rtx.build(plan_graphs.se_net(), BuildOptions(targets=(target,)))
     assert "TensorRT" in caught.value.hint
 
 
@@ -72,7 +73,7 @@ def test_full_tensorrt_builds_for_its_own_device_only(rtx, monkeypatch):
 
 
 def test_a_device_name_stands_for_its_capability(rtx):
-    plan = rtx.plan(plan_graphs.se_net(), tensorrt.BuildOptions(targets=("rtx-4090", "sm86")))
+    plan = rtx.plan(plan_graphs.se_net(), BuildOptions(targets=("rtx-4090", "sm86")))
     assert plan.target == "sm89+sm86"
 
 
@@ -86,12 +87,12 @@ def test_the_compilers_own_reason_is_passed_on(rtx):
 
 def test_too_little_workspace_fails_with_the_way_out(rtx):
     with pytest.raises(BuildFailed) as caught:
-        rtx.build(plan_graphs.se_net(), tensorrt.BuildOptions(workspace_bytes=1))
+        rtx.build(plan_graphs.se_net(), BuildOptions(workspace_bytes=1))
     assert "--workspace" in caught.value.hint
 
 
 def test_a_timing_cache_is_ignored_aloud(rtx, tmp_path):
-    options = tensorrt.BuildOptions(timing_cache=tmp_path / "cache")
+    options = BuildOptions(timing_cache=tmp_path / "cache")
     assert "timing cache" in rtx.build(plan_graphs.se_net(), options).warnings[0]
     assert not options.timing_cache.exists()
 
@@ -100,12 +101,12 @@ def test_a_timing_cache_is_ignored_aloud(rtx, tmp_path):
     ("targets", "warned"), [(("sm75",), False), (("sm75", "sm86"), True), (("sm86",), False)]
 )
 def test_turing_among_others_is_warned_of(rtx, targets, warned):
-    made = rtx.build(plan_graphs.se_net(), tensorrt.BuildOptions(targets=targets))
+    made = rtx.build(plan_graphs.se_net(), BuildOptions(targets=targets))
     assert any("sm75 apart" in warning for warning in made.warnings) == warned
 
 
 def test_a_killed_compiler_is_an_error_and_the_next_build_works():
-    compiler = tensorrt.compiler("tensorrt-rtx")
+    compiler = Compiler("tensorrt-rtx")
 
     def kill(*_):
         os.kill(compiler._process.pid, signal.SIGKILL)
@@ -117,7 +118,7 @@ def test_a_killed_compiler_is_an_error_and_the_next_build_works():
 
 
 def test_an_interrupt_ends_the_compiler():
-    compiler = tensorrt.compiler("tensorrt-rtx")
+    compiler = Compiler("tensorrt-rtx")
 
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -138,7 +139,7 @@ def test_a_missing_compiler_comes_with_the_command_that_installs_it():
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("full TensorRT is installed here")
     with pytest.raises(MissingRuntime) as caught:
-        tensorrt.compiler("tensorrt")
+        Compiler("tensorrt")
     assert "pip install" in caught.value.hint
 
 
@@ -168,35 +169,35 @@ def test_free_height_and_width_come_from_the_input_spec():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes, said):
-    given = {name: tensorrt.Profile(*three) for name, three in shapes.items()}
+    given = {name: Profile(*three) for name, three in shapes.items()}
     with pytest.raises(BadInput, match=said):
         profiles(plan_graphs.se_net(), given)
 
 
 def test_shapes_given_are_the_shapes_built(rtx):
-    wide = tensorrt.Profile((1, 32, 14, 14), (4, 32, 14, 14), (8, 32, 14, 14))
-    options = tensorrt.BuildOptions(shapes={"x": wide}, workspace_bytes=1 << 30)
+    wide = Profile((1, 32, 14, 14), (4, 32, 14, 14), (8, 32, 14, 14))
+    options = BuildOptions(shapes={"x": wide}, workspace_bytes=1 << 30)
     made = rtx.build(plan_graphs.se_net(), options)
     assert made.shapes == {"x": wide}
     assert made.workspace_bytes == 1 << 30
 
 
 def test_a_planner_asks_once_for_each_graph(tmp_path):
-    planner = tensorrt.planner(cache=tmp_path / "plans")
+    planner = start_planner(cache=tmp_path / "plans")
     first = planner.plan(plan_graphs.se_net())
     assert planner.plan(plan_graphs.se_net()) == first
     assert planner.asked == 1
     planner.plan(plan_graphs.se_net("nhwc"))
     assert planner.asked == 2
     planner.close()
-    again = tensorrt.planner(cache=tmp_path / "plans")
+    again = start_planner(cache=tmp_path / "plans")
     assert again.plan(plan_graphs.se_net()) == first
     assert again.asked == 0
     again.close()
 
 
 def test_a_cached_plan_is_json_of_the_plan(tmp_path):
-    planner = tensorrt.planner(cache=tmp_path)
+    planner = start_planner(cache=tmp_path)
     plan = planner.plan(plan_graphs.se_net())
     planner.close()
     (file,) = tmp_path.iterdir()
@@ -204,7 +205,7 @@ def test_a_cached_plan_is_json_of_the_plan(tmp_path):
 
 
 def test_another_target_is_another_plan(tmp_path):
-    planners = [tensorrt.planner(target=t, cache=tmp_path) for t in ("sm86", "sm75")]
+    planners = [start_planner(target=t, cache=tmp_path) for t in ("sm86", "sm75")]
     plans = [planner.plan(plan_graphs.se_net()) for planner in planners]
     for planner in planners:
         planner.close()

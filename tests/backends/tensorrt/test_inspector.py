@@ -7,7 +7,8 @@ import plan_graphs
 import pytest
 
 from se_deploy import fusion
-from se_deploy.backends import precision_check, tensorrt
+from se_deploy.backends import precision_check, registry
+from se_deploy.backends.tensorrt.inspector import plan_from_inspector
 from se_deploy.errors import BadArtifact
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -16,7 +17,7 @@ MAP = plan_graphs.C * plan_graphs.SIDE**2
 
 def plan(name):
     text = (FIXTURES / name).read_text("utf-8")
-    return tensorrt.plan_from_inspector(text, version=name, target="sm87")
+    return plan_from_inspector(text, version=name, target="sm87")
 
 
 @pytest.mark.parametrize(
@@ -59,25 +60,27 @@ def test_layouts_are_named_where_the_form_says_them():
 def test_sentences_that_tensorrt_writes(sentence, dtype, layout):
     tensor = {"Name": "x", "Dimensions": [1, 3, 8, 8], "Format/Datatype": sentence}
     layer = {"Name": "n", "LayerType": "kgen", "Inputs": [tensor], "Outputs": [], "Metadata": ""}
-    read = tensorrt.plan_from_inspector(json.dumps({"Layers": [layer]}), version="", target="")
+    read = plan_from_inspector(json.dumps({"Layers": [layer]}), version="", target="")
     assert (read.layers[0].inputs[0].dtype, read.layers[0].inputs[0].layout) == (dtype, layout)
 
 
 def test_names_stand_in_where_there_is_no_metadata():
     layer = {"Name": "PWN(PWN(sig_1), mul_2) + conv_3", "LayerType": "Mixed", "Inputs": [], "Outputs": []}
-    read = tensorrt.plan_from_inspector(json.dumps({"Layers": [layer]}), version="", target="")
+    read = plan_from_inspector(json.dumps({"Layers": [layer]}), version="", target="")
     assert read.layers[0].onnx_nodes == ("sig_1", "mul_2", "conv_3")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"Layers": ["conv + relu"]}'])
 def test_what_says_nothing_about_layers_is_refused(text):
     with pytest.raises(BadArtifact) as caught:
-        tensorrt.plan_from_inspector(text, version="", target="")
+        plan_from_inspector(text, version="", target="")
     assert "trtexec" in caught.value.hint or "detailed" in caught.value.hint
 
 
 def judged(name, model):
-    (verdict,) = fusion.verdicts(plan(name), [plan_graphs.block(model)], model)
+    (verdict,) = fusion.verdicts(
+        plan(name), [plan_graphs.block(model)], model, registry.get("tensorrt").form().fusion
+    )
     return verdict
 
 
@@ -102,9 +105,9 @@ def test_float_kernels_under_an_fp16_graph_are_a_fallback():
 def test_found_precision_of_every_form():
     quantized = plan_graphs.quantized_net(per_channel=False, dtype="float16")
     half = plan_graphs.se_net(dtype="float16")
-    assert precision_check.found_precision(plan("inspector_8_6.json"), half).precision == "fp16"
-    assert precision_check.found_precision(plan("inspector_10.json"), quantized).precision == "int8"
-    fell = precision_check.found_precision(plan("inspector_11.json"), half)
+    assert precision_check.planned_precision(plan("inspector_8_6.json"), half).precision == "fp16"
+    assert precision_check.planned_precision(plan("inspector_10.json"), quantized).precision == "int8"
+    fell = precision_check.planned_precision(plan("inspector_11.json"), half)
     assert fell.precision == "fp32"
     assert set(fell.fallen) == {"n_m", "n_f1", "n_f2"}
     (said,) = fell.failures("fp16")
