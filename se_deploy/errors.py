@@ -6,6 +6,18 @@ defect of this package and keeps its traceback.
 
 from __future__ import annotations
 
+import re
+
+_NOT_PRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What moves a terminal's cursor, colours or reading direction: all controls but tab and line feed."""
+
+
+def printable(text: str) -> str:
+    """Return `text` with its control characters escaped, as "\\x1b": names in files are other people's."""
+    return _NOT_PRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class SeDeployError(Exception):
     """An error that the user can act on; the command line prints it and exits with 1."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from se_deploy.errors import SeDeployError
+from se_deploy.errors import SeDeployError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +68,7 @@ class LazyGroup(click.Group):
         **extra: Any,
     ) -> Any:
         """Run a command; every way out passes here."""
+        _tame_logs()
         words = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in words
         try:
@@ -92,6 +94,21 @@ class LazyGroup(click.Group):
         return code
 
 
+class _Escaped(logging.Formatter):
+    """A log line whose control characters are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format as usual, then escape: libraries log names out of files."""
+        return printable(super().format(record))
+
+
+def _tame_logs() -> None:
+    """Let libraries' errors through, escaped; what they warn of is no user's business."""
+    if logging.lastResort is not None:  # what handles a record where nobody has set up logging
+        logging.lastResort.setLevel(logging.ERROR)
+        logging.lastResort.setFormatter(_Escaped())
+
+
 def _fail(kind: str, message: str, hint: str, code: int, *, as_json: bool) -> int:
     if as_json:
         from se_deploy import schema
@@ -99,7 +116,7 @@ def _fail(kind: str, message: str, hint: str, code: int, *, as_json: bool) -> in
         fields = schema.results.ErrorFields(kind=kind, message=message, hint=hint)
         click.echo(schema.encode(schema.results.Error(error=fields), indent=None))
     else:
-        click.echo(f"error: {message}\n  to mend it: {hint}", err=True)
+        click.echo(printable(f"error: {message}\n  to mend it: {hint}"), err=True)
     return code
 
 

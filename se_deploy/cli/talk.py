@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from se_deploy.cli.main import EXIT_GATE
-from se_deploy.errors import StrictFailure
+from se_deploy.errors import StrictFailure, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from msgspec import Struct
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.progress import TaskID
+    from rich.text import Text
 
     from se_deploy.protocols import Progress
 
@@ -79,9 +80,9 @@ class Talk:
             show(table)
         if not self.quiet:
             for warning in warnings:
-                click.echo(f"warning: {warning}", err=True)
+                click.echo(printable(f"warning: {warning}"), err=True)
         for text in failed:
-            click.echo(f"failed: {text}", err=True)
+            click.echo(printable(f"failed: {text}"), err=True)
         if failed:
             _leave(EXIT_GATE)
         if self.strict and warnings:
@@ -90,7 +91,7 @@ class Talk:
                 hint="mend what it says, or leave --strict out",
             )
             if self.as_json:  # the one object was printed; the exit code says the rest
-                click.echo(f"error: {error.message}", err=True)
+                click.echo(printable(f"error: {error.message}"), err=True)
                 _leave(1)
             raise error
 
@@ -101,11 +102,24 @@ def of(params: Mapping[str, Any]) -> Talk:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Give a console; tables keep their width when they are piped, and brackets are no markup."""
+    """Return a console; tables keep their width when piped, brackets are no markup, controls are escaped."""
     from rich.console import Console
+    from rich.segment import Segment
+
+    class Escaping(Console):
+        """Escapes texts before they are measured, so that columns stay in line."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(printable(text), **options)
+
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
+            for text, style, control in super().render(renderable, options):
+                yield Segment(text if control else printable(text), style, control)
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, markup=False)
+    return Escaping(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, markup=False)
 
 
 def show(table: object) -> None:
@@ -129,6 +143,6 @@ def _lines() -> Progress:
     def report(step: str, done: int, total: int) -> None:  # noqa: ARG001 - Progress's signature
         if step not in seen:
             seen.add(step)
-            click.echo(f"{step} ...", err=True)
+            click.echo(printable(f"{step} ..."), err=True)
 
     return report

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from se_deploy.errors import printable
 from se_deploy.report import units, values
 
 if TYPE_CHECKING:
@@ -20,11 +21,17 @@ def render(template: str, shown: Mapping[str, object]) -> str:
     return _environment().get_template(template).render(shown)
 
 
+def _shown(value: object) -> object:
+    """Escape control characters of what is still text: names in files are other people's."""
+    return printable(value) if type(value) is str else value
+
+
 @functools.cache
 def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("se_deploy.report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
