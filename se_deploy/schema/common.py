@@ -128,6 +128,7 @@ class CheckFailure(Struct, frozen=True, kw_only=True):
     limit: float | None
     measure: str | None = None
     preset: str | None = None
+    tensor: str | None = None  # what `node` writes
 
 
 class Verified(Struct, frozen=True, kw_only=True):

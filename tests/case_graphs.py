@@ -1,0 +1,125 @@
+"""Small graphs on which deployment tools go wrong or stay silent, each for a kind; random weights, seeded."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper, parser
+
+CHANNELS, REDUCED, CLASSES = 8, 4, 5
+
+GATE = """
+    q = Conv(p, s1)
+    q1 = Relu(q)
+    q2 = Conv(q1, s2)
+    g = Sigmoid(q2)
+    m = Mul(r, g)
+"""
+HEAD = """
+    pp = GlobalAveragePool({y})
+    fl = Flatten(pp)
+    y = Gemm<transB = 1>(fl, fw, fb)
+"""
+STEM = "c = Conv<pads = [1, 1, 1, 1]>(x, w) r = Relu(c) "
+SHAPES = {
+    "w": (CHANNELS, 3, 3, 3),
+    "w2": (CHANNELS, CHANNELS, 3, 3),
+    "s1": (REDUCED, CHANNELS, 1, 1),
+    "s2": (CHANNELS, REDUCED, 1, 1),
+    "fw": (CLASSES, CHANNELS),
+    "fb": (CLASSES,),
+    "ga": (CHANNELS,),
+    "be": (CHANNELS,),
+    "mu": (CHANNELS,),
+}
+
+
+def graph(body, *, x="float[N,3,16,16] x", out=f"float[N,{CLASSES}] y", opset=17, constants=None):
+    """Write a graph; every name of SHAPES in it is a seeded weight, `constants` are further ones."""
+    rng = np.random.default_rng(0)
+    model = parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : {opset}]> g ({x}) => ({out}) {{ {body} }}'
+    )
+    arrays = {name: (rng.standard_normal(shape) * 0.3).astype(np.float32) for name, shape in SHAPES.items()}
+    arrays |= {name: np.asarray(array) for name, array in (constants or {}).items()}
+    read = {name for node in model.graph.node for name in node.input}
+    for name in sorted(read & arrays.keys()):
+        model.graph.initializer.append(numpy_helper.from_array(arrays[name], name))
+    return model
+
+
+def sum_by_ten(x="float[N,3,h,w] x"):
+    """A sum over height and width that is divided by ten: no mean, whatever the size."""
+    body = STEM + "su = ReduceSum<keepdims = 1>(r, ax) p = Div(su, d)" + GATE + HEAD.format(y="m")
+    return graph(body, x=x, constants={"ax": np.array([2, 3]), "d": np.float32(10)})
+
+
+def tiny_eps():
+    """An eps that FP16 rounds to 0, beside a variance of 0."""
+    norm = (
+        "mu0 = ReduceMean<axes = [1], keepdims = 1>(m) d = Sub(m, mu0) d2 = Mul(d, d) "
+        "v = ReduceMean<axes = [1], keepdims = 1>(d2) ve = Add(v, eps) sd = Sqrt(ve) ln = Div(d, sd)"
+    )
+    body = STEM + "p = GlobalAveragePool(r)" + GATE + norm + HEAD.format(y="ln")
+    zeros = {"w": np.zeros(SHAPES["w"], np.float32), "s2": np.zeros(SHAPES["s2"], np.float32)}
+    return graph(body, constants={"eps": np.float32(1e-12), **zeros})
+
+
+def training_batch_norm():
+    """A BatchNormalization in training mode: it normalizes by the batch's own statistics."""
+    body = (
+        "c = Conv<pads = [1, 1, 1, 1]>(x, w) bn, m1, v1, sm, sv = BatchNormalization(c, ga, be, mu, va) "
+        "r = Relu(bn) p = GlobalAveragePool(r)" + GATE + HEAD.format(y="m")
+    )
+    return graph(body, opset=12, constants={"va": np.linspace(0.5, 1, CHANNELS, dtype=np.float32)})
+
+
+def auto_pad():
+    """Convolutions that pad as the size asks for, with height and width free."""
+    body = (
+        'c = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, w) r0 = Relu(c) '
+        'c2 = Conv<auto_pad = "SAME_UPPER">(r0, w2) r = Relu(c2) p = GlobalAveragePool(r)'
+        + GATE
+        + HEAD.format(y="m")
+    )
+    return graph(body, x="float[N,3,h,w] x")
+
+
+def scalar_factor():
+    """A gate beside a learned factor of rank 0, which is an input."""
+    body = (
+        STEM
+        + "p = GlobalAveragePool(r)"
+        + GATE
+        + "sa = Sigmoid(alpha) ra = Mul(r, sa) z = Add(m, ra)"
+        + HEAD.format(y="z")
+    )
+    return graph(body, x="float[N,3,16,16] x, float alpha")
+
+
+def huge_range():
+    """Some hundred bytes that ask for gigabytes."""
+    body = "k = Range(a, b, c) km = ReduceMax<keepdims = 0>(k) y = Add(x, km)"
+    numbers = {"a": np.float32(0), "b": np.float32(2**31), "c": np.float32(1)}
+    return graph(body, x="float[N,3] x", out="float[N,3] y", constants=numbers)
+
+
+def escape_in_a_name():
+    """A tensor whose name would colour a terminal red."""
+    model = frozen_batch("N")
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = ["m\x1b[31mred" if name == "m" else name for name in names]
+    return model
+
+
+def frozen_batch(batch=8):
+    """One SE block and a classifier, for exactly eight images."""
+    body = STEM + "p = GlobalAveragePool(r)" + GATE + HEAD.format(y="m")
+    return graph(body, x=f"float[{batch},3,16,16] x", out=f"float[{batch},{CLASSES}] y")
+
+
+def save(model, path):
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path

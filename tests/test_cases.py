@@ -1,0 +1,183 @@
+"""Inputs on which tools are silently wrong, through the command line: right, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import case_graphs
+import numpy as np
+import pytest
+
+from se_deploy import graph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.cli import main
+
+EXACT = OrtRuntime(threads=1, optimize=False)
+REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # the same FP32 sums in another order
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *words):
+    code = main([str(word) for word in words], standalone_mode=False)
+    out, err = capsys.readouterr()
+    return code or 0, out, err
+
+
+def answers(path, feeds):
+    with EXACT.open(graph.load(path)) as session:
+        return session.run(feeds)
+
+
+def equal(given, made, *shape, **others):
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape, np.float32), **others}
+    want, got = answers(given, feeds), answers(made, feeds)
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, **REORDERED)
+
+
+def data(name, count, *shape):
+    np.save(name, np.random.default_rng(1).standard_normal((count, *shape), np.float32))
+    return name
+
+
+@pytest.mark.parametrize(
+    ("x", "sizes"), [("float[N,3,h,w] x", (16, 40)), ("float[N,3,16,16] x", (16,))], ids=["free", "fixed"]
+)
+@pytest.mark.parametrize("verb", ["export", "build-engine"])
+def test_a_sum_that_is_divided_by_ten_stays_what_it_is(folder, capsys, x, sizes, verb):
+    given = case_graphs.save(case_graphs.sum_by_ten(x), folder / "net.onnx")
+    shapes = ("--opt-shapes", "x:1x3x32x32") if "h" in x and verb == "build-engine" else ()
+    code, out, _ = run(capsys, verb, given, "-o", "out.engine", "--json", "--no-rewrites", *shapes)
+    assert code == 0
+    assert json.loads(out)["verified"]["passed"] is True
+    made = folder / ("out.engine" if verb == "export" else "out.engine.onnx")
+    for size in sizes:
+        equal(given, made, 2, 3, size, size)
+
+
+def test_the_sizes_of_a_check_are_stated_and_never_one_pixel(folder, capsys):
+    given = case_graphs.save(case_graphs.auto_pad(), folder / "net.onnx")
+    code, out, _ = run(capsys, "export", given, "-o", "out.onnx", "--json")
+    inputs = json.loads(out)["verified"]["inputs"]
+    assert code == 0
+    assert len({tuple(one["dims"][2:]) for one in inputs}) == 2
+    assert len({one["dims"][0] for one in inputs}) == 2
+    assert all(min(one["dims"][2:]) > 1 for one in inputs)
+    equal(given, folder / "out.onnx", 2, 3, 21, 34)
+
+
+def test_an_eps_that_fp16_has_not_is_kept_or_never_leaves_with_exit_zero(folder, capsys):
+    given = case_graphs.save(case_graphs.tiny_eps(), folder / "net.onnx")
+    code, out, _ = run(capsys, "export", given, "--fp16", "-o", "out.onnx", "--json")
+    assert code in {0, 3}
+    if code == 0:
+        feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
+        assert np.isfinite(answers(folder / "out.onnx", feeds)["y"]).all()
+    else:
+        assert json.loads(out)["verified"]["failures"][0]["node"]
+
+
+def test_training_mode_is_refused_by_name_or_keeps_its_answers(folder, capsys):
+    given = case_graphs.save(case_graphs.training_batch_norm(), folder / "net.onnx")
+    code, out, _ = run(capsys, "export", given, "-o", "out.onnx", "--json")
+    if code:
+        message = json.loads(out)["error"]["message"]
+        assert code == 1
+        assert "BatchNormalization" in message or "training" in message
+    else:
+        assert json.loads(out)["verified"]["passed"] is True
+        equal(given, folder / "out.onnx", 4, 3, 16, 16)
+
+
+def test_a_free_size_quantizes_without_a_hint_that_cannot_be_followed(folder, capsys):
+    given = case_graphs.save(case_graphs.auto_pad(), folder / "net.onnx")
+    calibration = data("calib.npy", 12, 3, 24, 24)
+    code, out, err = run(capsys, "quantize", given, "--calib-data", calibration, "-o", "q.onnx", "--json")
+    if code:
+        assert "--input-size" in json.loads(out)["error"]["hint"], err
+    else:
+        assert json.loads(out)["quantized"]
+
+
+def test_a_latency_needs_a_size_that_somebody_named(folder, capsys):
+    given = case_graphs.save(case_graphs.auto_pad(), folder / "net.onnx")
+    quick = ("--duration-s", "0", "--iterations", "1", "--warmup-ms", "0", "--json")
+    code, out, _ = run(capsys, "profile", given, *quick)
+    error = json.loads(out)["error"]
+    assert code == 1
+    assert "size of input 'x'" in error["message"]
+    assert "--input-size" in error["hint"]
+    for flag in (("--input-size", "3x40x48"), ("--opt-shapes", "x:1x3x40x48")):
+        code, out, _ = run(capsys, "profile", given, *quick, *flag)
+        assert code == 0
+        assert json.loads(out)["artifacts"][0]["shapes"] == {"x": [1, 3, 40, 48]}
+
+
+def test_a_gate_beside_a_scalar_factor_is_one_block(folder, capsys):
+    given = case_graphs.save(case_graphs.scalar_factor(), folder / "net.onnx")
+    code, out, _ = run(capsys, "export", given, "-o", "out.onnx", "--json")
+    assert code == 0
+    assert [block["kind"] for block in json.loads(out)["blocks"]] == ["se"]
+    equal(given, folder / "out.onnx", 2, 3, 16, 16, alpha=np.float32(0.7).reshape(()))
+
+
+@pytest.mark.parametrize(
+    "command", [("export", "-o", "out.onnx"), ("inspect",), ("build-engine", "-o", "e.engine")]
+)
+def test_a_file_that_asks_for_gigabytes_is_refused_by_node(folder, capsys, command):
+    given = case_graphs.save(case_graphs.huge_range(), folder / "net.onnx")
+    code, out, _ = run(capsys, command[0], given, *command[1:], "--json")
+    assert code == 1
+    assert "2,147,483,648 numbers" in json.loads(out)["error"]["message"]
+    assert "Range" in json.loads(out)["error"]["message"]
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal_or_a_text_file(folder, capsys):
+    given = case_graphs.save(case_graphs.escape_in_a_name(), folder / "net.onnx")
+    calibration = data("calib.npy", 8, 3, 16, 16)
+    commands = [
+        ("export", given, "-o", "out.onnx"),
+        ("export", given, "-o", "other.onnx", "-v", "--runtime", "onnxruntime"),
+        ("inspect", given, "--plan", "--runtime", "onnxruntime", "--html", "page.html"),
+        ("inspect", given, "--json"),
+        ("parity", given, "out.onnx", "--data", calibration, "--junit", "j.xml"),
+        ("parity", given, "out.onnx", "--data", calibration, "--atol", "m\x1b[31mred:1"),
+        ("export", given, "-o", "out.onnx"),  # an error: it is there already
+        ("inspect", "no\x1b[31mfile.onnx"),
+    ]
+    for command in commands:
+        _, out, err = run(capsys, *command)
+        assert "\x1b" not in out + err, command
+    _, out, _ = run(capsys, "inspect", given)
+    assert r"m\x1b[31mred" in out
+    for path in (folder / "j.xml", folder / "page.html"):
+        assert "\x1b" not in path.read_text("utf-8")
+    ET.parse(folder / "j.xml")  # noqa: S314 - our own file
+
+
+def test_a_batch_of_eight_answers_for_twenty_samples(folder, capsys):
+    given = case_graphs.save(case_graphs.frozen_batch(), folder / "net.onnx")
+    samples = data("twenty.npy", 20, 3, 16, 16)
+    assert run(capsys, "export", given, "-o", "out.onnx")[0] == 0
+    assert run(capsys, "quantize", given, "--calib-data", samples, "-o", "q.onnx")[0] == 0
+    code, out, _ = run(capsys, "parity", given, "out.onnx", "q.onnx", "--data", samples, "--json")
+    assert code == 0
+    assert [one["samples"] for one in json.loads(out)["candidates"]] == [20, 20]
+
+
+def test_padding_is_compared_with_nothing(folder, capsys):
+    case_graphs.save(case_graphs.frozen_batch(8), folder / "eight.onnx")
+    case_graphs.save(case_graphs.frozen_batch("N"), folder / "free.onnx")
+    samples = data("twenty.npy", 20, 3, 16, 16)
+    figures = []
+    for reference, candidate in (("eight.onnx", "free.onnx"), ("free.onnx", "eight.onnx")):
+        code, out, _ = run(capsys, "parity", reference, candidate, "--data", samples, "--json")
+        assert code == 0
+        figures.append(json.loads(out)["candidates"][0]["outputs"])
+    assert figures[0][0]["max_abs"] == figures[1][0]["max_abs"] == 0.0
