@@ -15,7 +15,7 @@ from se_deploy.plan import Kernel, Plan, PlanTensor
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.fusion.judge import Verdict
+    from se_deploy.fusion.verdict import Verdict
     from se_deploy.se_blocks.types import SEBlock
 
 

@@ -59,7 +59,7 @@ class Verdict:
 def verdicts(
     plan: Plan, blocks: Sequence[SEBlock], model: ir.Model, rules: FusionRules
 ) -> tuple[Verdict, ...]:
-    """Judge every block of `blocks` in `plan`, made for `model` by a compiler of which `rules` are known."""
+    """Return a verdict on every block in `plan`, made for `model` by a compiler with these `rules`."""
     indexed, kernels = Graph(model), _Kernels(plan)
     return tuple(_verdict(block, indexed, kernels, rules) for block in blocks)
 
@@ -100,7 +100,7 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels, rules: FusionRul
     if region is None:
         reason = "it is no tensor of this graph: the block was rewritten away, or the graph is another one"
         return Verdict(block.output, "split", 0, 0, (f"'{block.output}': {reason}",))
-    judged = _Judge(region, indexed, kernels, rules)
+    judged = _Evaluator(region, indexed, kernels, rules)
     higher = judged.higher_precision()
     faults = (*higher, *judged.extras(), *judged.apart())
     counted = [kernels.launches[i] for i in judged.own if i not in judged.carriers]
@@ -113,7 +113,7 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels, rules: FusionRul
     )
 
 
-class _Judge:
+class _Evaluator:
     """One block in one plan: finds what is not as it could be."""
 
     def __init__(self, region: Region, indexed: Graph, kernels: _Kernels, rules: FusionRules) -> None:
