@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from se_deploy.fusion.verdict import FusionRules, Verdict, verdicts
 from se_deploy.fusion.totals import Totals, plan_from_json, plan_json, totals, without_gates
+from se_deploy.fusion.verdict import FusionRules, Verdict, verdicts
 
 __all__ = [
     "FusionRules",
