@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import onnx_ir as ir
 from msgspec.structs import replace
@@ -11,9 +9,9 @@ from onnx import numpy_helper, parser
 from PIL import Image
 
 from se_deploy import files, graph
-from se_deploy.backends.engine import Profile
-from se_deploy.backends.manifest import Manifest
 from se_deploy.schema import input_spec
+from se_deploy.schema.common import Plan, PlanBlock
+from se_deploy.schema.files import Manifest, ShapeRange
 from se_deploy.schema.input_spec import InputSpec
 
 SPEC = InputSpec("x", 3, 8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), labels=("red", "green", "blue"))
@@ -75,10 +73,25 @@ def spec(**fields):
     return replace(SPEC, **fields)
 
 
+def plan(runtime):
+    """A plan of one fused block."""
+    return Plan(
+        runtime=runtime,
+        version="1.7.1" if runtime == "tensorrt-rtx" else "10.3.0",
+        target="sm86",
+        precision="fp16",
+        kernels=4,
+        activation_bytes=1,
+        weight_bytes=0,
+        layers=(),
+        blocks=(PlanBlock(output="m", verdict="fused", kernels=4, activation_bytes=1, reasons=()),),
+    )
+
+
 def manifest(engine, onnx, *, runtime="tensorrt-rtx", **fields):
     """What `build-engine` writes beside an engine, with a plan of one fused block."""
-    batch = Profile((1, 3, 8, 8), (1, 3, 8, 8), (4, 3, 8, 8))
-    block = {"output": "m", "verdict": "fused", "kernels": 4, "activation_bytes": 1, "reasons": []}
+    batch = ShapeRange((1, 3, 8, 8), (1, 3, 8, 8), (4, 3, 8, 8))
+    made_by = plan(runtime)
     made = Manifest(
         engine=engine.name,
         engine_sha256=files.sha256(engine),
@@ -89,15 +102,15 @@ def manifest(engine, onnx, *, runtime="tensorrt-rtx", **fields):
         requested_precision="fp16",
         shapes={"x": batch},
         runtime=runtime,
-        version="1.7.1" if runtime == "tensorrt-rtx" else "10.3.0",
+        version=made_by.version,
         targets=("sm86",),
         trtexec=f"tensorrt_rtx --onnx={onnx.name} --saveEngine={engine.name}",
         host={"machine": "x86_64", "system": "Linux", "python": "3.10"},
         tool_version="0.1.0",
         input=SPEC,
-        plan={"runtime": runtime, "target": "sm86", "blocks": [block]},
+        plan=made_by,
     )
-    return dataclasses.replace(made, **fields)
+    return replace(made, **fields)
 
 
 def ending(name):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -62,10 +62,6 @@ class Advice:
             return None
         return max(1, self.hidden - len({*self.dead, *self.constant, *self.removable}))
 
-    def json(self) -> dict[str, Any]:
-        """One entry of `blocks`."""
-        return {**asdict(self), "exact": self.exact}
-
 
 @dataclass(frozen=True, slots=True)
 class SkippedBlock:
@@ -84,15 +80,6 @@ class AdviceResult:
     samples: int
     tolerance: float
     warnings: tuple[str, ...] = ()
-
-    def json(self) -> dict[str, Any]:
-        """Return `advice` of `inspect`."""
-        return {
-            "samples": self.samples,
-            "tolerance": self.tolerance,
-            "blocks": [block.json() for block in self.blocks],
-            "skipped": [asdict(block) for block in self.skipped],
-        }
 
 
 def advise(

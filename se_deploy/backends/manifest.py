@@ -6,62 +6,22 @@ shapes, versions, targets, the plan with its verdicts, and how to build it again
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import platform
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from se_deploy import files
 from se_deploy.backends import registry
-from se_deploy.backends.engine import Profile
 from se_deploy.errors import BadArtifact
-from se_deploy.schema import builtins, convert
-from se_deploy.schema.input_spec import InputSpec
+from se_deploy.schema import encode, load, tool_version
+from se_deploy.schema.files import Manifest, ShapeRange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PrecisionName
-
-SCHEMA = "se-deploy/manifest/1"
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """One engine's provenance; file names are relative to its folder."""
-
-    engine: str
-    engine_sha256: str
-    engine_bytes: int
-    onnx: str
-    onnx_sha256: str
-    precision: PrecisionName  # what its plan runs in
-    requested_precision: PrecisionName
-    shapes: Mapping[str, Profile]
-    runtime: str  # the name of its backend
-    version: str
-    targets: tuple[str, ...]
-    trtexec: str  # the equivalent command line
-    host: Mapping[str, str]
-    tool_version: str
-    calibration_sha256: str | None = None  # of the samples, in order
-    calibration_cache_sha256: str | None = None
-    input: InputSpec | None = None
-    plan: Mapping[str, Any] = field(default_factory=dict)  # the contract's PLAN
-    blocks: tuple[Mapping[str, Any], ...] = ()  # the contract's blocks of `inspect`
-
-    def json(self) -> dict[str, Any]:
-        """Give the JSON object."""
-        return {
-            "schema": SCHEMA,
-            **dataclasses.asdict(self),
-            "input": None if self.input is None else builtins(self.input),
-        }
+    from se_deploy.schema.common import Block, Plan
+    from se_deploy.schema.input_spec import InputSpec
 
 
 class Checked(NamedTuple):
@@ -81,8 +41,8 @@ def describe(
     calibration_sha256: str | None = None,
     cache: Path | None = None,
     image: InputSpec | None = None,
-    plan: Mapping[str, Any] | None = None,
-    blocks: Sequence[Mapping[str, Any]] = (),
+    plan: Plan | None = None,
+    blocks: tuple[Block, ...] = (),
 ) -> Manifest:
     """Describe `built`, which goes to `engine` and was built from the file `onnx`."""
     targets = tuple(built.plan.target.split("+"))
@@ -95,7 +55,7 @@ def describe(
         onnx_sha256=files.sha256(onnx),
         precision=precision,
         requested_precision=requested or precision,
-        shapes=built.shapes,
+        shapes={name: ShapeRange(p.min, p.opt, p.max) for name, p in built.shapes.items()},
         runtime=built.runtime,
         version=built.plan.version,
         targets=targets,
@@ -105,12 +65,12 @@ def describe(
             "system": platform.system(),
             "python": platform.python_version(),
         },
-        tool_version=version("se-deploy"),
+        tool_version=tool_version(),
         calibration_sha256=calibration_sha256,
         calibration_cache_sha256=files.sha256(cache) if cache is not None and cache.is_file() else None,
         input=image,
-        plan=plan or {},
-        blocks=tuple(blocks),
+        plan=plan,
+        blocks=blocks,
     )
 
 
@@ -121,24 +81,18 @@ def path_of(engine: Path) -> Path:
 
 def write(manifest: Manifest, path: Path) -> None:
     """Write a manifest as JSON."""
-    files.write_text(path, json.dumps(manifest.json(), indent=2) + "\n")
+    files.write_text(path, f"{encode(manifest)}\n")
 
 
 def read(engine: Path) -> Manifest:
-    """Read the manifest beside `engine`. Raises: BadArtifact where there is none, or it is no manifest."""
+    """Return the manifest beside `engine`. Raises: BadArtifact where there is none, or it is no manifest."""
     path = path_of(engine)
-    try:
-        fields = json.loads(path.read_text("utf-8"))
-        if fields.pop("schema") != SCHEMA:
-            raise BadArtifact(f"'{path}' is no manifest of schema {SCHEMA}", hint="build the engine again")
-        return _manifest(fields)
-    except FileNotFoundError as e:
+    if not path.exists():
         raise BadArtifact(
             f"'{engine}' has no manifest: '{path.name}' is not beside it",
             hint="keep both files together, or build the engine with `se-deploy build-engine`",
-        ) from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise BadArtifact(f"'{path}' is no manifest: {e}", hint="build the engine again") from e
+        )
+    return load(path, Manifest, what="a manifest", error=BadArtifact, hint="build the engine again")
 
 
 def check(engine: Path) -> Checked:
@@ -195,16 +149,3 @@ def _warnings(engine: Path, manifest: Manifest) -> list[str]:
     if onnx.is_file() and files.sha256(onnx) != manifest.onnx_sha256:
         return [f"'{manifest.onnx}' is no longer the file that the engine was built from"]
     return []
-
-
-def _manifest(fields: dict[str, Any]) -> Manifest:
-    spec = fields["input"]
-    if spec is not None:
-        what = f"the manifest of '{fields['engine']}'"
-        spec = convert(spec, InputSpec, what=what, error=BadArtifact, hint="build the engine again")
-    shapes = {
-        name: Profile(tuple(p["min"]), tuple(p["opt"]), tuple(p["max"]))
-        for name, p in fields["shapes"].items()
-    }
-    tuples = {name: tuple(fields[name]) for name in ("targets", "blocks")}
-    return Manifest(**{**fields, **tuples, "input": spec, "shapes": shapes})

@@ -37,6 +37,7 @@ def export(model: str, output: Path, **params: Any) -> None:
         se-deploy export timm:seresnet50 --pretrained -o seresnet50.onnx
         se-deploy export net.onnx --fp16 --runtime tensorrt-rtx --batch 1 -o net.fp16.onnx
     """
+    from se_deploy import schema
     from se_deploy.cli import arguments, render
     from se_deploy.commands import export as verb
 
@@ -57,7 +58,7 @@ def export(model: str, output: Path, **params: Any) -> None:
             overwrite=params["overwrite"],
             progress=progress,
         )
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     failed = [*arguments.wrong(params, result.verified), *arguments.failed_gates(params, {"parity": ()})]
     say.finish(
         payload,
@@ -93,6 +94,7 @@ def quantize(model: Path, output: Path, **params: Any) -> None:
     Example:
         se-deploy quantize net.onnx --calib-data photos/ -o net.int8.onnx
     """
+    from se_deploy import schema
     from se_deploy.cli import arguments, render
     from se_deploy.commands import quantize as verb
 
@@ -110,7 +112,7 @@ def quantize(model: Path, output: Path, **params: Any) -> None:
             overwrite=params["overwrite"],
             progress=progress,
         )
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     failed = [*arguments.wrong(params, result.verified), *arguments.failed_gates(params, {"parity": ()})]
     if (
         (params["require_benefit"] or params["strict"])
@@ -149,6 +151,7 @@ def build_engine(model: Path, output: Path, **params: Any) -> None:
     Example:
         se-deploy build-engine net.onnx --int8 --calib-data photos/ -o net.engine
     """
+    from se_deploy import schema
     from se_deploy.cli import arguments, render
     from se_deploy.commands import build_engine as verb
 
@@ -170,7 +173,7 @@ def build_engine(model: Path, output: Path, **params: Any) -> None:
             overwrite=params["overwrite"],
             progress=progress,
         )
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     failed = [*arguments.wrong(params, result.verified), *result.precision_failures]
     failed += arguments.failed_gates(params, {"fusion": result.fusion_failures, "parity": ()})
     if (

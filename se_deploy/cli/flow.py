@@ -117,9 +117,11 @@ def demo(output: Path, **params: Any) -> None:
 
 
 def _finish(say: Talk, result: RunResult, params: dict[str, Any]) -> None:
+    from se_deploy import schema
     from se_deploy.cli import arguments, render
+    from se_deploy.commands import run as verb
 
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     say.finish(
         payload,
         warnings=result.warnings,

@@ -37,7 +37,7 @@ def parity(reference: str, candidates: tuple[Path, ...], **params: Any) -> None:
     Example:
         se-deploy parity timm:seresnet50 net.onnx net.fp16.onnx --pretrained --data photos/
     """
-    from se_deploy import files, report
+    from se_deploy import files, report, schema
     from se_deploy.cli import arguments, render
     from se_deploy.commands import parity as verb
 
@@ -61,7 +61,7 @@ def parity(reference: str, candidates: tuple[Path, ...], **params: Any) -> None:
             seed=params["seed"],
             progress=progress,
         )
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     if params["junit"]:
         files.write_text(params["junit"], report.junit(payload))
     failed = [f"{c.path}: {text}" for c in result.candidates for text in c.failures]
@@ -92,6 +92,7 @@ def profile(files: tuple[Path, ...], **params: Any) -> None:
     Example:
         se-deploy profile net.onnx --reference timm:seresnet50 --threads 1
     """
+    from se_deploy import schema
     from se_deploy.cli import arguments, render
     from se_deploy.commands import profile as verb
 
@@ -112,7 +113,7 @@ def profile(files: tuple[Path, ...], **params: Any) -> None:
             seed=params["seed"],
             progress=progress,
         )
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     slow = result.failures(max_p50_ms=params["max_p50_ms"], min_speedup=params["min_speedup"])
     failed = arguments.failed_gates(params, {"latency": slow})
     say.finish(payload, warnings=result.warnings, table=render.profile(payload), failed=failed)
@@ -152,7 +153,7 @@ def check(config: Path | None, **params: Any) -> None:
     Example:
         se-deploy check --junit verdicts.xml
     """
-    from se_deploy import files, report
+    from se_deploy import files, report, schema
     from se_deploy.cli import render_use
     from se_deploy.commands import check as verb
 
@@ -162,7 +163,7 @@ def check(config: Path | None, **params: Any) -> None:
     gates = verb.read(config)
     with say.progress() as progress:
         result = verb.check(gates, progress=progress)
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     if params["junit"]:
         files.write_text(params["junit"], report.junit(payload))
     say.finish(payload, warnings=result.warnings, table=render_use.checked(payload), failed=result.failures)

@@ -41,7 +41,7 @@ def inspect(file: Path, **params: Any) -> None:
         se-deploy inspect net.onnx --plan --gate fused
         se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
-    from se_deploy import files, report
+    from se_deploy import files, report, schema
     from se_deploy.cli import arguments, render
     from se_deploy.commands import inspect as verb
 
@@ -59,7 +59,7 @@ def inspect(file: Path, **params: Any) -> None:
             calib_samples=params["calib_samples"],
             progress=progress,
         )
-    payload = result.json()
+    payload = schema.builtins(verb.to_schema(result))
     if params["html"]:
         drawings = {}
         if isinstance(result, verb.InspectResult):
@@ -102,19 +102,18 @@ def report(folders: tuple[Path, ...], output: Path | None, **params: Any) -> Non
     Example:
         se-deploy report out-fp32 out-int8 -o compare.html
     """
-    from se_deploy import files
+    from se_deploy import files, schema
     from se_deploy import report as pages
     from se_deploy.cli import render
     from se_deploy.commands import report as verb
-    from se_deploy.commands import results
 
     if output:
         files.claim(output, overwrite=params["overwrite"])
-    runs = [(str(folder), verb.read_report(folder)) for folder in folders]
+    found = verb.report(folders)
+    runs = [(str(run.folder), schema.builtins(run)) for run in found.runs]
     if output:
         files.write_text(output, pages.compare_html(runs))
-    payload = {**results.head("report", ()), "runs": [{"folder": name, **run} for name, run in runs]}
-    talk.of(params).finish(payload, table=render.runs(runs))
+    talk.of(params).finish(found, table=render.runs(runs))
 
 
 @click.command()

@@ -25,10 +25,10 @@ from se_deploy.schema import input_spec, provenance
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from se_deploy.backends.manifest import Manifest
     from se_deploy.options import Precision
     from se_deploy.plan import Plan
     from se_deploy.protocols import Session
+    from se_deploy.schema.files import Manifest
     from se_deploy.schema.input_spec import InputSpec
 
 
@@ -233,4 +233,4 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
 
 def _plan(manifest: Manifest) -> Plan | None:
     """Return the plan in an engine's manifest; None where it was written without one."""
-    return fusion.plan_from_json(manifest.plan) if "layers" in manifest.plan else None
+    return None if manifest.plan is None else fusion.from_schema(manifest.plan)

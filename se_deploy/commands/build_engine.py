@@ -10,21 +10,12 @@ from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check, registry
 from se_deploy.backends.engine import BuildOptions
-from se_deploy.commands import artifacts, lowering, source, verifying
-from se_deploy.commands.results import (
-    Json,
-    block_json,
-    fp16_json,
-    head,
-    refused_json,
-    relative,
-    waterfall_json,
-)
+from se_deploy.commands import artifacts, as_schema, lowering, source, verifying
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.protocols import silent
 from se_deploy.quantization.without_qdq import without_qdq
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, relative, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,28 +61,6 @@ class BuildResult:
             for v in self.verdicts
             if v.verdict != "fused"
         )
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        folder = self.engine.parent
-        search = self.lowered.found
-        return {
-            **head("build-engine", self.warnings),
-            "engine": relative(self.engine, folder),
-            "manifest": relative(self.manifest, folder),
-            "onnx": relative(self.onnx, folder),
-            "plan": fusion.plan_json(self.built.plan, self.verdicts, self.found.precision),
-            "requested_precision": self.requested,
-            "found_precision": self.found.precision,
-            "seconds": self.built.seconds,
-            "skipped_tactics": self.built.skipped_tactics,
-            "rewrites": [[choice.rewrite, choice.site] for choice in search.choices] if search else [],
-            "waterfall": waterfall_json(search) if search else [],
-            "refused": refused_json(search),
-            **fp16_json(self.lowered.kept_fp32, self.lowered.unchecked),
-            "worth": self.worth.json() if self.worth else None,
-            "verified": self.verified.json(),
-        }
 
 
 def build_engine(
@@ -246,8 +215,8 @@ def finish(
             built,
             precision=found.precision,
             requested=wanted,
-            plan=fusion.plan_json(built.plan, verdicts, found.precision),
-            blocks=[block_json(block) for block in done.blocks],
+            plan=fusion.to_schema(built.plan, verdicts, found.precision),
+            blocks=tuple(map(as_schema.block, done.blocks)),
             calibration_sha256=done.samples.sha256 if done.samples else None,
             cache=calibration.cache,
             image=input_spec.read(done.model.metadata_props),
@@ -284,3 +253,26 @@ def _opt(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]]:
 def onnx_path(output: Path) -> Path:
     """OUT.engine.onnx, beside the engine."""
     return output.with_name(f"{output.name}.onnx")
+
+
+def to_schema(result: BuildResult) -> results.BuildEngine:
+    """Return what `build-engine --json` prints."""
+    folder = result.engine.parent
+    search = result.lowered.found
+    return results.BuildEngine(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        engine=relative(result.engine, folder),
+        manifest=relative(result.manifest, folder),
+        onnx=relative(result.onnx, folder),
+        plan=fusion.to_schema(result.built.plan, result.verdicts, result.found.precision),
+        requested_precision=result.requested,
+        found_precision=result.found.precision,
+        seconds=result.built.seconds,
+        skipped_tactics=result.built.skipped_tactics,
+        rewrites=tuple((choice.rewrite, choice.site) for choice in search.choices) if search else (),
+        worth=as_schema.worth(result.worth),
+        verified=verification.to_schema(result.verified),
+        **as_schema.search(search),
+        **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked),
+    )

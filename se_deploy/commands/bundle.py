@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from se_deploy.schema.results import Bundle
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from se_deploy.backends.manifest import Manifest
+    from se_deploy.schema.files import Manifest
     from se_deploy.schema.input_spec import InputSpec
 
 README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "predict.py"
@@ -129,8 +127,7 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     if cargo.manifest is not None:
         parts[cargo.path.name] = cargo.path
-        manifest = dataclasses.replace(cargo.manifest, input=cargo.spec)
-        text = json.dumps(manifest.json(), indent=2) + "\n"
+        text = f"{encode(replace(cargo.manifest, input=cargo.spec))}\n"
         own = manifests.path_of(cargo.path)
         parts[own.name] = text.encode() if cargo.respecified else own
         if cargo.onnx is not None:

@@ -3,45 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts, inspect, source
+from se_deploy.commands import parity as comparing
+from se_deploy.commands import profile as timing
 from se_deploy.commands.gates import Gates, read
-from se_deploy.commands.parity import parity
-from se_deploy.commands.profile import profile
-from se_deploy.commands.results import Json, head
 from se_deploy.errors import BadArtifact, MissingRuntime
 from se_deploy.options import ImageOptions
 from se_deploy.protocols import silent
+from se_deploy.schema import results, tool_version
+from se_deploy.schema.results import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from se_deploy.commands.gates import FusionGate, LatencyGate, ParityGate, PrecisionGate
-    from se_deploy.commands.parity import ParityResult
-    from se_deploy.commands.profile import ProfileResult
-    from se_deploy.commands.results import Judged, Timed
+    from se_deploy.commands.parity import Judged, ParityResult
+    from se_deploy.commands.profile import ProfileResult, Timed
     from se_deploy.protocols import Progress
+    from se_deploy.schema.common import Plan
 
-__all__ = ["CheckResult", "Outcome", "check", "read"]
+__all__ = ["CheckResult", "check", "read", "to_schema"]
 
 _SHOWN = 5  # blocks that are named one by one in a failed fusion gate
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One gate's verdict on one file."""
-
-    gate: Literal["parity", "fusion", "precision", "latency"]
-    name: str
-    passed: bool
-    details: tuple[str, ...]  # why it failed, or what was measured
-
-    def json(self) -> Json:
-        """One entry of `gates`."""
-        return {"gate": self.gate, "name": self.name, "passed": self.passed, "details": list(self.details)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +36,7 @@ class CheckResult:
     """Every verdict, and the measurements behind them."""
 
     config: str
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Gate, ...]
     parity: tuple[ParityResult, ...]
     profile: tuple[ProfileResult, ...]
     warnings: tuple[str, ...]
@@ -69,17 +56,6 @@ class CheckResult:
             for detail in outcome.details
         ]
 
-    def json(self) -> Json:
-        """The object of the contract; `parity` and `profile` are lists, one object for each table."""
-        return {
-            **head("check", self.warnings),
-            "config": self.config,
-            "passed": self.passed,
-            "gates": [outcome.json() for outcome in self.outcomes],
-            "parity": [result.json() for result in self.parity],
-            "profile": [result.json() for result in self.profile],
-        }
-
 
 def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
     """Judge every gate, cheap ones first; a failed one does not keep the others from being judged.
@@ -88,7 +64,7 @@ def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
     """
     total = len(gates.precision) + len(gates.fusion) + len(gates.parity) + len(gates.latency)
     done = 0
-    outcomes: list[Outcome] = []
+    outcomes: list[Gate] = []
     warnings: list[str] = []
     for required in gates.precision:
         progress("gates", done, total)
@@ -122,7 +98,20 @@ def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
     )
 
 
-def _precision(gate: PrecisionGate, warnings: list[str]) -> Outcome:
+def to_schema(result: CheckResult) -> results.Check:
+    """Return what `check --json` prints; `parity` and `profile` have one object for each table."""
+    return results.Check(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        config=result.config,
+        passed=result.passed,
+        gates=result.outcomes,
+        parity=tuple(map(comparing.to_schema, result.parity)),
+        profile=tuple(map(timing.to_schema, result.profile)),
+    )
+
+
+def _precision(gate: PrecisionGate, warnings: list[str]) -> Gate:
     """Hold what a file runs in against what is required: an engine's plan, a graph's tensors."""
     if artifacts.kind_of(str(gate.file)) == "engine":
         checked = manifests.check(gate.file)
@@ -131,50 +120,51 @@ def _precision(gate: PrecisionGate, warnings: list[str]) -> Outcome:
     else:
         found = artifacts.precision_of(source.load_onnx(gate.file, ImageOptions()))
         where = "its tensors are"
-    return Outcome(
-        "precision",
-        str(gate.file),
-        found == gate.precision,
-        (f"{where} in {found.upper()}, {gate.precision.upper()} is required",),
+    return Gate(
+        gate="precision",
+        name=str(gate.file),
+        passed=found == gate.precision,
+        details=(f"{where} in {found.upper()}, {gate.precision.upper()} is required",),
     )
 
 
-def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progress) -> Outcome:
+def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progress) -> Gate:
     result = inspect.inspect(file, plan=True, runtime=gate.runtime, targets=gate.targets, progress=progress)
     warnings += result.warnings
-    plans = result.json()["plans"]
+    plans = inspect.to_schema(result).plans
+    if not plans and isinstance(result, inspect.EngineInspection):
+        raise BadArtifact(f"the manifest of '{file}' holds no plan", hint="build the engine again")
     if not plans:
         raise MissingRuntime(
             f"no compiler here can plan '{file}': {'; '.join(result.warnings)}", hint="se-deploy doctor"
         )
-    if not all("blocks" in plan for plan in plans):
-        raise BadArtifact(f"the manifest of '{file}' holds no plan", hint="build the engine again")
-    if not any(plan["blocks"] for plan in plans):
+    if not any(plan.blocks for plan in plans):
         warnings.append(f"'{file}' has no SE block: its fusion gate had nothing to judge")
     failures = [text for plan in plans for text in _unfused(plan, gate.allow_split)]
-    return Outcome("fusion", str(file), not failures, tuple(failures or map(_counted, plans)))
+    details = tuple(failures or map(_counted, plans))
+    return Gate(gate="fusion", name=str(file), passed=not failures, details=details)
 
 
-def _unfused(plan: Json, allow_split: int) -> list[str]:
+def _unfused(plan: Plan, allow_split: int) -> list[str]:
     """Say which blocks fail the gate; empty where the plan passes."""
-    split = [block for block in plan["blocks"] if block["verdict"] == "split"]
-    bad = [block for block in plan["blocks"] if block["verdict"] == "fallback"]
+    split = [block for block in plan.blocks if block.verdict == "split"]
+    bad = [block for block in plan.blocks if block.verdict == "fallback"]
     bad += split if len(split) > allow_split else []
     if not bad:
         return []
-    texts = [f"'{b['output']}' is {b['verdict']}: {'; '.join(b['reasons'])}" for b in bad[:_SHOWN]]
+    texts = [f"'{b.output}' is {b.verdict}: {'; '.join(b.reasons)}" for b in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
         texts.append(f"and {len(bad) - _SHOWN} more blocks")
     return [f"{_counted(plan)}, {allow_split} split are allowed", *texts]
 
 
-def _counted(plan: Json) -> str:
-    fused = sum(block["verdict"] == "fused" for block in plan["blocks"])
-    return f"{plan['runtime']} {plan['target']}: {fused} of {len(plan['blocks'])} SE blocks are fused"
+def _counted(plan: Plan) -> str:
+    fused = sum(block.verdict == "fused" for block in plan.blocks)
+    return f"{plan.runtime} {plan.target}: {fused} of {len(plan.blocks)} SE blocks are fused"
 
 
 def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:
-    return parity(
+    return comparing.parity(
         gate.reference,
         gate.candidates,
         data=gate.data,
@@ -189,12 +179,13 @@ def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:
     )
 
 
-def _parity(candidate: Judged) -> Outcome:
-    return Outcome(
-        "parity",
-        candidate.path,
-        candidate.passed,
-        candidate.failures or (*_measures(candidate), *filter(None, [candidate.checked_as])),
+def _parity(candidate: Judged) -> Gate:
+    measured = (*_measures(candidate), *filter(None, [candidate.checked_as]))
+    return Gate(
+        gate="parity",
+        name=candidate.path,
+        passed=candidate.passed,
+        details=candidate.failures or measured,
     )
 
 
@@ -207,7 +198,7 @@ def _measures(candidate: Judged) -> Sequence[str]:
 
 
 def _measured_latency(gate: LatencyGate, progress: Progress) -> ProfileResult:
-    return profile(
+    return timing.profile(
         gate.files,
         reference=gate.reference,
         batch=gate.batch,
@@ -221,8 +212,8 @@ def _measured_latency(gate: LatencyGate, progress: Progress) -> ProfileResult:
     )
 
 
-def _latency(timed: Timed, gate: LatencyGate) -> Outcome:
+def _latency(timed: Timed, gate: LatencyGate) -> Gate:
     failures = timed.failures(max_p50_ms=gate.max_p50_ms, min_speedup=gate.min_speedup)
     speedup = "" if timed.speedup is None else f", {timed.speedup:.2f} times as fast as the reference"
     measured = f"p50 {timed.latency.p50_ms:.4g} ms{speedup}"
-    return Outcome("latency", timed.path, not failures, failures or (measured,))
+    return Gate(gate="latency", name=timed.path, passed=not failures, details=failures or (measured,))

@@ -6,22 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, graph
+from msgspec import convert
+
+from se_deploy import files, graph, verification
 from se_deploy.backends import registry
-from se_deploy.commands import lowering, source
-from se_deploy.commands.results import (
-    Json,
-    census_json,
-    finite,
-    fp16_json,
-    head,
-    refused_json,
-    relative,
-    waterfall_json,
-)
+from se_deploy.commands import as_schema, lowering, source
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.passes import search
 from se_deploy.protocols import silent
+from se_deploy.schema import common, finite, relative, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,32 +38,6 @@ class ExportResult:
     runtime: str
     verified: Verified  # the written file against the source
     warnings: tuple[str, ...]
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        search = self.lowered.found
-        return {
-            **head("export", self.warnings),
-            **census_json(self.source.census),
-            "plans": [],
-            "onnx": relative(self.onnx, self.onnx.parent),
-            "exporter": self.source.exporter,
-            "precision": self.precision,
-            "runtime": self.runtime,
-            "opset": graph.opset(self.lowered.model),
-            "nodes_before": self.source.nodes_before,
-            "nodes_after": self.lowered.model.graph.num_nodes(),
-            "rewrites": [
-                *([name, count] for name, count in self.source.counts),
-                *([name, count] for name, count in (search.counts if search else ())),
-            ],
-            "max_abs_error": finite(self.verified.max_abs_error),
-            "frozen": [] if self.source.network is None else [f.json() for f in self.source.network.frozen],
-            "waterfall": waterfall_json(search) if search else [],
-            "refused": refused_json(search),
-            "verified": self.verified.json(),
-            **fp16_json(self.lowered.kept_fp32, self.lowered.unchecked),
-        }
 
 
 def export(
@@ -132,3 +99,28 @@ def _name(backend: Backend | None) -> str:
 def choices_path(output: Path) -> Path:
     """OUT.rewrites.json: the choice of rewrites, replayable."""
     return output.with_suffix(".rewrites.json")
+
+
+def to_schema(result: ExportResult) -> results.Export:
+    """Return what `export --json` prints."""
+    taken, search = result.source, result.lowered.found
+    frozen = () if taken.network is None else taken.network.frozen
+    return results.Export(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        **as_schema.census(taken.census),
+        plans=(),
+        onnx=relative(result.onnx, result.onnx.parent),
+        exporter=taken.exporter,
+        precision=result.precision,
+        runtime=result.runtime,
+        opset=graph.opset(result.lowered.model),
+        nodes_before=taken.nodes_before,
+        nodes_after=result.lowered.model.graph.num_nodes(),
+        rewrites=(*taken.counts, *(search.counts if search else ())),
+        max_abs_error=finite(result.verified.max_abs_error),
+        frozen=tuple(convert(one, common.FrozenRatio, from_attributes=True) for one in frozen),
+        verified=verification.to_schema(result.verified),
+        **as_schema.search(search),
+        **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked),
+    )

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import convert
+
 from se_deploy import advice, fusion, graph, se_blocks
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.commands import artifacts, lowering, source
-from se_deploy.commands.results import Json, census_json, head
+from se_deploy.commands import artifacts, as_schema, lowering, source
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions
 from se_deploy.protocols import silent
+from se_deploy.schema import results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from se_deploy.options import Precision
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
+    from se_deploy.schema.files import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +38,6 @@ class Planned:
     verdicts: tuple[Verdict, ...]
     totals: Totals
     precision: Precision
-
-    def json(self) -> Json:
-        """One entry of `plans`, with its totals."""
-        t = self.totals
-        return {
-            **fusion.plan_json(self.plan, self.verdicts, self.precision),
-            "totals": {
-                "kernels": t.kernels,
-                "activation_bytes": t.activation_bytes,
-                "weight_bytes": t.weight_bytes,
-                "se_kernels": t.se_kernels,
-                "se_bytes": t.se_activation_bytes,
-                "se_share": t.se_share,
-                "tax": t.tax,
-                "without_se": None
-                if t.plain_kernels is None
-                else {"kernels": t.plain_kernels, "activation_bytes": t.plain_activation_bytes},
-            },
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,52 +61,23 @@ class InspectResult:
             if v.verdict != "fused"
         )
 
-    def json(self) -> Json:
-        """The object of the contract."""
-        se = self.census.se
-        return {
-            **head("inspect", self.warnings),
-            "file": self.file,
-            "nodes": self.model.graph.num_nodes(),
-            "opset": graph.opset(self.model),
-            **census_json(self.census),
-            "se_params": {
-                "counted": sum(block.params for block in se),
-                "formula": se_blocks.formula_params(se),
-            },
-            "plans": [planned.json() for planned in self.plans],
-            "totals": self.plans[0].json()["totals"] if self.plans else None,
-            "advice": None if self.advice is None else self.advice.json(),
-        }
-
 
 @dataclass(frozen=True, slots=True)
 class EngineInspection:
     """What an engine's manifest says, checked against the engine's bytes; needs no GPU."""
 
     file: str
-    manifest: manifests.Manifest
+    manifest: Manifest
     warnings: tuple[str, ...]
 
     @property
     def fusion_failures(self) -> tuple[str, ...]:
         """Name the blocks that are not fused."""
         return tuple(
-            f"SE block '{b['output']}' is {b['verdict']}: {'; '.join(b['reasons'])}"
-            for b in self.manifest.plan["blocks"]
-            if b["verdict"] != "fused"
+            f"SE block '{b.output}' is {b.verdict}: {'; '.join(b.reasons)}"
+            for b in (self.manifest.plan.blocks if self.manifest.plan else ())
+            if b.verdict != "fused"
         )
-
-    def json(self) -> Json:
-        """The object of the contract, with the manifest's own keys under `manifest`."""
-        return {
-            **head("inspect", self.warnings),
-            "file": self.file,
-            "blocks": list(self.manifest.blocks),
-            "rejected": [],
-            "plans": [self.manifest.plan],
-            "manifest": self.manifest.json(),
-        }
 
 
 def inspect(
@@ -209,3 +164,37 @@ def _planned(model: ir.Model, census: se_blocks.Census, planner: Planner, backen
     verdicts = fusion.verdicts(plan, census.se, model, backend.form().fusion)
     plain = planner.plan(fusion.without_gates(model, census.se)) if census.se else None
     return Planned(plan, verdicts, fusion.totals(plan, verdicts, plain), artifacts.precision_of(model))
+
+
+def to_schema(result: InspectResult | EngineInspection) -> results.Inspect:
+    """Return what `inspect --json` prints."""
+    if isinstance(result, EngineInspection):
+        manifest = result.manifest
+        return results.Inspect(
+            tool_version=tool_version(),
+            warnings=result.warnings,
+            file=result.file,
+            blocks=manifest.blocks,
+            rejected=(),
+            plans=() if manifest.plan is None else (manifest.plan,),
+            manifest=manifest,
+        )
+    se = result.census.se
+    advised = None
+    if result.advice is not None:
+        advised = convert(result.advice, results.Advice, from_attributes=True)
+    plans = tuple(fusion.to_schema(p.plan, p.verdicts, p.precision, p.totals) for p in result.plans)
+    return results.Inspect(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        file=result.file,
+        nodes=result.model.graph.num_nodes(),
+        opset=graph.opset(result.model),
+        **as_schema.census(result.census),
+        se_params=results.SEParams(
+            counted=sum(block.params for block in se), formula=se_blocks.formula_params(se)
+        ),
+        plans=plans,
+        totals=plans[0].totals if plans else None,
+        advice=advised,
+    )

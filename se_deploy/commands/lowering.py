@@ -362,20 +362,6 @@ class Worth:
         """What to tell the user; empty where INT8 pays."""
         return () if self.worth_it else (f"INT8 is not recommended here, use FP16: {self.reason}",)
 
-    def json(self) -> dict[str, object]:
-        """Give `worth` of the JSON objects."""
-        return {
-            "fp16_bytes": self.fp16.activation_bytes,
-            "int8_bytes": self.int8.activation_bytes,
-            "fp16_kernels": self.fp16.kernels,
-            "int8_kernels": self.int8.kernels,
-            "fp16_ms": self.fp16_ms,
-            "int8_ms": self.int8_ms,
-            "device": self.device.name,
-            "recommended": "int8" if self.worth_it else "fp16",
-            "reason": self.reason,
-        }
-
 
 def _distinct(one: float, other: float, *, digits: int) -> tuple[str, str]:
     """Return both figures with `digits` decimals, or with as many more as it takes to tell them apart."""

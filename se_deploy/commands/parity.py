@@ -11,15 +11,15 @@ from se_deploy import comparison
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts
-from se_deploy.commands.results import Json, Judged, head, relative
 from se_deploy.protocols import silent
+from se_deploy.schema import finite, relative, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx_ir as ir
 
-    from se_deploy.comparison import Tolerance
+    from se_deploy.comparison import Divergence, OutputParity, Parity, Tolerance
     from se_deploy.data import Samples
     from se_deploy.options import ImageOptions, NetworkOptions
     from se_deploy.protocols import Array, Arrays, FloatArray, Progress, Session
@@ -57,6 +57,25 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """One candidate of `parity`: measured, and judged by the tolerance of its precision."""
+
+    path: str
+    parity: Parity
+    tolerance: Tolerance
+    failures: tuple[str, ...]
+    divergence: Divergence | None
+    checked_as: str | None  # what stood in for the artifact, in words; None where it ran itself
+    evaluated: str  # "engine", "plan-rounded", or the name of the backend that ran it
+    rounding: str | None = None  # where its numbers were rounded to FP16, in words
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output is within the tolerance."""
+        return not self.failures
+
+
+@dataclass(frozen=True, slots=True)
 class ParityResult:
     """Every candidate measured on the same samples, and judged."""
 
@@ -70,17 +89,6 @@ class ParityResult:
     def passed(self) -> bool:
         """Whether every candidate passed."""
         return all(candidate.passed for candidate in self.candidates)
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        return {
-            **head("parity", self.warnings),
-            "reference": self.reference,
-            "reference_accuracy": self.reference_accuracy,
-            "preset": self.preset,
-            "candidates": [candidate.json() for candidate in self.candidates],
-            "passed": self.passed,
-        }
 
 
 def parity(
@@ -164,6 +172,55 @@ def parity(
         )
     return ParityResult(
         name_of(reference, relative_to), limits.preset or "auto", tuple(judged), accuracy, tuple(notes)
+    )
+
+
+def to_schema(result: ParityResult) -> results.Parity:
+    """Return what `parity --json` prints."""
+    return results.Parity(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        reference=result.reference,
+        reference_accuracy=result.reference_accuracy,
+        preset=result.preset,
+        candidates=tuple(map(_candidate, result.candidates)),
+        passed=result.passed,
+    )
+
+
+def _candidate(judged: Judged) -> results.Candidate:
+    where = judged.divergence
+    return results.Candidate(
+        path=judged.path,
+        passed=judged.passed,
+        preset=judged.tolerance.preset,
+        samples=judged.parity.samples,
+        accuracy=judged.parity.candidate_accuracy,
+        checked_as=judged.checked_as,
+        evaluated=judged.evaluated,
+        rounding=judged.rounding,
+        failures=judged.failures,
+        outputs=tuple(_output(output, judged.tolerance) for output in judged.parity.outputs),
+        first_divergence=None
+        if where is None
+        else results.Divergence(
+            tensor=where.tensor,
+            node=where.node,
+            op_type=where.op_type,
+            relative_rms=finite(where.relative_rms),
+        ),
+    )
+
+
+def _output(output: OutputParity, tolerance: Tolerance) -> results.OutputParity:
+    return results.OutputParity(
+        name=output.name,
+        max_abs=finite(output.max_abs),
+        max_rel=finite(output.max_rel),
+        cosine=finite(output.cosine),
+        sqnr_db=finite(output.sqnr_db),
+        top1_agreement=output.top1_agreement,
+        passed=not tolerance.failures(output),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +11,10 @@ from se_deploy import verification
 from se_deploy.backends import registry
 from se_deploy.commands import artifacts, shapes
 from se_deploy.commands.parity import name_of
-from se_deploy.commands.results import Json, Timed, head
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.profiling import latency, power
 from se_deploy.protocols import silent
+from se_deploy.schema import finite, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,6 +83,46 @@ def _shapes(one: artifacts.Opened, size: int, timing: Timing) -> shapes.Shapes:
 
 
 @dataclass(frozen=True, slots=True)
+class Timed:
+    """One artifact of `profile`."""
+
+    path: str
+    runtime: str
+    device: str
+    batch: int
+    latency: latency.Latency
+    speedup: float | None  # images per second over the reference's at the same batch; None where unstable
+    reference: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the inputs that were timed
+
+    def failures(
+        self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
+    ) -> tuple[str, ...]:
+        """Return in words which limits it does not keep; the reference is held to none.
+
+        An unstable timing keeps no limit: it is not judged, and a gate on it does not pass.
+        """
+        if self.reference:
+            return ()
+        if max_p50_ms is None and min_speedup is None:
+            return ()
+        if not self.latency.stable:
+            return (f"not judged: the timing is unstable ({self.latency.rule})",)
+        found = []
+        p50 = self.latency.p50_ms
+        if max_p50_ms is not None and not p50 <= max_p50_ms:
+            found.append(f"the median is {p50:.4g} ms, above {max_p50_ms:g} ms")
+        if min_speedup is not None:
+            if self.speedup is None:
+                found.append("not judged: no speed-up is known, see the warnings")
+            elif not self.speedup >= min_speedup:
+                found.append(
+                    f"it is {self.speedup:.2f} times as fast as the reference, below {min_speedup:g}"
+                )
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class ProfileResult:
     """Latencies, the reference first where there is one."""
 
@@ -103,14 +143,6 @@ class ProfileResult:
             for artifact in self.artifacts
             for text in artifact.failures(max_p50_ms=max_p50_ms, min_speedup=min_speedup)
         )
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        return {
-            **head("profile", self.warnings),
-            "threads": self.threads,
-            "artifacts": [artifact.json() for artifact in self.artifacts],
-        }
 
 
 def profile(
@@ -176,3 +208,35 @@ def profile(
             timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference, used))
     progress("profile", len(named), len(named))
     return ProfileResult(tuple(timed), threads, tuple(notes))
+
+
+def to_schema(result: ProfileResult) -> results.Profile:
+    """Return what `profile --json` prints."""
+    return results.Profile(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        threads=result.threads,
+        artifacts=tuple(map(_timing, result.artifacts)),
+    )
+
+
+def _timing(timed: Timed) -> results.Timing:
+    t = timed.latency
+    return results.Timing(
+        path=timed.path,
+        runtime=timed.runtime,
+        device=timed.device,
+        batch=timed.batch,
+        p50_ms=t.p50_ms,
+        p90_ms=t.p90_ms,
+        p99_ms=t.p99_ms,
+        mean_ms=t.mean_ms,
+        std_ms=t.std_ms,
+        throughput_per_s=t.throughput_per_s,
+        samples=len(t.samples_ms),
+        stable=t.stable,
+        power_w=finite(t.power_w),
+        energy_mj=finite(t.energy_mj),
+        speedup_vs_reference=timed.speedup,
+        shapes=timed.shapes,
+    )

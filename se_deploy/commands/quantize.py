@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, graph
+from msgspec import convert
+
+from se_deploy import files, graph, verification
 from se_deploy.backends import registry
-from se_deploy.commands import lowering, source, verifying
-from se_deploy.commands.results import Json, finite, fp16_json, head, relative
+from se_deploy.commands import as_schema, lowering, source, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.protocols import silent
+from se_deploy.schema import common, finite, relative, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,40 +32,6 @@ class QuantizeResult:
     worth: Worth | None  # INT8 against FP16 on the target; None where no compiler plans here
     verified: Verified  # the written file against the one given
     warnings: tuple[str, ...]
-
-    def json(self) -> Json:
-        """The object of the contract."""
-        made = self.lowered.quantized
-        assert made is not None  # noqa: S101 - quantize() always quantizes
-        return {
-            **head("quantize", self.warnings),
-            "onnx": relative(self.onnx, self.onnx.parent),
-            "policy": made.policy,
-            "method": made.method,
-            "samples": made.samples,
-            "quantized": list(made.quantized),
-            "kept": [{"node": layer.node, "reason": layer.reason} for layer in made.float_layers],
-            **fp16_json(made.kept_fp32, made.unchecked),
-            "rounding": made.rounding,
-            "sqnr_db": {name: finite(value) for name, value in made.sqnr_db.items()},
-            "macs_int8_fraction": made.macs_int8_fraction,
-            "worth": self.worth.json() if self.worth else None,
-            "curve": [
-                {
-                    "macs_fp16_fraction": 1 - point.macs_int8_fraction,
-                    "added_ms": point.added_ms,
-                    "sqnr_db": finite(point.sqnr_db),
-                    "accuracy": point.accuracy,
-                    "kept": point.float_layers,
-                }
-                for point in made.curve
-            ],
-            "ranges": [
-                {"tensor": name, "low": float(params.low), "high": float(params.high)}
-                for name, params in made.params.items()
-            ],
-            "verified": self.verified.json(),
-        }
 
 
 def quantize(
@@ -115,3 +83,39 @@ def quantize(
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)
     return QuantizeResult(output, done, worth, verified, (*form.warnings, *done.warnings, *verified.warnings))
+
+
+def to_schema(result: QuantizeResult) -> results.Quantize:
+    """Return what `quantize --json` prints."""
+    made = result.lowered.quantized
+    assert made is not None  # noqa: S101 - quantize() always quantizes
+    return results.Quantize(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        onnx=relative(result.onnx, result.onnx.parent),
+        policy=made.policy,
+        method=made.method,
+        samples=made.samples,
+        quantized=made.quantized,
+        kept=tuple(convert(one, common.KeptNode, from_attributes=True) for one in made.float_layers),
+        **as_schema.fp16(made.kept_fp32, made.unchecked),
+        rounding=made.rounding,
+        sqnr_db={name: finite(value) for name, value in made.sqnr_db.items()},
+        macs_int8_fraction=made.macs_int8_fraction,
+        worth=as_schema.worth(result.worth),
+        curve=tuple(
+            results.CurvePoint(
+                macs_fp16_fraction=1 - point.macs_int8_fraction,
+                added_ms=point.added_ms,
+                sqnr_db=finite(point.sqnr_db),
+                accuracy=point.accuracy,
+                kept=point.float_layers,
+            )
+            for point in made.curve
+        ),
+        ranges=tuple(
+            results.Range(tensor=name, low=float(params.low), high=float(params.high))
+            for name, params in made.params.items()
+        ),
+        verified=verification.to_schema(result.verified),
+    )

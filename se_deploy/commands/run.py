@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 import os
 import platform
 import sys
@@ -17,16 +16,22 @@ from se_deploy import files, graph, report, schema
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import artifacts, export, fp16, inspect, lowering, source
-from se_deploy.commands.build_engine import build_engine, onnx_path
-from se_deploy.commands.parity import parity
-from se_deploy.commands.profile import profile
-from se_deploy.commands.quantize import quantize
-from se_deploy.commands.results import Json, head
+from se_deploy.commands import (
+    artifacts,
+    build_engine,
+    export,
+    fp16,
+    inspect,
+    lowering,
+    parity,
+    profile,
+    quantize,
+    source,
+)
 from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
 from se_deploy.protocols import silent
-from se_deploy.schema import input_spec, provenance
+from se_deploy.schema import input_spec, provenance, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -83,7 +88,7 @@ class RunResult:
         ]
         return {
             "parity": tuple(text for c in self.parity.candidates for text in c.failures),
-            "fusion": self._deployed.fusion_failures,
+            "fusion": self.deployed.fusion_failures,
             "precision": tuple(text for e in self.engines.values() for text in e.precision_failures),
             "latency": tuple(slow),
         }
@@ -117,7 +122,7 @@ class RunResult:
         return next((name for name in order if not self._against(name)), None)
 
     @property
-    def _deployed(self) -> BuildResult:
+    def deployed(self) -> BuildResult:
         """The engine that the run's verdicts are of: the recommended one, else the first."""
         name = self.recommended
         return self.engines[next(iter(self.engines)) if name is None else name]
@@ -127,39 +132,6 @@ class RunResult:
         measured = [c for c in self.parity.candidates if c.path == self.engines[name].engine.name]
         failures = [text for c in measured for text in c.failures]
         return (*failures, *self.engines[name].precision_failures)
-
-    def json(self) -> Json:
-        """The object of the contract: report.json."""
-        taken = self.export.source
-        engines = {name: built.json() for name, built in self.engines.items()}
-        spec = input_spec.read(taken.model.metadata_props)
-        return {
-            **head(self.verb, self.warnings),
-            "command": self.command,
-            "date": self.date,
-            "network": {
-                "spec": taken.spec,
-                "weights": taken.network.weights if taken.network else "in the ONNX file",
-                "params": sum(
-                    v.const_value.size for v in taken.model.graph.initializers.values() if v.const_value
-                ),
-                "macs": sum(graph.macs(node) for node in taken.model.graph),
-                "input": schema.builtins(spec) if spec else None,
-            },
-            "machine": machine(),
-            "report": "report.html",
-            "artifacts": {path.name.removeprefix("model."): path.name for path in self.files},
-            "sizes": {path.name: path.stat().st_size for path in self.files},
-            "export": self.export.json(),
-            "inspect": self.inspection.json(),
-            "quantize": self.quantize.json() if self.quantize else None,
-            "build-engines": engines,
-            "build-engine": self._deployed.json(),
-            "parity": self.parity.json(),
-            "profile": self.profile.json(),
-            "verdicts": self.verdicts,
-            "recommendation": self.recommendation,
-        }
 
     @property
     def files(self) -> list[Path]:
@@ -243,7 +215,7 @@ def run(
     steps.next()
     quantized = None
     if precision == "int8":
-        quantized = quantize(
+        quantized = quantize.quantize(
             paths["onnx"],
             paths["int8"],
             image=image,
@@ -258,7 +230,7 @@ def run(
     compiler = lowering.compiler_for(registry.chosen(runtime), targets)
     engines: dict[Precision, BuildResult] = {}
     for name in ENGINES[precision]:
-        engines[name] = build_engine(
+        engines[name] = build_engine.build_engine(
             paths["onnx"],
             folder / f"model.{name}.engine",
             precision=name,
@@ -279,7 +251,7 @@ def run(
     inspection = inspect.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
     written += [built.engine for built in engines.values()]
     reference = _reference(model, taken, threads)
-    compared = parity(
+    compared = parity.parity(
         reference,
         written,
         data=data or _calibration_data(calibration, taken, folder),
@@ -290,7 +262,7 @@ def run(
         progress=progress,
     )
     steps.next()
-    timed = profile(
+    timed = profile.profile(
         written,
         reference=reference,
         threads=threads,
@@ -322,25 +294,61 @@ def run(
         tuple(dict.fromkeys(notes)),
     )
     _remove_stale(result, Path(model))
-    payload = result.json()
-    files.write_text(folder / "report.json", json.dumps(payload, indent=2, allow_nan=False) + "\n")
-    files.write_text(folder / "report.html", report.html(payload))
+    made = to_schema(result)
+    files.write_text(folder / "report.json", f"{schema.encode(made)}\n")
+    files.write_text(folder / "report.html", report.html(schema.builtins(made)))
     steps.next()
     return result
 
 
-def machine() -> Json:
+def to_schema(result: RunResult) -> results.Run:
+    """Return `report.json`, which `run --json` and `demo --json` print."""
+    taken = result.export.source
+    kind = results.Demo if result.verb == "demo" else results.Run
+    engines: dict[str, results.BuildEngine] = {
+        name: build_engine.to_schema(built) for name, built in result.engines.items()
+    }
+    weights = taken.model.graph.initializers.values()
+    return kind(
+        tool_version=tool_version(),
+        warnings=result.warnings,
+        command=result.command,
+        date=result.date,
+        network=results.Network(
+            spec=taken.spec,
+            weights=taken.network.weights if taken.network else "in the ONNX file",
+            params=sum(value.const_value.size for value in weights if value.const_value),
+            macs=sum(graph.macs(node) for node in taken.model.graph),
+            input=input_spec.read(taken.model.metadata_props),
+        ),
+        machine=machine(),
+        report="report.html",
+        artifacts={path.name.removeprefix("model."): path.name for path in result.files},
+        sizes={path.name: path.stat().st_size for path in result.files},
+        export=export.to_schema(result.export),
+        inspect=inspect.to_schema(result.inspection),
+        quantize=quantize.to_schema(result.quantize) if result.quantize else None,
+        build_engines=engines,
+        build_engine=build_engine.to_schema(result.deployed),
+        parity=parity.to_schema(result.parity),
+        profile=profile.to_schema(result.profile),
+        verdicts=results.Verdicts(**result.verdicts),
+        recommendation=result.recommendation,
+    )
+
+
+def machine() -> results.Machine:
     """Say what this run ran on: processor, cores, Python and the packages that matter."""
     installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
     brought = (name for backend in registry.every() for name in backend.packages)
     found = {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}
-    return {
-        "platform": platform.platform(),
-        "cpu": artifacts.cpu_name(),
-        "cores": os.cpu_count(),
-        "python": sys.version.split()[0],
-        "packages": found,
-    }
+    return results.Machine(
+        platform=platform.platform(),
+        cpu=artifacts.cpu_name(),
+        cores=os.cpu_count(),
+        python=sys.version.split()[0],
+        packages=found,
+    )
 
 
 class _Steps:
@@ -373,7 +381,7 @@ def _remove_stale(result: RunResult, model: Path) -> None:
 def _own(folder: Path) -> tuple[Path, ...]:
     """Return every artifact that a run of any precision may leave in `folder`."""
     engines = [folder / f"model.{name}.engine" for name in _PRECISIONS]
-    sides = [p for e in engines for p in (manifests.path_of(e), onnx_path(e))]
+    sides = [p for e in engines for p in (manifests.path_of(e), build_engine.onnx_path(e))]
     return (*(folder / name for name in _GRAPHS["int8"]), *engines, *sides)
 
 

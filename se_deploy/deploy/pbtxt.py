@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from se_deploy.backends.backend import Triton
-    from se_deploy.backends.manifest import Manifest
+    from se_deploy.schema.files import Manifest
     from se_deploy.schema.input_spec import InputSpec
 
 LABELS = "labels.txt"

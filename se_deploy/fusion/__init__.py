@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from se_deploy.fusion.totals import Totals, plan_from_json, plan_json, totals, without_gates
+from se_deploy.fusion.totals import Totals, from_schema, to_schema, totals, without_gates
 from se_deploy.fusion.verdict import FusionRules, Verdict, verdicts
 
 __all__ = [
     "FusionRules",
     "Totals",
     "Verdict",
-    "plan_from_json",
-    "plan_json",
+    "from_schema",
+    "to_schema",
     "totals",
     "verdicts",
     "without_gates",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+from msgspec import convert
 
 from se_deploy import graph
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.fusion.region import is_map
 from se_deploy.plan import Kernel, Plan, PlanTensor
+from se_deploy.schema import common
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from se_deploy.fusion.verdict import Verdict
     from se_deploy.se_blocks.types import SEBlock
@@ -78,65 +80,73 @@ def without_gates(model: ir.Model, blocks: Sequence[SEBlock]) -> ir.Model:
     return graph.tidy(copy)
 
 
-def plan_json(plan: Plan, judged: Sequence[Verdict], precision: str) -> dict[str, Any]:
-    """Give the contract's PLAN object. `precision`: what the network is in, "fp32", "fp16" or "int8"."""
-    return {
-        "runtime": plan.runtime,
-        "version": plan.version,
-        "target": plan.target,
-        "precision": precision,
-        "kernels": plan.kernels,
-        "activation_bytes": plan.activation_bytes,
-        "weight_bytes": plan.weight_bytes,
-        "layers": [
-            {
-                "name": layer.name,
-                "kind": layer.kind,
-                "inputs": [_pair(tensor) for tensor in layer.inputs],
-                "outputs": [_pair(tensor) for tensor in layer.outputs],
-                "onnx_nodes": list(layer.onnx_nodes),
-            }
+def to_schema(
+    plan: Plan,
+    judged: Sequence[Verdict],
+    precision: common.Precision,
+    found: Totals | None = None,
+) -> common.Plan:
+    """Return the contract's PLAN. `precision`: what the network is in; `found`: what SE costs in it."""
+    return common.Plan(
+        runtime=plan.runtime,
+        version=plan.version,
+        target=plan.target,
+        precision=precision,
+        kernels=plan.kernels,
+        activation_bytes=plan.activation_bytes,
+        weight_bytes=plan.weight_bytes,
+        layers=tuple(
+            common.PlanLayer(
+                name=layer.name,
+                kind=layer.kind,
+                inputs=tuple(_pair(tensor) for tensor in layer.inputs),
+                outputs=tuple(_pair(tensor) for tensor in layer.outputs),
+                onnx_nodes=layer.onnx_nodes,
+            )
             for layer in plan.layers
-        ],
-        "blocks": [
-            {
-                "output": verdict.output,
-                "verdict": verdict.verdict,
-                "kernels": verdict.kernels,
-                "activation_bytes": verdict.activation_bytes,
-                "reasons": list(verdict.reasons),
-            }
-            for verdict in judged
-        ],
-    }
+        ),
+        blocks=tuple(convert(verdict, common.PlanBlock, from_attributes=True) for verdict in judged),
+        totals=None if found is None else _totals(found),
+    )
 
 
-def plan_from_json(fields: Mapping[str, Any]) -> Plan:
-    """Return the plan that `plan_json` wrote, as far as it did: tensors without names, constants left out."""
+def _totals(found: Totals) -> common.Totals:
+    bare = None
+    if found.plain_kernels is not None:
+        bare = common.WithoutSE(kernels=found.plain_kernels, activation_bytes=found.plain_activation_bytes)
+    return common.Totals(
+        kernels=found.kernels,
+        activation_bytes=found.activation_bytes,
+        weight_bytes=found.weight_bytes,
+        se_kernels=found.se_kernels,
+        se_bytes=found.se_activation_bytes,
+        se_share=found.se_share,
+        tax=found.tax,
+        without_se=bare,
+    )
+
+
+def from_schema(plan: common.Plan) -> Plan:
+    """Return the plan that `to_schema` wrote, as far as it did: tensors without names, constants left out."""
     return Plan(
-        fields["runtime"],
-        fields["version"],
-        fields["target"],
+        plan.runtime,
+        plan.version,
+        plan.target,
         tuple(
             Kernel(
-                layer["name"],
-                layer["kind"],
-                tuple(_unpaired(pair) for pair in layer["inputs"]),
-                tuple(_unpaired(pair) for pair in layer["outputs"]),
-                tuple(layer["onnx_nodes"]),
+                layer.name,
+                layer.kind,
+                tuple(PlanTensor("", *pair) for pair in layer.inputs),
+                tuple(PlanTensor("", *pair) for pair in layer.outputs),
+                layer.onnx_nodes,
             )
-            for layer in fields["layers"]
+            for layer in plan.layers
         ),
     )
 
 
-def _unpaired(pair: Sequence[Any]) -> PlanTensor:
-    dtype, dims = pair
-    return PlanTensor("", dtype, tuple(dims))
-
-
-def _pair(tensor: PlanTensor) -> list[Any]:
-    return [tensor.dtype, list(tensor.dims)]
+def _pair(tensor: PlanTensor) -> tuple[str, tuple[int, ...]]:
+    return tensor.dtype, tensor.dims
 
 
 def _scaled(scale: ir.Node, block: SEBlock) -> ir.Value:

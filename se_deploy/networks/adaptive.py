@@ -7,7 +7,6 @@ width has a gradient; rounding it to an integer would have none and would freeze
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -47,10 +46,6 @@ class FrozenRatio:
     hidden: int  # units that are left
     available: int  # units that there were to choose from
     ratio: float  # channels / hidden
-
-    def json(self) -> dict[str, str | int | float]:
-        """One entry of `frozen` in what `export` prints."""
-        return dataclasses.asdict(self)
 
 
 class OrderedMask(nn.Module):

@@ -150,14 +150,6 @@ class WaterfallStep(Struct, frozen=True, kw_only=True):
     activation_bytes: Count
 
 
-class RefusedRewrite(Struct, frozen=True, kw_only=True):
-    """Why a rewrite was not possible at a block."""
-
-    rewrite: str
-    at: str
-    reason: str
-
-
 class FrozenRatio(Struct, frozen=True, kw_only=True):
     """The static width that a block of learned width was frozen to; `ratio` is channels over hidden."""
 

@@ -18,7 +18,6 @@ from se_deploy.schema.common import (
     KeptNode,
     Plan,
     Precision,
-    RefusedRewrite,
     Rejected,
     Result,
     Totals,
@@ -48,8 +47,9 @@ class Export(Result, frozen=True, kw_only=True, tag="se-deploy/export/1"):
     frozen: tuple[FrozenRatio, ...] = ()
     waterfall: tuple[WaterfallStep, ...] = ()
     verified: Verified | None = None
-    refused: tuple[RefusedRewrite, ...] = ()
+    refused: tuple[tuple[str, str, str], ...] = ()  # rewrite, block, why it was not possible
     kept_fp32: tuple[KeptNode, ...] = ()
+    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges
 
 
 class Width(Struct, frozen=True, kw_only=True):
@@ -165,6 +165,9 @@ class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     worth: Worth | None = None
     curve: tuple[CurvePoint, ...] = ()
     ranges: tuple[Range, ...] = ()
+    kept_fp32: tuple[KeptNode, ...] = ()
+    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges
+    rounding: str | None = None
     verified: Verified | None = None
 
 
@@ -183,8 +186,9 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
     waterfall: tuple[WaterfallStep, ...] = ()
     worth: Worth | None = None
     verified: Verified | None = None
-    refused: tuple[RefusedRewrite, ...] = ()
+    refused: tuple[tuple[str, str, str], ...] = ()  # rewrite, block, why it was not possible
     kept_fp32: tuple[KeptNode, ...] = ()
+    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges
 
 
 class OutputParity(Struct, frozen=True, kw_only=True):
@@ -209,7 +213,7 @@ class Divergence(Struct, frozen=True, kw_only=True):
 
 
 class Candidate(Struct, frozen=True, kw_only=True):
-    """One artifact against the reference; `checked_as` says what stood in for it."""
+    """One artifact against the reference; `checked_as` says what stood in for it, `rounding` how in FP16."""
 
     path: str
     passed: bool
@@ -221,6 +225,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     checked_as: str | None = None
     failures: tuple[str, ...] = ()
     evaluated: str | None = None  # "engine", "plan-rounded", or the name of the backend that ran it
+    rounding: str | None = None
     shapes: Mapping[str, Dims] | None = None
 
 

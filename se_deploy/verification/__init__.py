@@ -16,10 +16,11 @@ from se_deploy.verification.verdict import (
     expect,
     keep_right,
     skipped,
+    to_schema,
     verify,
 )
 
 __all__ = [
     "CheckInput", "Expected", "Failure", "Kept", "Probe", "Verified", "choose", "expect", "keep_right",
-    "noise", "skipped", "verify",
+    "noise", "skipped", "to_schema", "verify",
 ]  # fmt: skip

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
+from msgspec import convert
+from msgspec.structs import replace
 
 from se_deploy import batching, comparison
 from se_deploy.errors import BadInput
+from se_deploy.schema import common, finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -45,10 +48,6 @@ class CheckInput:
     name: str
     dims: tuple[int, ...]
     kind: str  # "noise", "extremes" (black and white) or "data" (the user's)
-
-    def json(self) -> dict[str, Any]:
-        """Return one entry of `inputs`."""
-        return {"name": self.name, "dims": list(self.dims), "kind": self.kind}
 
 
 NOT_FINITE = "not finite"
@@ -81,19 +80,6 @@ class Failure:
         return (
             f"{self.step}: '{self.output}' has {self.measure} {self.error:.3g}, limit {self.limit:.3g}{where}"
         )
-
-    def json(self) -> dict[str, Any]:
-        """Return one entry of `failures`."""
-        return {
-            "step": self.step,
-            "node": self.node,
-            "output": self.output,
-            "measure": self.measure,
-            "error": self.error,
-            "limit": self.limit if math.isfinite(self.limit) else None,
-            "preset": self.preset,
-            "tensor": self.tensor,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +132,21 @@ class Verified:
             _larger(self.max_rel_error, other.max_rel_error),
         )
 
-    def json(self) -> dict[str, Any]:
-        """Return `verified` of the JSON objects."""
-        return {
-            "passed": self.passed,
-            "skipped": self.skipped,
-            "inputs": [one.json() for one in self.inputs],
-            "failures": [failure.json() for failure in self.failures],
-            "taken_back": [failure.json() for failure in self.taken_back],
-        }
+
+def to_schema(found: Verified) -> common.Verified:
+    """Return `verified` of the JSON objects."""
+    return common.Verified(
+        passed=found.passed,
+        skipped=found.skipped,
+        inputs=tuple(convert(one, common.CheckInput, from_attributes=True) for one in found.inputs),
+        failures=tuple(map(_failure_to_schema, found.failures)),
+        taken_back=tuple(map(_failure_to_schema, found.taken_back)),
+    )
+
+
+def _failure_to_schema(found: Failure) -> common.CheckFailure:
+    made = convert(found, common.CheckFailure, from_attributes=True)
+    return replace(made, error=finite(found.error), limit=finite(found.limit))
 
 
 def skipped() -> Verified:

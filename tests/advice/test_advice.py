@@ -11,6 +11,7 @@ from onnx import numpy_helper, parser
 from se_deploy import advice, data, graph, inspect
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli.main import main
+from se_deploy.commands.inspect import to_schema
 from se_deploy.errors import BadData, BadInput, BadModel
 from se_deploy.options import ImageOptions
 from se_deploy.quantization import to_fp16
@@ -372,7 +373,7 @@ def test_inspect_draws_advice_as_a_table_and_a_page(folder, capsys):
 
 
 def test_inspect_without_data_gives_no_advice(folder):
-    assert inspect("se.onnx").json()["advice"] is None
+    assert to_schema(inspect("se.onnx")).advice is None
 
 
 def test_advice_asks_for_the_float_graph(folder):

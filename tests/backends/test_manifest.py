@@ -3,16 +3,19 @@ import json
 import plan_graphs
 import pytest
 
-from se_deploy import files, graph
+from se_deploy import files, fusion, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.tensorrt.compiler import Compiler
+from se_deploy.commands import as_schema
 from se_deploy.errors import BadArtifact
 from se_deploy.schema import input_spec
+from se_deploy.schema.files import ShapeRange
 
 pytest.importorskip("tensorrt_rtx")
 
 SPEC = input_spec.InputSpec("x", 32, 14, 14, (0.0,) * 32, (1.0,) * 32, labels=("zero", "one"))
+BLOCKS = (as_schema.block(plan_graphs.block(plan_graphs.se_net())),)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,8 @@ def engine_path(built, tmp_path):
         calibration_sha256="ab" * 32,
         cache=tmp_path / "cache.json",
         image=SPEC,
-        plan={"kernels": 7, "blocks": []},
-        blocks=[{"output": "s"}],
+        plan=fusion.to_schema(built.plan, (), "fp32"),
+        blocks=BLOCKS,
     )
     manifests.write(described, manifests.path_of(path))
     return path
@@ -52,13 +55,16 @@ def test_a_manifest_comes_back_as_it_was_written(engine_path, built):
     assert (manifest.runtime, manifest.targets) == ("tensorrt-rtx", ("sm86", "sm89"))
     assert manifest.engine_sha256 == files.sha256(engine_path)
     assert manifest.calibration_cache_sha256 == files.sha256(engine_path.parent / "cache.json")
-    assert (manifest.input, manifest.shapes) == (SPEC, built.shapes)
-    assert manifest.blocks == ({"output": "s"},)
+    assert manifest.input == SPEC
+    profile = built.shapes["x"]
+    assert manifest.shapes == {"x": ShapeRange(profile.min, profile.opt, profile.max)}
+    assert manifest.blocks == BLOCKS
+    assert manifest.plan.kernels == built.plan.kernels
 
 
 def test_the_file_names_its_schema_and_no_folder(engine_path):
     text = manifests.path_of(engine_path).read_text("utf-8")
-    assert json.loads(text)["schema"] == manifests.SCHEMA
+    assert json.loads(text)["schema"] == "se-deploy/manifest/1"
     assert str(engine_path.parent) not in text
 
 
@@ -89,7 +95,7 @@ def test_an_engine_without_its_manifest_is_refused(engine_path):
 )
 def test_what_is_no_manifest_is_refused(engine_path, text):
     manifests.path_of(engine_path).write_text(text)
-    with pytest.raises(BadArtifact, match="no manifest"):
+    with pytest.raises(BadArtifact, match="a manifest"):
         manifests.read(engine_path)
 
 

@@ -7,16 +7,17 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import use_graphs
+from msgspec.structs import replace
 
 from se_deploy.backends import manifest as manifests
 from se_deploy.cli.main import main
 from se_deploy.commands import artifacts
 from se_deploy.commands import check as verb
-from se_deploy.commands.profile import ProfileResult, profile
-from se_deploy.commands.results import Timed
+from se_deploy.commands.profile import ProfileResult, Timed, profile
 from se_deploy.errors import BadArtifact, BadData, BadInput, BadModel, MissingRuntime
 from se_deploy.profiling.latency import Latency
 from se_deploy.protocols import TensorSpec
+from se_deploy.schema.common import PlanBlock
 
 PARITY = '[parity]\nreference = "se.onnx"\ncandidates = ["se.onnx"]\ndata = "photos"\n'
 FUSION = '[fusion]\nfiles = "se.onnx"\nruntime = "onnxruntime"\n'
@@ -99,7 +100,7 @@ def engine(folder, **fields):
 
 
 def block(verdict, output="m"):
-    return {"output": output, "verdict": verdict, "kernels": 5, "activation_bytes": 1, "reasons": ["why"]}
+    return PlanBlock(output=output, verdict=verdict, kernels=5, activation_bytes=1, reasons=("why",))
 
 
 def test_an_engine_is_judged_by_its_manifest(folder):
@@ -122,8 +123,8 @@ def test_an_engine_is_judged_by_its_manifest(folder):
     ],
 )
 def test_split_blocks_are_allowed_by_number_and_a_fallback_never(folder, found, allowed, passed):
-    blocks = [block(verdict, f"b{i}") for i, verdict in enumerate(found)]
-    engine(folder, plan={"runtime": "tensorrt-rtx", "target": "sm86", "blocks": blocks})
+    blocks = tuple(block(verdict, f"b{i}") for i, verdict in enumerate(found))
+    engine(folder, plan=replace(use_graphs.plan("tensorrt-rtx"), blocks=blocks))
     result = check(folder, f'[fusion]\nfiles = "net.engine"\nallow_split = {allowed}\n')
     assert result.passed is passed
     if not passed:
@@ -147,7 +148,7 @@ def test_an_engine_that_is_not_the_one_described_is_an_error(folder):
     engine(folder).write_bytes(b"vtrt" + bytes(65))
     with pytest.raises(BadArtifact, match="sha256"):
         check(folder, '[precision]\nfiles = {"net.engine" = "fp16"}\n')
-    engine(folder, plan={})
+    engine(folder, plan=None)
     with pytest.raises(BadArtifact, match="no plan"):
         check(folder, '[fusion]\nfiles = "net.engine"\n')
 
@@ -237,7 +238,7 @@ def test_latency_against_a_reference(folder):
 def test_arrays_of_tables_are_several_gates(folder):
     result = check(folder, PRECISION + (PARITY + 'preset = "fp16"\n').replace("[parity]", "[[parity]]") * 2)
     assert [gate for gate, _, _ in verdicts(result)] == ["precision", "parity", "parity"]
-    assert [p["preset"] for p in result.json()["parity"]] == ["fp16", "fp16"]
+    assert [p.preset for p in verb.to_schema(result).parity] == ["fp16", "fp16"]
 
 
 def test_paths_are_relative_to_the_configuration(folder, monkeypatch, tmp_path_factory):

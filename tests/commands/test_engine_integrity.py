@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import use_graphs
+from msgspec.structs import replace
 
 from se_deploy.backends import manifest as manifests
 from se_deploy.cli import main
@@ -22,7 +21,7 @@ def folder(tmp_path, monkeypatch):
     onnx = use_graphs.save(tmp_path / "net.engine.onnx", use_graphs.SE)
     engine = tmp_path / "net.engine"
     engine.write_bytes(BYTES)
-    made = dataclasses.replace(use_graphs.manifest(engine, onnx), precision="fp32")
+    made = replace(use_graphs.manifest(engine, onnx), precision="fp32")
     manifests.write(made, manifests.path_of(engine))
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((4, 3, 8, 8), np.float32))
     (tmp_path / "se-deploy.toml").write_text(
@@ -54,7 +53,7 @@ def outside(folder):
     """A manifest that names a file in another folder, with the right hash."""
     elsewhere(folder)
     path = folder / "net.engine"
-    named = dataclasses.replace(manifests.read(path), onnx="sub/net.engine.onnx")
+    named = replace(manifests.read(path), onnx="sub/net.engine.onnx")
     manifests.write(named, manifests.path_of(path))
 
 

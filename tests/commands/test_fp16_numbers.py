@@ -1,18 +1,19 @@
 """What stands in for an FP16 engine rounds where its plan rounds, and what overflows there fails."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 import use_graphs
 from layer_graphs import model_of, weights
+from msgspec.structs import replace
 
 from se_deploy import graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.cli import main
 from se_deploy.commands import artifacts
 from se_deploy.quantization import to_fp16
+from se_deploy.schema.common import PlanLayer
 
 
 @pytest.fixture
@@ -40,18 +41,17 @@ def planned(folder, *groups):
     model = graph.load(folder / "half.onnx")
     names = {node.outputs[0].name: node.name for node in model.graph}
     layers = [
-        {
-            "name": f"k{i}",
-            "kind": "kgen",
-            "inputs": [],
-            "outputs": [["float16", [-1, 4, 112, 112]]],
-            "onnx_nodes": [names[tensor] for tensor in group],
-        }
+        PlanLayer(
+            name=f"k{i}",
+            kind="kgen",
+            inputs=(),
+            outputs=(("float16", (-1, 4, 112, 112)),),
+            onnx_nodes=tuple(names[tensor] for tensor in group),
+        )
         for i, group in enumerate(groups)
     ]
-    plan = {"runtime": "tensorrt-rtx", "version": "1", "target": "sm86", "layers": layers, "blocks": []}
     made = use_graphs.manifest(folder / "net.engine", folder / "net.engine.onnx")
-    made = dataclasses.replace(made, precision="fp16", plan=plan)
+    made = replace(made, precision="fp16", plan=replace(made.plan, layers=tuple(layers), blocks=()))
     manifests.write(made, manifests.path_of(folder / "net.engine"))
 
 

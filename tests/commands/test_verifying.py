@@ -15,7 +15,7 @@ from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
 from se_deploy.commands import fp16, source, verifying
-from se_deploy.commands.export import export
+from se_deploy.commands.export import export, to_schema
 from se_deploy.frontend import simplify
 from se_deploy.options import CalibrationOptions, RewriteOptions
 from se_deploy.passes import canonical, registry
@@ -61,8 +61,8 @@ def test_what_is_right_passes_and_says_on_which_inputs(net):
     assert result.verified.passed
     assert not result.verified.taken_back
     assert {(one.name, one.dims[0]) for one in result.verified.inputs} == {("x", 2), ("x", 3)}
-    assert result.json()["verified"]["passed"] is True
-    assert result.json()["max_abs_error"] < 1e-5
+    assert to_schema(result).verified.passed is True
+    assert to_schema(result).max_abs_error < 1e-5
     assert result.warnings == ()
 
 

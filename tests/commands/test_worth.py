@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from se_deploy import graph
-from se_deploy.commands import lowering
+from se_deploy.commands import as_schema, lowering
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
 INT8, FP16 = (
@@ -46,7 +46,7 @@ def test_int8_must_move_less_and_take_less_time(int8, fp16, worth_it, words):
     found = lowering.worth(INT8, FP16, planner=Plans(int8, fp16))
     assert found.worth_it is worth_it
     assert words in found.reason
-    assert found.json()["recommended"] == ("int8" if worth_it else "fp16")
+    assert as_schema.worth(found).recommended == ("int8" if worth_it else "fp16")
     assert bool(found.warnings) is not worth_it
 
 

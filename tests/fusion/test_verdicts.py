@@ -1,12 +1,12 @@
 import dataclasses
-import json
 
 import numpy as np
 import onnx_ir as ir
 import plan_graphs
 import pytest
+from msgspec.structs import replace
 
-from se_deploy import fusion, se_blocks
+from se_deploy import fusion, schema, se_blocks
 from se_deploy.backends import registry
 from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.backends.tensorrt.planner import start_planner
@@ -320,23 +320,22 @@ def test_a_gate_that_moved_into_weights_cannot_be_taken_out():
 def test_the_plan_in_json_has_the_contracts_keys(planner):
     model = plan_graphs.se_net()
     plan = planner.plan(model)
-    found = fusion.plan_json(plan, fusion.verdicts(plan, [plan_graphs.block(model)], model, RULES), "fp32")
+    found = fusion.to_schema(plan, fusion.verdicts(plan, [plan_graphs.block(model)], model, RULES), "fp32")
+    found = schema.builtins(found)
     assert set(found) == {
         "runtime", "version", "target", "precision", "kernels", "activation_bytes", "weight_bytes", "layers",
-        "blocks",
+        "blocks", "totals", "shapes",
     }  # fmt: skip
     assert set(found["layers"][0]) == {"name", "kind", "inputs", "outputs", "onnx_nodes"}
     assert set(found["blocks"][0]) == {"output", "verdict", "kernels", "activation_bytes", "reasons"}
-    assert ["float32", [-1, 32, 14, 14]] in [pair for layer in found["layers"] for pair in layer["outputs"]]
+    assert ("float32", (-1, 32, 14, 14)) in [pair for layer in found["layers"] for pair in layer["outputs"]]
 
 
 def test_a_plan_is_read_back_from_its_json(planner):
     model = plan_graphs.se_net(dtype="float16")
     plan = planner.plan(model)
-    fields = json.loads(json.dumps(fusion.plan_json(plan, (), "fp16")))
-    again = fusion.plan_from_json(fields)
-    assert (
-        fusion.plan_json(again, (), "fp16") | {"kernels": plan.kernels, "weight_bytes": plan.weight_bytes}
-        == fields
-    )
+    fields = fusion.to_schema(plan, (), "fp16")
+    again = fusion.from_schema(fields)
+    kept = {"kernels": plan.kernels, "weight_bytes": plan.weight_bytes}
+    assert replace(fusion.to_schema(again, (), "fp16"), **kept) == fields
     assert any(kernel.onnx_nodes for kernel in again.layers)

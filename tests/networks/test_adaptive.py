@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_freezing_keeps_the_function(*, theta, softness, form, activation, bias,
     (found,) = freeze(network)
     assert type(network[1]) is SqueezeExcite
     assert (found.module, found.channels, found.available) == ("1", 16, 8)
-    assert found.json() == {
+    assert dataclasses.asdict(found) == {
         "module": "1",
         "channels": 16,
         "hidden": found.hidden,

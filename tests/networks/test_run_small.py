@@ -2,7 +2,8 @@
 
 import pytest
 
-from se_deploy.commands.run import run
+from se_deploy import schema
+from se_deploy.commands.run import run, to_schema
 from se_deploy.networks import NETWORKS, SqueezeExcite
 from se_deploy.options import CalibrationOptions, NetworkOptions, RewriteOptions
 from se_deploy.shipped import shipped
@@ -26,7 +27,7 @@ def test_a_small_network_goes_the_whole_way(name, tmp_path):
         duration_s=0.2,
         iterations=3,
     )
-    said = result.json()
+    said = schema.builtins(to_schema(result))
     blocks = sum(isinstance(part, SqueezeExcite) for part in entry.build().modules())
     assert len([b for b in said["export"]["blocks"] if b["kind"] == "se"]) == blocks
     passed = {candidate["path"]: candidate["passed"] for candidate in said["parity"]["candidates"]}
