@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import se_deploy
+from se_deploy.backends import registry
 
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
@@ -50,6 +52,55 @@ def test_imports_point_up(path):
 
 def test_every_module_has_its_place():
     assert {part(path) for path in modules()} <= set(ORDER)
+
+
+def dotted(path):
+    parts = (PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@functools.cache
+def imports_of_modules():
+    """Every module and the modules that it imports, at the top, for types or when called."""
+    paths = {dotted(path): path for path in modules()}
+    found = {}
+    for name, path in paths.items():
+        nodes = [n for n in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(n, ast.ImportFrom)]
+        named = {(n.module or "", alias.name) for n in nodes for alias in n.names}
+        each = {f"{module}.{one}" if f"{module}.{one}" in paths else module for module, one in named}
+        found[name] = (each & paths.keys()) - {name}
+    return found
+
+
+def test_modules_import_each_other_in_no_circle():
+    left = dict(imports_of_modules())
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left, f"these import each other, or what does: {sorted(left)}"
+
+
+BACKENDS = tuple(
+    f"se_deploy.backends.{path.parent.name}" for path in sorted((PACKAGE / "backends").glob("*/__init__.py"))
+)
+
+
+def test_a_backend_is_imported_by_itself_only():
+    for name, needs in imports_of_modules().items():
+        reached = {folder for folder in BACKENDS for one in needs if f"{one}.".startswith(f"{folder}.")}
+        assert not {folder for folder in reached if not f"{name}.".startswith(f"{folder}.")}, name
+
+
+def test_nothing_outside_backends_names_one():
+    names = set(registry.names()) - {registry.reference().name}  # "torch" is a module's name too
+    named = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for path in modules()
+        if part(path) != "backends"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names
+    ]
+    assert not named
 
 
 def test_torch_is_imported_only_where_pytorch_is_the_subject():

@@ -7,6 +7,7 @@ is imported when it is asked for, what it runs on only when it is opened.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from dataclasses import dataclass
@@ -110,8 +111,10 @@ def chosen(runtime: str) -> Backend | None:
 
 
 def every() -> Iterator[Backend]:
-    """Yield all backends, in order of preference. Raises: MissingRuntime at one that cannot be loaded."""
-    return (get(name) for name in names())
+    """Yield the backends that can be loaded, in order of preference; `doctor` says which cannot, and why."""
+    for name in names():
+        with contextlib.suppress(MissingRuntime):
+            yield get(name)
 
 
 def graphs() -> Backend:
@@ -156,7 +159,7 @@ def of_suffix(suffix: str) -> tuple[Backend, ...]:
 
 
 def suffixes() -> tuple[str, ...]:
-    """Return every ending of an engine's file. Raises: MissingRuntime as `every` does."""
+    """Return every ending of an engine's file."""
     return tuple(dict.fromkeys(suffix for backend in every() for suffix in backend.suffixes))
 
 

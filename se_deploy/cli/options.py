@@ -47,6 +47,20 @@ class Model(ParamType):
         return text
 
 
+class Runtime(ParamType):
+    """The name of a backend, or `auto`; which there are is asked when it is needed."""
+
+    name = "runtime"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return the names, as click.Choice does."""
+        return f"[{'|'.join(registry.choices())}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse what no backend is called, as click.Choice does."""
+        return str(click.Choice(registry.choices()).convert(value, param, ctx))
+
+
 class Dims(ParamType):
     """Sizes joined by `x` or `,`: 3x224x224."""
 
@@ -261,7 +275,7 @@ precision = group(
 )
 runtime = click.option(
     "--runtime",
-    type=click.Choice(registry.choices()),
+    type=Runtime(),
     default=registry.AUTO,
     show_default=True,
     help="Whose compiler to serve.",

@@ -192,6 +192,11 @@ def _random(model: ir.Model) -> bool:
 
 @contextlib.contextmanager
 def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
+    makers = registry.of_suffix(path.suffix)
+    if all(backend.engines is None for backend in makers):  # made elsewhere, so that no manifest came with it
+        with (runtime := registry.engine_runtime(makers[0])).open(path) as session:
+            yield Opened(session, runtime.name, runtime.device, "fp32", None, None, evaluated="engine")
+        return
     manifest = manifests.check(path).manifest
     runtime = registry.engine_runtime(registry.get(manifest.runtime))
     try:

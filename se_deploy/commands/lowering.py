@@ -66,19 +66,20 @@ def compiler_for(asked: Backend | None, targets: Sequence[str]) -> Backend:
         engines_of(asked)
         return asked
     refusals: dict[str, SeDeployError] = {}
-    for backend in registry.every():
-        if backend.engines is None:
-            continue
+    for name in registry.names():
         try:
+            backend = registry.get(name)
+            if backend.engines is None:
+                continue
             compiler = backend.engines.compiler()
         except MissingRuntime as e:
-            refusals[backend.name] = e
+            refusals[name] = e
             continue
         try:
             for text in targets:
                 compiler.check_target(text)
         except BadInput as e:
-            refusals[backend.name] = e
+            refusals[name] = e
             continue
         finally:
             compiler.close()
