@@ -29,6 +29,7 @@ class Fp16Keys(TypedDict):
 
     kept_fp32: tuple[common.KeptNode, ...]
     unchecked: tuple[str, ...]
+    rounding: str | None
 
 
 class SearchKeys(TypedDict):
@@ -72,10 +73,10 @@ def search(found: SearchResult | None) -> SearchKeys:
     }
 
 
-def fp16(kept: Sequence[KeptFp32], unchecked: tuple[str, ...]) -> Fp16Keys:
-    """Return what stays in FP32 within FP16, and what could not be checked of it."""
+def fp16(kept: Sequence[KeptFp32], unchecked: tuple[str, ...], rounding: str | None) -> Fp16Keys:
+    """Return what stays in FP32 within FP16, what could not be checked, and where numbers were rounded."""
     nodes = tuple(convert(one, common.KeptNode, from_attributes=True) for one in kept)
-    return {"kept_fp32": nodes, "unchecked": unchecked}
+    return {"kept_fp32": nodes, "unchecked": unchecked, "rounding": rounding}
 
 
 def worth(found: Worth | None) -> common.Worth | None:

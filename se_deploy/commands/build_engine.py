@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from se_deploy.commands import artifacts, as_schema, lowering, source, verifying
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
 from se_deploy.protocols import silent
+from se_deploy.quantization import fp16_rounding
 from se_deploy.quantization.without_qdq import without_qdq
 from se_deploy.schema import input_spec, relative, results, tool_version
 
@@ -204,7 +206,9 @@ def finish(
     found = precision_check.planned_precision(built.plan, done.model)
     verdicts = fusion.verdicts(built.plan, done.blocks, done.model, backend.form().fusion)
     if check is not None:
-        verified = verified.joined(lowering.precision_verified(done.model, check, wanted, built.plan))
+        run = fp16_rounding.evaluation(done.model, built.plan)
+        verified = verified.joined(lowering.precision_verified(done.model, run, check, wanted))
+        done = dataclasses.replace(done, rounding=run.rounding)
     onnx = onnx_path(output)
     graph.save(done.model, onnx)
     files.write_bytes(output, built.data)
@@ -274,5 +278,5 @@ def to_schema(result: BuildResult) -> results.BuildEngine:
         worth=as_schema.worth(result.worth),
         verified=verification.to_schema(result.verified),
         **as_schema.search(search),
-        **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked),
+        **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked, result.lowered.rounding),
     )

@@ -122,5 +122,5 @@ def to_schema(result: ExportResult) -> results.Export:
         frozen=tuple(convert(one, common.FrozenRatio, from_attributes=True) for one in frozen),
         verified=verification.to_schema(result.verified),
         **as_schema.search(search),
-        **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked),
+        **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked, result.lowered.rounding),
     )

@@ -52,6 +52,7 @@ class Lowered:
     warnings: tuple[str, ...]
     kept_fp32: tuple[KeptFp32, ...] = ()  # what FP16 cannot hold
     unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges, in words
+    rounding: str | None = None  # where the numbers that were verified are rounded to FP16, in words
 
 
 def compiler_for(asked: Backend | None, targets: Sequence[str]) -> Backend:
@@ -249,8 +250,11 @@ def lowered(
         final, kept, unchecked = made.model, made.kept_fp32, made.unchecked
         notes += made.warnings
     notes += unchecked_notes(unchecked)
+    rounding = None
     if check is not None and not planned:
-        verified = verified.joined(precision_verified(final, check, precision))
+        run = fp16_rounding.evaluation(final)
+        verified = verified.joined(precision_verified(final, run, check, precision))
+        rounding = run.rounding
     return Lowered(
         final,
         form,
@@ -262,6 +266,7 @@ def lowered(
         tuple(notes),
         kept,
         unchecked,
+        rounding,
     )
 
 
@@ -302,13 +307,12 @@ def _half_unless(precision: Precision) -> Callable[[ir.Model], ir.Model]:
 
 
 def precision_verified(
-    model: ir.Model, check: Checker, precision: Precision, plan: Plan | None = None
+    model: ir.Model, run: fp16_rounding.Evaluation, check: Checker, precision: Precision
 ) -> Verified:
-    """Return the verdict of a precision's preset on `model`, rounded where `plan` rounds."""
+    """Return the verdict of a precision's preset on `model` by the numbers of `run`; FP32 has none."""
     if precision == "fp32":
         return verification.Verified()
-    run = fp16_rounding.evaluation(model, plan).model
-    return check.verify(model, precision, precision=precision, exact=False, evaluated=run)
+    return check.verify(model, precision, precision=precision, exact=False, evaluated=run.model)
 
 
 def unchecked_notes(unchecked: Sequence[str]) -> list[str]:

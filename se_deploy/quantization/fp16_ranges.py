@@ -6,8 +6,9 @@ nodes that make and read such a tensor stay in FP32, each with its reason.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,6 +73,7 @@ class Ranges:
 
     largest: Mapping[str, float]  # by tensor
     kinds: tuple[str, ...]  # what was fed, "noise", "extremes", "data"
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # the largest batch's, by input
 
 
 def measure(
@@ -87,13 +89,16 @@ def measure(
     watched = _watch(folded)
     if not watched:
         return Ranges({}, ())
+    shapes: dict[str, tuple[int, ...]] = {}
     with runtime.open(folded) as session:
         for feeds in batches:
+            for name, array in feeds.items():
+                shapes[name] = max(shapes.get(name, ()), array.shape, key=math.prod)
             seen = {name: feeds[name] for name in inputs if name in feeds}
             seen |= {watched[name]: array for name, array in session.run(feeds).items()}
             for name, array in seen.items():
                 largest[name] = max(largest.get(name, 0.0), _finite_max(array))
-    return Ranges(largest, tuple(dict.fromkeys(kinds)))
+    return Ranges(largest, tuple(dict.fromkeys(kinds)), shapes)
 
 
 def _watch(model: ir.Model) -> dict[str, str]:
@@ -173,7 +178,10 @@ def unmeasured(model: ir.Model, ranges: Ranges | None) -> tuple[str, ...]:
         found.append(f"whether '{blind[0]}' overflows FP16 ({len(blind)} tensors without a range)")
     if "data" not in ranges.kinds:
         fed = " and ".join(ranges.kinds) or "made-up input"
-        found.append(f"whether a tensor overflows FP16 on real data: ranges were measured on {fed} only")
+        free = [v for v in model.graph.inputs if None in (graph.dims(v) or ())[1:]]
+        sizes = [f"'{v.name}' {'x'.join(map(str, ranges.shapes.get(str(v.name), ())))}" for v in free]
+        of = f" of {', '.join(sizes)}" if sizes else ""  # a sum grows with the size that it is taken over
+        found.append(f"whether a tensor overflows FP16 on real data: ranges were measured on {fed}{of} only")
     return tuple(found)
 
 

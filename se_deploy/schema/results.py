@@ -49,7 +49,8 @@ class Export(Result, frozen=True, kw_only=True, tag="se-deploy/export/1"):
     verified: Verified | None = None
     refused: tuple[tuple[str, str, str], ...] = ()  # rewrite, block, why it was not possible
     kept_fp32: tuple[KeptNode, ...] = ()
-    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges
+    unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
+    rounding: str | None = None  # where the numbers that were verified are rounded to FP16
 
 
 class Width(Struct, frozen=True, kw_only=True):
@@ -166,8 +167,8 @@ class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     curve: tuple[CurvePoint, ...] = ()
     ranges: tuple[Range, ...] = ()
     kept_fp32: tuple[KeptNode, ...] = ()
-    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges
-    rounding: str | None = None
+    unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
+    rounding: str | None = None  # where the SQNR's numbers are rounded to FP16
     verified: Verified | None = None
 
 
@@ -188,7 +189,8 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
     verified: Verified | None = None
     refused: tuple[tuple[str, str, str], ...] = ()  # rewrite, block, why it was not possible
     kept_fp32: tuple[KeptNode, ...] = ()
-    unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges
+    unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
+    rounding: str | None = None  # where the numbers that were verified are rounded to FP16
 
 
 class OutputParity(Struct, frozen=True, kw_only=True):

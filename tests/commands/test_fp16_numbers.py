@@ -97,6 +97,21 @@ def test_an_fp32_file_is_run_as_it_is(folder, capsys):
     assert (found["evaluated"], found["rounding"]) == ("onnxruntime", None)
 
 
+def test_commands_keep_an_overflowing_sum_in_fp32_and_say_so(folder, capsys):
+    code = main(["export", "net.onnx", "--fp16", "-o", "out.onnx", "--json"], standalone_mode=False)
+    made = json.loads(capsys.readouterr().out)
+    assert (code or 0, made["verified"]["passed"]) == (0, True)
+    assert made["rounding"] == "rounded at every FP16 tensor"
+    assert "real data" in made["unchecked"][0]
+    assert any("not checked" in warning for warning in made["warnings"])
+    words = ["export", "net.onnx", "--fp16", "-o", "seen.onnx", "--calib-data", "x.npy", "--json"]
+    main(words, standalone_mode=False)
+    made = json.loads(capsys.readouterr().out)
+    assert made["unchecked"] == []
+    assert any("'s' reaches 75,264" in one["reason"] for one in made["kept_fp32"])
+    assert parity(capsys, "seen.onnx")[1]["passed"]
+
+
 def test_what_is_timed_is_the_file_itself(folder):
     with artifacts.opened("half.onnx") as one:
         assert one.rounding is None

@@ -158,6 +158,9 @@ def test_what_could_not_be_checked_is_said():
     assert to_fp16(model, ranges=ranges).unchecked == ()
     made_up = dataclasses.replace(ranges, kinds=("noise", "extremes"))
     assert "on real data" in to_fp16(model, ranges=made_up).unchecked[0]
+    free = model_of("y = Relu(x)", inputs="float[N,4,h,w] x", output="float[N,4,h,w] y")
+    made_up = dataclasses.replace(ranges_of(free, x[:, :, :7], x[:, :, :9]), kinds=("noise",))
+    assert "on noise of 'x' 1x4x9x112 only" in to_fp16(free, ranges=made_up).unchecked[0]
     some = Ranges({k: v for k, v in ranges.largest.items() if k != "s"}, ("data",))
     assert "'s'" in to_fp16(model, ranges=some).unchecked[0]
 
