@@ -138,7 +138,7 @@ def optimized(
         return None
     blocks = se_blocks.detect(model).se
     if options.replay is not None:
-        choices = search.from_json(options.replay.read_text("utf-8"))
+        choices = search.from_json(options.replay.read_text("utf-8"), name=f"'{options.replay}'")
         done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()

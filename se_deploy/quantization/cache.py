@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import __version__, calibration, files, graph
+from se_deploy import calibration, files, graph
 from se_deploy.errors import BadInput
 from se_deploy.quantization.qdq import QuantParams
+from se_deploy.schema import encode, load
+from se_deploy.schema.files import CalibratedTensor, CalibrationCache, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,21 +22,7 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Statistics
 
-SCHEMA = "se-deploy/calibration-cache/1"
 _HINT = "delete the cache or name another one with --calib-cache; it is never used for something else"
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What a cache is for; all of it must agree."""
-
-    onnx_sha256: str
-    data_sha256: str
-    samples: int
-    policy: str
-    method: str  # as asked for: "auto" or a method
-    options: str  # everything else that the scales depend on
-    version: str = str(__version__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,27 +58,13 @@ def model_sha256(model: ir.Model) -> str:
 
 def write(path: Path, cache: Cache) -> None:
     """Write `cache` to `path`, whole or not at all."""
-    tensors = {
-        name: {
-            "scale": params.scale,
-            "low": params.low,
-            "high": params.high,
-            "offset": None if params.offset is None else params.offset.tolist(),
-            "divisor": None if params.equalization is None else params.equalization.tolist(),
-            "residual": params.residual,
-            "mean": cache.moments[name][0],
-            "variance": cache.moments[name][1],
-        }
-        for name, params in cache.params.items()
-    }
-    content = {
-        "schema": SCHEMA,
-        "stamp": dataclasses.asdict(cache.stamp),
-        "method": cache.method,
-        "noise": dict(cache.noise),
-        "tensors": tensors,
-    }
-    files.write_text(path, json.dumps(content, indent=1) + "\n")
+    content = CalibrationCache(
+        stamp=cache.stamp,
+        method=cache.method,
+        noise=cache.noise,
+        tensors={name: _tensor(params, *cache.moments[name]) for name, params in cache.params.items()},
+    )
+    files.write_text(path, f"{encode(content, indent=1)}\n")
 
 
 def read(path: Path, stamp: Stamp) -> Cache | None:
@@ -102,34 +74,40 @@ def read(path: Path, stamp: Stamp) -> Cache | None:
     """
     if not path.exists():
         return None
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        stamped = Stamp(**content["stamp"])
-        cache = Cache(
-            stamp=stamped,
-            method=content["method"],
-            params={name: _params(entry) for name, entry in content["tensors"].items()},
-            moments={name: (entry["mean"], entry["variance"]) for name, entry in content["tensors"].items()},
-            noise=content["noise"],
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as e:
-        raise BadInput(f"'{path}' is no calibration cache: {e}", hint=_HINT) from e
-    fields = [f.name for f in dataclasses.fields(Stamp)]
+    content = load(path, CalibrationCache, what="a calibration cache", error=BadInput, hint=_HINT)
     differences = [
-        f"{name} is {getattr(stamped, name)}, not {getattr(stamp, name)}"
-        for name in fields
-        if getattr(stamped, name) != getattr(stamp, name)
+        f"{name} is {getattr(content.stamp, name)}, not {getattr(stamp, name)}"
+        for name in Stamp.__struct_fields__
+        if getattr(content.stamp, name) != getattr(stamp, name)
     ]
     if differences:
         raise BadInput(f"the calibration cache '{path}' does not fit: {'; '.join(differences)}", hint=_HINT)
-    return cache
+    return Cache(
+        stamp=content.stamp,
+        method=content.method,
+        params={name: _params(tensor) for name, tensor in content.tensors.items()},
+        moments={name: (list(t.mean), list(t.variance)) for name, t in content.tensors.items()},
+        noise=content.noise,
+    )
 
 
-def _params(entry: dict[str, Any]) -> QuantParams:
-    offset, equalization = entry["offset"], entry["divisor"]
+def _tensor(params: QuantParams, mean: list[float], variance: list[float]) -> CalibratedTensor:
+    return CalibratedTensor(
+        scale=params.scale,
+        low=params.low,
+        high=params.high,
+        offset=None if params.offset is None else tuple(params.offset.tolist()),
+        divisor=None if params.equalization is None else tuple(params.equalization.tolist()),
+        residual=params.residual,
+        mean=tuple(mean),
+        variance=tuple(variance),
+    )
+
+
+def _params(tensor: CalibratedTensor) -> QuantParams:
     return QuantParams(
-        float(entry["scale"]),
-        None if offset is None else np.asarray(offset, np.float32),
-        None if equalization is None else np.asarray(equalization, np.float32),
-        residual=entry["residual"],
+        tensor.scale,
+        None if tensor.offset is None else np.asarray(tensor.offset, np.float32),
+        None if tensor.divisor is None else np.asarray(tensor.divisor, np.float32),
+        residual=tensor.residual,
     )

@@ -30,11 +30,13 @@ from se_deploy.quantization import (
     rounding,
     sensitivity,
 )
-from se_deploy.quantization.cache import Cache, Stamp
+from se_deploy.quantization.cache import Cache
 from se_deploy.quantization.evaluator import Evaluation, Evaluator
 from se_deploy.quantization.fp16 import to_fp16
 from se_deploy.quantization.layers import FloatLayer, Layer
 from se_deploy.quantization.options import QuantizationResult, QuantizeOptions
+from se_deploy.schema import tool_version
+from se_deploy.schema.files import Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -251,6 +253,7 @@ def _stamp(model: ir.Model, samples: Samples, options: QuantizeOptions) -> Stamp
         policy=options.policy.name,
         method=options.method or "auto",
         options=repr(used),
+        version=tool_version(),
     )
 
 

@@ -80,6 +80,14 @@ class CalibratedTensor(Struct, frozen=True, kw_only=True):
     mean: tuple[float, ...]
     variance: tuple[Annotated[float, Meta(ge=0)], ...]
 
+    def __post_init__(self) -> None:
+        """Check that what is listed per channel has one value for each. Raises: ValueError."""
+        channels = len(self.mean)
+        for name in ("variance", "offset", "divisor"):
+            values = getattr(self, name)
+            if values is not None and len(values) != channels:
+                raise ValueError(f"its {name} has {len(values)} values for {channels} channels")
+
 
 class CalibrationCache(
     Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-deploy/calibration-cache/1"

@@ -272,7 +272,7 @@ def test_a_cache_of_something_else_is_refused_with_the_difference(tmp_path, fiel
 def test_what_is_no_cache_is_refused(tmp_path, content):
     cache = tmp_path / "cache.json"
     cache.write_text(content)
-    with pytest.raises(BadInput, match="no calibration cache"):
+    with pytest.raises(BadInput, match="a calibration cache"):
         quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=FAST, calib_cache=cache)
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from se_deploy import files, graph
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.flavours import TENSORRT_RTX
-from se_deploy.plan import Kernel, Plan, PlanTensor
+from se_deploy.errors import BadInput
+from se_deploy.plan import Plan
+from se_deploy.schema import encode, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,12 +50,14 @@ class Planner:
         plan = self._compiler.plan(model, self._options, onnx=onnx)
         if self._cache is not None:
             self._cache.mkdir(parents=True, exist_ok=True)
-            files.write_text(self._cache / f"{key}.json", json.dumps(dataclasses.asdict(plan)))
+            files.write_text(self._cache / f"{key}.json", encode(plan, indent=None))
         return plan
 
     def _read(self, key: str) -> Plan | None:
         path = None if self._cache is None else self._cache / f"{key}.json"
-        return None if path is None or not path.exists() else _plan(json.loads(path.read_text("utf-8")))
+        if path is None or not path.exists():
+            return None
+        return load(path, Plan, what="a saved plan", error=BadInput, hint="delete the file to plan again")
 
     def _key(self, onnx: bytes) -> str:
         digest = hashlib.sha256(onnx)
@@ -75,15 +78,3 @@ def start_planner(
     compiler = Compiler(runtime)
     targets = () if target is None else (compiler.check_target(target).name,)
     return Planner(compiler, dataclasses.replace(options or BuildOptions(), targets=targets), cache)
-
-
-def _plan(fields: dict[str, Any]) -> Plan:
-    return Plan(**{**fields, "layers": tuple(_kernel(layer) for layer in fields["layers"])})
-
-
-def _kernel(fields: dict[str, Any]) -> Kernel:
-    tensors = {
-        name: tuple(PlanTensor(**{**t, "dims": tuple(t["dims"])}) for t in fields[name])
-        for name in ("inputs", "outputs", "constants")
-    }
-    return Kernel(**{**fields, **tensors, "onnx_nodes": tuple(fields["onnx_nodes"])})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.errors import BadInput
 from se_deploy.passes import rewrites
+from se_deploy.schema import decode, encode
+from se_deploy.schema.files import RewriteChoices
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
     from se_deploy.passes.registry import Rewriter
     from se_deploy.se_blocks.types import SEBlock
-
-_SCHEMA = "se-deploy/rewrites/1"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -67,21 +66,18 @@ def _pass(
 
 def to_json(choices: Iterable[Choice]) -> str:
     """Write choices as JSON, sorted, so that equal choices are equal files."""
-    items = [[choice.rewrite, choice.site] for choice in sorted(choices)]
-    return json.dumps({"schema": _SCHEMA, "choices": items}, indent=1) + "\n"
+    saved = RewriteChoices(choices=tuple((choice.rewrite, choice.site) for choice in sorted(choices)))
+    return f"{encode(saved, indent=1)}\n"
 
 
-def from_json(text: str) -> tuple[Choice, ...]:
-    """Read choices. Raises: BadInput for another format or a rewrite that does not exist."""
-    try:
-        fields = json.loads(text)
-        choices = tuple(Choice(str(name), str(site)) for name, site in fields["choices"])
-    except (ValueError, TypeError, KeyError) as e:
-        raise BadInput(f"this is no list of rewrites: {e}", hint="delete the file to search again") from e
-    unknown = sorted({c.rewrite for c in choices} - set(rewrites.names()))
-    if fields.get("schema") != _SCHEMA or unknown:
-        raise BadInput(
-            f"the list of rewrites is from another version ({', '.join(unknown) or fields.get('schema')})",
-            hint="delete the file to search again",
-        )
-    return choices
+def from_json(text: str, *, name: str = "the list") -> tuple[Choice, ...]:
+    """Return saved choices; `name` says in an error where they come from.
+
+    Raises: BadInput for another format or a rewrite that does not exist.
+    """
+    what, hint = f"{name}, a list of rewrites", "delete the file to search again"
+    saved = decode(text, RewriteChoices, what=what, error=BadInput, hint=hint)
+    unknown = sorted({rewrite for rewrite, _ in saved.choices} - set(rewrites.names()))
+    if unknown:
+        raise BadInput(f"{what}, is from another version: it names {', '.join(unknown)}", hint=hint)
+    return tuple(Choice(rewrite, site) for rewrite, site in saved.choices)
