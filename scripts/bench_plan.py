@@ -29,7 +29,8 @@ from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.commands.export import ExportResult, export
-from se_deploy.options import NetworkOptions, RewriteOptions
+from se_deploy.options import NetworkOptions, RewriteOptions, TargetOptions
+from se_deploy.targets import resolve_target
 
 if TYPE_CHECKING:
     import torch
@@ -156,10 +157,10 @@ def exported(
         f"timm:{name}",
         path,
         precision="fp16" if target else "fp32",
-        runtime="tensorrt-rtx" if target else "onnxruntime",
-        targets=(target,) if target else (),
+        target=TargetOptions(
+            "tensorrt-rtx" if target else "onnxruntime", (resolve_target(target),) if target else (), rewrites
+        ),
         network=network,
-        rewrites=rewrites,
         overwrite=True,
     )
 

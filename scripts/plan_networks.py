@@ -59,8 +59,11 @@ def row(name: str, opset: int, plans: int, planner: Planner) -> Row:
     low = lowering.lowered(
         made,
         precision="fp16",
-        backend=registry.get("tensorrt-rtx"),
-        rewriting=RewriteOptions(search_plans=plans) if plans else RewriteOptions(names=()),
+        to=lowering.Destination(
+            registry.get("tensorrt-rtx"),
+            (),
+            RewriteOptions(search_plans=plans) if plans else RewriteOptions(names=()),
+        ),
         calibration=CalibrationOptions(),
         planner=planner,
     )

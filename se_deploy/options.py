@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
 from se_deploy.schema import input_spec
+from se_deploy.schema.input_spec import Resize
 from se_deploy.signature import Feeding
+from se_deploy.targets import Target, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from se_deploy.schema.input_spec import InputSpec, Resize
+    from se_deploy.schema.input_spec import InputSpec
 
 Precision = Literal["fp32", "fp16", "int8"]
+FloatType = Literal["fp32", "fp16"]
+DeviceChoice = Literal["cpu", "cuda"]
+Method = Literal["minmax", "percentile", "entropy", "mse"]
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FLOAT_TYPES: tuple[FloatType, ...] = get_args(FloatType)
+DEVICES: tuple[DeviceChoice, ...] = get_args(DeviceChoice)
+RESIZES: tuple[Resize, ...] = get_args(Resize)
+METHODS: tuple[Method, ...] = get_args(Method)
+
+DEFAULT_OPSET = 20
+SEARCH_PLANS = 60
+"""How many plans a search for rewrites may ask for: the graph as given, each form of a block (about ten),
+mixtures of them, and each rewrite at each group of equal sites. The README's figures are made with it; a plan
+takes one to five seconds. A budget in plans, not in seconds, makes two searches choose alike."""
 
 ADVICE_SAMPLES = 1024
 """How many samples `inspect` looks at by default: half of them fit a block of some hundred hidden units."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkOptions:
-    """How a network specification becomes an ONNX graph."""
-
-    checkpoint: Path | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    input_size: tuple[int, ...] | None = None
-    feeding: Feeding = field(default_factory=Feeding)  # where no image size says it
-    opset: int = 20
-    batch: int | None = None  # None: dynamic
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class ImageOptions:
     size: tuple[int, ...] | None = None  # (C, H, W)
 
     def applied(self, spec: InputSpec | None) -> InputSpec | None:
-        """Give `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
+        """Return `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
         if spec is None:
             if self.size is None:
                 return None
@@ -77,10 +81,19 @@ class ImageOptions:
         )
 
 
-SEARCH_PLANS = 60
-"""How many plans a search for rewrites may ask for: the graph as given, each form of a block (about ten),
-mixtures of them, and each rewrite at each group of equal sites. The README's figures are made with it; a plan
-takes one to five seconds. A budget in plans, not in seconds, makes two searches choose alike."""
+@dataclass(frozen=True, slots=True)
+class NetworkOptions:
+    """How a network specification becomes an ONNX graph."""
+
+    checkpoint: Path | None = None
+    model_args: Mapping[str, object] = field(default_factory=dict)
+    pretrained: bool = False
+    input_size: tuple[int, ...] | None = None
+    feeding: Feeding = field(default_factory=Feeding)  # where no image size says it
+    opset: int = DEFAULT_OPSET
+    batch: int | None = None  # None: dynamic
+    seed: int = 0
+    image: ImageOptions = field(default_factory=ImageOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +107,108 @@ class RewriteOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """Whose compiler the graph is for, the devices that it builds for, and what may be rewritten for them."""
+
+    runtime: str = "auto"  # a backend's name, or auto
+    targets: tuple[Target, ...] = ()  # (): the compiler's own choice
+    rewrites: RewriteOptions = field(default_factory=RewriteOptions)
+
+
+TargetLike = TargetOptions | Target | str
+"""What a verb takes for its target: "orin-nano", "sm86", a Target, or all that can be said of it."""
+
+
+def target_options(given: TargetLike | None) -> TargetOptions:
+    """Return what a user gave for a target as options. Raises: BadInput for an unknown name."""
+    if given is None:
+        return TargetOptions()
+    if isinstance(given, TargetOptions):
+        return given
+    return TargetOptions(targets=(given if isinstance(given, Target) else resolve_target(given),))
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What one input's shape may be: smallest, the one to tune for, largest."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How an engine is built; every field has a default that works."""
+
+    shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
+    workspace_bytes: int | None = None
+    timing_cache: Path | None = None  # read and written by full TensorRT; TensorRT-RTX times nothing
+
+
+@dataclass(frozen=True, slots=True)
+class HostOptions:
+    """How PyTorch and ONNX Runtime run here; an engine runs on its GPU."""
+
+    threads: int = 0  # 0: the runtime's own choice
+    device: DeviceChoice = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class TimingOptions:
+    """How long an artifact is timed; the defaults are trtexec's, so that figures can be compared."""
+
+    warmup_ms: float = 200
+    duration_s: float = 3
+    iterations: int = 10  # at least
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by input: what the files leave free
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What `run` does besides its calibration: how far it lowers, for what, and how it measures."""
+
+    precision: Precision = "int8"  # the lowest; INT8 builds an FP16 engine too, for comparison
+    data: Path | None = None  # what parity is measured on; None: the calibration data, with a warning
+    target: TargetOptions = field(default_factory=TargetOptions)
+    network: NetworkOptions = field(default_factory=NetworkOptions)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    host: HostOptions = field(default_factory=HostOptions)
+    timing: TimingOptions = field(default_factory=TimingOptions)
+    verify: bool = True  # compare what is written with what was given
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What replaces single limits of a tolerance preset; per-output limits by output name."""
+
+    preset: Precision | None = None  # None: by the candidate's precision
+    atol: tuple[tuple[str, float], ...] = ()  # (output name or "" for all, value)
+    rtol: tuple[tuple[str, float], ...] = ()
+    min_cosine: float | None = None
+    min_top1: float | None = None
+
+    def without_top1(self) -> Limits:
+        """Return these limits with no floor on the top-1 agreement."""
+        return dataclasses.replace(self, min_top1=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleOptions:
+    """Which of the samples in a folder or file are used."""
+
+    limit: int | None = None  # None: all
+    skip_unreadable: bool = False  # counted in a warning instead of an error
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class CalibrationOptions:
     """What INT8 is calibrated on, and how far it may go."""
 
     data: Path | None = None
     samples: int | None = None
-    method: Literal["minmax", "percentile", "entropy", "mse"] | None = None  # None: the best of them
+    method: Method | None = None  # None: the best of them
     cache: Path | None = None
     exclude_nodes: str | None = None  # regular expression over node names
     skip_unreadable: bool = False

@@ -38,6 +38,11 @@ class Target:
     sm: int
     device: Device | None = None
 
+    @property
+    def called(self) -> str:
+        """The name that it was given: the device's where one was named, else the capability's."""
+        return self.name if self.device is None else self.device.name
+
 
 _JETSON_SMS = frozenset({53, 62, 72, 87, 101, 110})
 _LIGHTNING = "NVIDIA data sheets, by way of Lightning's table"

@@ -73,7 +73,7 @@ def refused(capsys, *words):
     code, out, err = run(capsys, *words)
     assert code == 1, err
     assert err.startswith("error: ")
-    assert "to mend it: " in err
+    assert "hint: " in err
     assert "Traceback" not in out + err
     assert set(Path().iterdir()) == before, "a file was left behind"
     return err

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.errors import BadInput, UnsupportedGraph
+from se_deploy.options import Profile
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -17,19 +18,8 @@ if TYPE_CHECKING:
 
     from se_deploy.plan import Plan
 
-Dims = tuple[int, ...]
-
 MAX_BATCH = 16
 """Largest batch of the default profile; --max-shapes sets another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What one input's shape may be: smallest, the one to tune for, largest."""
-
-    min: Dims
-    opt: Dims
-    max: Dims
 
 
 @dataclass(frozen=True, slots=True)

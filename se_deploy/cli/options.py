@@ -1,348 +1,383 @@
-"""Options that several commands share: one decorator for each group, one type for each notation."""
+"""Options that several commands share: single flags, and groups that reach a command as one dataclass."""
 
 from __future__ import annotations
 
-import re
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from se_deploy.backends import registry
-from se_deploy.options import SEARCH_PLANS
+from se_deploy.cli.output import Reporter
+from se_deploy.cli.parameters import count, defaulted, group, on_off, optional, repeated, required, switch
+from se_deploy.cli.types import (
+    IN_FILE,
+    IN_PATH,
+    OUT_DIR,
+    OUT_FILE,
+    Batch,
+    Bytes,
+    Dims,
+    Floats,
+    KeyValue,
+    Limit,
+    NamedDims,
+    Names,
+    RuntimeName,
+    Share,
+    TargetName,
+)
+from se_deploy.options import (
+    DEFAULT_OPSET,
+    DEVICES,
+    METHODS,
+    PRECISIONS,
+    RESIZES,
+    SEARCH_PLANS,
+    CalibrationOptions,
+    EngineOptions,
+    HostOptions,
+    ImageOptions,
+    Limits,
+    NetworkOptions,
+    Profile,
+    RewriteOptions,
+    SampleOptions,
+    TargetOptions,
+    TimingOptions,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from se_deploy.cli.parameters import Given, Part
     from se_deploy.options import Precision
 
-    ParamType = click.ParamType[Any]
-else:
-    ParamType = click.ParamType  # generic from click 8.4 on only
+_DATA = "images, .npy/.npz arrays, MNIST IDX, ..."
 
-F = TypeVar("F", bound="Callable[..., Any]")
+output_onnx = required("-o --output", OUT_FILE, "ONNX file to write.")
+output_engine = required("-o --output", OUT_FILE, "Engine to write.")
+output_folder = required("-o --output", OUT_DIR, "Folder to fill.")
+output_page = optional("-o --output", OUT_FILE, "Write the comparison as one HTML page.")
+demo_folder = defaulted("-o --output", OUT_DIR, Path("out"), "Folder to fill.")
+overwrite = switch("--overwrite", "Replace output files that exist.")
+verify = on_off(
+    "--verify/--no-verify", "Compare what is written with what was given; without it the result says so."
+)
+junit = optional("--junit", OUT_FILE, "Write the verdicts as JUnit XML.")
+seed = defaulted("--seed", click.INT, 0, "Seed of everything random.")
+require_benefit = switch(
+    "--require-benefit", "Exit with 3 where INT8 is not planned to be cheaper than FP16."
+)
+threads = defaulted("--threads", click.IntRange(min=0), 0, "CPU threads; 0: the runtime's own choice.")
+samples = optional("--samples", click.IntRange(min=1), "Largest number of samples to use.")
+skip_unreadable = switch("--skip-unreadable", "Count unreadable files in a warning instead of failing.")
 
-IN_PATH = click.Path(exists=True, path_type=Path)
-IN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-OUT_FILE = click.Path(dir_okay=False, path_type=Path)
-OUT_DIR = click.Path(file_okay=False, path_type=Path)
-
-_UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "M": 2**20, "MIB": 2**20, "G": 2**30, "GIB": 2**30,
-          "KB": 10**3, "MB": 10**6, "GB": 10**9}  # fmt: skip
+_verbose = count("-v --verbose", "Print each step on stderr.")
+_json = switch("--json as_json", "Print one JSON object on stdout.")
+_quiet = switch("-q --quiet", "Print nothing but errors on stderr.")
+_strict = switch("--strict", "Treat every warning as an error and every verdict as a gate.")
 
 
-class Model(ParamType):
-    """A network specification, or the file of an artifact, which must then be there."""
+def reporter(*gates: str) -> Part[Reporter]:
+    """Return --json, -v, -q, --strict, and --gate where the command has verdicts to gate on."""
+    gate = repeated("--gate gates", click.Choice(gates), "Exit with 3 where this verdict fails.")
 
-    name = "model"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse a path to a file that is not there, as click.Path does."""
-        text = str(value)
-        looks_like_a_file = text.endswith((".onnx", ".pt2", *registry.suffixes())) or (
-            ":" not in text and "/" in text
+    def make(given: Given) -> Reporter:
+        asked = gate.of(given) if gates else ()
+        return Reporter(
+            as_json=_json.of(given),
+            verbose=_verbose.of(given),
+            quiet=_quiet.of(given),
+            strict=_strict.of(given),
+            gates=frozenset("fusion" if name == "fused" else name for name in asked),
         )
-        if looks_like_a_file and not Path(text).is_file():
-            self.fail(f"File '{text}' does not exist.", param, ctx)
-        return text
+
+    return group("reporter", make, *([gate] if gates else []), _json, _verbose, _quiet, _strict)
 
 
-class Runtime(ParamType):
-    """The name of a backend, or `auto`; which there are is asked when it is needed."""
-
-    name = "runtime"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        """Return the names, as click.Choice does."""
-        return f"[{'|'.join(registry.choices())}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Refuse what no backend is called, as click.Choice does."""
-        return str(click.Choice(registry.choices()).convert(value, param, ctx))
+_device = defaulted("--device", click.Choice(DEVICES), "cpu", "Where PyTorch and ONNX Runtime run.")
 
 
-class Dims(ParamType):
-    """Sizes joined by `x` or `,`: 3x224x224."""
-
-    name = "CxHxW"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Give the sizes as a tuple of positive integers."""
-        if isinstance(value, tuple):
-            return value
-        if not re.fullmatch(r"\d+([x,]\d+)*", value) or 0 in (
-            dims := [int(d) for d in re.split("[x,]", value)]
-        ):
-            self.fail(f"'{value}' is no size; write it as 3x224x224", param, ctx)
-        return tuple(dims)
+def _host(given: Given) -> HostOptions:
+    return HostOptions(threads.of(given), _device.of(given))
 
 
-class NamedDims(ParamType):
-    """An input's name and its sizes: input:1x3x224x224."""
-
-    name = "name:1x3x224x224"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, tuple[int, ...]]:
-        """Give (name, sizes)."""
-        if isinstance(value, tuple):
-            return value
-        name, colon, dims = value.rpartition(":")
-        if not colon or not name:
-            self.fail(f"'{value}' names no input; write it as input:1x3x224x224", param, ctx)
-        return name, Dims().convert(dims, param, ctx)
+host = group("host", _host, threads, _device)
 
 
-class Batch(ParamType):
-    """A batch size, or `dynamic` (None)."""
-
-    name = "N|dynamic"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        """Give the size; None where dynamic."""
-        if value is None or value == "dynamic":
-            return None
-        if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"'{value}' is neither a positive number nor 'dynamic'", param, ctx)
-        return int(value)
+def _host_cpu(given: Given) -> HostOptions:
+    return HostOptions(threads.of(given))
 
 
-class Bytes(ParamType):
-    """A number of bytes with a unit: 2GiB."""
+host_cpu = group("host", _host_cpu, threads)
+"""Of a command that runs on the CPU only."""
 
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Give the number of bytes."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", value)
-        if not found or found[2].upper() not in _UNITS:
-            self.fail(f"'{value}' is no size in bytes; write it as 2GiB", param, ctx)
-        return int(float(found[1]) * _UNITS[found[2].upper()])
+_min_shapes = repeated("--min-shapes", NamedDims(), "Smallest shape of an input.")
+_opt_shapes = repeated("--opt-shapes", NamedDims(), "Shape of an input to tune, plan and time for.")
+_max_shapes = repeated("--max-shapes", NamedDims(), "Largest shape of an input.")
 
 
-class KeyValue(ParamType):
-    """An argument of the network's constructor: num_classes=10."""
-
-    name = "key=value"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Any]:
-        """Give (key, value), the value as Python reads it where it can."""
-        import ast
-
-        if isinstance(value, tuple):
-            return value
-        key, equals, text = value.partition("=")
-        if not equals or not key.isidentifier():
-            self.fail(f"'{value}' is no argument; write it as num_classes=10", param, ctx)
-        try:
-            return key, ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            return key, text
+_checkpoint = optional("--checkpoint", IN_FILE, "Weights: safetensors or a .pth state dict.")
+_model_args = repeated("--model-arg model_args", KeyValue(), "Argument of the network's constructor.")
+_pretrained = switch("--pretrained", "Let timm or torchvision load its own weights.")
+_input_size = optional("--input-size", Dims(), "Size of the input, as 3x224x224.")
+_opset = defaulted("--opset", click.IntRange(11, 26), DEFAULT_OPSET, "ONNX opset.")
+_batch = defaulted("--batch", Batch(), "dynamic", "Batch size to freeze, or dynamic.")
 
 
-class Limit(ParamType):
-    """A tolerance, for every output or for one: 1e-3 or logits:1e-3."""
-
-    name = "[name:]VALUE"
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, float]:
-        """Give (output name or "", value)."""
-        if isinstance(value, tuple):
-            return value
-        name, _, number = str(value).rpartition(":")
-        try:
-            return name, float(number)
-        except ValueError:
-            self.fail(f"'{value}' is no number; write it as 1e-3 or output:1e-3", param, ctx)
+_mean = optional("--mean", Floats(), "Mean of pixels in [0, 1], per channel, to subtract.")
+_std = optional("--std", Floats(), "Standard deviation of pixels, per channel, to divide by.")
+_resize = optional("--resize", click.Choice(RESIZES), "How an image gets its size.")
+_crop = optional("--crop", click.FloatRange(0, 1, min_open=True), "Fraction that the crop keeps.")
+_labels = optional("--labels", IN_FILE, "Class names, one a line, or a JSON list.")
 
 
-class Floats(ParamType):
-    """Numbers joined by commas: 0.485,0.456,0.406."""
-
-    name = "A,B,C"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Give the numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(float(x) for x in value.split(","))
-        except ValueError:
-            self.fail(f"'{value}' are no numbers; write them as 0.485,0.456,0.406", param, ctx)
+def _image(given: Given) -> ImageOptions:
+    return ImageOptions(
+        mean=_mean.of(given),
+        std=_std.of(given),
+        resize=_resize.of(given),
+        crop=_crop.of(given),
+        labels=_labels.of(given),
+        size=_input_size.of(given),
+    )
 
 
-class Names(ParamType):
-    """Names joined by commas."""
-
-    name = "A,B"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """Give the names."""
-        return value if isinstance(value, tuple) else tuple(x.strip() for x in value.split(",") if x.strip())
+image = group("image", _image, _mean, _std, _resize, _crop, _labels, _input_size)
 
 
-def group(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Join options into one decorator, listed in --help in the order given."""
+def _weights(given: Given) -> NetworkOptions:
+    return NetworkOptions(
+        checkpoint=_checkpoint.of(given),
+        model_args=dict(_model_args.of(given)),
+        pretrained=_pretrained.of(given),
+        input_size=_input_size.of(given),
+        seed=seed.of(given),
+    )
 
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
 
-    return decorate
+def _exported(given: Given) -> NetworkOptions:
+    return dataclasses.replace(_weights(given), opset=_opset.of(given), batch=_batch.of(given))
 
 
-talk = group(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    click.option("-v", "--verbose", count=True, help="Say more on stderr."),
-    click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors on stderr."),
-    click.option("--strict", is_flag=True, help="Every warning is an error, every verdict a gate."),
-)
-overwrite = click.option("--overwrite", is_flag=True, help="Replace output files that exist.")
-verify = click.option(
-    "--verify/--no-verify",
-    default=True,
-    show_default=True,
-    help="Compare what is written with what was given; without it the result says so.",
-)
-seed = click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random.")
-threads = click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="CPU threads; 0 lets the runtime choose."
-)
-device = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="Where PyTorch and ONNX Runtime run; an engine runs on its GPU.",
-)
-gate = click.option(
-    "--gate",
-    "gates",
-    multiple=True,
-    type=click.Choice(["parity", "fusion", "fused", "precision", "latency"]),
-    help="Exit with 3 where this verdict fails; repeatable.",
-)
-weights = group(
-    click.option("--checkpoint", type=IN_FILE, help="Weights: safetensors or a .pth state dict."),
-    click.option(
-        "--model-arg", "model_args", type=KeyValue(), multiple=True, help="Passed to the constructor."
-    ),
-    click.option("--pretrained", is_flag=True, help="Let timm or torchvision load its own weights."),
-    click.option("--input-size", type=Dims(), help="What the network is fed, as 3x224x224."),
-)
+_weight_flags = (_checkpoint, _model_args, _pretrained, _input_size, seed)
+
 network = group(
-    weights,
-    click.option("--opset", type=click.IntRange(11, 26), default=20, show_default=True, help="ONNX opset."),
-    click.option(
-        "--batch", type=Batch(), default="dynamic", show_default=True, help="Frozen batch, or dynamic."
-    ),
+    "network",
+    lambda given: dataclasses.replace(_exported(given), image=_image(given)),
+    *_weight_flags,
+    _opset,
+    _batch,
+    image,
 )
-image = group(
-    click.option("--mean", type=Floats(), help="Subtracted from pixels in [0, 1], per channel."),
-    click.option("--std", type=Floats(), help="What pixels are divided by, per channel."),
-    click.option(
-        "--resize", type=click.Choice(["shortest", "squash", "longest"]), help="How an image gets its size."
-    ),
-    click.option("--crop", type=click.FloatRange(0, 1, min_open=True), help="Fraction kept by the crop."),
-    click.option("--labels", type=IN_FILE, help="Class names, one a line, or a JSON list."),
-)
-precision = group(
-    click.option(
-        "--precision", type=click.Choice(["fp32", "fp16", "int8"]), help="Of weights and activations."
-    ),
-    click.option("--fp16", "short", flag_value="fp16", help="Short for --precision fp16."),
-    click.option("--int8", "short", flag_value="int8", help="Short for --precision int8."),
-)
-runtime = click.option(
-    "--runtime",
-    type=Runtime(),
-    default=registry.AUTO,
-    show_default=True,
-    help="Whose compiler to serve.",
-)
-target = click.option(
-    "--target", "targets", multiple=True, help="Compute capability (sm86) or device (orin-nano); repeatable."
-)
-opt_shapes = click.option(
-    "--opt-shapes", type=NamedDims(), multiple=True, help="Shape of an input to tune, plan and time for."
-)
-shapes = group(
-    click.option("--min-shapes", type=NamedDims(), multiple=True, help="Smallest shape of an input."),
-    opt_shapes,
-    click.option("--max-shapes", type=NamedDims(), multiple=True, help="Largest shape of an input."),
-)
-builder = group(
-    click.option("--workspace", type=Bytes(), help="Memory the compiler may use, as 2GiB."),
-    click.option("--timing-cache", type=OUT_FILE, help="Read and written by full TensorRT."),
-)
-rewriting = group(
-    click.option("--rewrites", type=Names(), help="Apply these exact rewrites only, unmeasured ones too."),
-    click.option("--no-rewrites", is_flag=True, help="Leave the canonical form as it is."),
-    click.option(
-        "--search-plans",
-        type=click.IntRange(min=0),
-        default=SEARCH_PLANS,
-        show_default=True,
-        help="Plans that the search for the cheapest form may ask for.",
-    ),
-    click.option("--replay", type=IN_FILE, help="Apply the choices that an earlier search saved."),
-    click.option("--search-seconds", type=click.FloatRange(min=0), help="End the search early."),
-)
-calibration = group(
-    click.option("--calib-data", type=IN_PATH, help="Images, .npy/.npz, MNIST IDX, ... to calibrate on."),
-    click.option("--calib-samples", type=click.IntRange(min=1), help="Use at most so many of them."),
-    click.option(
-        "--calib-method",
-        type=click.Choice(["minmax", "percentile", "entropy", "mse"]),
-        help="How ranges are clipped; default: the best on samples held back.",
-    ),
-    click.option("--calib-cache", type=OUT_FILE, help="Ranges in JSON, reused where everything matches."),
-    click.option("--exclude-nodes", metavar="REGEX", help="Leave matching nodes out of INT8."),
-    click.option("--skip-unreadable", is_flag=True, help="Count unreadable files instead of failing."),
-    click.option(
-        "--allow-random-calibration", is_flag=True, help="Without data, calibrate on noise; it is said so."
-    ),
-    click.option("--policy", help="Named placement of Q/DQ nodes; default: the target's."),
-    click.option("--min-sqnr", type=float, help="Leave layers in FP16, cheapest first, to reach so many dB."),
-    click.option("--max-drop", type=float, help="... until top-1 drops by at most so many points."),
-    click.option("--keep", help="Leave so much of the multiply-accumulates in FP16, as 10%."),
-)
-timing = group(
-    click.option(
-        "--warmup-ms", type=click.FloatRange(min=0), default=200, show_default=True, help="Untimed."
-    ),
-    click.option("--duration-s", type=click.FloatRange(min=0), default=3, show_default=True, help="Timed."),
-    click.option("--iterations", type=click.IntRange(min=1), default=10, show_default=True, help="At least."),
-)
-tolerance = group(
-    click.option("--preset", type=click.Choice(["fp32", "fp16", "int8"]), help="Tolerances by precision."),
-    click.option("--atol", type=Limit(), multiple=True, help="Largest absolute error."),
-    click.option("--rtol", type=Limit(), multiple=True, help="Largest error over the output's range."),
+"""Of a command that exports, or whose reference may be a network."""
+
+predicted_network = group(
+    "network",
+    lambda given: dataclasses.replace(_weights(given), image=_image(given)),
+    *_weight_flags,
+    image,
 )
 
+timed_network = group(
+    "network",
+    lambda given: dataclasses.replace(_exported(given), image=ImageOptions(size=_input_size.of(given))),
+    *_weight_flags,
+    _opset,
+    _batch,
+)
+"""Of a command that feeds random numbers: of an image it needs the size only."""
 
-def chosen_precision(precision: Precision | None, short: Precision | None) -> Precision | None:
+_precision = optional("--precision", click.Choice(PRECISIONS), "Precision of weights and activations.")
+_fp16 = switch("--fp16", "Short for --precision fp16.")
+_int8 = switch("--int8", "Short for --precision int8.")
+
+
+def _chosen(given: Given) -> Precision | None:
     """Join --precision with its short forms. Raises: click.UsageError where they contradict."""
-    if precision and short and precision != short:
-        raise click.UsageError(f"--precision {precision} and --{short} contradict each other")
-    return precision or short
+    asked: dict[Precision, str] = {}
+    if (named := _precision.of(given)) is not None:
+        asked[named] = f"--precision {named}"
+    if _fp16.of(given):
+        asked.setdefault("fp16", "--fp16")
+    if _int8.of(given):
+        asked.setdefault("int8", "--int8")
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(asked.values())} contradict each other")
+    return next(iter(asked), None)
+
+
+precision = group("precision", _chosen, _precision, _fp16, _int8)
+
+_runtime = defaulted("--runtime", RuntimeName(), "auto", "Runtime to serve.")
+_targets = repeated(
+    "--target targets",
+    TargetName(),
+    "Compute capability (sm86) or device (orin-nano) to build for; repeatable.",
+)
+
+
+def _shapes(given: Given) -> dict[str, Profile]:
+    """Join the three by input; a missing one is the nearest that was given."""
+    smallest, tuned, largest = (dict(shapes.of(given)) for shapes in (_min_shapes, _opt_shapes, _max_shapes))
+    result = {}
+    for name in sorted({*smallest, *tuned, *largest}):
+        low, opt, high = smallest.get(name), tuned.get(name), largest.get(name)
+        best = opt or low or high or ()
+        result[name] = Profile(low or best, best, high or best)
+    return result
+
+
+_workspace = optional("--workspace", Bytes(), "Memory that the compiler may use, as 2GiB.")
+_timing_cache = optional("--timing-cache", OUT_FILE, "Cache that full TensorRT reads and writes.")
+
+
+def _engine(given: Given) -> EngineOptions:
+    return EngineOptions(_shapes(given), _workspace.of(given), _timing_cache.of(given))
+
+
+engine = group("engine", _engine, _min_shapes, _opt_shapes, _max_shapes, _workspace, _timing_cache)
+
+_rewrites = optional("--rewrites", Names(), "Apply these exact rewrites only, unmeasured ones too.")
+_no_rewrites = switch("--no-rewrites", "Leave the canonical form as it is.")
+_search_plans = defaulted(
+    "--search-plans",
+    click.IntRange(min=0),
+    SEARCH_PLANS,
+    "Plans that the search for the cheapest form may ask for.",
+)
+_replay = optional("--replay", IN_FILE, "Apply the choices that an earlier search saved.")
+_search_seconds = optional("--search-seconds", click.FloatRange(min=0), "End the search early.")
+
+
+def _rewriting(given: Given) -> RewriteOptions:
+    asked = {
+        "--no-rewrites": _no_rewrites.of(given),
+        "--rewrites": _rewrites.of(given),
+        "--replay": _replay.of(given),
+    }
+    named = [flag for flag, value in asked.items() if value]
+    if len(named) > 1:
+        raise click.UsageError(f"{' and '.join(named)} contradict each other")
+    return RewriteOptions(
+        names=() if _no_rewrites.of(given) else _rewrites.of(given),
+        search_plans=_search_plans.of(given),
+        search_seconds=_search_seconds.of(given),
+        replay=_replay.of(given),
+    )
+
+
+target = group(
+    "target", lambda given: TargetOptions(_runtime.of(given), _targets.of(given)), _runtime, _targets
+)
+
+rewritten_target = group(
+    "target",
+    lambda given: TargetOptions(_runtime.of(given), _targets.of(given), _rewriting(given)),
+    _runtime,
+    _targets,
+    _rewrites,
+    _no_rewrites,
+    _search_plans,
+    _replay,
+    _search_seconds,
+)
+"""Of a command that rewrites the graph for the target."""
+
+_calib_data = optional("--calib-data", IN_PATH, f"Samples to calibrate on: {_DATA}")
+_calib_samples = optional("--calib-samples", click.IntRange(min=1), "Largest number of them to use.")
+_calib_method = optional(
+    "--calib-method",
+    click.Choice(METHODS),
+    "How ranges are clipped; default: the best on samples held back.",
+)
+_calib_cache = optional("--calib-cache", OUT_FILE, "Ranges as JSON, reused where everything matches.")
+_exclude_nodes = optional(
+    "--exclude-nodes", click.STRING, "Keep matching nodes out of INT8.", metavar="REGEX"
+)
+_allow_random = switch("--allow-random-calibration", "Without data, calibrate on noise; a warning says so.")
+_policy = optional("--policy", click.STRING, "Named placement of Q/DQ nodes; default: the target's.")
+_min_sqnr = optional("--min-sqnr", click.FLOAT, "Keep layers in FP16, cheapest first, to reach this many dB.")
+_max_drop = optional("--max-drop", click.FLOAT, "... until top-1 drops by at most this many points.")
+_keep = optional("--keep", Share(), "Share of the multiply-accumulates to keep in FP16, as 10%.")
+
+
+def _calibration(given: Given) -> CalibrationOptions:
+    return CalibrationOptions(
+        data=_calib_data.of(given),
+        samples=_calib_samples.of(given),
+        method=_calib_method.of(given),
+        cache=_calib_cache.of(given),
+        exclude_nodes=_exclude_nodes.of(given),
+        skip_unreadable=skip_unreadable.of(given),
+        allow_random=_allow_random.of(given),
+        policy=_policy.of(given),
+        min_sqnr_db=_min_sqnr.of(given),
+        max_drop_points=_max_drop.of(given),
+        keep_fraction=_keep.of(given),
+        seed=seed.of(given),
+    )
+
+
+calibration = group(
+    "calibration",
+    _calibration,
+    _calib_data,
+    _calib_samples,
+    _calib_method,
+    _calib_cache,
+    _exclude_nodes,
+    skip_unreadable,
+    _allow_random,
+    _policy,
+    _min_sqnr,
+    _max_drop,
+    _keep,
+    seed,
+)
+
+_warmup_ms = defaulted("--warmup-ms", click.FloatRange(min=0), 200.0, "Untimed calls before the timed ones.")
+_duration_s = defaulted("--duration-s", click.FloatRange(min=0), 3.0, "Seconds to time, at least.")
+_iterations = defaulted("--iterations", click.IntRange(min=1), 10, "Calls to time, at least.")
+
+
+def _timing(given: Given) -> TimingOptions:
+    return TimingOptions(_warmup_ms.of(given), _duration_s.of(given), _iterations.of(given))
+
+
+timing = group("timing", _timing, _warmup_ms, _duration_s, _iterations)
+
+sized_timing = group(
+    "timing",
+    lambda given: dataclasses.replace(_timing(given), sizes=dict(_opt_shapes.of(given))),
+    _opt_shapes,
+    _warmup_ms,
+    _duration_s,
+    _iterations,
+)
+"""Of a command that times files whose sizes may be free."""
+
+
+def _sampled(given: Given) -> SampleOptions:
+    return SampleOptions(samples.of(given), skip_unreadable.of(given), seed.of(given))
+
+
+sampled = group("samples", _sampled, samples, skip_unreadable, seed)
+
+_preset = optional("--preset", click.Choice(PRECISIONS), "Tolerances by precision.")
+_atol = repeated("--atol", Limit(), "Largest absolute error.")
+_rtol = repeated("--rtol", Limit(), "Largest error over the output's range.")
+_min_cosine = optional("--min-cosine", click.FLOAT, "Smallest cosine between outputs.")
+_min_top1 = optional("--min-top1", click.FLOAT, "Smallest share of equal answers, between 0 and 1.")
+
+
+def _limits(given: Given) -> Limits:
+    return Limits(
+        preset=_preset.of(given),
+        atol=_atol.of(given),
+        rtol=_rtol.of(given),
+        min_cosine=_min_cosine.of(given),
+        min_top1=_min_top1.of(given),
+    )
+
+
+limits = group("limits", _limits, _preset, _atol, _rtol, _min_cosine, _min_top1)

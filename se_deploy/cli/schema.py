@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
+from se_deploy.cli.parameters import argument, command
 from se_deploy.schema import OBJECTS
 
 
-@click.command()
-@click.argument("name", type=click.Choice(list(OBJECTS)), metavar="COMMAND")
+@command("schema", argument("name", click.Choice(list(OBJECTS)), metavar="COMMAND"))
 def schema(name: str) -> None:
     """Print the JSON Schema of what COMMAND prints with --json.
 

@@ -17,7 +17,7 @@ from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import source
 from se_deploy.errors import BadData, MissingRuntime
-from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.options import HostOptions, NetworkOptions, SampleOptions
 from se_deploy.quantization import fp16_rounding
 from se_deploy.quantization.fp16_rounding import Evaluation
 from se_deploy.schema import input_spec, provenance
@@ -49,24 +49,22 @@ class Opened:
     rounding: str | None = None  # where its numbers are rounded to FP16, in words; None where nothing is
 
 
-def kind_of(artifact: str) -> Literal["engine", "onnx", "network"]:
+def kind_of(artifact: str | Path) -> Literal["engine", "onnx", "network"]:
     """Tell what an argument names, by its ending and by what is there."""
     suffix = Path(artifact).suffix
     if suffix not in {"", ".onnx"} and registry.of_suffix(suffix):
         return "engine"
-    return "onnx" if source.is_onnx(artifact) else "network"
+    return "onnx" if source.is_onnx(str(artifact)) else "network"
 
 
 @contextlib.contextmanager
 def opened(
-    artifact: str | Opened,
+    artifact: str | Path | Opened,
     *,
     exact: bool = False,
-    threads: int = 0,
-    device: str = "cpu",
     stand_in: bool = False,
+    host: HostOptions | None = None,
     network: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
 ) -> Iterator[Opened]:
     """Open an artifact where it runs.
 
@@ -80,20 +78,20 @@ def opened(
         yield artifact
         return
     kind = kind_of(artifact)
-    image = image or ImageOptions()
+    host, network = host or HostOptions(), network or NetworkOptions()
     if kind == "network":
-        yield _network(artifact, threads, device, network or NetworkOptions(), image)
+        yield _network(str(artifact), host, network)
         return
     if kind == "engine":
-        with _engine(Path(artifact), stand_in=stand_in, threads=threads) as found:
-            yield dataclasses.replace(found, image=image.applied(found.image))
+        with _engine(Path(artifact), stand_in=stand_in, threads=host.threads) as engine:
+            yield dataclasses.replace(engine, image=network.image.applied(engine.image))
         return
-    model = source.load_onnx(Path(artifact), image)
+    model = source.load_onnx(Path(artifact), network.image)
     precision = precision_of(model)
     run = Evaluation(model, None)
-    if exact and device == "cpu":  # a GPU's FP16 kernels round by themselves, those of the CPU do not
+    if exact and host.device == "cpu":  # a GPU's FP16 kernels round by themselves, those of the CPU do not
         run = fp16_rounding.evaluation(model)
-    runtime = registry.graph_runtime(SessionOptions(threads=threads, exact=exact, device=device))
+    runtime = registry.graph_runtime(SessionOptions(threads=host.threads, exact=exact, device=host.device))
     with runtime.open(run.model) as session:
         yield Opened(
             session,
@@ -119,10 +117,7 @@ def read_data(
     path: Path,
     session: Session,
     image: InputSpec | None,
-    *,
-    limit: int | None = None,
-    skip_unreadable: bool = False,
-    seed: int = 0,
+    samples: SampleOptions | None = None,
 ) -> data.Samples:
     """Read samples for a session: images by its input spec, arrays as they are. Raises: BadData."""
     if image is None and path.suffix not in {".npy", ".npz"}:
@@ -131,13 +126,14 @@ def read_data(
             hint="pass --input-size, --mean and --std, or give .npy/.npz arrays",
         )
     arrays = path.suffix in {".npy", ".npz"}
+    samples = samples or SampleOptions()
     return data.read(
         path,
         list(session.inputs) if arrays or image is None else [image],
         image=image,
-        limit=limit,
-        skip_unreadable=skip_unreadable,
-        seed=seed,
+        limit=samples.limit,
+        skip_unreadable=samples.skip_unreadable,
+        seed=samples.seed,
     )
 
 
@@ -160,9 +156,7 @@ def _device_name(device: str) -> str:
     return cpu_name() if device == "cpu" else device
 
 
-def _network(
-    artifact: str, threads: int, device: str, options: NetworkOptions, image: ImageOptions
-) -> Opened:
+def _network(artifact: str, host: HostOptions, options: NetworkOptions) -> Opened:
     from se_deploy.frontend import zoo  # noqa: PLC0415 - an ONNX file needs no torch
 
     network = zoo.load(
@@ -174,13 +168,13 @@ def _network(
         feeding=options.feeding,
         seed=options.seed,
     )
-    session = registry.network_session(network, SessionOptions(threads=threads, device=device))
+    session = registry.network_session(network, SessionOptions(threads=host.threads, device=host.device))
     return Opened(
         session,
         registry.reference().name,
-        _device_name(device),
+        _device_name(host.device),
         "fp32",
-        image.applied(network.image),
+        options.image.applied(network.image),
         None,
         random_weights=provenance.are_random(network.weights),
     )

@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING
 
 from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends import precision_check, registry
+from se_deploy.backends import precision_check
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import artifacts, as_schema, lowering, source, verifying
 from se_deploy.errors import BadInput
-from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import fp16_rounding
 from se_deploy.quantization.without_qdq import without_qdq
 from se_deploy.schema import input_spec, relative, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from se_deploy.backends.backend import Backend
-    from se_deploy.backends.engine import Engine, Profile
+    from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PlanPrecision
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
-    from se_deploy.options import Precision
+    from se_deploy.options import Precision, Profile, TargetLike
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
@@ -67,16 +67,12 @@ class BuildResult:
 
 def build_engine(
     model: str | Path,
-    output: Path,
+    output: str | Path,
     *,
     precision: Precision | None = None,
-    runtime: str = registry.AUTO,
-    targets: Sequence[str] = (),
+    target: TargetLike | None = None,
     image: ImageOptions | None = None,
-    shapes: Mapping[str, Profile] | None = None,
-    workspace_bytes: int | None = None,
-    timing_cache: Path | None = None,
-    rewrites: RewriteOptions | None = None,
+    engine: EngineOptions | None = None,
     calibration: CalibrationOptions | None = None,
     fp16_plan: Plan | None = None,
     verify: bool = True,
@@ -89,7 +85,7 @@ def build_engine(
     `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
     Raises: BuildFailed, MissingRuntime, BadInput, BadData, OutputExists.
     """
-    rewriting, calibration = rewrites or RewriteOptions(), calibration or CalibrationOptions()
+    engine, calibration = engine or EngineOptions(), calibration or CalibrationOptions()
     output = Path(output)
     for path in (output, manifests.path_of(output), onnx_path(output)):
         files.claim(path, overwrite=overwrite)
@@ -97,24 +93,26 @@ def build_engine(
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
     notes = _fitting(Path(model), stored, wanted, calibration)
-    chosen = lowering.compiler_for(registry.chosen(runtime), targets)
+    to = lowering.destination(target_options(target))
+    backend = lowering.compiler_for(to.backend, to.targets)
+    to = dataclasses.replace(to, backend=backend)
     check = None
-    with lowering.planner_for(chosen, targets) as planner:
+    with lowering.planner_for(to) as planner:
         if stored == "fp32":
             samples = None
             if wanted == "int8" or calibration.data is not None:
                 samples = lowering.calibration_samples(given, calibration)
             if verify:
-                check = verifying.checker(given, samples=samples, shapes=_opt(shapes), seed=calibration.seed)
+                check = verifying.checker(
+                    given, samples=samples, shapes=_opt(engine.shapes), seed=calibration.seed
+                )
             form = verifying.canonical_form(given, check)
             done = lowering.lowered(
                 form.model,
                 precision=wanted,
-                backend=chosen,
-                rewriting=rewriting,
+                to=to,
                 calibration=calibration,
                 planner=planner,
-                targets=targets,
                 check=form.checker,
                 planned=True,
                 samples=samples,
@@ -131,7 +129,7 @@ def build_engine(
                 done.model,
                 lowering.half(without_qdq(done.rewritten)),
                 planner=planner,
-                targets=targets,
+                targets=to.targets,
                 built=fp16_plan,
             )
     return finish(
@@ -141,11 +139,13 @@ def build_engine(
         check=check,
         notes=notes,
         wanted=wanted,
-        backend=chosen,
-        targets=targets,
-        shapes=shapes,
-        workspace_bytes=workspace_bytes,
-        timing_cache=timing_cache,
+        backend=backend,
+        options=BuildOptions(
+            targets=tuple(one.called for one in to.targets),
+            shapes=engine.shapes,
+            workspace_bytes=engine.workspace_bytes,
+            timing_cache=engine.timing_cache,
+        ),
         calibration=calibration,
         worth=worth,
         progress=progress,
@@ -179,10 +179,7 @@ def finish(
     notes: tuple[str, ...] = (),
     wanted: Precision,
     backend: Backend,
-    targets: Sequence[str] = (),
-    shapes: Mapping[str, Profile] | None = None,
-    workspace_bytes: int | None = None,
-    timing_cache: Path | None = None,
+    options: BuildOptions,
     calibration: CalibrationOptions,
     worth: Worth | None,
     progress: Progress = silent,
@@ -192,12 +189,7 @@ def finish(
     `check` verifies the graph's precision, rounded to FP16 where the plan rounds; None does not.
     """
     engines = lowering.engines_of(backend)
-    options = BuildOptions(
-        targets=tuple(targets) or engines.default_targets,
-        shapes=dict(shapes or {}),
-        workspace_bytes=workspace_bytes,
-        timing_cache=timing_cache,
-    )
+    options = dataclasses.replace(options, targets=options.targets or engines.default_targets)
     compiler = engines.compiler()
     try:
         built = compiler.build(done.model, options, progress=progress)

@@ -129,7 +129,7 @@ def _precision(gate: PrecisionGate, warnings: list[str]) -> Gate:
 
 
 def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progress) -> Gate:
-    result = inspect.inspect(file, plan=True, runtime=gate.runtime, targets=gate.targets, progress=progress)
+    result = inspect.inspect(file, plan=True, target=gate.target, progress=progress)
     warnings += result.warnings
     plans = inspect.to_schema(result).plans
     if not plans and isinstance(result, inspect.EngineInspection):
@@ -170,11 +170,8 @@ def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:
         data=gate.data,
         limits=gate.limits,
         samples=gate.samples,
-        skip_unreadable=gate.skip_unreadable,
-        threads=gate.threads,
+        host=gate.host,
         network=gate.network,
-        image=gate.image,
-        seed=gate.network.seed,
         progress=progress,
     )
 
@@ -202,12 +199,9 @@ def _measured_latency(gate: LatencyGate, progress: Progress) -> ProfileResult:
         gate.files,
         reference=gate.reference,
         batch=gate.batch,
-        threads=gate.threads,
-        warmup_ms=gate.warmup_ms,
-        duration_s=gate.duration_s,
-        iterations=gate.iterations,
+        host=gate.host,
+        timing=gate.timing,
         network=gate.network,
-        seed=gate.network.seed,
         progress=progress,
     )
 

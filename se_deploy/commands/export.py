@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,18 +12,16 @@ from msgspec import convert
 from se_deploy import files, graph, verification
 from se_deploy.backends import registry
 from se_deploy.commands import as_schema, lowering, source
-from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.options import CalibrationOptions, target_options
 from se_deploy.passes import search
 from se_deploy.protocols import silent
 from se_deploy.schema import common, finite, relative, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from se_deploy.backends.backend import Backend
     from se_deploy.commands.lowering import Lowered
     from se_deploy.commands.source import Source
-    from se_deploy.options import Precision
+    from se_deploy.options import FloatType, NetworkOptions, Precision, TargetLike
     from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
 
@@ -45,41 +44,38 @@ def export(
     output: str | Path,
     *,
     precision: Precision = "fp32",
-    io: str = "fp32",
-    runtime: str = registry.AUTO,
-    targets: Sequence[str] = (),
+    io: FloatType = "fp32",
+    target: TargetLike | None = None,
     network: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
-    rewrites: RewriteOptions | None = None,
     calibration: CalibrationOptions | None = None,
     verify: bool = True,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportResult:
-    """Write a network as ONNX: canonical, or in the form that `runtime` likes best, in `precision`.
+    """Write a network as ONNX: canonical, or in the form that `target` likes best, in `precision`.
 
+    `model`: a network specification ("timm:seresnet50") or an ONNX file. `io`: the type of the inputs and
+    outputs of an FP16 file.
     What is written is compared with its source unless `verify` is False.
     Raises: BadModel, ExportFailed, BadInput, BadData, MissingRuntime, OutputExists, CannotWrite.
     """
     output = Path(output)
     files.claim(output, overwrite=overwrite)
-    backend = registry.chosen(runtime)
-    if targets and backend is None:
-        backend = lowering.compiler_for(None, targets)
+    to = lowering.destination(target_options(target))
+    if to.targets and to.backend is None:
+        to = dataclasses.replace(to, backend=lowering.compiler_for(None, to.targets))
     calibration = calibration or CalibrationOptions()
     taken = source.read(
-        str(model), options=network, image=image, calibration=calibration, verify=verify, progress=progress
+        str(model), options=network, calibration=calibration, verify=verify, progress=progress
     )
-    with lowering.planner_for(backend, targets) as planner:
+    with lowering.planner_for(to) as planner:
         done = lowering.lowered(
             taken.model,
             precision=precision,
-            backend=backend,
-            rewriting=rewrites or RewriteOptions(),
+            to=to,
             calibration=calibration,
             io=io,
             planner=planner,
-            targets=targets,
             check=taken.check,
             samples=taken.samples,
             progress=progress,
@@ -89,7 +85,7 @@ def export(
         files.write_text(choices_path(output), search.to_json(done.found.choices))
     verified = taken.verified.joined(done.verified)
     warnings = (*taken.warnings, *done.warnings, *verified.warnings)
-    return ExportResult(output, taken, done, precision, _name(backend), verified, warnings)
+    return ExportResult(output, taken, done, precision, _name(to.backend), verified, warnings)
 
 
 def _name(backend: Backend | None) -> str:

@@ -9,12 +9,22 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from se_deploy.backends import registry
-from se_deploy.commands.parity import Limits
 from se_deploy.errors import BadInput
-from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.options import (
+    PRECISIONS,
+    RESIZES,
+    HostOptions,
+    ImageOptions,
+    Limits,
+    NetworkOptions,
+    SampleOptions,
+    TargetOptions,
+    TimingOptions,
+)
+from se_deploy.targets import resolve_target
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,14 +35,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from se_deploy.options import Precision
+    from se_deploy.targets import Target
 
 T = TypeVar("T")
+Name = TypeVar("Name", bound=str)
 
 CONFIG, PYPROJECT = "se-deploy.toml", "pyproject.toml"
 SECTIONS = ("parity", "fusion", "precision", "latency")
 
-_PRECISIONS = ("fp32", "fp16", "int8")
-_RESIZES = ("shortest", "squash", "longest")
+_TIMING = TimingOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +54,9 @@ class ParityGate:
     candidates: tuple[Path, ...]
     data: Path
     limits: Limits
-    samples: int | None
-    skip_unreadable: bool
-    threads: int
+    samples: SampleOptions
+    host: HostOptions
     network: NetworkOptions
-    image: ImageOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +64,7 @@ class FusionGate:
     """Files whose SE blocks have to fuse."""
 
     files: tuple[Path, ...]
-    runtime: str
-    targets: tuple[str, ...]
+    target: TargetOptions
     allow_split: int  # blocks per file and compiler; a fallback never passes
 
 
@@ -77,10 +85,8 @@ class LatencyGate:
     max_p50_ms: float | None
     min_speedup: float | None
     batch: int
-    threads: int
-    warmup_ms: float
-    duration_s: float
-    iterations: int
+    host: HostOptions
+    timing: TimingOptions
     network: NetworkOptions
 
 
@@ -140,7 +146,7 @@ def _parsed(config: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = tomllib.loads(config.read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise BadInput(f"'{config}' cannot be read: {e}", hint="mend the TOML") from e
+        raise BadInput(f"'{config}' cannot be read: {e}", hint="correct the TOML at that line") from e
     return values
 
 
@@ -150,22 +156,27 @@ def _parity(table: _Table) -> ParityGate:
         candidates=table.need("candidates", table.paths),
         data=table.need("data", table.path),
         limits=Limits(
-            preset=table.take("preset", _one_of(_PRECISIONS), None),
+            preset=table.take("preset", _one_of(PRECISIONS), None),
             atol=table.take("atol", _limits, ()),
             rtol=table.take("rtol", _limits, ()),
             min_cosine=table.take("min_cosine", _number, None),
             min_top1=table.take("min_top1", _number, None),
         ),
-        samples=table.take("samples", _count, None),
-        skip_unreadable=table.take("skip_unreadable", _flag, False),
-        threads=table.take("threads", _whole, 0),
-        network=_network(table),
-        image=ImageOptions(
-            mean=table.take("mean", _numbers, None),
-            std=table.take("std", _numbers, None),
-            resize=cast("Any", table.take("resize", _one_of(_RESIZES), None)),
-            crop=table.take("crop", _number, None),
-            size=table.take("input_size", _dims, None),
+        samples=SampleOptions(
+            table.take("samples", _count, None),
+            table.take("skip_unreadable", _flag, False),
+            table.take("seed", _whole, 0),
+        ),
+        host=_host(table),
+        network=_network(
+            table,
+            ImageOptions(
+                mean=table.take("mean", _numbers, None),
+                std=table.take("std", _numbers, None),
+                resize=table.take("resize", _one_of(RESIZES), None),
+                crop=table.take("crop", _number, None),
+                size=table.take("input_size", _dims, None),
+            ),
         ),
     )
     table.end()
@@ -175,8 +186,10 @@ def _parity(table: _Table) -> ParityGate:
 def _fusion(table: _Table) -> FusionGate:
     gate = FusionGate(
         files=table.need("files", table.paths),
-        runtime=table.take("runtime", _one_of(registry.choices()), registry.AUTO),
-        targets=table.take("target", _texts, ()),
+        target=TargetOptions(
+            table.take("runtime", _one_of(registry.choices()), registry.AUTO),
+            table.take("target", _targets, ()),
+        ),
         allow_split=table.take("allow_split", _whole, 0),
     )
     table.end()
@@ -187,8 +200,8 @@ def _precision(table: _Table) -> list[PrecisionGate]:
     def required(value: object) -> list[PrecisionGate]:
         if not isinstance(value, dict) or not value:
             raise _Unfit('is no table such as {"net.engine" = "fp16"}')
-        named = _one_of(_PRECISIONS)
-        return [PrecisionGate(table.path(f), cast("Precision", named(p))) for f, p in value.items()]
+        named = _one_of(PRECISIONS)
+        return [PrecisionGate(table.path(f), named(p)) for f, p in value.items()]
 
     gates = table.need("files", required)
     table.end()
@@ -202,11 +215,13 @@ def _latency(table: _Table) -> LatencyGate:
         max_p50_ms=table.take("max_p50_ms", _number, None),
         min_speedup=table.take("min_speedup", _number, None),
         batch=table.take("batch", _count, 1),
-        threads=table.take("threads", _whole, 0),
-        warmup_ms=table.take("warmup_ms", _number, 200.0),
-        duration_s=table.take("duration_s", _number, 3.0),
-        iterations=table.take("iterations", _count, 10),
-        network=_network(table),
+        host=_host(table),
+        timing=TimingOptions(
+            table.take("warmup_ms", _number, _TIMING.warmup_ms),
+            table.take("duration_s", _number, _TIMING.duration_s),
+            table.take("iterations", _count, _TIMING.iterations),
+        ),
+        network=_network(table, ImageOptions(size=table.take("input_size", _dims, None))),
     )
     table.end()
     if gate.max_p50_ms is None and gate.min_speedup is None:
@@ -218,13 +233,18 @@ def _latency(table: _Table) -> LatencyGate:
     return gate
 
 
-def _network(table: _Table) -> NetworkOptions:
+def _host(table: _Table) -> HostOptions:
+    return HostOptions(table.take("threads", _whole, 0))
+
+
+def _network(table: _Table, image: ImageOptions) -> NetworkOptions:
     return NetworkOptions(
         checkpoint=table.take("checkpoint", table.path, None),
         model_args=table.take("model_args", _mapping, {}),
         pretrained=table.take("pretrained", _flag, False),
         input_size=table.take("input_size", _dims, None),
         seed=table.take("seed", _whole, 0),
+        image=image,
     )
 
 
@@ -266,7 +286,9 @@ class _Table:
         try:
             return read(self._values[key])
         except _Unfit as e:
-            raise BadInput(f"{self.where}: {key} = {self._values[key]!r}: {e}", hint=f"mend '{key}'") from e
+            raise BadInput(
+                f"{self.where}: {key} = {self._values[key]!r}: {e}", hint=f"correct '{key}'"
+            ) from e
 
     def end(self) -> None:
         """Refuse the keys that were never asked for. Raises: BadInput."""
@@ -366,10 +388,18 @@ def _limits(value: object) -> tuple[tuple[str, float], ...]:
     return (("", _number(value)),)
 
 
-def _one_of(names: tuple[str, ...]) -> Callable[[object], str]:
-    def read(value: object) -> str:
-        if value not in names:
-            raise _Unfit(f"is none of {', '.join(names)}")
-        return str(value)
+def _targets(value: object) -> tuple[Target, ...]:
+    try:
+        return tuple(resolve_target(text) for text in _texts(value))
+    except BadInput as e:
+        raise _Unfit(f"{e.message}; {e.hint}") from e
+
+
+def _one_of(names: tuple[Name, ...]) -> Callable[[object], Name]:
+    def read(value: object) -> Name:
+        for name in names:
+            if value == name:
+                return name
+        raise _Unfit(f"is none of {', '.join(names)}")
 
     return read

@@ -13,7 +13,7 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.commands import artifacts, as_schema, lowering, source
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
-from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions
+from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.schema import results, tool_version
 
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
     from se_deploy.backends.backend import Backend
     from se_deploy.fusion import Totals, Verdict
-    from se_deploy.options import Precision
+    from se_deploy.options import Precision, TargetLike, TargetOptions
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.schema.files import Manifest
+    from se_deploy.targets import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,9 @@ def inspect(
     file: str | Path,
     *,
     plan: bool = False,
-    runtime: str = registry.AUTO,
-    targets: Sequence[str] = (),
+    target: TargetLike | None = None,
     image: ImageOptions | None = None,
-    calib_data: Path | None = None,
+    calib_data: str | Path | None = None,
     calib_samples: int = ADVICE_SAMPLES,
     progress: Progress = silent,
 ) -> InspectResult | EngineInspection:
@@ -107,10 +107,10 @@ def inspect(
     read = source.load_onnx if calib_data is None else source.load_fp32
     model = read(path, image or ImageOptions())
     census = se_blocks.detect(model)
-    plans, notes = planned(model, census, runtime, targets, progress) if plan else ((), ())
+    plans, notes = planned(model, census, target_options(target), progress) if plan else ((), ())
     advised = None
     if calib_data is not None:
-        samples = lowering.calibration_samples(model, CalibrationOptions(calib_data, calib_samples))
+        samples = lowering.calibration_samples(model, CalibrationOptions(Path(calib_data), calib_samples))
         advised = advice.advise(model, samples, registry.graph_runtime(), progress=progress)
         notes = (*notes, *samples.warnings, *advised.warnings)
     return InspectResult(str(file), model, census, plans, notes, advised)
@@ -119,8 +119,7 @@ def inspect(
 def planned(
     model: ir.Model,
     census: se_blocks.Census,
-    runtime: str,
-    targets: Sequence[str],
+    target: TargetOptions,
     progress: Progress = silent,
 ) -> tuple[tuple[Planned, ...], tuple[str, ...]]:
     """Plan a graph with every backend that can plan without a device.
@@ -129,12 +128,12 @@ def planned(
     """
     plans: list[Planned] = []
     notes: list[str] = []
-    one = registry.chosen(runtime)
+    one = registry.chosen(target.runtime)
     names = registry.names() if one is None else (one.name,)
     for done, name in enumerate(names):
         progress("plan", done, len(names))
         try:
-            plans += _plans(model, census, registry.get(name), targets, asked=one is not None)
+            plans += _plans(model, census, registry.get(name), target.targets, asked=one is not None)
         except (MissingRuntime, BuildFailed) as e:
             if one is not None:
                 raise
@@ -144,7 +143,7 @@ def planned(
 
 
 def _plans(
-    model: ir.Model, census: se_blocks.Census, backend: Backend, targets: Sequence[str], *, asked: bool
+    model: ir.Model, census: se_blocks.Census, backend: Backend, targets: Sequence[Target], *, asked: bool
 ) -> Iterator[Planned]:
     """Yield the plan for each target; none from a backend that plans nothing and was not asked for."""
     planning = backend.planning
@@ -155,7 +154,7 @@ def _plans(
             )
         return
     for target in targets or (None,) if planning.targets else (None,):
-        with planning.open(target) as planner:
+        with planning.open(None if target is None else target.called) as planner:
             yield _planned(model, census, planner, backend)
 
 

@@ -18,7 +18,7 @@ from se_deploy.protocols import TensorSpec, silent
 from se_deploy.quantization import fp16_rounding, to_fp16
 from se_deploy.roofline import roofline_ms
 from se_deploy.schema import input_spec
-from se_deploy.targets import resolve_target, typical
+from se_deploy.targets import typical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     from se_deploy.backends.backend import Backend, Engines
     from se_deploy.commands.verifying import Checker
-    from se_deploy.options import CalibrationOptions, Precision, RewriteOptions
+    from se_deploy.options import CalibrationOptions, FloatType, Precision, RewriteOptions, TargetOptions
     from se_deploy.passes.search import SearchResult
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.quantization.fp16_ranges import KeptFp32
     from se_deploy.schema.input_spec import InputSpec
-    from se_deploy.targets import Device
+    from se_deploy.targets import Device, Target
     from se_deploy.verification import Failure, Verified
 
 
@@ -55,14 +55,26 @@ class Lowered:
     rounding: str | None = None  # where the numbers that were verified are rounded to FP16, in words
 
 
-def compiler_for(asked: Backend | None, targets: Sequence[str]) -> Backend:
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What a graph is lowered for."""
+
+    backend: Backend | None  # None: the portable form
+    targets: tuple[Target, ...]
+    rewrites: RewriteOptions
+
+
+def destination(options: TargetOptions) -> Destination:
+    """Return what `options` name. Raises: BadInput or MissingRuntime for a runtime that is not here."""
+    return Destination(registry.chosen(options.runtime), options.targets, options.rewrites)
+
+
+def compiler_for(asked: Backend | None, targets: Sequence[Target]) -> Backend:
     """Return the backend that builds: the one asked for, else the first here that builds for the targets.
 
-    Raises: BadInput for a target that is none, or for a backend that builds nothing; where nothing was asked
-    for and nothing here builds for the targets, BadInput or MissingRuntime with what each backend says.
+    Raises: BadInput for a backend that builds nothing; where nothing was asked for and nothing here builds
+    for the targets, BadInput or MissingRuntime with what each backend says.
     """
-    for text in targets:
-        resolve_target(text)  # a mistyped target is no compiler's fault
     if asked is not None:
         engines_of(asked)
         return asked
@@ -77,8 +89,8 @@ def compiler_for(asked: Backend | None, targets: Sequence[str]) -> Backend:
             refusals[name] = e
             continue
         try:
-            for text in targets:
-                compiler.check_target(text)
+            for target in targets:
+                compiler.check_target(target.called)
         except BadInput as e:
             refusals[name] = e
             continue
@@ -91,8 +103,8 @@ def compiler_for(asked: Backend | None, targets: Sequence[str]) -> Backend:
     raise kind(f"nothing here builds an engine for {_these(targets)}: {message}", hint=first.hint)
 
 
-def _these(targets: Sequence[str]) -> str:
-    return ", ".join(targets) or "any target"
+def _these(targets: Sequence[Target]) -> str:
+    return ", ".join(target.called for target in targets) or "any target"
 
 
 def engines_of(backend: Backend) -> Engines:
@@ -105,14 +117,12 @@ def engines_of(backend: Backend) -> Engines:
     return backend.engines
 
 
-def planner_for(
-    backend: Backend | None, targets: Sequence[str]
-) -> contextlib.AbstractContextManager[Planner | None]:
+def planner_for(to: Destination) -> contextlib.AbstractContextManager[Planner | None]:
     """Return what opens the planner whose plans decide on rewrites; None where a backend has none."""
-    planning = None if backend is None else backend.planning
+    planning = None if to.backend is None else to.backend.planning
     if planning is None or not planning.decides_rewrites:
         return contextlib.nullcontext()
-    return planning.open(targets[0] if targets else None)
+    return planning.open(to.targets[0].called if to.targets else None)
 
 
 def half(model: ir.Model) -> ir.Model:
@@ -123,17 +133,16 @@ def half(model: ir.Model) -> ir.Model:
 def optimized(
     model: ir.Model,
     *,
-    backend: Backend | None,
     precision: Precision,
-    options: RewriteOptions,
+    to: Destination,
     planner: Planner | None = None,
-    targets: Sequence[str] = (),
     progress: Progress = silent,
 ) -> SearchResult | None:
-    """Rewrite for a runtime: as saved, or what the planner says is cheapest; None where nothing was asked.
+    """Rewrite for a target: as saved, or what the planner says is cheapest; None where nothing was asked.
 
     Cost is planned bytes, or the roofline time where a device is named whose figures have a source.
     """
+    options, backend = to.rewrites, to.backend
     if options.names == ():
         return None
     blocks = se_blocks.detect(model).se
@@ -157,15 +166,15 @@ def optimized(
         planner=planner,
         budget_plans=options.search_plans,
         seconds=options.search_seconds,
-        cost=_cost(model, targets),
+        cost=_cost(model, to.targets),
         lower=_half_unless(precision),
         progress=progress,
     )
 
 
-def _cost(model: ir.Model, targets: Sequence[str]) -> Callable[[Plan], float]:
+def _cost(model: ir.Model, targets: Sequence[Target]) -> Callable[[Plan], float]:
     """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
-    device = resolve_target(targets[0]).device if targets else None
+    device = targets[0].device if targets else None
     if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
         return search.planned_bytes
     known = device
@@ -186,13 +195,11 @@ def lowered(
     model: ir.Model,
     *,
     precision: Precision,
-    backend: Backend | None = None,
-    rewriting: RewriteOptions,
+    to: Destination,
     calibration: CalibrationOptions,
-    io: str = "fp32",
-    base: str | None = None,
+    io: FloatType = "fp32",
+    base: FloatType | None = None,
     planner: Planner | None = None,
-    targets: Sequence[str] = (),
     check: Checker | None = None,
     planned: bool = False,
     samples: data.Samples | None = None,
@@ -205,20 +212,12 @@ def lowered(
     precision itself, by the plan that is yet to be made (`precision_verified`).
     Raises: BadData where INT8 has no calibration data.
     """
-    found = optimized(
-        model,
-        backend=backend,
-        precision=precision,
-        options=rewriting,
-        planner=planner,
-        targets=targets,
-        progress=progress,
-    )
+    found = optimized(model, precision=precision, to=to, planner=planner, progress=progress)
     verified = verification.skipped() if check is None else verification.Verified()
     if found is not None and found.choices and check is not None:
         found, verified = _right(found, model, check)
         if planner is not None and verified.taken_back:
-            found = _replanned(found, planner, precision, _cost(model, targets))
+            found = _replanned(found, planner, precision, _cost(model, to.targets))
     form = found.model if found else model
     blocks = _blocks(model, form)
     notes = list(found.warnings) if found else []
@@ -230,7 +229,7 @@ def lowered(
         probes = None if check is None else check.expected.probes
         half_way = fp16.half(
             form,
-            io="fp16" if io == "fp16" else "fp32",
+            io=io,
             samples=samples or range_samples(form, calibration),
             probes=probes,
         )
@@ -238,15 +237,7 @@ def lowered(
         notes += half_way.warnings
     if precision == "int8":
         samples = samples or calibration_samples(form, calibration)
-        made = quantized(
-            form,
-            samples,
-            backend=backend,
-            calibration=calibration,
-            base=base,
-            targets=targets,
-            progress=progress,
-        )
+        made = quantized(form, samples, to=to, calibration=calibration, base=base, progress=progress)
         final, kept, unchecked = made.model, made.kept_fp32, made.unchecked
         notes += made.warnings
     notes += unchecked_notes(unchecked)
@@ -367,6 +358,11 @@ class Worth:
         """What to tell the user; empty where INT8 pays."""
         return () if self.worth_it else (f"INT8 is not recommended here, use FP16: {self.reason}",)
 
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What fails where INT8 has to pay; empty where it does."""
+        return () if self.worth_it else (f"INT8 brings nothing here: {self.reason}",)
+
 
 def _distinct(one: float, other: float, *, digits: int) -> tuple[str, str]:
     """Return both figures with `digits` decimals, or with as many more as it takes to tell them apart."""
@@ -381,7 +377,7 @@ def worth(
     fp16: ir.Model,
     *,
     planner: Planner,
-    targets: Sequence[str] = (),
+    targets: Sequence[Target] = (),
     built: Plan | None = None,
 ) -> Worth:
     """Plan both forms; `built` is an FP16 plan of the same network at hand, and counts where it is cheaper.
@@ -439,22 +435,21 @@ def quantized(
     model: ir.Model,
     samples: data.Samples,
     *,
-    backend: Backend | None,
+    to: Destination,
     calibration: CalibrationOptions,
-    base: str | None,
-    targets: Sequence[str] = (),
+    base: FloatType | None,
     progress: Progress = silent,
 ) -> quantization.QuantizationResult:
     """Quantize by the runtime's rules, or by the policy named; layers cost what they do on a target named."""
-    preferred = backend.form().policy if backend else quantization.PORTABLE
+    preferred = to.backend.form().policy if to.backend else quantization.PORTABLE
     options = quantization.QuantizeOptions(
         policy=preferred if calibration.policy is None else registry.policy(calibration.policy),
         method=calibration.method,
-        base_precision="fp16" if (base or preferred.base_precision) == "fp16" else "fp32",
+        base_precision=base or preferred.base_precision,
         exclude_nodes=calibration.exclude_nodes,
         float_macs=calibration.keep_fraction,
         goal=quantization.AccuracyGoal(calibration.min_sqnr_db, calibration.max_drop_points),
-        device=quantization.roofline_device(targets),
+        device=quantization.roofline_device(to.targets),
     )
     return quantization.quantize(
         model,

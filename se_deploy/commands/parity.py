@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from se_deploy import comparison
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts
+from se_deploy.options import Limits, NetworkOptions, SampleOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, relative, results, tool_version
 
@@ -21,39 +21,12 @@ if TYPE_CHECKING:
 
     from se_deploy.comparison import Divergence, OutputParity, Parity, Tolerance
     from se_deploy.data import Samples
-    from se_deploy.options import ImageOptions, NetworkOptions
+    from se_deploy.options import HostOptions, Precision
     from se_deploy.protocols import Array, Arrays, FloatArray, Progress, Session
     from se_deploy.schema.input_spec import InputSpec
 
 _BATCH = 16
 _REMEMBERED_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What replaces single limits of a preset; per-output limits by output name."""
-
-    preset: str | None = None  # None: by the candidate's precision
-    atol: tuple[tuple[str, float], ...] = ()  # (output name or "" for all, value)
-    rtol: tuple[tuple[str, float], ...] = ()
-    min_cosine: float | None = None
-    min_top1: float | None = None
-
-    def without_top1(self) -> Limits:
-        """Return these limits with no floor on the top-1 agreement."""
-        return dataclasses.replace(self, min_top1=0.0)
-
-    def tolerance(self, precision: str, output: str) -> Tolerance:
-        """Give what one output of a candidate is judged by."""
-        every = {name: value for name, value in self.atol if name in {"", output}}
-        each = {name: value for name, value in self.rtol if name in {"", output}}
-        return comparison.tolerance(
-            self.preset or precision,
-            atol=every.get(output, every.get("")),
-            rtol=each.get(output, each.get("")),
-            min_cosine=self.min_cosine,
-            min_top1=self.min_top1,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +65,15 @@ class ParityResult:
 
 
 def parity(
-    reference: str | artifacts.Opened,
+    reference: str | Path | artifacts.Opened,
     candidates: Sequence[str | Path],
     *,
-    data: Path,
+    data: str | Path,
     limits: Limits | None = None,
-    samples: int | None = None,
-    skip_unreadable: bool = False,
-    threads: int = 0,
-    device: str = "cpu",
+    samples: SampleOptions | None = None,
+    host: HostOptions | None = None,
     network: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
     relative_to: Path | None = None,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> ParityResult:
     """Compare every candidate with the reference on the same data.
@@ -113,24 +82,19 @@ def parity(
     is, else through the ONNX file beside it, rounded where its plan rounds, and the result says so.
     Raises: BadData, BadModel, BadArtifact, BadInput.
     """
-    limits = limits or Limits()
+    limits, samples = limits or Limits(), samples or SampleOptions()
+    network = network or NetworkOptions()
     judged: list[Judged] = []
     notes: list[str] = []
     accuracy, unjudged = None, False
-    with artifacts.opened(
-        reference, exact=True, threads=threads, device=device, network=network, image=image
-    ) as ref:
-        spec = ref.image or _first_image(candidates, image)
-        found = artifacts.read_data(
-            data, ref.session, spec, limit=samples, skip_unreadable=skip_unreadable, seed=seed
-        )
+    with artifacts.opened(reference, exact=True, host=host, network=network) as ref:
+        spec = ref.image or _first_image(candidates, network)
+        found = artifacts.read_data(Path(data), ref.session, spec, samples)
         notes += found.warnings
         remembered = _Remembered(ref.session)
         for done, candidate in enumerate(candidates):
             progress("parity", done, len(candidates))
-            with artifacts.opened(
-                str(candidate), exact=True, threads=threads, device=device, stand_in=True, image=image
-            ) as one:
+            with artifacts.opened(candidate, exact=True, stand_in=True, host=host, network=network) as one:
                 size = min(artifacts.batch_size(s, _BATCH) for s in (ref.session, one.session))
                 remembered.restart(size)
                 measured = comparison.compare(
@@ -143,9 +107,9 @@ def parity(
                 failures = tuple(
                     text
                     for output in measured.outputs
-                    for text in held.tolerance(one.precision, output.name).failures(output)
+                    for text in _tolerance(held, one.precision, output.name).failures(output)
                 )
-                tolerance = held.tolerance(one.precision, measured.outputs[0].name)
+                tolerance = _tolerance(held, one.precision, measured.outputs[0].name)
                 divergence = None
                 if failures and ref.model is not None and one.model is not None:
                     divergence = _divergence(ref.model, one.model, found, size, tolerance)
@@ -231,11 +195,24 @@ def name_of(artifact: str | Path | artifacts.Opened, folder: Path | None) -> str
     return relative(artifact, folder) if folder and isinstance(artifact, Path) else str(artifact)
 
 
-def _first_image(candidates: Sequence[str | Path], image: ImageOptions | None) -> InputSpec | None:
-    """Give the input spec of the first candidate that has one: the reference has none."""
+def _tolerance(limits: Limits, precision: Precision, output: str) -> Tolerance:
+    """Return what one output of a candidate is held to."""
+    every = {name: value for name, value in limits.atol if name in {"", output}}
+    each = {name: value for name, value in limits.rtol if name in {"", output}}
+    return comparison.tolerance(
+        limits.preset or precision,
+        atol=every.get(output, every.get("")),
+        rtol=each.get(output, each.get("")),
+        min_cosine=limits.min_cosine,
+        min_top1=limits.min_top1,
+    )
+
+
+def _first_image(candidates: Sequence[str | Path], network: NetworkOptions) -> InputSpec | None:
+    """Return the input spec of the first candidate that has one: the reference has none."""
     for candidate in candidates:
-        if artifacts.kind_of(str(candidate)) != "network":
-            with artifacts.opened(str(candidate), stand_in=True, image=image) as one:
+        if artifacts.kind_of(candidate) != "network":
+            with artifacts.opened(candidate, stand_in=True, network=network) as one:
                 if one.image is not None:
                     return one.image
     return None

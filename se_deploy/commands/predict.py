@@ -14,7 +14,7 @@ from se_deploy.backends.base import shape_text
 from se_deploy.commands import artifacts
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
-from se_deploy.options import ImageOptions, NetworkOptions
+from se_deploy.options import NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
 from se_deploy.schema.results import Guess, Predict, Prediction
@@ -22,6 +22,7 @@ from se_deploy.schema.results import Guess, Predict, Prediction
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from se_deploy.options import HostOptions, ImageOptions
     from se_deploy.protocols import Array, FloatArray, Progress, Session, TensorSpec
     from se_deploy.schema.input_spec import InputSpec
 
@@ -34,9 +35,8 @@ def predict(
     images: Sequence[str | Path],
     *,
     top: int = 5,
-    threads: int = 0,
+    host: HostOptions | None = None,
     network: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
     progress: Progress = silent,
 ) -> Predict:
     """Return the `top` most probable classes of each image.
@@ -45,8 +45,9 @@ def predict(
     the artifact: an engine needs its GPU. Raises: BadInput where the artifact is no classifier or does not
     say how images become its input; BadData for an unreadable image; MissingRuntime; BadArtifact.
     """
-    image = image or ImageOptions()
-    with _opened(str(artifact), threads, network or NetworkOptions(), image) as one:
+    network = network or NetworkOptions()
+    image = network.image
+    with _opened(str(artifact), host, network) as one:
         spec = _spec(one, str(artifact), image)
         # An engine's profile may end at any batch: one image at a time fits them all.
         size = artifacts.batch_size(one.session, 1)
@@ -74,13 +75,11 @@ def predict(
 
 
 @contextlib.contextmanager
-def _opened(
-    artifact: str, threads: int, network: NetworkOptions, image: ImageOptions
-) -> Iterator[artifacts.Opened]:
+def _opened(artifact: str, host: HostOptions | None, network: NetworkOptions) -> Iterator[artifacts.Opened]:
     """Open the artifact itself; where its GPU is missing, say what could be run in its place."""
     with contextlib.ExitStack() as stack:
         try:
-            opening = artifacts.opened(artifact, threads=threads, network=network, image=image)
+            opening = artifacts.opened(artifact, host=host, network=network)
             one = stack.enter_context(opening)
         except MissingRuntime as e:
             if artifacts.kind_of(artifact) != "engine":

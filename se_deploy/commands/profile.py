@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import verification
@@ -12,26 +11,40 @@ from se_deploy.backends import registry
 from se_deploy.commands import artifacts, shapes
 from se_deploy.commands.parity import name_of
 from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 from se_deploy.profiling import latency, power
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from se_deploy.options import ImageOptions, NetworkOptions
     from se_deploy.protocols import Progress
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class _Measure:
     """For how long to measure, and on which random inputs."""
 
-    warmup_ms: float
-    duration_s: float
-    iterations: int
+    timing: TimingOptions
     seed: int
-    sizes: Mapping[str, tuple[int, ...]]  # of inputs with free sizes, where the user named them
+
+    def latency(self, one: artifacts.Opened, size: int) -> latency.Latency:
+        return latency.measure(
+            one.session,
+            verification.noise(one.session.inputs, self.shapes(one, size), image=one.image, seed=self.seed),
+            warmup_ms=self.timing.warmup_ms,
+            duration_s=self.timing.duration_s,
+            iterations=self.timing.iterations,
+            watts=power.meter() if registry.get(one.runtime).has_power_meter else None,
+        )
+
+    def shapes(self, one: artifacts.Opened, size: int) -> shapes.Shapes:
+        """Settle the sizes to time; those that the user named count for the inputs that have them."""
+        inputs, sizes = one.session.inputs, self.timing.sizes
+        named = {spec.name: (size, *sizes[spec.name][1:]) for spec in inputs if spec.name in sizes}
+        return shapes.settled(inputs, "a latency", batch=size, image=one.image, named=named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +52,7 @@ class _Reference:
     """The open reference and its latency by batch size, measured where an artifact needs it."""
 
     opened: artifacts.Opened
-    timing: Timing
+    measure: _Measure
     measured: dict[int, latency.Latency]
 
     def speedup(self, name: str, size: int, one: latency.Latency, notes: list[str]) -> float | None:
@@ -54,32 +67,13 @@ class _Reference:
                     f"{name}: no speed-up is known, it runs {size} images a call and the reference {frozen}"
                 )
                 return None
-            self.measured[size] = _measured(self.opened, size, self.timing)
+            self.measured[size] = self.measure.latency(self.opened, size)
         base = self.measured[size]
         if not (base.stable and one.stable):
             which = f"the reference at batch {size}" if one.stable else name
             notes.append(f"{name}: no speed-up is known, for the timing of {which} is unstable")
             return None
         return one.throughput_per_s / base.throughput_per_s
-
-
-def _measured(one: artifacts.Opened, size: int, timing: Timing) -> latency.Latency:
-    sizes = _shapes(one, size, timing)
-    return latency.measure(
-        one.session,
-        verification.noise(one.session.inputs, sizes, image=one.image, seed=timing.seed),
-        warmup_ms=timing.warmup_ms,
-        duration_s=timing.duration_s,
-        iterations=timing.iterations,
-        watts=power.meter() if registry.get(one.runtime).has_power_meter else None,
-    )
-
-
-def _shapes(one: artifacts.Opened, size: int, timing: Timing) -> shapes.Shapes:
-    """Settle the sizes to time; those that the user named count for the inputs that have them."""
-    named = {spec.name: timing.sizes[spec.name] for spec in one.session.inputs if spec.name in timing.sizes}
-    named = {name: (size, *sizes[1:]) for name, sizes in named.items()}
-    return shapes.settled(one.session.inputs, "a latency", batch=size, image=one.image, named=named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,46 +142,35 @@ class ProfileResult:
 def profile(
     files: Sequence[str | Path],
     *,
-    reference: str | artifacts.Opened | None = None,
+    reference: str | Path | artifacts.Opened | None = None,
     batch: int = 1,
-    threads: int = 0,
-    device: str = "cpu",
-    warmup_ms: float = 200,
-    duration_s: float = 3,
-    iterations: int = 10,
+    host: HostOptions | None = None,
+    timing: TimingOptions | None = None,
+    network: NetworkOptions | None = None,
     skip_missing: bool = False,
     relative_to: Path | None = None,
-    network: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
-    sizes: Mapping[str, tuple[int, ...]] | None = None,
-    seed: int = 0,
     progress: Progress = silent,
 ) -> ProfileResult:
     """Measure the latency of artifacts, and of the reference for the speed-up.
 
-    `sizes` are shapes by input, for what the files leave free. `skip_missing` turns an artifact that cannot
-    run here (an engine without a GPU) into a warning.
+    `timing.sizes` are shapes by input, for what the files leave free. `skip_missing` turns an artifact that
+    cannot run here (an engine without a GPU) into a warning.
     Raises: MissingRuntime, BadArtifact, BadModel; BadInput where there is nothing to measure, or where a
     size is free that nobody named.
     """
+    host, network = host or HostOptions(), network or NetworkOptions()
     named = [*([reference] if reference else []), *files]
     if not named:
         raise BadInput("there is nothing to measure", hint="name an ONNX file or an engine")
     timed: list[Timed] = []
     notes: list[str] = []
-    timing = Timing(warmup_ms, duration_s, iterations, seed, sizes or {})
+    measure = _Measure(timing or TimingOptions(), network.seed)
     with contextlib.ExitStack() as stack:
         base: _Reference | None = None
         for done, artifact in enumerate(named):
             progress("profile", done, len(named))
             name = name_of(artifact, relative_to)
-            opening = artifacts.opened(
-                str(artifact) if isinstance(artifact, Path) else artifact,
-                threads=threads,
-                device=device,
-                network=network,
-                image=image,
-            )
+            opening = artifacts.opened(artifact, host=host, network=network)
             is_reference = reference is not None and done == 0
             with contextlib.ExitStack() as own:
                 try:  # the reference stays open: it may be asked for another batch
@@ -198,16 +181,16 @@ def profile(
                     notes.append(f"{name} was not timed: {e.message}")
                     continue
                 size = artifacts.batch_size(one.session, batch)
-                measured = _measured(one, size, timing)
-                used = _shapes(one, size, timing)
+                measured = measure.latency(one, size)
+                used = measure.shapes(one, size)
             if is_reference:
-                base = _Reference(one, timing, {size: measured})
+                base = _Reference(one, measure, {size: measured})
             if not measured.stable:
                 notes.append(f"{name}: the timing is unstable, do not rely on it ({measured.rule})")
             speedup = None if base is None or is_reference else base.speedup(name, size, measured, notes)
             timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference, used))
     progress("profile", len(named), len(named))
-    return ProfileResult(tuple(timed), threads, tuple(notes))
+    return ProfileResult(tuple(timed), host.threads, tuple(notes))
 
 
 def to_schema(result: ProfileResult) -> results.Profile:

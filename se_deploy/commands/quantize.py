@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,16 +10,14 @@ from typing import TYPE_CHECKING
 from msgspec import convert
 
 from se_deploy import files, graph, verification
-from se_deploy.backends import registry
 from se_deploy.commands import as_schema, lowering, source, verifying
-from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions
+from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.schema import common, finite, relative, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from se_deploy.commands.lowering import Lowered, Worth
+    from se_deploy.options import FloatType, TargetLike
     from se_deploy.protocols import Progress
     from se_deploy.verification import Verified
 
@@ -38,9 +37,8 @@ def quantize(
     model: str | Path,
     output: str | Path,
     *,
-    base: str = "fp32",
-    runtime: str = registry.AUTO,
-    targets: Sequence[str] = (),
+    base: FloatType = "fp32",
+    target: TargetLike | None = None,
     image: ImageOptions | None = None,
     calibration: CalibrationOptions | None = None,
     verify: bool = True,
@@ -49,7 +47,7 @@ def quantize(
 ) -> QuantizeResult:
     """Write explicit INT8 Q/DQ into an FP32 ONNX file, from calibration data.
 
-    Without `runtime` the portable form; `base` is the precision of the rest. What is written is compared
+    Without `target` the portable form; `base` is the precision of the rest. What is written is compared
     with the file given unless `verify` is False. Imports no torch.
     Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
     """
@@ -60,17 +58,15 @@ def quantize(
     samples = lowering.calibration_samples(given, calibration)
     check = verifying.checker(given, samples=samples, seed=calibration.seed) if verify else None
     form = verifying.canonical_form(given, check)
-    backend = registry.chosen(runtime)
-    with lowering.planner_for(backend, targets) as planner:
+    to = lowering.destination(dataclasses.replace(target_options(target), rewrites=RewriteOptions(names=())))
+    with lowering.planner_for(to) as planner:
         done = lowering.lowered(
             form.model,
             precision="int8",
-            backend=backend,
-            rewriting=RewriteOptions(names=()),
+            to=to,
             calibration=calibration,
             base="fp16" if base == "fp16" else None,
             planner=planner,
-            targets=targets,
             check=form.checker,
             samples=samples,
             progress=progress,
@@ -78,7 +74,7 @@ def quantize(
         worth = (
             None
             if planner is None
-            else lowering.worth(done.model, lowering.half(form.model), planner=planner, targets=targets)
+            else lowering.worth(done.model, lowering.half(form.model), planner=planner, targets=to.targets)
         )
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)

@@ -29,14 +29,13 @@ from se_deploy.commands import (
     source,
 )
 from se_deploy.errors import BadData, CannotWrite
-from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions, RewriteOptions
+from se_deploy.options import RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec, provenance, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from se_deploy.backends.engine import Profile
     from se_deploy.commands.build_engine import BuildResult
     from se_deploy.commands.export import ExportResult
     from se_deploy.commands.inspect import InspectResult
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.profile import ProfileResult
     from se_deploy.commands.quantize import QuantizeResult
     from se_deploy.commands.source import Source
-    from se_deploy.options import Precision
+    from se_deploy.options import CalibrationOptions, HostOptions, Precision
     from se_deploy.protocols import Progress
 
 PACKAGES = (
@@ -158,25 +157,11 @@ class RunResult:
 
 
 def run(
-    model: str,
+    model: str | Path,
     folder: str | Path,
     *,
     calibration: CalibrationOptions,
-    data: Path | None = None,
-    precision: Precision = "int8",
-    runtime: str = registry.AUTO,
-    targets: Sequence[str] = (),
-    network: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
-    shapes: Mapping[str, Profile] | None = None,
-    workspace_bytes: int | None = None,
-    timing_cache: Path | None = None,
-    rewrites: RewriteOptions | None = None,
-    threads: int = 0,
-    warmup_ms: float = 200,
-    duration_s: float = 3,
-    iterations: int = 10,
-    verify: bool = True,
+    options: RunOptions | None = None,
     overwrite: bool = False,
     command: str | None = None,
     verb: str = "run",
@@ -184,12 +169,12 @@ def run(
 ) -> RunResult:
     """Export, inspect, quantize, build, compare and time a network; leave everything in `folder`.
 
-    `precision`: the lowest; INT8 builds an FP16 engine too, for comparison. `data`: what parity is judged
-    on; the calibration data where None, and a warning says so.
+    `command`: what was typed, for the report.
     Raises: whatever a step raises; files that were finished before it stay.
     """
-    folder = Path(folder)
-    image, rewriting = image or ImageOptions(), rewrites or RewriteOptions()
+    model, folder = str(model), Path(folder)
+    options = options or RunOptions()
+    precision, data = options.precision, options.data
     if calibration.data is None and not calibration.allow_random and (precision == "int8" or data is None):
         raise BadData(
             "there are no samples to calibrate or to compare on",
@@ -200,7 +185,11 @@ def run(
 
     steps.next()
     taken = source.read(
-        model, options=network, image=image, calibration=calibration, verify=verify, progress=progress
+        model,
+        options=options.network,
+        calibration=calibration,
+        verify=options.verify,
+        progress=progress,
     )
     exported = _write_fp32(taken, paths["onnx"])
     steps.next()
@@ -218,46 +207,45 @@ def run(
         quantized = quantize.quantize(
             paths["onnx"],
             paths["int8"],
-            image=image,
+            image=options.network.image,
             calibration=calibration,
-            verify=verify,
+            verify=options.verify,
             overwrite=True,
             progress=progress,
         )
         written.append(paths["int8"])
         notes += quantized.warnings
     steps.next()
-    compiler = lowering.compiler_for(registry.chosen(runtime), targets)
+    target = options.target
+    compiler = lowering.compiler_for(registry.chosen(target.runtime), target.targets)
+    target = dataclasses.replace(target, runtime=compiler.name)
     engines: dict[Precision, BuildResult] = {}
     for name in ENGINES[precision]:
         engines[name] = build_engine.build_engine(
             paths["onnx"],
             folder / f"model.{name}.engine",
             precision=name,
-            runtime=compiler.name,
-            targets=targets,
-            shapes=shapes,
-            workspace_bytes=workspace_bytes,
-            timing_cache=timing_cache,
-            rewrites=rewriting,
+            target=target,
+            engine=options.engine,
             calibration=_for_engine(calibration if name == "int8" else _with_data(calibration, data)),
             fp16_plan=engines["fp16"].built.plan if "fp16" in engines else None,
-            verify=verify,
+            verify=options.verify,
             overwrite=True,
             progress=progress,
         )
         steps.next()
-    plans, plan_notes = inspect.planned(taken.model, taken.census, "auto", targets[:1], progress)
+    plans, plan_notes = inspect.planned(
+        taken.model, taken.census, TargetOptions(targets=target.targets[:1]), progress
+    )
     inspection = inspect.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
     written += [built.engine for built in engines.values()]
-    reference = _reference(model, taken, threads)
+    reference = _reference(model, taken, options.host)
     compared = parity.parity(
         reference,
         written,
         data=data or _calibration_data(calibration, taken, folder),
-        samples=calibration.samples if data is None else None,
-        skip_unreadable=calibration.skip_unreadable,
-        threads=threads,
+        samples=SampleOptions(calibration.samples if data is None else None, calibration.skip_unreadable),
+        host=options.host,
         relative_to=folder,
         progress=progress,
     )
@@ -265,10 +253,8 @@ def run(
     timed = profile.profile(
         written,
         reference=reference,
-        threads=threads,
-        warmup_ms=warmup_ms,
-        duration_s=duration_s,
-        iterations=iterations,
+        host=options.host,
+        timing=options.timing,
         skip_missing=True,
         relative_to=folder,
         progress=progress,
@@ -405,11 +391,11 @@ def _for_engine(calibration: CalibrationOptions) -> CalibrationOptions:
     return dataclasses.replace(calibration, cache=path.with_name(f"{path.stem}.engine{path.suffix}"))
 
 
-def _reference(model: str, taken: Source, threads: int) -> artifacts.Opened | str:
+def _reference(model: str, taken: Source, host: HostOptions) -> artifacts.Opened | str:
     """PyTorch where the network came from it, else the ONNX file that was given."""
     if taken.network is None:
         return model
-    session = registry.network_session(taken.network, SessionOptions(threads=threads))
+    session = registry.network_session(taken.network, SessionOptions(threads=host.threads))
     spec = input_spec.read(taken.model.metadata_props)
     return artifacts.Opened(
         session,

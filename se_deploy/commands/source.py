@@ -83,7 +83,6 @@ def read(
     spec: str,
     *,
     options: NetworkOptions | None = None,
-    image: ImageOptions | None = None,
     calibration: CalibrationOptions | None = None,
     verify: bool = True,
     progress: Progress = silent,
@@ -93,7 +92,8 @@ def read(
     `calibration` names the user's data, which is then verified on too.
     Raises: BadModel, ExportFailed, MissingRuntime, BadInput, BadData, UnsupportedGraph.
     """
-    options, image = options or NetworkOptions(), image or ImageOptions()
+    options = options or NetworkOptions()
+    image = options.image
     calibration = calibration or CalibrationOptions()
     steps = 4
     progress("export", 0, steps)

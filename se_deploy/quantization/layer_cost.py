@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.targets import resolve_target, typical
+from se_deploy.targets import typical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from se_deploy.quantization.layers import Layer
-    from se_deploy.targets import Device
+    from se_deploy.targets import Device, Target
 
 _DEFAULT_TARGET = "sm87"  # Jetson Orin: the devices that INT8 is mostly wanted for
 _FP16_BYTES = 2
 _OPERATIONS_PER_MAC = 2
 
 
-def roofline_device(targets: Sequence[str]) -> Device | None:
+def roofline_device(targets: Sequence[Target]) -> Device | None:
     """Return the first target's device whose figures are known; None where no target names one."""
-    named = (resolve_target(target).device for target in targets)
+    named = (target.device for target in targets)
     return next((device for device in named if device is not None and _known(device)), None)
 
 

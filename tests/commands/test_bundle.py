@@ -19,12 +19,11 @@ from PIL import Image
 from se_deploy import data, files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.backends.engine import Profile
 from se_deploy.cli.main import main
 from se_deploy.commands import bundle, predict
 from se_deploy.deploy import on_device, pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
-from se_deploy.options import ImageOptions
+from se_deploy.options import ImageOptions, Profile
 from se_deploy.schema import input_spec
 
 # What Triton's model_config.proto says of the fields that are written here: (name, number, type).

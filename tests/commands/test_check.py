@@ -15,6 +15,7 @@ from se_deploy.commands import artifacts
 from se_deploy.commands import check as verb
 from se_deploy.commands.profile import ProfileResult, Timed, profile
 from se_deploy.errors import BadArtifact, BadData, BadInput, BadModel, MissingRuntime
+from se_deploy.options import TimingOptions
 from se_deploy.profiling.latency import Latency
 from se_deploy.protocols import TensorSpec
 from se_deploy.schema.common import PlanBlock
@@ -207,7 +208,8 @@ def profiled(reference, candidate, monkeypatch):
         for name, session in (("reference", reference), ("candidate", candidate))
     }
     monkeypatch.setattr(artifacts, "opened", lambda name, **_: contextlib.nullcontext(opened[name]))
-    result = profile(["candidate"], reference="reference", batch=4, warmup_ms=0, duration_s=0, iterations=8)
+    timing = TimingOptions(warmup_ms=0, duration_s=0, iterations=8)
+    result = profile(["candidate"], reference="reference", batch=4, timing=timing)
     return result.artifacts[1], result.warnings
 
 
@@ -258,7 +260,7 @@ def test_network_options_and_specifications_reach_the_reference(folder):
     network = gate.network
     assert (network.model_args, network.input_size) == ({"num_classes": 3}, (3, 8, 8))
     assert (network.pretrained, network.seed) == (True, 7)
-    assert (gate.image.mean, gate.limits.atol) == ((0.0, 0.0, 0.0), (("", 0.5),))
+    assert (network.image.mean, gate.limits.atol) == ((0.0, 0.0, 0.0), (("", 0.5),))
     named = verb.read(configured(folder, PARITY.replace("se.onnx", "timm:resnet50", 1))).parity[0]
     assert named.reference == "timm:resnet50"
 

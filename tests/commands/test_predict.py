@@ -12,7 +12,7 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.cli.main import main
 from se_deploy.commands import predict
 from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
-from se_deploy.options import ImageOptions
+from se_deploy.options import ImageOptions, NetworkOptions
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -89,16 +89,16 @@ def test_flags_stand_in_for_a_missing_input_spec(net, images, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(spec.labels))
     image = ImageOptions(mean=spec.mean, std=spec.std, size=spec.shape, labels=labels)
-    found = predict.predict(bare, images, image=image)
+    found = predict.predict(bare, images, network=NetworkOptions(image=image))
     assert found.predictions == predict.predict(net, images).predictions
     assert found.warnings == ()
-    guessed = predict.predict(bare, images, image=ImageOptions(size=spec.shape))
+    guessed = predict.predict(bare, images, network=NetworkOptions(image=ImageOptions(size=spec.shape)))
     assert "--mean and --std" in guessed.warnings[0]
     assert guessed.predictions[0].top[0].label is None
 
 
 def test_flags_replace_fields_of_the_spec(net, images):
-    darker = predict.predict(net, images[:1], image=ImageOptions(std=(1.0, 1.0, 1.0)))
+    darker = predict.predict(net, images[:1], network=NetworkOptions(image=ImageOptions(std=(1.0, 1.0, 1.0))))
     assert darker.predictions[0].top[0].probability < 0.99
 
 
@@ -110,8 +110,8 @@ def test_a_network_specification_is_asked_in_torch(images, tmp_path):
         "    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())\n"
     )
     image = ImageOptions(size=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
-    network = predict.NetworkOptions(input_size=(3, 8, 8))
-    found = predict.predict(f"{source}:net", images[:2], network=network, image=image)
+    network = NetworkOptions(input_size=(3, 8, 8), image=image)
+    found = predict.predict(f"{source}:net", images[:2], network=network)
     assert [p.top[0].index for p in found.predictions] == [0, 2]
     assert found.runtime == "torch"
 
@@ -124,9 +124,9 @@ def test_labels_that_do_not_fit_are_refused_unless_others_are_given(images, tmp_
     labels = tmp_path / "labels.txt"
     labels.write_text("a\nb\nc\nd\n")
     with pytest.raises(BadInput, match="--labels names 4 labels for 3 classes"):
-        predict.predict(net, images, image=ImageOptions(labels=labels))
+        predict.predict(net, images, network=NetworkOptions(image=ImageOptions(labels=labels)))
     labels.write_text("a\nb\nc\n")
-    found = predict.predict(net, images, image=ImageOptions(labels=labels))
+    found = predict.predict(net, images, network=NetworkOptions(image=ImageOptions(labels=labels)))
     assert found.predictions[0].top[0].label == "a"
 
 
@@ -140,7 +140,7 @@ def test_a_spec_of_another_size_than_the_graph_s_is_refused(images, tmp_path, fi
     assert "--input-size" in e.value.hint
     if "channels" not in fields:
         right = use_graphs.save(tmp_path / "right.onnx")
-        found = predict.predict(net, images, image=ImageOptions(size=(3, 8, 8)))
+        found = predict.predict(net, images, network=NetworkOptions(image=ImageOptions(size=(3, 8, 8))))
         assert found.predictions == predict.predict(right, images).predictions
 
 

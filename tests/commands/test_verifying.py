@@ -17,7 +17,7 @@ from se_deploy.cli import main
 from se_deploy.commands import fp16, source, verifying
 from se_deploy.commands.export import export, to_schema
 from se_deploy.frontend import simplify
-from se_deploy.options import CalibrationOptions, RewriteOptions
+from se_deploy.options import CalibrationOptions, RewriteOptions, TargetOptions
 from se_deploy.passes import canonical, registry
 from se_deploy.quantization import Fp16
 
@@ -102,7 +102,7 @@ def test_a_rewrite_that_changes_the_answers_is_dropped_and_the_others_stay(net, 
 
     monkeypatch.setitem(registry._registered, AVERAGE_POOL, dataclasses.replace(right, edit=spoiled))
     rewriting = RewriteOptions(names=(AVERAGE_POOL,))
-    result = export("net.onnx", net / "out.onnx", rewrites=rewriting)
+    result = export("net.onnx", net / "out.onnx", target=TargetOptions(rewrites=rewriting))
     (failure,) = result.verified.taken_back
     assert failure.step == f"rewrite: {AVERAGE_POOL} at 'm'"
     others = [choice.site for choice in result.lowered.found.choices]

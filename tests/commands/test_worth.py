@@ -6,6 +6,7 @@ import pytest
 from se_deploy import graph
 from se_deploy.commands import as_schema, lowering
 from se_deploy.plan import Kernel, Plan, PlanTensor
+from se_deploy.targets import resolve_target
 
 INT8, FP16 = (
     graph.tidy(
@@ -70,7 +71,7 @@ def test_figures_that_differ_are_printed_so_that_they_differ():
 
 def test_the_roofline_is_that_of_the_device_named():
     planner = Plans(plan(1, 8000), plan(1, 9000))
-    slow = lowering.worth(INT8, FP16, planner=planner, targets=["orin-nano"])
-    fast = lowering.worth(INT8, FP16, planner=planner, targets=["a100"])
+    slow = lowering.worth(INT8, FP16, planner=planner, targets=[resolve_target("orin-nano")])
+    fast = lowering.worth(INT8, FP16, planner=planner, targets=[resolve_target("a100")])
     assert (slow.device.name, fast.device.name) == ("orin-nano", "a100")
     assert slow.int8_ms > fast.int8_ms

@@ -5,7 +5,15 @@ import pytest
 from se_deploy import schema
 from se_deploy.commands.run import run, to_schema
 from se_deploy.networks import NETWORKS, SqueezeExcite
-from se_deploy.options import CalibrationOptions, NetworkOptions, RewriteOptions
+from se_deploy.options import (
+    CalibrationOptions,
+    HostOptions,
+    NetworkOptions,
+    RewriteOptions,
+    RunOptions,
+    TargetOptions,
+    TimingOptions,
+)
 from se_deploy.shipped import shipped
 
 SMALL = [name for name, entry in NETWORKS.items() if entry.input_size[1] == 32]
@@ -19,13 +27,15 @@ def test_a_small_network_goes_the_whole_way(name, tmp_path):
         f"se_deploy:{name}",
         tmp_path,
         calibration=CalibrationOptions(data=shipped("calibration-images-idx3-ubyte.gz"), samples=32),
-        data=shipped("heldout-images-idx3-ubyte.gz"),
-        network=NetworkOptions(checkpoint=shipped(entry.checkpoint) if entry.checkpoint else None, opset=17),
-        rewrites=RewriteOptions(search_plans=8),
-        threads=1,
-        warmup_ms=20,
-        duration_s=0.2,
-        iterations=3,
+        options=RunOptions(
+            data=shipped("heldout-images-idx3-ubyte.gz"),
+            network=NetworkOptions(
+                checkpoint=shipped(entry.checkpoint) if entry.checkpoint else None, opset=17
+            ),
+            target=TargetOptions(rewrites=RewriteOptions(search_plans=8)),
+            host=HostOptions(threads=1),
+            timing=TimingOptions(warmup_ms=20, duration_s=0.2, iterations=3),
+        ),
     )
     said = schema.builtins(to_schema(result))
     blocks = sum(isinstance(part, SqueezeExcite) for part in entry.build().modules())

@@ -227,8 +227,11 @@ def test_a_layer_costs_what_the_roofline_of_the_device_says():
     assert layer_cost.fp16_overhead_ms(heavy, None) > layer_cost.fp16_overhead_ms(heavy, device), (
         "a Jetson is slower"
     )
-    assert layer_cost.roofline_device(["sm86", "h100", "a10"]) is device
-    assert layer_cost.roofline_device(["sm86"]) is None
+    assert (
+        layer_cost.roofline_device([targets.resolve_target(name) for name in ("sm86", "h100", "a10")])
+        is device
+    )
+    assert layer_cost.roofline_device([targets.resolve_target("sm86")]) is None
 
 
 def _layer(*, macs, elements):

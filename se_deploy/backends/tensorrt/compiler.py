@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from se_deploy import graph
-from se_deploy.backends.engine import BuildOptions, Engine, Profile, profiles
+from se_deploy.backends.engine import BuildOptions, Engine, profiles
 from se_deploy.backends.tensorrt import inspector, layer_log
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.options import Profile
     from se_deploy.protocols import Progress
 
 DEFAULT_TARGET = "sm86"

@@ -9,10 +9,11 @@ import plan_graphs
 import pytest
 
 from se_deploy import graph
-from se_deploy.backends.engine import MAX_BATCH, BuildOptions, Profile, profiles
+from se_deploy.backends.engine import MAX_BATCH, BuildOptions, profiles
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
+from se_deploy.options import Profile
 from se_deploy.schema import input_spec
 
 pytest.importorskip("tensorrt_rtx")

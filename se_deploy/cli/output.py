@@ -1,36 +1,43 @@
-"""How a command speaks: data on stdout, talk on stderr, a bar while it works, and its last word."""
+"""What a command prints: its result on stdout; progress, warnings and errors on stderr."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from se_deploy.cli.main import EXIT_GATE
 from se_deploy.errors import StrictFailure, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from msgspec import Struct
-    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.console import Console
     from rich.progress import TaskID
-    from rich.text import Text
+    from rich.table import Table
 
     from se_deploy.protocols import Progress
+    from se_deploy.verification import Verified
+
+EXIT_ERROR = 1
+EXIT_GATE = 3
+EXIT_INTERRUPTED = 130
+
+_PIPED_WIDTH = 160  # of a table that goes to a file or another program
 
 
 @dataclass(frozen=True, slots=True)
-class Talk:
-    """What --json, -v, -q and --strict ask for."""
+class Reporter:
+    """How a command reports, as --json, -v, -q, --strict and --gate ask for."""
 
     as_json: bool = False
     verbose: int = 0
     quiet: bool = False
     strict: bool = False
+    gates: frozenset[str] = frozenset()  # verdicts that exit with 3 where they fail
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -55,78 +62,83 @@ class Talk:
 
             def report(step: str, done: int, total: int) -> None:
                 if step not in tasks:
-                    tasks[step] = bars.add_task(step, total=total)
+                    tasks[step] = bars.add_task(printable(step), total=total)
                 bars.update(tasks[step], completed=done, total=total)
 
             yield report
 
     def finish(
         self,
-        payload: Mapping[str, Any] | Struct,
+        payload: Struct,
+        tables: Sequence[Table],
         *,
         warnings: Sequence[str] = (),
-        table: object = None,
         failed: Sequence[str] = (),
+        verdicts: Mapping[str, Sequence[str]] | None = None,
+        verified: Verified | None = None,
     ) -> None:
         """Print the result, then the warnings, then end: 3 for a failed gate, an error under --strict.
 
-        `failed` says which gates failed, in words.
+        `failed`: what fails in any case, in words; `verdicts`: what fails by --gate NAME or --strict;
+        `verified`: what was written against what was given.
         """
         if self.as_json:
             from se_deploy.schema import encode
 
             click.echo(encode(payload))
-        elif table is not None:
-            show(table)
+        else:
+            show(tables)
         if not self.quiet:
             for warning in warnings:
-                click.echo(printable(f"warning: {warning}"), err=True)
-        for text in failed:
-            click.echo(printable(f"failed: {text}"), err=True)
-        if failed:
+                click.echo(f"warning: {printable(warning)}", err=True)
+        failures = [
+            *([] if verified is None else self._unverified(verified)),
+            *failed,
+            *(text for name, texts in (verdicts or {}).items() if self.judges(name) for text in texts),
+        ]
+        for text in failures:
+            click.echo(f"failed: {printable(text)}", err=True)
+        if failures:
             _leave(EXIT_GATE)
         if self.strict and warnings:
             error = StrictFailure(
                 f"{len(warnings)} warning(s) under --strict, the first: {warnings[0]}",
-                hint="mend what it says, or leave --strict out",
+                hint="remove the cause of each warning, or leave --strict out",
             )
             if self.as_json:  # the one object was printed; the exit code says the rest
-                click.echo(printable(f"error: {error.message}"), err=True)
-                _leave(1)
+                click.echo(f"error: {printable(error.message)}", err=True)
+                _leave(EXIT_ERROR)
             raise error
 
+    def judges(self, verdict: str) -> bool:
+        """Whether a verdict decides the exit code, by --gate or --strict."""
+        return self.strict or verdict in self.gates
 
-def of(params: Mapping[str, Any]) -> Talk:
-    """Take the talk options out of a command's arguments."""
-    return Talk(params["as_json"], params["verbose"], params["quiet"], params["strict"])
+    def _unverified(self, verified: Verified) -> list[str]:
+        """Return what `verified` fails on: wrong answers always, the rest by --gate parity or --strict."""
+        failures = [
+            *verified.wrong,
+            *(verified.taken_back if self.strict else ()),
+            *(verified.missed if self.judges("parity") else ()),
+        ]
+        return [failure.text for failure in failures]
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console; tables keep their width when piped, brackets are no markup, controls are escaped."""
+    """Return a console; tables keep their width when they are piped, and brackets are no markup."""
     from rich.console import Console
-    from rich.segment import Segment
-
-    class Escaping(Console):
-        """Escapes texts before they are measured, so that columns stay in line."""
-
-        def render_str(self, text: str, **options: Any) -> Text:
-            return super().render_str(printable(text), **options)
-
-        def render(
-            self, renderable: RenderableType, options: ConsoleOptions | None = None
-        ) -> Iterable[Segment]:
-            for text, style, control in super().render(renderable, options):
-                yield Segment(text if control else printable(text), style, control)
 
     stream = sys.stderr if stderr else sys.stdout
-    return Escaping(stderr=stderr, width=None if stream.isatty() else 160, highlight=False, markup=False)
+    return Console(
+        stderr=stderr, width=None if stream.isatty() else _PIPED_WIDTH, highlight=False, markup=False
+    )
 
 
-def show(table: object) -> None:
-    """Print a table, or several, on stdout."""
+def show(tables: Sequence[Table]) -> None:
+    """Print tables on stdout."""
     out = console()
-    for one in table if isinstance(table, (list, tuple)) else (table,):
-        out.print(one)
+    for table in tables:
+        out.print(table)
 
 
 def _leave(code: int) -> NoReturn:
@@ -143,6 +155,6 @@ def _lines() -> Progress:
     def report(step: str, done: int, total: int) -> None:  # noqa: ARG001 - Progress's signature
         if step not in seen:
             seen.add(step)
-            click.echo(printable(f"{step} ..."), err=True)
+            click.echo(f"{printable(step)} ...", err=True)
 
     return report

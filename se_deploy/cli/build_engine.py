@@ -1,0 +1,79 @@
+"""`build-engine`: an ONNX file becomes an engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import argument, command
+from se_deploy.cli.types import IN_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from se_deploy.cli.output import Reporter
+    from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, Precision, TargetOptions
+
+
+@command(
+    "build-engine",
+    argument("model", IN_FILE),
+    options.output_engine,
+    options.image,
+    options.precision,
+    options.rewritten_target,
+    options.engine,
+    options.calibration,
+    options.require_benefit,
+    options.verify,
+    options.overwrite,
+    options.reporter("parity", "fusion", "fused", "precision"),
+)
+def build_engine(
+    model: Path,
+    output: Path,
+    image: ImageOptions,
+    precision: Precision | None,
+    target: TargetOptions,
+    engine: EngineOptions,
+    calibration: CalibrationOptions,
+    require_benefit: bool,
+    verify: bool,
+    overwrite: bool,
+    reporter: Reporter,
+) -> None:
+    """Build a TensorRT engine from MODEL.onnx, with a manifest, and check its precision.
+
+    --int8 quantizes first, from --calib-data, unless the file holds Q/DQ nodes already. The rewritten ONNX
+    is kept beside the engine. Exits with 3 where the plan does not run in the precision asked for.
+
+    \b
+    Example:
+        se-deploy build-engine net.onnx --int8 --calib-data photos/ -o net.engine
+    """
+    from se_deploy.cli.tables import files
+    from se_deploy.commands import build_engine as verb
+
+    with reporter.progress() as progress:
+        result = verb.build_engine(
+            model,
+            output,
+            precision=precision,
+            target=target,
+            image=image,
+            engine=engine,
+            calibration=calibration,
+            verify=verify,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    payload = verb.to_schema(result)
+    useless = [] if result.worth is None else result.worth.failures
+    reporter.finish(
+        payload,
+        [files.built(payload)],
+        warnings=result.warnings,
+        verified=result.verified,
+        failed=(*result.precision_failures, *(useless if require_benefit or reporter.strict else ())),
+        verdicts={"fusion": result.fusion_failures},
+    )

@@ -1,0 +1,81 @@
+"""`inspect`: what is in an ONNX file or an engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import argument, command, defaulted, optional, switch
+from se_deploy.cli.types import IN_FILE, IN_PATH, OUT_FILE
+from se_deploy.options import ADVICE_SAMPLES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from se_deploy.cli.output import Reporter
+    from se_deploy.options import ImageOptions, TargetOptions
+
+
+@command(
+    "inspect",
+    argument("file", IN_FILE),
+    switch("--plan", "Also ask each compiler at hand what it would run."),
+    optional("--html", OUT_FILE, "Write a page with the graph around each block drawn."),
+    optional("--calib-data", IN_PATH, "Advise on each block's ratio from these samples."),
+    defaulted("--calib-samples", click.IntRange(min=2), ADVICE_SAMPLES, "Largest number of them to use."),
+    options.image,
+    options.target,
+    options.overwrite,
+    options.reporter("fusion", "fused"),
+)
+def inspect(
+    file: Path,
+    plan: bool,
+    html: Path | None,
+    calib_data: Path | None,
+    calib_samples: int,
+    image: ImageOptions,
+    target: TargetOptions,
+    overwrite: bool,
+    reporter: Reporter,
+) -> None:
+    """Show the SE blocks of an ONNX file, with --plan whether they fuse; or what an engine holds.
+
+    Reading an engine needs no GPU: its manifest is checked against its bytes.
+
+    \b
+    Examples:
+        se-deploy inspect net.onnx --plan
+        se-deploy inspect net.onnx --plan --gate fused
+        se-deploy inspect net.onnx --calib-data photos/ --html widths.html
+    """
+    from se_deploy import files, report, schema
+    from se_deploy.cli.tables import graphs
+    from se_deploy.commands import inspect as verb
+
+    if html:
+        files.claim(html, overwrite=overwrite)
+    with reporter.progress() as progress:
+        result = verb.inspect(
+            file,
+            plan=plan or "fusion" in reporter.gates,
+            target=target,
+            image=image,
+            calib_data=calib_data,
+            calib_samples=calib_samples,
+            progress=progress,
+        )
+    payload = verb.to_schema(result)
+    if html:
+        drawings = {}
+        if isinstance(result, verb.InspectResult):
+            drawings = {b.output: report.block_svg(result.model, b) for b in result.census.blocks}
+        files.write_text(html, report.inspect_html(schema.builtins(payload), drawings))
+    reporter.finish(
+        payload,
+        graphs.inspected(payload),
+        warnings=result.warnings,
+        verdicts={"fusion": result.fusion_failures},
+    )

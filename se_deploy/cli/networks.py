@@ -1,0 +1,27 @@
+"""`networks`: the SE networks that ship."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import command
+
+if TYPE_CHECKING:
+    from se_deploy.cli.output import Reporter
+
+
+@command("networks", options.reporter())
+def networks(reporter: Reporter) -> None:
+    """List the SE networks that ship, with parameters, multiply-accumulates, SE blocks and reference.
+
+    \b
+    Example:
+        se-deploy networks
+    """
+    from se_deploy.cli.tables import lists
+    from se_deploy.commands import networks as verb
+
+    with reporter.progress() as progress:
+        result = verb.networks(progress=progress)
+    reporter.finish(result, [lists.networks(result)])

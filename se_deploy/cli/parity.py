@@ -1,0 +1,77 @@
+"""`parity`: outputs are compared and held to a tolerance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import argument, arguments, command, required
+from se_deploy.cli.types import IN_FILE, IN_PATH, Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from se_deploy.cli.output import Reporter
+    from se_deploy.options import HostOptions, Limits, NetworkOptions, SampleOptions
+
+
+@command(
+    "parity",
+    argument("reference", Model()),
+    arguments("candidates", IN_FILE),
+    required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ..."),
+    options.sampled,
+    options.limits,
+    options.network,
+    options.host,
+    options.junit,
+    options.overwrite,
+    options.reporter(),
+)
+def parity(
+    reference: str,
+    candidates: tuple[Path, ...],
+    data: Path,
+    samples: SampleOptions,
+    limits: Limits,
+    network: NetworkOptions,
+    host: HostOptions,
+    junit: Path | None,
+    overwrite: bool,
+    reporter: Reporter,
+) -> None:
+    """Compare each of CANDIDATES with REFERENCE on the same data; exits with 3 where one fails.
+
+    REFERENCE is a network specification or an ONNX file, CANDIDATES are ONNX files and engines. Without
+    --preset each candidate is held to the tolerances of its own precision.
+
+    \b
+    Example:
+        se-deploy parity timm:seresnet50 net.onnx net.fp16.onnx --pretrained --data photos/
+    """
+    from se_deploy import files, report, schema
+    from se_deploy.cli.tables import measurements
+    from se_deploy.commands import parity as verb
+
+    if junit:
+        files.claim(junit, overwrite=overwrite)
+    with reporter.progress() as progress:
+        result = verb.parity(
+            reference,
+            candidates,
+            data=data,
+            limits=limits,
+            samples=samples,
+            host=host,
+            network=network,
+            progress=progress,
+        )
+    payload = verb.to_schema(result)
+    if junit:
+        files.write_text(junit, report.junit(schema.builtins(payload)))
+    reporter.finish(
+        payload,
+        [measurements.parity(payload)],
+        warnings=result.warnings,
+        failed=[f"{c.path}: {text}" for c in result.candidates for text in c.failures],
+    )

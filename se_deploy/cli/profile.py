@@ -1,0 +1,71 @@
+"""`profile`: latency is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import arguments, command, defaulted, optional
+from se_deploy.cli.types import IN_FILE, Model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from se_deploy.cli.output import Reporter
+    from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
+
+
+@command(
+    "profile",
+    arguments("files", IN_FILE),
+    optional("--reference", Model(), "Network to compare with, as timm:NAME."),
+    defaulted("--batch-size", click.IntRange(min=1), 1, "Images a call."),
+    optional("--max-p50-ms", click.FLOAT, "With --gate latency: the slowest median that passes."),
+    optional("--min-speedup", click.FLOAT, "With --gate latency: the least speed-up that passes."),
+    options.timed_network,
+    options.sized_timing,
+    options.host,
+    options.reporter("latency"),
+)
+def profile(
+    files: tuple[Path, ...],
+    reference: str | None,
+    batch_size: int,
+    max_p50_ms: float | None,
+    min_speedup: float | None,
+    network: NetworkOptions,
+    timing: TimingOptions,
+    host: HostOptions,
+    reporter: Reporter,
+) -> None:
+    """Measure the latency of ONNX files and engines, and the speed-up over PyTorch.
+
+    An ONNX file runs in ONNX Runtime on the CPU, an engine on its GPU. Warm-up, duration and percentiles
+    are those of trtexec, so that figures can be compared.
+
+    \b
+    Example:
+        se-deploy profile net.onnx --reference timm:seresnet50 --threads 1
+    """
+    from se_deploy.cli.tables import measurements
+    from se_deploy.commands import profile as verb
+
+    with reporter.progress() as progress:
+        result = verb.profile(
+            files,
+            reference=reference,
+            batch=batch_size,
+            host=host,
+            timing=timing,
+            network=network,
+            progress=progress,
+        )
+    payload = verb.to_schema(result)
+    reporter.finish(
+        payload,
+        [measurements.profile(payload)],
+        warnings=result.warnings,
+        verdicts={"latency": result.failures(max_p50_ms=max_p50_ms, min_speedup=min_speedup)},
+    )

@@ -1,0 +1,72 @@
+"""`quantize`: an FP32 ONNX file becomes one with INT8 Q/DQ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import argument, command, switch
+from se_deploy.cli.types import IN_FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from se_deploy.cli.output import Reporter
+    from se_deploy.options import CalibrationOptions, ImageOptions, TargetOptions
+
+
+@command(
+    "quantize",
+    argument("model", IN_FILE),
+    options.output_onnx,
+    options.image,
+    switch("--fp16", "Write the rest of the graph in FP16."),
+    options.target,
+    options.calibration,
+    options.require_benefit,
+    options.verify,
+    options.overwrite,
+    options.reporter("parity"),
+)
+def quantize(
+    model: Path,
+    output: Path,
+    image: ImageOptions,
+    fp16: bool,
+    target: TargetOptions,
+    calibration: CalibrationOptions,
+    require_benefit: bool,
+    verify: bool,
+    overwrite: bool,
+    reporter: Reporter,
+) -> None:
+    """Write MODEL.onnx with explicit INT8 Q/DQ nodes: symmetric, SE-aware, from calibration data.
+
+    \b
+    Example:
+        se-deploy quantize net.onnx --calib-data photos/ -o net.int8.onnx
+    """
+    from se_deploy.cli.tables import files
+    from se_deploy.commands import quantize as verb
+
+    with reporter.progress() as progress:
+        result = verb.quantize(
+            model,
+            output,
+            base="fp16" if fp16 else "fp32",
+            target=target,
+            image=image,
+            calibration=calibration,
+            verify=verify,
+            overwrite=overwrite,
+            progress=progress,
+        )
+    payload = verb.to_schema(result)
+    useless = [] if result.worth is None else result.worth.failures
+    reporter.finish(
+        payload,
+        [files.quantized(payload)],
+        warnings=result.warnings,
+        verified=result.verified,
+        failed=useless if require_benefit or reporter.strict else (),
+    )

@@ -1,0 +1,108 @@
+"""`run`: everything, into one folder."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from se_deploy.cli import options
+from se_deploy.cli.parameters import argument, command, group, optional
+from se_deploy.cli.types import IN_PATH, Model
+from se_deploy.options import RunOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from se_deploy.cli.output import Reporter
+    from se_deploy.cli.parameters import Given
+    from se_deploy.commands.run import RunResult
+    from se_deploy.options import CalibrationOptions
+
+_data = optional("--data", IN_PATH, "Samples to measure parity on; default: the calibration data.")
+
+
+def _options(given: Given) -> RunOptions:
+    return RunOptions(
+        precision=options.precision.of(given) or "int8",
+        data=_data.of(given),
+        target=options.rewritten_target.of(given),
+        network=options.network.of(given),
+        engine=options.engine.of(given),
+        host=options.host_cpu.of(given),
+        timing=options.timing.of(given),
+        verify=options.verify.of(given),
+    )
+
+
+@command(
+    "run",
+    argument("model", Model()),
+    options.output_folder,
+    group(
+        "chosen",
+        _options,
+        _data,
+        options.network,
+        options.precision,
+        options.rewritten_target,
+        options.engine,
+        options.timing,
+        options.host_cpu,
+        options.verify,
+    ),
+    options.calibration,
+    options.overwrite,
+    options.reporter("parity", "fusion", "fused", "precision", "latency"),
+)
+def run(
+    model: str,
+    output: Path,
+    chosen: RunOptions,
+    calibration: CalibrationOptions,
+    overwrite: bool,
+    reporter: Reporter,
+) -> None:
+    """Export, inspect, quantize, build, compare and time MODEL; leave it all in one folder.
+
+    Writes model.onnx, model.fp16.onnx, model.int8.onnx, an FP16 and an INT8 engine with their manifests,
+    report.json and report.html. --fp16 leaves INT8 out.
+
+    \b
+    Example:
+        se-deploy run timm:mobilenetv3_small_100 --calib-data photos/ -o out
+    """
+    from se_deploy.commands import run as verb
+
+    with reporter.progress() as progress:
+        result = verb.run(
+            model,
+            output,
+            calibration=calibration,
+            options=chosen,
+            overwrite=overwrite,
+            command=typed(),
+            progress=progress,
+        )
+    finish(reporter, result)
+
+
+def typed() -> str:
+    """Return the command as it was typed, for the report's section on how to reproduce it."""
+    return shlex.join(["se-deploy", *click.get_current_context().obj])
+
+
+def finish(reporter: Reporter, result: RunResult) -> None:
+    """Print what a run did."""
+    from se_deploy.cli.tables import runs
+    from se_deploy.commands import run as verb
+
+    payload = verb.to_schema(result)
+    reporter.finish(
+        payload,
+        runs.run(payload, result.folder),
+        warnings=result.warnings,
+        failed=result.not_finite,
+        verdicts=result.failures,
+    )

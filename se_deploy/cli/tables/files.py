@@ -1,0 +1,73 @@
+"""Tables of the commands that write files."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy.cli.tables.base import add, megabytes, number, percent, titled
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from se_deploy.schema import results
+
+
+def exported(result: results.Export) -> Table:
+    """Return what `export` did."""
+    table = titled(f"Exported {result.onnx}", ["", ""])
+    rows = {
+        "precision": result.precision,
+        "opset": str(result.opset),
+        "nodes": f"{result.nodes_before} -> {result.nodes_after}",
+        "SE blocks": str(len(result.blocks)),
+        "rewrites": ", ".join(f"{name} x{count}" for name, count in result.rewrites if count) or "none",
+        "largest error against the source": number(result.max_abs_error),
+    }
+    for name, value in rows.items():
+        add(table, name, value)
+    return table
+
+
+def quantized(result: results.Quantize) -> Table:
+    """Return what `quantize` did."""
+    table = titled(f"Quantized {result.onnx}", ["", ""])
+    sqnr = result.sqnr_db
+    rows = {
+        "policy": result.policy,
+        "method": result.method,
+        "calibration samples": str(result.samples),
+        "tensors in INT8": str(len(result.quantized)),
+        "layers kept": str(len(result.kept)),
+        "multiply-accumulates in INT8": percent(result.macs_int8_fraction),
+        "SQNR on samples held back": ", ".join(f"{k}: {number(v)} dB" for k, v in sqnr.items()),
+    }
+    for name, value in rows.items():
+        add(table, name, value)
+    return table
+
+
+def built(result: results.BuildEngine) -> Table:
+    """Return what `build-engine` built."""
+    plan = result.plan
+    table = titled(f"Built {result.engine}", ["", ""])
+    fused = sum(b.verdict == "fused" for b in plan.blocks)
+    rows = {
+        "compiler": f"{plan.runtime} {plan.version} for {plan.target}",
+        "precision": f"{result.found_precision} (asked for: {result.requested_precision})",
+        "kernels": str(plan.kernels),
+        "activations": f"{megabytes(plan.activation_bytes)} MB per image (planned, not timed)",
+        "SE blocks fused": f"{fused} of {len(plan.blocks)}",
+        "built in": f"{result.seconds:.1f} s",
+        "manifest": result.manifest,
+    }
+    for name, value in rows.items():
+        add(table, name, value)
+    return table
+
+
+def bundled(result: results.Bundle) -> Table:
+    """Return the files of a bundle."""
+    table = titled(f"{len(result.files)} files in {result.folder}", ["file"])
+    for name in result.files:
+        add(table, name)
+    return table

@@ -1,0 +1,70 @@
+"""Tables of what was measured and held to a limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from se_deploy.cli.tables.base import add, number, passed, percent, titled
+from se_deploy.errors import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from se_deploy.schema import results
+
+
+def parity(result: results.Parity) -> Table:
+    """Return one row per candidate and output."""
+    table = titled(
+        f"Parity with {result.reference}",
+        [
+            "candidate",
+            "preset",
+            "output",
+            "max abs",
+            "max rel",
+            "cosine",
+            "SQNR dB",
+            "top-1 same",
+            "accuracy",
+            "",
+        ],
+        right=(3, 4, 5, 6, 7, 8),
+    )
+    for candidate in result.candidates:
+        for output in candidate.outputs:
+            add(table,
+                candidate.path, candidate.preset, output.name, number(output.max_abs),
+                number(output.max_rel), number(output.cosine, 6), number(output.sqnr_db),
+                percent(output.top1_agreement), percent(candidate.accuracy), passed(output.passed),
+            )  # fmt: skip
+    rounded = [f"{c.path}: {c.rounding}" for c in result.candidates if c.rounding]
+    table.caption = Text(printable("\n".join(rounded))) if rounded else None
+    return table
+
+
+def profile(result: results.Profile) -> Table:
+    """Return one row per artifact."""
+    table = titled(
+        "Latency (ms per call)",
+        ["artifact", "runtime", "device", "batch", "p50", "p90", "p99", "per second", "speed-up", "stable"],
+        right=(3, 4, 5, 6, 7, 8),
+    )
+    for a in result.artifacts:
+        add(table,
+            a.path, a.runtime, a.device, str(a.batch), number(a.p50_ms, 4),
+            number(a.p90_ms, 4), number(a.p99_ms, 4), number(a.throughput_per_s, 4),
+            "-" if a.speedup_vs_reference is None else f"{a.speedup_vs_reference:.2f}x",
+            "yes" if a.stable else "no",
+        )  # fmt: skip
+    return table
+
+
+def checked(result: results.Check) -> Table:
+    """Return a row per gate and file: what was measured, or why it failed."""
+    table = titled(f"Gates of {result.config}", ["gate", "file", "", "measured"])
+    for gate in result.gates:
+        add(table, gate.gate, gate.name, passed(gate.passed), "\n".join(gate.details))
+    return table

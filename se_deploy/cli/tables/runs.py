@@ -1,0 +1,84 @@
+"""Tables of whole runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from se_deploy.cli.tables.base import add, megabytes, number, passed, percent, titled
+from se_deploy.schema import results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+
+def run(result: results.Run, folder: Path) -> list[Table]:
+    """Return the summary of a run: an artifact a row, the verdicts, and where the report is."""
+    verdicts = titled("Verdicts", ["parity", "fusion", "precision", "latency", "recommendation"])
+    v = result.verdicts or results.Verdicts()
+    add(verdicts, *map(passed, (v.parity, v.fusion, v.precision, v.latency)), result.recommendation)
+    files = titled("Files", ["report", "folder"])
+    add(files, str(folder / result.report), str(folder))
+    return [_artifacts(result), verdicts, files]
+
+
+def _artifacts(result: results.Run) -> Table:
+    network = result.network or results.Network(spec="")
+    table = titled(
+        f"{network.spec} ({network.weights})",
+        [
+            "artifact",
+            "kernels",
+            "MB/image",
+            "SE fused",
+            "top-1",
+            "same as PyTorch",
+            "SQNR dB",
+            "p50 ms",
+            "parity",
+        ],
+        right=(1, 2, 4, 5, 6, 7),
+    )
+    timed = _timed(result)
+    engines = {e.engine: e for e in result.build_engines.values()}
+    parity = result.parity
+    if parity is None:
+        return table
+    add(table,
+        "PyTorch (reference)", "", "", "", percent(parity.reference_accuracy), "", "",
+        _p50(timed, parity.reference), "",
+    )  # fmt: skip
+    for candidate in parity.candidates:
+        name = candidate.path
+        output = candidate.outputs[0]
+        plan = engines[name].plan if name in engines else None
+        fused = "" if plan is None else f"{sum(b.verdict == 'fused' for b in plan.blocks)}/{len(plan.blocks)}"
+        add(table,
+            name, "" if plan is None else str(plan.kernels),
+            "" if plan is None else megabytes(plan.activation_bytes), fused,
+            percent(candidate.accuracy), percent(output.top1_agreement), number(output.sqnr_db),
+            _p50(timed, name), passed(candidate.passed),
+        )  # fmt: skip
+    return table
+
+
+def side_by_side(report: results.Report) -> Table:
+    """Return several runs, an artifact a row."""
+    table = titled("Runs", ["run", "artifact", "top-1", "SQNR dB", "p50 ms", "parity"], right=(2, 3, 4))
+    for run in report.runs:
+        timed = _timed(run)
+        for candidate in run.parity.candidates if run.parity else ():
+            add(table,
+                str(run.folder), candidate.path, percent(candidate.accuracy),
+                number(candidate.outputs[0].sqnr_db), _p50(timed, candidate.path), passed(candidate.passed),
+            )  # fmt: skip
+    return table
+
+
+def _timed(run: results.Run) -> dict[str, results.Timing]:
+    return {timing.path: timing for timing in run.profile.artifacts} if run.profile else {}
+
+
+def _p50(timed: dict[str, results.Timing], path: str | None) -> str:
+    return number(timed[path].p50_ms, 4) if path in timed else "-"

@@ -1,0 +1,217 @@
+"""Notations of the command line: each is one click type that gives a value of the library."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from se_deploy.backends import registry
+from se_deploy.targets import Target, resolve_target
+
+T = TypeVar("T")
+
+IN_PATH = click.Path(exists=True, path_type=Path)
+IN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+IN_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
+OUT_FILE = click.Path(dir_okay=False, path_type=Path)
+OUT_DIR = click.Path(file_okay=False, path_type=Path)
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "M": 2**20, "MIB": 2**20, "G": 2**30, "GIB": 2**30,
+          "KB": 10**3, "MB": 10**6, "GB": 10**9}  # fmt: skip
+
+
+class Model(click.ParamType[str]):
+    """A network specification, or the file of an artifact, which must then be there."""
+
+    name = "model"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text as it is; refuse a path to a file that is not there, as click.Path does."""
+        text = str(value)
+        endings = (".onnx", ".pt2", *registry.suffixes())
+        looks_like_a_file = text.endswith(endings) or (":" not in text and "/" in text)
+        if looks_like_a_file and not Path(text).is_file():
+            self.fail(f"File '{text}' does not exist.", param, ctx)
+        return text
+
+
+class RuntimeName(click.ParamType[str]):
+    """The name of a backend, or `auto`; which there are is asked when it is needed."""
+
+    name = "runtime"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002 - click's signature
+        """Return the names, as click.Choice does."""
+        return f"[{'|'.join(registry.choices())}]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name; refuse what no backend is called, as click.Choice does."""
+        return str(click.Choice(registry.choices()).convert(str(value), param, ctx))
+
+
+class TargetName(click.ParamType[Target]):
+    """A compute capability or a device: sm86, orin-nano."""
+
+    name = "target"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Target:  # noqa: ARG002 - click's signature
+        """Return the target. Raises: BadInput, which names the devices that are known."""
+        return value if isinstance(value, Target) else resolve_target(str(value))
+
+
+class Dims(click.ParamType[tuple[int, ...]]):
+    """Sizes joined by `x` or `,`: 3x224x224."""
+
+    name = "CxHxW"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the sizes, positive integers."""
+        if isinstance(value, tuple):
+            return value
+        text = str(value)
+        dims = [int(size) for size in re.split("[x,]", text)] if re.fullmatch(r"\d+([x,]\d+)*", text) else [0]
+        if 0 in dims:
+            self.fail(f"'{text}' is no size; write it as 3x224x224", param, ctx)
+        return tuple(dims)
+
+
+class NamedDims(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """An input's name and its sizes: input:1x3x224x224."""
+
+    name = "name:1x3x224x224"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        """Return (name, sizes)."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, dims = str(value).rpartition(":")
+        if not colon or not name:
+            self.fail(f"'{value}' names no input; write it as input:1x3x224x224", param, ctx)
+        return name, Dims().convert(dims, param, ctx)
+
+
+class Batch(click.ParamType[int | None]):
+    """A batch size, or `dynamic` (None)."""
+
+    name = "N|dynamic"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the size; None where dynamic."""
+        text = str(value)
+        if text == "dynamic":
+            return None
+        if not text.isdecimal() or int(text) < 1:
+            self.fail(f"'{text}' is neither a positive number nor 'dynamic'", param, ctx)
+        return int(text)
+
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes with a unit: 2GiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value))
+        if not match or match[2].upper() not in _UNITS:
+            self.fail(f"'{value}' is no size in bytes; write it as 2GiB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class KeyValue(click.ParamType[tuple[str, object]]):
+    """An argument of the network's constructor: num_classes=10."""
+
+    name = "key=value"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, object]:
+        """Return (key, value), the value as Python reads it where it can."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            self.fail(f"'{value}' is no argument; write it as num_classes=10", param, ctx)
+        try:
+            return key, ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return key, text
+
+
+class Limit(click.ParamType[tuple[str, float]]):
+    """A tolerance, for every output or for one: 1e-3 or logits:1e-3."""
+
+    name = "[name:]VALUE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Return (output name or "", value)."""
+        if isinstance(value, tuple):
+            return value
+        name, _, number = str(value).rpartition(":")
+        try:
+            return name, float(number)
+        except ValueError:
+            self.fail(f"'{value}' is no number; write it as 1e-3 or output:1e-3", param, ctx)
+
+
+class Share(click.ParamType[float]):
+    """A share, as a percentage or as a fraction: 10% or 0.1."""
+
+    name = "SHARE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the fraction, between 0 and 1."""
+        text = str(value)
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            self.fail(f"'{text}' is no share; write it as 10%", param, ctx)
+        if not 0 <= share <= 1:
+            self.fail(f"'{text}' is not between 0% and 100%", param, ctx)
+        return share
+
+
+class Floats(click.ParamType[tuple[float, ...]]):
+    """Numbers joined by commas: 0.485,0.456,0.406."""
+
+    name = "A,B,C"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Return the numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(number) for number in str(value).split(","))
+        except ValueError:
+            self.fail(f"'{value}' are no numbers; write them as 0.485,0.456,0.406", param, ctx)
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names joined by commas."""
+
+    name = "A,B"
+
+    def convert(
+        self,
+        value: object,
+        param: click.Parameter | None,  # noqa: ARG002 - click's signature
+        ctx: click.Context | None,  # noqa: ARG002
+    ) -> tuple[str, ...]:
+        """Return the names."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(name.strip() for name in str(value).split(",") if name.strip())
