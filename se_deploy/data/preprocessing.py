@@ -64,12 +64,14 @@ def eight_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(np.clip(wide / white, 0, 1) * _EIGHT_BIT).astype(np.uint8))
 
 
+def target_size(spec: InputSpec) -> tuple[int, int]:
+    """Return the (height, width) that a resized image has to cover, to be or to fit into."""
+    return spec.resize_size or (math.floor(spec.height / spec.crop), math.floor(spec.width / spec.crop))
+
+
 def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     """Return the (height, width) to which an image of this size is resized before the crop."""
-    to_height, to_width = spec.resize_size or (
-        math.floor(spec.height / spec.crop),
-        math.floor(spec.width / spec.crop),
-    )
+    to_height, to_width = target_size(spec)
     if spec.resize == "squash":
         return to_height, to_width
     if spec.rounding == "nearest":  # timm's ResizeKeepRatio, in its own floating-point steps

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
@@ -11,6 +16,7 @@ from photographs import photographs
 from timm.data import create_transform, resolve_data_config
 from torchvision import models as torchvision_zoo
 from torchvision.transforms import functional
+from torchvision.transforms._presets import ImageClassification
 
 from se_deploy import data
 from se_deploy.data import preprocessing
@@ -82,6 +88,15 @@ def test_the_long_side_is_computed_in_integers():
     assert preprocessing.resized_size(401, 600, spec) == (456, 682)
 
 
+def test_a_size_that_no_fraction_gives_back_is_kept_in_integers():
+    lost = [(s, r) for r in range(224, 400) for s in (224, 299) if s <= r != math.floor(s / (s / r))]
+    assert lost
+    for size, resized in lost:
+        transform = ImageClassification(crop_size=size, resize_size=resized)
+        spec = public_zoos.torchvision_spec(transform)
+        assert preprocessing.resized_size(resized * 2, resized * 3, spec) == (resized, resized * 3 // 2)
+
+
 def test_a_segmentation_network_takes_the_centre_of_what_torchvision_feeds_it():
     network = zoo.load("torchvision:lraspp_mobilenet_v3_large")
     spec = network.image
@@ -137,3 +152,38 @@ def test_a_torchvision_network_at_another_size_keeps_the_share_that_is_cropped()
     assert preprocessing.resized_size(500, 500, spec) == (128, 128)
     wanted = replace(spec, height=224, width=224)
     assert wanted == public_zoos.torchvision_spec(torchvision_transform("mobilenet_v3_small"))
+
+
+@pytest.fixture(scope="module")
+def preprocessing_table():
+    """The script whose table is in docs/preprocessing.md."""
+    path = Path(__file__).parents[2] / "scripts" / "preprocessing_table.py"
+    spec = importlib.util.spec_from_file_location("preprocessing_table", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["preprocessing_table"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["preprocessing_table"]
+
+
+def test_the_table_counts_grey_levels(preprocessing_table):
+    transform = torchvision_transform("efficientnet_b0")
+    right = public_zoos.torchvision_spec(transform)
+    for spec, low, high in (
+        (right, 0, 1e-3),
+        (replace(right, interpolation="bilinear"), 2, 100),  # what this network was fed before
+        (replace(right, mean=(0.485, 0.456, 0.410)), 1, 1.1),
+    ):
+        weights = preprocessing_table.Weights("efficientnet_b0", spec, transform, default=True)
+        assert low <= preprocessing_table.difference(weights, photographs().values()) <= high
+
+
+@pytest.mark.long
+def test_every_network_of_both_zoos_is_fed_as_its_zoo_feeds_it(preprocessing_table):
+    rows = preprocessing_table.table()
+    assert [(row.zoo, row.rule, row.worst) for row in rows if row.worst > preprocessing_table.LIMIT] == []
+    networks = {zoo: sum(row.networks for row in rows if row.zoo == zoo) for zoo in ("torchvision", "timm")}
+    assert networks == {"torchvision": len(torchvision_zoo.list_models()), "timm": len(timm.list_models())}
+    unknown = {name for row in rows if not row.configurations for name in row.names}
+    classifiers = set(torchvision_zoo.list_models(module=torchvision_zoo)) | set(timm.list_models())
+    assert not unknown & classifiers
