@@ -54,6 +54,23 @@ def sum_by_ten(x="float[N,3,h,w] x"):
     return graph(body, x=x, constants={"ax": np.array([2, 3]), "d": np.float32(10)})
 
 
+def large_sum():
+    """A squeeze as a sum that is divided by its inverse count: 112 x 112 numbers of 6 leave FP16's range."""
+    body = (
+        "c = Conv<strides = [2, 2], pads = [1, 1, 1, 1]>(x, w, b6) r = Clip(c, low, high) "
+        "su = ReduceSum<keepdims = 1>(r, ax) p = Mul(su, inverse)" + GATE + HEAD.format(y="m")
+    )
+    bias = np.full(CHANNELS, 6, np.float32)
+    return graph(
+        body,
+        x="float[N,3,224,224] x",
+        constants={
+            "b6": bias, "low": np.float32(0), "high": np.float32(60), "ax": np.array([2, 3]),
+            "inverse": np.float32(1 / 112 / 112),
+        },
+    )  # fmt: skip
+
+
 def tiny_eps():
     """An eps that FP16 rounds to 0, beside a variance of 0."""
     norm = (

@@ -12,6 +12,7 @@ import pytest
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
+from se_deploy.quantization.fp16_rounding import rounded
 
 EXACT = OrtRuntime(threads=1, optimize=False)
 REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # the same FP32 sums in another order
@@ -72,15 +73,32 @@ def test_the_sizes_of_a_check_are_stated_and_never_one_pixel(folder, capsys):
     equal(given, folder / "out.onnx", 2, 3, 21, 34)
 
 
-def test_an_eps_that_fp16_has_not_is_kept_or_never_leaves_with_exit_zero(folder, capsys):
+@pytest.mark.parametrize("verb", ["export", "build-engine"])
+def test_a_sum_beyond_fp16_stays_in_fp32_or_becomes_a_mean(folder, capsys, verb):
+    given = case_graphs.save(case_graphs.large_sum(), folder / "net.onnx")
+    words = (verb, given, "--fp16", "-o", "out.engine", "--json", "--no-rewrites")
+    code, out, _ = run(capsys, *words)
+    found = json.loads(out)
+    assert (code, found["verified"]["passed"]) == (0, True)
+    made = graph.load(folder / ("out.engine" if verb == "export" else "out.engine.onnx"))
+    sums = [node for node in made.graph if node.op_type == "ReduceSum"]
+    assert all("'su' reaches" in kept["reason"] for kept in found["kept_fp32"])
+    assert {node.name for node in sums} <= {kept["node"] for kept in found["kept_fp32"]}
+    feeds = {"x": np.ones((1, 3, 224, 224), np.float32)}
+    with EXACT.open(rounded(made)) as session:
+        got = session.run(feeds)["y"]
+    np.testing.assert_allclose(got, answers(given, feeds)["y"], rtol=1e-2, atol=1e-2)
+
+
+def test_an_eps_that_fp16_has_not_stays_in_fp32_with_its_division(folder, capsys):
     given = case_graphs.save(case_graphs.tiny_eps(), folder / "net.onnx")
     code, out, _ = run(capsys, "export", given, "--fp16", "-o", "out.onnx", "--json")
-    assert code in {0, 3}
-    if code == 0:
-        feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
-        assert np.isfinite(answers(folder / "out.onnx", feeds)["y"]).all()
-    else:
-        assert json.loads(out)["verified"]["failures"][0]["node"]
+    kept = json.loads(out)["kept_fp32"]
+    assert code == 0
+    assert any("eps" in one["reason"] and "0 in FP16" in one["reason"] for one in kept)
+    feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
+    with EXACT.open(rounded(graph.load(folder / "out.onnx"))) as session:
+        assert np.isfinite(session.run(feeds)["y"]).all()
 
 
 def test_training_mode_is_refused_by_name_or_keeps_its_answers(folder, capsys):

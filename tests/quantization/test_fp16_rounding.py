@@ -97,6 +97,7 @@ ONE_ULP = {
     "Sigmoid": "Sigmoid(x)", "Tanh": "Tanh(x)", "Exp": "Exp(x)", "Log": "Log(x)", "Erf": "Erf(x)",
     "Softplus": "Softplus(x)", "Elu": "Elu(x)", "Selu": "Selu(x)", "Gelu": "Gelu(x)", "Mish": "Mish(x)",
     "HardSigmoid": "HardSigmoid<alpha = 0.16666667, beta = 0.5>(x)", "HardSwish": "HardSwish(x)",
+    "Softsign": "Softsign(x)", "Celu": "Celu(x)", "ThresholdedRelu": "ThresholdedRelu(x)",
     "Softmax": "Softmax<axis = 1>(x)", "LogSoftmax": "LogSoftmax<axis = 1>(x)",
 }  # fmt: skip
 """Functions that each library approximates in float32: a value at a rounding edge may go either way."""
@@ -157,11 +158,21 @@ LAYERS = {
     "Pad": ("Pad(x, pads)", {}),
     "Reshape": ("Reshape(x, shape)", {}),
     "Slice": ("Slice(x, starts, ends)", {}),
+    "Where": ("Where(mask, x, w)", {"w": (4, 1, 1)}),
+    "Tile": ("Tile(x, repeats)", {}),
+    "Expand": ("Expand(x, map)", {}),
+    "Gather": ("Gather<axis = 1>(x, at)", {}),
+    "Unsqueeze": ("Unsqueeze(x, at)", {}),
+    "Mean": ("Mean(x, w)", {"w": (4, 1, 1)}),
+    "Einsum": ('Einsum<equation = "nchw,co->nohw">(x, w)', {"w": (4, 8)}),
+    "Batched MatMul": ("MatMul(x, x)", {}),
 }
 OTHERS = {
     "axes": np.array([2, 3]), "two": to_half(2.0), "low": to_half(-0.5), "high": to_half(0.5),
     "scales": np.float32([1, 1, 2, 2]), "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
     "shape": np.array([2, -1]), "starts": np.array([0, 1]), "ends": np.array([1, 3]),
+    "mask": np.array([True, False, True, True, False, False]), "repeats": np.array([1, 2, 1, 1]),
+    "map": np.array([3, 2, 4, 6, 6]), "at": np.array([0, 2]),
 }  # fmt: skip
 
 
