@@ -200,3 +200,59 @@ def test_old_opsets_say_it_by_is_test(is_test):
     else:
         with pytest.raises(UnsupportedGraph):
             graph.refuse_training(model)
+
+
+def breaking(how):
+    """Build a pass that leaves a broken graph."""
+
+    def broken_pass(model):
+        relu, mul = model.graph
+        if how == "a foreign tensor":
+            stranger = ir.Value(name="stranger", type=relu.outputs[0].type, shape=relu.outputs[0].shape)
+            mul.replace_input_with(0, stranger)
+        else:
+            model.graph.outputs[0] = ir.Value(name="nowhere", type=relu.outputs[0].type)
+        return 1
+
+    return broken_pass
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("a foreign tensor", "'stranger', which nothing"), ("no such output", "output 'nowhere'")],
+)
+def test_a_pass_that_breaks_the_graph_is_named(how, words):
+    with pytest.raises(ValueError, match=f"broken_pass.*{words}"):
+        graph.rewrite(chain(), breaking(how))
+
+
+def test_the_structure_is_checked_without_sorting_or_naming_first():
+    model = chain()
+    relu, mul = model.graph
+    graph.check_structure(model, after="nothing")
+    mul.outputs[0].name, kept = relu.outputs[0].name, mul.outputs[0].name
+    with pytest.raises(ValueError, match="two tensors"):
+        graph.check_structure(model, after="a pass")
+    mul.outputs[0].name = kept
+    mul.name, kept = relu.name, mul.name
+    with pytest.raises(ValueError, match="two nodes"):
+        graph.check_structure(model, after="a pass")
+    mul.name = kept
+    model.graph.remove(relu)
+    model.graph.append(relu)
+    with pytest.raises(ValueError, match="nothing before it"):
+        graph.check_structure(model, after="a pass")
+
+
+def test_the_bodies_of_control_flow_are_checked():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[4] x, bool c) => (float[4] y) {
+        a = Relu(x)
+        y = If (c) <then_branch = t () => (float[4] p) { p = Neg(a) },
+                    else_branch = e () => (float[4] q) { q = Identity(x) }>
+    }"""
+    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
+    graph.check_structure(model, after="nothing")
+    branch = next(n for n in model.graph if n.op_type == "If").attributes["then_branch"].as_graph()
+    branch[0].replace_input_with(0, ir.Value(name="stranger"))
+    with pytest.raises(ValueError, match="stranger"):
+        graph.check_structure(model, after="a pass")
