@@ -31,3 +31,30 @@ class CountingPlanner:
 
 def tensor(value):
     return PlanTensor(value.name, "float32", tuple(d or -1 for d in graph.dims(value)))
+
+
+class TablePlanner:
+    """Each block costs what a table says of the spelling of its squeeze; nothing else but Identity costs.
+
+    `table`: for block i, (value, kernels) by operator: "GlobalAveragePool", "AveragePool" or "Transpose".
+    `border`: the operators of blocks 1 and 2 that cost one kernel more side by side.
+    """
+
+    def __init__(self, table, border=()):
+        self.table, self.border = table, border
+
+    def plan(self, model):
+        layers, forms = [], []
+        for i, costs in enumerate(self.table, 1):
+            squeeze = next(n for n in model.graph if n.op_type in costs and n.inputs[0].name == f"c{i}")
+            value, kernels = costs[squeeze.op_type]
+            forms.append(squeeze.op_type)
+            layers += [self.kernel(squeeze, value), *[self.kernel(squeeze, 0)] * (kernels - 1)]
+        layers += [self.kernel(node, 1) for node in model.graph if node.op_type == "Identity"]
+        layers += [Kernel("border", "copy", (), (), ())] * (tuple(forms[:2]) == self.border)
+        return Plan("fake", "1", "none", tuple(layers))
+
+    @staticmethod
+    def kernel(node, size):
+        outputs = (PlanTensor(node.outputs[0].name, "int8", (size,)),) if size else ()
+        return Kernel(node.name, node.op_type, (), outputs, (node.name,))

@@ -46,10 +46,10 @@ def se(channels, reduced, *, x="x", y="y", gate="g", kind="Sigmoid"):
     return body, shapes
 
 
-def bottlenecks(*, batch="N", between=""):
-    """Two equal bottlenecks: conv1x1 [-> `between`] -> conv1x1 -> SE -> residual -> Relu."""
+def bottlenecks(*, batch="N", between="", count=2):
+    """Equal bottlenecks: conv1x1 [-> `between`] -> conv1x1 -> SE -> residual -> Relu."""
     text, constants = "", {}
-    for i in (1, 2):
+    for i in range(1, count + 1):
         text += f"r{i} = Conv(x{i - 1}, v{i})\nu{i} = Relu(r{i})\n"
         text += (
             f"i{i} = {between}(u{i})\nc{i} = Conv(i{i}, w{i})\n" if between else f"c{i} = Conv(u{i}, w{i})\n"
@@ -58,7 +58,7 @@ def bottlenecks(*, batch="N", between=""):
         text += f"q{i} = Add(y{i}, x{i - 1})\nx{i} = Relu(q{i})\n"
         constants |= {f"v{i}": (4, 16, 1, 1), f"w{i}": (16, 4, 1, 1)}
         constants |= {f"fa{i}": (4, 16, 1, 1), f"ba{i}": (4,), f"fb{i}": (16, 4, 1, 1), f"bb{i}": (16,)}
-    return build(f"float[{batch},16,6,6] x0", f"float[{batch},16,6,6] x2", text, constants)
+    return build(f"float[{batch},16,6,6] x0", f"float[{batch},16,6,6] x{count}", text, constants)
 
 
 def _block(i):

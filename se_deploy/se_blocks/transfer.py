@@ -212,7 +212,7 @@ def _affine(
     used = frozenset(w for w in weights if w is not None)
     known = vector.function is not None and functions.is_identity(vector.function)
     if known and not anew:
-        return replace(vector, weights=vector.weights | used, traits=vector.traits | traits)
+        return replace(vector, weights=vector.weights | used)
     return replace(
         vector,
         weights=vector.weights | used,

@@ -1,67 +1,16 @@
 """A rewrite is one file: what registers itself is searched, applied, saved and reported."""
 
 import json
-from dataclasses import dataclass
 
 import pytest
 from planners import CountingPlanner
 from rewrites_graphs import assert_same, bottlenecks
+from toy_rewrites import clip_first_block, drop_identities
 
 from se_deploy import graph, se_blocks
 from se_deploy.cli import main
-from se_deploy.passes import registry, rewrites, search
-from se_deploy.passes.registry import Refusal, Refused, Scope, Tried, every, every_block, rewrite
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    """Leave the registry as it was."""
-    before = set(rewrites.names())
-    yield
-    for name in set(registry._registered) - before:
-        registry.forget(name)
-
-
-@dataclass(frozen=True, slots=True)
-class Toy:
-    site: str
-    node: object
-    shape: tuple = ()
-
-
-def drop_identities(*, scope=Scope.BY_PLAN, after=(), tried=None):
-    """Register a rewrite about nodes: an Identity is left out."""
-
-    def match(model, node):
-        del model
-        if node.outputs[0].is_graph_output():
-            return Refused("it names an output")
-        return Toy(node.outputs[0].name, node)
-
-    @rewrite(
-        name="toy-drop-identity", idea="no identities", where=every("Identity"), match=match, scope=scope,
-        after=after, tried=tried or Tried(turn=1),
-    )  # fmt: skip
-    def drop_identity(model, found):
-        del model
-        found.node.outputs[0].replace_all_uses_with(found.node.inputs[0])
-
-
-def clip_first_block():
-    """Register a rewrite about blocks: the first one's Relu is a Clip, any other is refused."""
-
-    def match(model, block):
-        if block.output != "y1":
-            return Refused("a toy is for the first block")
-        relu = next((n for n in model.graph if n.op_type == "Relu" and n.outputs[0].name == "a1"), None)
-        return Refused("it has a Clip already") if relu is None else Toy(block.output, relu)
-
-    @rewrite(name="toy-clip", idea="Relu as Clip", where=every_block, match=match, tried=Tried(forms=((),)))
-    def clip(model, found):
-        low = graph.initializer(model, "low", graph.np.zeros((), graph.np.float32))
-        node = graph.ir.node("Clip", [found.node.inputs[0], low])
-        found.node.graph.insert_before(found.node, node)
-        graph.replace(found.node.outputs[0], node.outputs[0])
+from se_deploy.passes import rewrites, search
+from se_deploy.passes.registry import Refusal, Scope
 
 
 def test_a_toy_is_searched_and_reported():

@@ -8,6 +8,7 @@ from onnx import parser
 from se_graphs import CONSTANTS, GATE, UNUSUAL, read, run, written
 
 from se_deploy import se_blocks
+from se_deploy.passes import canonical
 
 KIN = {
     "eca": """p = GlobalAveragePool(x) v = Reshape(p, row) a = Conv<pads = [1, 1]>(v, along) s = Sigmoid(a)
@@ -181,3 +182,51 @@ def test_the_graphs_of_this_file_run():
     more = (body for _, body in MORE_KIN.values())
     for body in (*UNUSUAL.values(), *KIN.values(), *more, *NEITHER.values()):
         run(written(body, constants=CONSTANTS), x)
+
+
+NORMALIZED = {
+    "one operator": "n = LayerNormalization<axis = 1>(a, n2)",
+    "beside its input": "m = LayerNormalization<axis = 1>(a, n2) n = Add(a, m)",
+    "spelled out": """u = ReduceMean<axes = [1]>(a) d = Sub(a, u) q = Mul(d, d) v = ReduceMean<axes = [1]>(q)
+        e = Add(v, eps) f = Sqrt(e) n = Div(d, f)""",
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_a_norm_between_the_layers_is_not_forgotten_behind_the_last(name):
+    body = f"p = GlobalAveragePool(x) a = Conv(p, w1) {NORMALIZED[name]} r = Relu(n) c = Conv(r, w2)"
+    constants = f"{CONSTANTS}, float[2,1,1] n2 = {{1.0, 2.0}}"
+    model = written(f"{body} g = Sigmoid(c) y = Mul(x, g)", constants=constants)
+    (block,) = se_blocks.detect(model).blocks
+    assert set(block.traits) - {"merged"} == {"norm"}
+    made = canonical.canonicalize(model)
+    assert ["normalization" in no.reason for no in made.refused] == [True]
+
+
+def test_what_a_layer_mixes_again_is_no_trait_of_the_gate():
+    """A part, a softmax or a join before the last layer says nothing of the gate behind it."""
+    body = """p = GlobalAveragePool(x) a = Conv(p, w1) h, k = Split<axis = 1>(a) j = Concat<axis = 1>(h, k)
+        r = Relu(j) c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"""
+    (block,) = census(body).blocks
+    assert (block.kind, block.traits) == ("se", ())
+
+
+LAYERS = "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a)"
+
+
+def test_a_bounded_branch_beside_an_unbounded_one_is_no_gate():
+    found = census(f"{LAYERS} c = Conv(r, w2) s = Sigmoid(c) h = Conv(p, full) g = Add(s, h) y = Mul(x, g)")
+    assert not found.blocks
+    assert ["not bounded" in no.reason for no in found.rejected] == [True]
+
+
+def test_a_gate_that_is_joined_from_parts_is_not_se():
+    constants = CONSTANTS + ", float[2,2,1,1] two2 = {1.0, 2.0, 3.0, 4.0}"
+    body = f"{LAYERS} c = Conv(r, two2) j = Concat<axis = 1>(c, c) g = Sigmoid(j) y = Mul(x, g)"
+    found = se_blocks.detect(written(body, constants=constants))
+    assert [block.kind for block in found.blocks] == ["pooled-attention"]
+
+
+def test_a_softmax_of_two_is_a_gate_of_that_name():
+    (block,) = census(UNUSUAL["with a softmax of two"]).se
+    assert (block.gate, block.gain) == ("softmax2", 1.0)

@@ -42,6 +42,8 @@ NO_MEANS = {
     "by 2 H W": f"s = {SUM} {SIZE} k = Mul(h, w) l = Mul(k, two) f = Cast<to = 1>(l) p = Div(s, f)",
     "by half of H, twice W": f"""s = {SUM} {SIZE} j = Div(h, two) l = Mul(w, two) k = Mul(j, l)
         f = Cast<to = 1>(k) p = Div(s, f)""",
+    "by three halves of H W": f"""s = {SUM} {SIZE} k = Mul(h, w) l = Mul(k, three) j = Div(l, two)
+        f = Cast<to = 1>(j) p = Div(s, f)""",
     "by H + W": f"s = {SUM} {SIZE} k = Add(h, w) f = Cast<to = 1>(k) p = Div(s, f)",
     "the root of a sum by the area": f"s = {SUM} u = Abs(s) v = Sqrt(u) p = Div(v, area)",
     "weighted sums by the area": f"s = {SUM} v = Mul(s, b4) p = Div(v, area)",

@@ -197,6 +197,22 @@ def test_add_as_concat_takes_computed_weights():
     assert_same(before, after)
 
 
+def test_add_as_concat_adds_a_constant_bias_once():
+    """Both terms hold a gate's bias, which is computed; the constant ones go into one of them only."""
+    text = """p = Conv(v, w1, b1)\npk = Add(p, k1)\nq = Conv<strides=[2,2]>(x, w2, b2)\nqk = Add(q, k2)
+    y = Add(pk, qk)\nz = Relu(y)"""
+    before = build(
+        "float[1,4,3,3] v, float[1,5,6,6] x, float[1,6,1,1] k1, float[1,6,1,1] k2",
+        "float[1,6,3,3] z",
+        text,
+        {"w1": (6, 4, 1, 1), "b1": (6,), "w2": (6, 5, 1, 1), "b2": (6,)},
+    )
+    after, applied = apply(before, "add-as-concat")
+    assert [c.site for c in applied] == ["y"]
+    assert graph.ops(after).count("Conv") == 1
+    assert_same(before, after)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_gated_add_as_concat_keeps_the_function(bias):
     before = shortcut(bias=bias)

@@ -5,9 +5,10 @@ import itertools
 import json
 
 import pytest
-from planners import CountingPlanner
+from planners import CountingPlanner, TablePlanner
 from rewrites_graphs import assert_same
 from rewrites_graphs import bottlenecks as network
+from toy_rewrites import drop_identities
 
 from se_deploy import graph
 from se_deploy.errors import BadInput, BuildFailed
@@ -182,3 +183,34 @@ def test_without_a_planner_only_what_is_less_work(scope):
 def test_every_rewrite_has_a_name_and_an_idea():
     assert len(set(names())) == len(names()) == len(rewriters())
     assert all(rewriter.idea for rewriter in rewriters())
+
+
+POOL, AVERAGE, NHWC = "GlobalAveragePool", "AveragePool", "Transpose"
+SPELLINGS = ("squeeze-average-pool", "squeeze-nhwc-mean")
+
+
+def test_a_mixture_that_breaks_the_limit_is_followed_by_one_that_keeps_it():
+    """Shares forget a kernel between blocks 1 and 2; the second mixture makes room for it."""
+    table = [
+        {POOL: (10, 2), AVERAGE: (1, 3), NHWC: (9, 1)},
+        {POOL: (10, 2), AVERAGE: (2, 3), NHWC: (4, 1)},
+        {POOL: (1, 2), AVERAGE: (20, 3), NHWC: (20, 3)},
+    ]
+    found = run(network(count=3), TablePlanner(table, border=(AVERAGE, NHWC)), allowed=SPELLINGS)
+    assert {(c.rewrite, c.site) for c in found.choices} == {
+        ("squeeze-nhwc-mean", "y1"),
+        ("squeeze-nhwc-mean", "y2"),
+    }
+    assert (found.best.value, found.best.kernels, found.baseline.kernels) == (14, 4, 6)
+
+
+def test_kernels_that_a_site_saves_are_room_for_forms():
+    drop_identities()
+    table = [{POOL: (10, 2), AVERAGE: (1, 3)}] * 2
+    names = ("squeeze-average-pool", "toy-drop-identity")
+    before = network(between="Identity")
+    without = run(before, TablePlanner(table), allowed=names[:1])
+    assert without.choices == ()  # three kernels a block are more than there were
+    found = run(before, TablePlanner(table), allowed=names)
+    assert {c.rewrite for c in found.choices} == set(names)
+    assert (found.best.value, found.best.kernels, found.baseline.kernels) == (2, 6, 6)
