@@ -127,7 +127,8 @@ class _Escaped(logging.Formatter):
 
 
 def _tame_logs() -> None:
-    """Let libraries' errors through, escaped; what they warn of is no user's business."""
+    """Let libraries' errors through, escaped; what they and Python warn of is no user's business."""
+    logging.captureWarnings(capture=True)
     if logging.lastResort is not None:  # what handles a record where nobody has set up logging
         logging.lastResort.setLevel(logging.ERROR)
         logging.lastResort.setFormatter(_Escaped())

@@ -30,8 +30,8 @@ _NORMALIZED = "_bn"  # a BatchNormalization as a convolution in the blocked layo
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 _SUM_INPUT = 3  # of a blocked Conv: what is added to its result
 _CAST_PREFIX = "InsertedPrecisionFreeCast_"
-ERRORS_ONLY = 3
-"""The log level that keeps ONNX Runtime's warnings off the terminal."""
+FATAL_ONLY = 4
+"""The log level that keeps ONNX Runtime off the terminal: what goes wrong is in its exceptions too."""
 
 REFUSALS = (
     states.EPFail, states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf,
@@ -177,7 +177,7 @@ class _Edges:
 
 def _optimized(model: ir.Model) -> onnx.ModelProto:
     options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = 1
     with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:

@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from se_deploy import graph
 from se_deploy.backends.base import checked, shape_text, wall_times
-from se_deploy.backends.onnxruntime.planner import ERRORS_ONLY, REFUSALS, plan
+from se_deploy.backends.onnxruntime.planner import FATAL_ONLY, REFUSALS, plan
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.protocols import TensorSpec
 
@@ -35,7 +35,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 
-_FATAL_ONLY, _DEFAULT_LEVEL = 4, 2
+_DEFAULT_LEVEL = 2
 _LARGE = 32 << 20  # bytes of weights
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
@@ -100,7 +100,7 @@ class OrtRuntime:
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
-        options.log_severity_level = ERRORS_ONLY
+        options.log_severity_level = FATAL_ONLY
         options.intra_op_num_threads = self.threads
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if not self.optimize:
@@ -146,18 +146,20 @@ class OrtSession:
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """Compute every output for one batch. Raises: BadInput where the feeds do not fit or a node fails."""
         given = checked(feeds, self._inputs)
-        options = ort.RunOptions()
-        options.log_severity_level = _FATAL_ONLY  # what failed is in the exception too
         try:
-            outputs = self._session.run(None, given, options)
+            outputs = self._session.run(None, given)
         except REFUSALS as e:
             raise _failed(e, given) from e
         return {spec.name: array for spec, array in zip(self._outputs, outputs, strict=True)}
 
     def time(self, feeds: Arrays, calls: int) -> FloatArray:
-        """Time each call in ms, shape (calls,): inputs and outputs stay where the provider computes."""
+        """Time each call in ms, shape (calls,): inputs and outputs stay where the provider computes.
+
+        Raises: BadInput as `run` does.
+        """
+        given = checked(feeds, self._inputs)
         binding = self._session.io_binding()
-        for name, array in checked(feeds, self._inputs).items():
+        for name, array in given.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
         for spec in self._outputs:
             binding.bind_output(spec.name, self._device)
@@ -166,7 +168,10 @@ class OrtSession:
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
-        return wall_times(call, calls)
+        try:
+            return wall_times(call, calls)
+        except (*REFUSALS, RuntimeError) as e:  # a bound run raises no more than a RuntimeError
+            raise _failed(e, given) from e
 
 
 @contextlib.contextmanager
@@ -186,7 +191,7 @@ def _source(artifact: Path | ir.Model) -> Iterator[str | bytes]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep a provider that does not start from telling the terminal: the caller raises what it would say."""
-    ort.set_default_logger_severity(_FATAL_ONLY)
+    ort.set_default_logger_severity(FATAL_ONLY)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -202,12 +207,18 @@ def _spec(arg: Any) -> TensorSpec:  # noqa: ANN401  (onnxruntime's NodeArg is un
     return TensorSpec(arg.name, np.dtype(_DTYPES[arg.type]), dims)
 
 
+_WHERE_IN_ITS_SOURCE = re.compile(
+    r"^\S*\.(?:cc|h):\d+ (?:\S*::.*?\)|\S+) |^\[ONNXRuntimeError\] : \d+ : \w+ : "
+)
+"""What ONNX Runtime writes before the reason: a file and line with the function, or its own code."""
+
+
 def _failed(error: Exception, feeds: Arrays) -> BadInput:
     """Say which node failed on which shapes, without ONNX Runtime's own codes and source files."""
     text = " ".join(str(error).split())
     node = re.search(r"while running (\S+) node\. Name:'([^']*)'", text)
     reason = text.rpartition("Status Message: ")[2]
-    reason = re.sub(r"^\S*\.(?:cc|h):\d+ .*?\)\s|^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", reason)
+    reason = _WHERE_IN_ITS_SOURCE.sub("", reason)
     shapes = ", ".join(f"'{name}' {shape_text(array.shape)}" for name, array in feeds.items())
     where = f"node '{node[2]}' ({node[1]})" if node else "the graph"
     return BadInput(

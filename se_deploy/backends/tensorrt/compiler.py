@@ -260,7 +260,7 @@ class _Process:
         if "missing" in hello:
             worker.process.wait()
             worker.end()
-            raise MissingRuntime(f"{flavour.title} cannot be used: {hello['missing']}", hint=flavour.hint)
+            raise MissingRuntime(flavour.absent(hello["missing"]), hint=flavour.hint)
         self.capabilities = hello
         return worker
 

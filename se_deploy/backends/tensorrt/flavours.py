@@ -17,6 +17,12 @@ class Flavour:
     tool: str  # NVIDIA's own command-line tool
     magic: bytes  # what its engines begin with; b"" where that says nothing
 
+    def absent(self, reason: str) -> str:
+        """Return what to say where the module cannot be imported for `reason`, Python's own words."""
+        if reason == f"No module named '{self.module}'":
+            return f"{self.title} is not installed here"
+        return f"{self.title} cannot be used: {reason}"
+
     @property
     def hint(self) -> str:
         """The command that installs it, on Jetson too where that differs."""

@@ -199,7 +199,7 @@ def _module(runtime: str) -> Any:  # noqa: ANN401  (the modules are untyped)
     try:
         return importlib.import_module(flavour.module)
     except (ImportError, OSError) as e:
-        raise MissingRuntime(f"{flavour.title} cannot be used: {e}", hint=flavour.hint) from e
+        raise MissingRuntime(flavour.absent(str(e)), hint=flavour.hint) from e
 
 
 def _load(trt: Any, path: Path, data: bytes) -> Any:  # noqa: ANN401

@@ -4,11 +4,12 @@ import onnx_ir as ir
 import onnxruntime
 import plan_graphs
 import pytest
+from onnx import parser
 
 from se_deploy import graph
 from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.backends.tensorrt import cuda
-from se_deploy.errors import BadArtifact, BuildFailed, MissingRuntime
+from se_deploy.errors import BadArtifact, BadInput, BuildFailed, MissingRuntime
 
 
 def has_gpu():
@@ -134,3 +135,33 @@ def test_fp16_runs_in_fp32_behind_casts():
     assert any((c.inputs[0].dtype, c.outputs[0].dtype) == ("float16", "float32") for c in casts if c.inputs)
     conv = next(layer for layer in plan.layers if "n_f1" in layer.onnx_nodes)
     assert {tensor.dtype for tensor in (*conv.inputs, *conv.outputs)} == {"float32"}
+
+
+FAILING = {
+    "node 'mm' \\(MatMul\\) cannot run on 'x' 2x3, 'w' 4x5: MatMul dimension mismatch": (
+        "y = MatMul(x, w)",
+        "mm",
+    ),
+    "node 'cat' \\(Concat\\) cannot run on 'x' 2x3, 'w' 4x5: Non concat axis dimensions must match": (
+        "y = Concat <axis = 0> (x, w)",
+        "cat",
+    ),
+}
+
+
+@pytest.mark.parametrize("said", FAILING)
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_node_that_fails_is_named_with_the_shapes_and_nothing_reaches_the_terminal(said, timed, capfd):
+    line, name = FAILING[said]
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]>'
+        f"g (float[N,M] x, float[K,L] w) => (float[A,B] y) {{ {line} }}"
+    )
+    proto.graph.node[0].name = name
+    given = {"x": np.ones((2, 3), np.float32), "w": np.ones((4, 5), np.float32)}
+    with (
+        ort.OrtRuntime(threads=1).open(ir.from_proto(proto)) as session,
+        pytest.raises(BadInput, match=f"^{said}"),
+    ):
+        session.time(given, 1) if timed else session.run(given)
+    assert capfd.readouterr() == ("", "")

@@ -218,3 +218,25 @@ def _any_size():
     model = plan_graphs.se_net()
     model.graph.inputs[0].shape = ir.Shape(["N", 32, "H", "W"])
     return graph.tidy(model)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "hint"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "was killed", "free memory"),
+        ("import os; os._exit(3)", "exit status 3", "install it again: pip install"),
+    ],
+)
+def test_a_compiler_that_dies_while_it_starts_is_not_called_missing(tmp_path, monkeypatch, code, said, hint):
+    (tmp_path / "tensorrt_rtx.py").write_text(code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(BuildFailed, match=f"died while it started.*{said}") as caught:
+        Compiler("tensorrt-rtx")
+    assert hint in caught.value.hint
+
+
+def test_what_is_not_installed_is_said_to_be(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt_rtx.py").write_text("raise ModuleNotFoundError(\"No module named 'tensorrt_rtx'\")")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(MissingRuntime, match="TensorRT-RTX is not installed here"):
+        Compiler("tensorrt-rtx")
