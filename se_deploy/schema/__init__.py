@@ -55,4 +55,5 @@ def json_schema(name: str) -> dict[str, Any]:
     """Return the JSON Schema of one of OBJECTS."""
     import msgspec  # noqa: PLC0415 - only to print it
 
-    return {"$schema": _DIALECT, **msgspec.json.schema(OBJECTS[name])}
+    text = msgspec.json.encode(msgspec.json.schema(OBJECTS[name]))  # defaults that are tuples become lists
+    return {"$schema": _DIALECT, **msgspec.json.decode(text)}
