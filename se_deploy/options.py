@@ -113,6 +113,9 @@ class TargetOptions:
     runtime: str = "auto"  # a backend's name, or auto
     targets: tuple[Target, ...] = ()  # (): the compiler's own choice
     rewrites: RewriteOptions = field(default_factory=RewriteOptions)
+    sizes: Mapping[str, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # of inputs, for what a graph leaves free
 
 
 TargetLike = TargetOptions | Target | str

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 SIZE_BYTES = {
     "float64": 8.0, "int64": 8.0, "float32": 4.0, "int32": 4.0, "float16": 2.0, "bfloat16": 2.0,
@@ -24,7 +29,7 @@ class PlanTensor:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes per image: a dynamic dimension counts as 1."""
+        """Bytes: a dynamic dimension, which is the batch's, counts as 1."""
         return math.ceil(SIZE_BYTES[self.dtype] * math.prod(max(1, d) for d in self.dims))
 
 
@@ -39,26 +44,35 @@ class Kernel:
     onnx_nodes: tuple[str, ...]  # names of the ONNX nodes computed in it
     constants: tuple[PlanTensor, ...] = ()
     host_only: bool = False  # computes shapes; no kernel is launched
+    images: int = 1  # that the tensors' dims count; figures are per image
 
     @property
     def activation_bytes(self) -> int:
         """Bytes read and written per image, without constants."""
-        return sum(t.size_bytes for t in (*self.inputs, *self.outputs))
+        return math.ceil(sum(t.size_bytes for t in (*self.inputs, *self.outputs)) / self.images)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that a compiler said it would run for one image (a dynamic dimension counts as 1)."""
+    """Everything that a compiler said it would run; figures are per image, at the sizes in `shapes`."""
 
     runtime: str  # the name of the backend that made it
     version: str
     target: str  # "sm86", "cpu", ...
     layers: tuple[Kernel, ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # of each input; () where all of them are fixed
 
     @property
     def targets(self) -> tuple[str, ...]:
         """The targets that the plan serves, each by its name: "sm80+sm86" is two."""
         return tuple(self.target.split("+"))
+
+    def per_image(self, shapes: Mapping[str, Sequence[int]], images: int) -> Plan:
+        """Return the plan as planned at `shapes`, with `images` in each launch."""
+        layers = tuple(dataclasses.replace(layer, images=images) for layer in self.layers)
+        return dataclasses.replace(
+            self, layers=layers, shapes=tuple((name, tuple(dims)) for name, dims in shapes.items())
+        )
 
     @property
     def kernels(self) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     options.network,
     options.precision,
     defaulted("--io", click.Choice(FLOAT_TYPES), "fp32", "Type of inputs and outputs."),
-    options.rewritten_target,
+    options.exported_target,
     options.calibration,
     options.verify,
     options.overwrite,

@@ -266,9 +266,12 @@ def _rewriting(given: Given) -> RewriteOptions:
     )
 
 
-target = group(
-    "target", lambda given: TargetOptions(_runtime.of(given), _targets.of(given)), _runtime, _targets
-)
+def _planned(given: Given, rewrites: RewriteOptions | None = None) -> TargetOptions:
+    sizes = dict(_opt_shapes.of(given))
+    return TargetOptions(_runtime.of(given), _targets.of(given), rewrites or RewriteOptions(), sizes)
+
+
+target = group("target", _planned, _runtime, _targets, _opt_shapes)
 
 rewritten_target = group(
     "target",
@@ -282,6 +285,20 @@ rewritten_target = group(
     _search_seconds,
 )
 """Of a command that rewrites the graph for the target."""
+
+exported_target = group(
+    "target",
+    lambda given: _planned(given, _rewriting(given)),
+    _runtime,
+    _targets,
+    _opt_shapes,
+    _rewrites,
+    _no_rewrites,
+    _search_plans,
+    _replay,
+    _search_seconds,
+)
+"""The same for a network whose sizes may be free."""
 
 _calib_data = optional("--calib-data", IN_PATH, f"Samples to calibrate on: {_DATA}")
 _calib_samples = optional("--calib-samples", click.IntRange(min=1), "Largest number of them to use.")

@@ -12,6 +12,7 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import artifacts, as_schema, lowering, source, verifying
+from se_deploy.commands import shapes as sizing
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
@@ -21,6 +22,8 @@ from se_deploy.schema import input_spec, relative, results, tool_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import onnx_ir as ir
 
     from se_deploy.backends.backend import Backend
     from se_deploy.backends.engine import Engine
@@ -95,7 +98,7 @@ def build_engine(
     notes = _fitting(Path(model), stored, wanted, calibration)
     to = lowering.destination(target_options(target))
     backend = lowering.compiler_for(to.backend, to.targets)
-    to = dataclasses.replace(to, backend=backend)
+    to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
     check = None
     with lowering.planner_for(to) as planner:
         if stored == "fp32":
@@ -104,7 +107,7 @@ def build_engine(
                 samples = lowering.calibration_samples(given, calibration)
             if verify:
                 check = verifying.checker(
-                    given, samples=samples, shapes=_opt(engine.shapes), seed=calibration.seed
+                    given, samples=samples, shapes=tuned_for(engine.shapes), seed=calibration.seed
                 )
             form = verifying.canonical_form(given, check)
             done = lowering.lowered(
@@ -195,6 +198,7 @@ def finish(
         built = compiler.build(done.model, options, progress=progress)
     finally:
         compiler.close()
+    built, sizes_unknown = _counted(built, done.model)
     found = precision_check.planned_precision(built.plan, done.model)
     verdicts = fusion.verdicts(built.plan, done.blocks, done.model, backend.form().fusion)
     if check is not None:
@@ -223,6 +227,7 @@ def finish(
         *notes,
         *done.warnings,
         *built.warnings,
+        *sizes_unknown,
         *(worth.warnings if worth else ()),
         *verified.warnings,
     )
@@ -241,7 +246,21 @@ def finish(
     )
 
 
-def _opt(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]]:
+def _counted(built: Engine, model: ir.Model) -> tuple[Engine, tuple[str, ...]]:
+    """Count the plan per image, at the shapes that the engine is tuned for; say of what no size is known."""
+    opt = {name: profile.opt for name, profile in built.shapes.items()}
+    plan, notes = built.plan, []
+    if sizing.are_free(sizing.tensor_specs(model)):
+        one = {name: (1, *dims[1:]) if dims else () for name, dims in opt.items()}
+        done = fusion.filled(plan, sizing.at(model, one, batch=True))
+        plan = done.plan
+        if done.unknown:
+            what = f"{len(done.unknown)} tensors whose size the plan does not say"
+            notes.append(f"planned bytes leave out {what}, among them '{done.unknown[0]}'")
+    return dataclasses.replace(built, plan=plan.per_image(opt, sizing.images(model))), tuple(notes)
+
+
+def tuned_for(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]]:
     """Return the shapes to tune for: those that a check should use too."""
     return {name: profile.opt for name, profile in (shapes or {}).items()}
 

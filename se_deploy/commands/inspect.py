@@ -11,14 +11,14 @@ from msgspec import convert
 from se_deploy import advice, fusion, graph, se_blocks
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.commands import artifacts, as_schema, lowering, source
+from se_deploy.commands import artifacts, as_schema, lowering, shapes, source
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.schema import results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import onnx_ir as ir
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.schema.files import Manifest
-    from se_deploy.targets import Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,8 @@ def inspect(
 ) -> InspectResult | EngineInspection:
     """Read an ONNX file's SE blocks, with `plan` also what each compiler makes of them; or an engine.
 
-    With `calib_data`, at most `calib_samples` of them say what width each block needs.
+    `target.sizes` are shapes by input to plan at, for what the file leaves free. With `calib_data`, at most
+    `calib_samples` of them say what width each block needs.
     Raises: BadModel, BadArtifact (an engine that does not match its manifest), BadInput, BadData.
     """
     path = Path(file)
@@ -133,7 +133,7 @@ def planned(
     for done, name in enumerate(names):
         progress("plan", done, len(names))
         try:
-            plans += _plans(model, census, registry.get(name), target.targets, asked=one is not None)
+            plans += _plans(model, census, registry.get(name), target, asked=one is not None)
         except (MissingRuntime, BuildFailed) as e:
             if one is not None:
                 raise
@@ -143,7 +143,7 @@ def planned(
 
 
 def _plans(
-    model: ir.Model, census: se_blocks.Census, backend: Backend, targets: Sequence[Target], *, asked: bool
+    model: ir.Model, census: se_blocks.Census, backend: Backend, target: TargetOptions, *, asked: bool
 ) -> Iterator[Planned]:
     """Yield the plan for each target; none from a backend that plans nothing and was not asked for."""
     planning = backend.planning
@@ -153,9 +153,9 @@ def _plans(
                 f"{backend.title} does not say what it would run", hint="leave --runtime out, or name another"
             )
         return
-    for target in targets or (None,) if planning.targets else (None,):
-        with planning.open(None if target is None else target.called) as planner:
-            yield _planned(model, census, planner, backend)
+    for device in target.targets or (None,) if planning.targets else (None,):
+        with planning.open(None if device is None else device.called) as planner:
+            yield _planned(model, census, shapes.SizedPlanner(planner, target.sizes), backend)
 
 
 def _planned(model: ir.Model, census: se_blocks.Census, planner: Planner, backend: Backend) -> Planned:

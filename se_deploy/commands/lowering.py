@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from se_deploy import data, graph, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import fp16
+from se_deploy.commands import fp16, shapes
 from se_deploy.errors import BadData, BadInput, MissingRuntime, SeDeployError
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
@@ -21,9 +21,8 @@ from se_deploy.schema import input_spec
 from se_deploy.targets import typical
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    import numpy as np
     import onnx_ir as ir
 
     from se_deploy.backends.backend import Backend, Engines
@@ -62,11 +61,12 @@ class Destination:
     backend: Backend | None  # None: the portable form
     targets: tuple[Target, ...]
     rewrites: RewriteOptions
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of inputs, to plan at
 
 
 def destination(options: TargetOptions) -> Destination:
     """Return what `options` name. Raises: BadInput or MissingRuntime for a runtime that is not here."""
-    return Destination(registry.chosen(options.runtime), options.targets, options.rewrites)
+    return Destination(registry.chosen(options.runtime), options.targets, options.rewrites, options.sizes)
 
 
 def compiler_for(asked: Backend | None, targets: Sequence[Target]) -> Backend:
@@ -117,12 +117,15 @@ def engines_of(backend: Backend) -> Engines:
     return backend.engines
 
 
-def planner_for(to: Destination) -> contextlib.AbstractContextManager[Planner | None]:
-    """Return what opens the planner whose plans decide on rewrites; None where a backend has none."""
+@contextlib.contextmanager
+def planner_for(to: Destination) -> Iterator[Planner | None]:
+    """Open the planner whose plans decide on rewrites; None where a backend has none."""
     planning = None if to.backend is None else to.backend.planning
     if planning is None or not planning.decides_rewrites:
-        return contextlib.nullcontext()
-    return planning.open(to.targets[0].called if to.targets else None)
+        yield None
+        return
+    with planning.open(to.targets[0].called if to.targets else None) as planner:
+        yield shapes.SizedPlanner(planner, to.sizes)
 
 
 def half(model: ir.Model) -> ir.Model:
@@ -409,14 +412,14 @@ def range_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples 
 def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
     """Read the calibration data by the graph's own input spec. Raises: BadData."""
     spec = input_spec.read(model.metadata_props)
-    specs: list[InputSpec | TensorSpec] = [spec] if spec else list(tensor_specs(model))
+    specs: list[InputSpec | TensorSpec] = [spec] if spec else list(shapes.tensor_specs(model))
     if options.data is None:
         if not options.allow_random:
             raise BadData(
                 "INT8 needs calibration data, and random data would ruin the answers",
                 hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
             )
-        return data.random(tensor_specs(model), count=options.samples or 32, seed=options.seed)
+        return data.random(shapes.tensor_specs(model), count=options.samples or 32, seed=options.seed)
     if spec is None and options.data.suffix not in {".npy", ".npz"}:
         raise BadData(
             f"the graph does not say how images become its input, so '{options.data}' cannot be used",
@@ -461,16 +464,3 @@ def quantized(
         calib_cache=calibration.cache,
         progress=progress,
     )
-
-
-def tensor_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
-    """Give the graph's inputs as a session would."""
-    return tuple(
-        TensorSpec(str(value.name), _dtype(value), graph.dims(value) or ()) for value in model.graph.inputs
-    )
-
-
-def _dtype(value: ir.Value) -> np.dtype[Any]:
-    if value.dtype is None:
-        raise BadData(f"input '{value.name}' has no element type", hint="export the network again")
-    return value.dtype.numpy()

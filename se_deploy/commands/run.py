@@ -235,7 +235,10 @@ def run(
         )
         steps.next()
     plans, plan_notes = inspect.planned(
-        taken.model, taken.census, TargetOptions(targets=target.targets[:1]), progress
+        taken.model,
+        taken.census,
+        TargetOptions(targets=target.targets[:1], sizes=build_engine.tuned_for(options.engine.shapes)),
+        progress,
     )
     inspection = inspect.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
     written += [built.engine for built in engines.values()]
@@ -254,7 +257,7 @@ def run(
         written,
         reference=reference,
         host=options.host,
-        timing=options.timing,
+        timing=dataclasses.replace(options.timing, sizes=build_engine.tuned_for(options.engine.shapes)),
         skip_missing=True,
         relative_to=folder,
         progress=progress,

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+import onnx_ir as ir
 
-from se_deploy.errors import BadInput
+from se_deploy import batching, graph
+from se_deploy.errors import BadData, BadInput
+from se_deploy.protocols import TensorSpec
+from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.protocols import TensorSpec
+    import numpy as np
+
+    from se_deploy.plan import Plan
+    from se_deploy.protocols import Planner
     from se_deploy.schema.input_spec import InputSpec
 
 Shapes = dict[str, tuple[int, ...]]
@@ -44,6 +51,65 @@ def settled(
         spec.name: _given(spec, named[spec.name]) if spec.name in named else _own(spec, figure, batch, image)
         for spec in inputs
     }
+
+
+def at(model: ir.Model, sizes: Mapping[str, Sequence[int]], *, batch: bool) -> ir.Model:
+    """Return a copy whose inputs have these sizes; a free first dimension stays free unless `batch`."""
+
+    def fix_sizes(copy: ir.Model) -> int:
+        for value in copy.graph.inputs:
+            known, size = value.shape, list(sizes[str(value.name)])
+            if known is not None and size:
+                first = size[0] if batch or isinstance(known[0], int) else known[0]
+                value.shape = ir.Shape([first, *size[1:]])
+        for node in copy.graph.all_nodes():
+            for value in node.outputs:
+                value.shape = None  # inferred anew: what was free there is known now
+        return 1
+
+    return graph.rewrite(model, fix_sizes).model
+
+
+def are_free(inputs: Sequence[TensorSpec]) -> bool:
+    """Whether a size besides the batch is free."""
+    return any(None in spec.dims[1:] for spec in inputs)
+
+
+class SizedPlanner:
+    """A planner whose plans are counted per image, at the sizes that the user or the file named."""
+
+    def __init__(self, planner: Planner, named: Mapping[str, Sequence[int]] | None = None) -> None:
+        """`named`: shapes by input, as of --opt-shapes."""
+        self._planner, self._named = planner, dict(named or {})
+
+    def plan(self, model: ir.Model) -> Plan:
+        """Plan `model`. Raises: BuildFailed; BadInput where a size is free that nobody named."""
+        inputs = tensor_specs(model)
+        sizes = settled(inputs, "a plan", image=input_spec.read(model.metadata_props), named=self._named)
+        fixed = model
+        if are_free(inputs):
+            fixed = at(model, sizes, batch=False)  # a plan for any batch is another than that for one
+        return self._planner.plan(fixed).per_image(sizes, images(fixed))
+
+
+def images(model: ir.Model) -> int:
+    """Return how many samples a graph is frozen to; 1 where the batch is free, or where there is none."""
+    count = batching.frozen(tensor_specs(model))
+    outputs = {(graph.dims(value) or (None,))[0] for value in model.graph.outputs}
+    return count if count is not None and outputs == {count} else 1
+
+
+def tensor_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
+    """Return the graph's inputs as a session would. Raises: BadData for an input without a type."""
+    return tuple(
+        TensorSpec(str(value.name), _dtype(value), graph.dims(value) or ()) for value in model.graph.inputs
+    )
+
+
+def _dtype(value: ir.Value) -> np.dtype[Any]:
+    if value.dtype is None:
+        raise BadData(f"input '{value.name}' has no element type", hint="export the network again")
+    return value.dtype.numpy()
 
 
 def _given(spec: TensorSpec, sizes: Sequence[int]) -> tuple[int, ...]:

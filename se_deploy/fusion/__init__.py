@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from se_deploy.fusion.sizes import filled
 from se_deploy.fusion.totals import Totals, from_schema, to_schema, totals, without_gates
 from se_deploy.fusion.verdict import FusionRules, Verdict, verdicts
 
@@ -9,6 +10,7 @@ __all__ = [
     "FusionRules",
     "Totals",
     "Verdict",
+    "filled",
     "from_schema",
     "to_schema",
     "totals",

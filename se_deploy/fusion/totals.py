@@ -107,6 +107,7 @@ def to_schema(
         ),
         blocks=tuple(convert(verdict, common.PlanBlock, from_attributes=True) for verdict in judged),
         totals=None if found is None else _totals(found),
+        shapes={name: tuple(dims) for name, dims in plan.shapes} or None,
     )
 
 

@@ -1,0 +1,83 @@
+"""A plan with free sizes is counted at the sizes of the graph that it was made from."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+import pytest
+from onnx import parser
+
+from se_deploy import fusion, graph
+from se_deploy.plan import Kernel, Plan, PlanTensor
+
+FREE = (-1, 4, -1, -1)
+
+
+@pytest.fixture
+def model():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,3,8,6] x, float[4,3,1,1] w) => (float[1,4,1,1] y) {
+        c = Conv(x, w)
+        r = Relu(c)
+        p = GlobalAveragePool(r)
+        y = Sigmoid(p)
+    }"""
+    made = graph.tidy(ir.from_proto(parser.parse_model(text)))
+    for node in made.graph:
+        node.name = f"n_{node.outputs[0].name}"
+    return made
+
+
+def tensor(name, dims):
+    return PlanTensor(name, "float32", dims)
+
+
+def kernel(inputs, outputs, *nodes):
+    return Kernel("k", "kgen", inputs, outputs, nodes)
+
+
+def filled(model, *kernels):
+    return fusion.filled(Plan("any", "1", "any", kernels), model)
+
+
+def test_tensors_are_sized_by_name_by_their_nodes_and_by_what_is_beside_them(model):
+    copied = tensor("copied", (-1, 3, -1, -1))
+    made = filled(
+        model,
+        kernel((tensor("x", (-1, 3, -1, -1)),), (copied,)),  # a copy, in no node of the graph
+        kernel((copied,), (tensor("internal", FREE),), "n_c", "n_r"),
+        kernel((tensor("internal", FREE),), (tensor("p", (-1, 4, 1, 1)),), "n_p"),
+    )
+    dims = [[t.dims for t in (*k.inputs, *k.outputs)] for k in made.plan.layers]
+    assert dims == [
+        [(-1, 3, 8, 6), (-1, 3, 8, 6)],
+        [(-1, 3, 8, 6), (-1, 4, 8, 6)],
+        [(-1, 4, 8, 6), (-1, 4, 1, 1)],
+    ]
+    assert made.unknown == ()
+    assert made.plan.activation_bytes == 4 * (2 * 144 + 144 + 192 + 192 + 4)
+
+
+def test_channels_that_the_compiler_pads_keep_their_number(model):
+    padded = tensor("padded", (-1, 4, -1, -1))
+    made = filled(
+        model,
+        kernel((tensor("x", (-1, 3, -1, -1)),), (padded,)),
+        kernel((padded,), (tensor("wide", (-1, 16, -1, -1)),), "n_c"),
+    )
+    assert made.plan.layers[1].inputs[0].dims == (-1, 4, 8, 6)
+    assert made.plan.layers[1].outputs[0].dims == (-1, 16, 8, 6)
+
+
+def test_what_nothing_tells_the_size_of_is_named(model):
+    odd = tensor("odd", (-1, 7, -1))
+    made = filled(model, kernel((odd,), (odd,)))
+    assert made.unknown == ("odd",)
+    assert made.plan.layers[0].inputs[0].dims == odd.dims
+
+
+def test_figures_are_per_image():
+    x = tensor("x", (8, 4, 2, 2))
+    plan = Plan("any", "1", "any", (kernel((x,), (x,)),))
+    assert plan.activation_bytes == 8 * 128
+    eight = plan.per_image({"x": (8, 4, 2, 2)}, 8)
+    assert (eight.activation_bytes, eight.shapes) == (128, (("x", (8, 4, 2, 2)),))
