@@ -323,3 +323,15 @@ def test_an_interrupted_command_leaves_nothing(net, photos):
     assert "interrupted" in err
     assert "Traceback" not in err
     assert set(net.iterdir()) == before
+
+
+def test_what_numpy_warns_of_never_reaches_the_terminal():
+    code = (
+        "from se_deploy.cli import main\n"
+        "main(['--version'], standalone_mode=False)\n"
+        "import warnings, numpy as np\n"
+        "np.float32(1) / np.float32(0)\n"
+        "warnings.warn('a network warns of itself')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -133,7 +133,7 @@ class Backend:
     runs: frozenset[Kind] = frozenset()
     runtime: Callable[[SessionOptions], Runtime] | None = None  # opens what it runs
     network: Callable[[Network | nn.Module, SessionOptions], Session] | None = None  # runs PyTorch's own
-    suffixes: tuple[str, ...] = ()  # of the engines that it runs
+    suffixes: tuple[str, ...] = ()  # of the engines that it runs; one that builds none wants no manifest
     magic: bytes = b""  # what its engines begin with
     has_power_meter: bool = False  # whether it runs where the machine's power sensors measure
     planning: Planning | None = None

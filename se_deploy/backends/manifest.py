@@ -75,7 +75,7 @@ def describe(
 
 
 def path_of(engine: Path) -> Path:
-    """Give the path of an engine's manifest: OUT.engine.json beside OUT.engine."""
+    """Return the path of an engine's manifest: OUT.engine.json beside OUT.engine."""
     return engine.with_name(f"{engine.name}.json")
 
 

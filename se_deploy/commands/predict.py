@@ -10,7 +10,7 @@ import numpy as np
 
 from se_deploy import data
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends.base import shape_text
+from se_deploy.backends.sessions import shape_text
 from se_deploy.commands import artifacts
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime

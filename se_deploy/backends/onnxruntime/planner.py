@@ -49,7 +49,7 @@ _PLAN_NAMES = {
 
 
 def plan(model: ir.Model) -> Plan:
-    """Give the plan of ONNX Runtime's CPU provider for `model`.
+    """Return the plan of ONNX Runtime's CPU provider for `model`.
 
     Raises: BuildFailed with ONNX Runtime's reason.
     """
@@ -154,7 +154,7 @@ class _Edges:
         return PlanTensor(name, _PLAN_NAMES.get(dtype, dtype), dims, "nchwc" if blocked else "")
 
     def _value(self, name: str) -> ir.Value | None:
-        """Give the original tensor, or one as large."""
+        """Return the original tensor, or one as large."""
         found = self._values.get(self._names.get(name, name))
         return self._value(self._sized[name]) if found is None and name in self._sized else found
 
@@ -199,7 +199,7 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def _types(optimized: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...] | None]]:
-    """Give element type and shape of every tensor that the optimized graph declares, -1 where free."""
+    """Return element type and shape of every tensor that the optimized graph declares, -1 where free."""
     types = {}
     for info in (*optimized.graph.value_info, *optimized.graph.input, *optimized.graph.output):
         tensor = info.type.tensor_type

@@ -19,8 +19,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from se_deploy import graph
-from se_deploy.backends.base import checked, shape_text, wall_times
 from se_deploy.backends.onnxruntime.planner import FATAL_ONLY, REFUSALS, plan
+from se_deploy.backends.sessions import checked, shape_text, wall_times
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.protocols import TensorSpec
 
@@ -176,7 +176,7 @@ class OrtSession:
 
 @contextlib.contextmanager
 def _source(artifact: Path | ir.Model) -> Iterator[str | bytes]:
-    """Give what ONNX Runtime loads: a path, or a model's bytes."""
+    """Yield what ONNX Runtime loads: a path, or a model's bytes."""
     if isinstance(artifact, Path):
         yield str(artifact)
     elif graph.weight_bytes(artifact) < _LARGE:
@@ -214,7 +214,7 @@ _WHERE_IN_ITS_SOURCE = re.compile(
 
 
 def _failed(error: Exception, feeds: Arrays) -> BadInput:
-    """Say which node failed on which shapes, without ONNX Runtime's own codes and source files."""
+    """Return which node failed on which shapes, without ONNX Runtime's own codes and source files."""
     text = " ".join(str(error).split())
     node = re.search(r"while running (\S+) node\. Name:'([^']*)'", text)
     reason = text.rpartition("Status Message: ")[2]

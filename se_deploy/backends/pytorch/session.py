@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from se_deploy.backends.base import checked, wall_times
+from se_deploy.backends.sessions import checked, wall_times
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.frontend.zoo import Network
 from se_deploy.protocols import TensorSpec

@@ -171,7 +171,7 @@ class Compiler:
             )
 
     def _notes(self, plan: Plan, options: BuildOptions) -> tuple[str, ...]:
-        """Say what was asked for and ignored, and what the targets cost each other."""
+        """Return what was asked for and ignored, and what the targets cost each other."""
         notes = []
         if self.targets and options.timing_cache is not None:
             notes.append(f"the timing cache '{options.timing_cache}' is not used: TensorRT-RTX times nothing")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from se_deploy.backends.base import checked, shape_text
+from se_deploy.backends.sessions import checked, shape_text
 from se_deploy.backends.tensorrt.cuda import Cuda
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT_RTX
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime

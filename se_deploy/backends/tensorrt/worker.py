@@ -56,7 +56,7 @@ class Builder:
         self.log = _logger(trt)
 
     def capabilities(self) -> dict[str, Any]:
-        """Say what this module is, by what it has, never by its version."""
+        """Return what this module is, by what it has, never by its version."""
         compute = getattr(self.trt, "ComputeCapability", None)
         targets = [] if compute is None else [m.lower() for m in compute.__members__ if m.startswith("SM")]
         return {
@@ -100,7 +100,7 @@ class Builder:
         }
 
     def _config(self, builder: Any, network: Any, request: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Give the builder's configuration, or the reason why there is none."""
+        """Return the builder's configuration, or the reason why there is none."""
         trt = self.trt
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the layer list is not written
@@ -135,7 +135,7 @@ class Builder:
         part.replace(path)
 
     def _inspect(self, data: memoryview) -> str | None:
-        """Give the engine inspector's JSON, which takes a device; None where the engine does not load."""
+        """Return the engine inspector's JSON, which takes a device; None where the engine does not load."""
         engine = self.trt.Runtime(self.log).deserialize_cuda_engine(data)
         if engine is None:
             return None

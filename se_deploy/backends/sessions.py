@@ -1,4 +1,4 @@
-"""What the backends share: checking what they are fed, and timing calls that block."""
+"""What sessions share: checking what they are fed, and timing calls that block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def checked(feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Give `feeds` as contiguous arrays in the inputs' order.
+    """Return `feeds` as contiguous arrays in the inputs' order.
 
     Raises: BadInput where an input is missing, unknown, of another element type or of a shape that the
     network does not take.
