@@ -177,7 +177,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """Give `model` as the bytes of an ONNX file; BadModel above 2 GiB."""
+    """`model` as the bytes of an ONNX file; BadModel above 2 GiB."""
     weights = weight_bytes(model)
     if weights > _MAX_PROTO_BYTES:
         raise BadModel(
@@ -255,7 +255,7 @@ def check(model: ir.Model) -> None:
 
 
 def constant(value: ir.Value | None) -> Array | None:
-    """Give the array of a constant (an initializer or a Constant node's output), else None."""
+    """The array of a constant (an initializer or a Constant node's output), else None."""
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -263,20 +263,20 @@ def constant(value: ir.Value | None) -> Array | None:
 
 
 def scalar(value: ir.Value | None) -> float | None:
-    """Give the number in a constant of one element, else None."""
+    """The number in a constant of one element, else None."""
     array = constant(value)
     return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def dims(value: ir.Value | None) -> tuple[int | None, ...] | None:
-    """Give the shape of a value with None for each free dimension; None where the rank is unknown."""
+    """The shape of a value with None for each free dimension; None where the rank is unknown."""
     if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else None for d in value.shape)
 
 
 def attribute(node: ir.Node, name: str, default: object = None) -> object:
-    """Give an attribute's Python value, or `default` where the node does not have it."""
+    """An attribute's Python value, or `default` where the node does not have it."""
     found = node.attributes.get(name)
     return default if found is None else found.value
 
@@ -303,7 +303,7 @@ def values(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def opset(model: ir.Model) -> int:
-    """Give the version of the default operator set."""
+    """The version of the default operator set."""
     return model.graph.opset_imports.get("", model.opset_imports.get("", 1))
 
 
@@ -359,7 +359,7 @@ def elements(node: ir.Node) -> int:
 
 
 def sole_consumer(value: ir.Value) -> ir.Node | None:
-    """Give the one node that reads `value`, once; None where there are several or it is an output."""
+    """The one node that reads `value`, once; None where there are several or it is an output."""
     uses = tuple(value.uses())
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 

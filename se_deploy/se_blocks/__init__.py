@@ -1,4 +1,4 @@
-"""Find every SE block of an FP32 graph by structure; reads, never writes."""
+"""ir.Model -> SEBlock | NotSE(reason), by structure: a dataflow analysis reads the graph, never writes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _PASSING = frozenset({"Identity", "Cast", "Transpose", "Dropout", "Reshape"})
 _ACTIVATIONS = functions.UNARY_OPS | {"PRelu"}
 _GATES = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Clip"})
-_FAR = 8  # nodes to look back for what an activation is spelled with
+_FAR = 8  # nodes to walk: GELU by tanh, the longest spelling of an activation that exporters write, has 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class _Match:
 
 
 def detect(model: ir.Model) -> Census:
-    """Find every SE block, every other pooled channel attention, and every Mul that is neither.
+    """The census of a graph: its SE blocks, other pooled channel attention, and each Mul that is neither.
 
     `model` is as `graph.load` gives it: named nodes, known shapes, constants as initializers.
     """
@@ -48,16 +48,16 @@ def detect(model: ir.Model) -> Census:
             continue
         if any(flow.of(v).constant or flow.of(v).of_shapes for v in node.inputs if v is not None):
             continue
-        verdict = _judge(flow, node)
-        if isinstance(verdict, _Match):
-            blocks.append(_describe(flow, verdict, order))
-        elif verdict:
-            rejected.append(NotSE(node.outputs[0].name or "", verdict))
+        match = _matched(flow, node)
+        if isinstance(match, _Match):
+            blocks.append(_describe(flow, match, order))
+        elif match:
+            rejected.append(NotSE(node.outputs[0].name or "", match))
     return Census(tuple(blocks), tuple(rejected))
 
 
-def _judge(flow: Dataflow, node: ir.Node) -> _Match | str:
-    """Give the match of a Mul, the reason against a candidate, or "" for what is no candidate."""
+def _matched(flow: Dataflow, node: ir.Node) -> _Match | str:
+    """The match of a Mul, the reason against a candidate, or "" for what is no candidate."""
     a, b = node.inputs
     if a is None or b is None:
         return ""
@@ -87,7 +87,7 @@ def _is_source(vector: Vector, view: View) -> bool:
 
 
 def _against(flow: Dataflow, match: _Match, view: View) -> tuple[int, str]:
-    """Give what speaks against a match, "" for nothing, and how far it came before it failed."""
+    """What speaks against a match, "" for nothing, and how far it came before it failed."""
     vector = match.vector
     gate = _gate(vector)
     if not _is_source(vector, view):
@@ -160,7 +160,7 @@ def _kind(flow: Dataflow, match: _Match) -> str:
 
 
 def _channels(flow: Dataflow, match: _Match) -> Dim:
-    """Give the channels of what a match scales."""
+    """The channels of what a match scales."""
     at = flow.of(match.scaled).view.axes.index(match.vector.source.axes[0])
     return (flow.dims(match.scaled) or ())[at]
 
@@ -189,7 +189,7 @@ def _one_per_position(shape: Sequence[Dim]) -> bool:
 
 
 def _joins(value: ir.Value) -> Iterable[tuple[ir.Node, ir.Value]]:
-    """Give each node that joins `value`, in this layout or another, with one other value, and that value."""
+    """Each node that joins `value`, in this layout or another, with one other value, and that value."""
     frontier = [value]
     while frontier:
         value = frontier.pop()
@@ -237,7 +237,7 @@ def _elementwise_of(flow: Dataflow, value: ir.Value, target: ir.Value) -> bool:
 
 
 def _without_pool(flow: Dataflow, a: ir.Value, b: ir.Value) -> str:
-    """Say what a product of a bounded factor with no pooled vector is; "" where no factor is bounded."""
+    """What a product of a bounded factor with no pooled vector is; "" where no factor is bounded."""
     for gate, scaled in ((b, a), (a, b)):
         if _elementwise_of(flow, gate, scaled):
             return "x * f(x) of every element: an activation such as SiLU or HardSwish"
@@ -326,7 +326,7 @@ def _activation(vector: Vector) -> str:
 
 
 def _residual(flow: Dataflow, match: _Match) -> ir.Node | None:
-    """Find the Add of x + x * gate."""
+    """The Add of x + x * gate."""
     x = flow.of(match.scaled).view
     for node, other in _joins(match.mul.outputs[0]):
         view = flow.of(other).view
@@ -352,7 +352,7 @@ def _with_shapes(flow: Dataflow, nodes: set[ir.Node], mul: ir.Node) -> frozenset
 
 
 def _placement(flow: Dataflow, value: ir.Value) -> str:
-    """Say what x comes from: "linear-conv", "activation" or "other"."""
+    """What x comes from: "linear-conv", "activation" or "other"."""
     producer = flow.of(value).view.root.producer()
     for _ in range(_FAR):
         if producer is None:
@@ -374,7 +374,7 @@ def _placement(flow: Dataflow, value: ir.Value) -> str:
 
 
 def _followed_by(flow: Dataflow, node: ir.Node) -> str:
-    """Say what reads y, seen through scalar gains and changes of layout: "residual-add", "conv", "other"."""
+    """What reads y, seen through scalar gains and changes of layout: "residual-add", "conv", "other"."""
     found: set[str] = set()
     frontier = [node.outputs[0]]
     for _ in range(_FAR):

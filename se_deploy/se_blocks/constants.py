@@ -70,7 +70,7 @@ def _made(node: ir.Node, inputs: Sequence[Array | None]) -> float:
 def _alone(
     node: ir.Node, names: Sequence[str | None], feeds: Mapping[str, Array], opset: int
 ) -> onnx.ModelProto:
-    """Give a model of one node."""
+    """A model of one node."""
     proto = ir.to_proto(node)
     proto.input[:] = [name or "" for name in names]
     proto.output[:] = [f"o{k}" for k in range(len(node.outputs))]
@@ -96,7 +96,7 @@ class Constants:
         self._known: dict[ir.Value, Array | None] = {}
 
     def array(self, value: ir.Value | None) -> Array | None:
-        """Give a constant's array; None for what depends on the graph's inputs."""
+        """A constant's array; None for what depends on the graph's inputs."""
         if value is None or (array := graph.constant(value)) is not None:
             return None if value is None else array
         if value not in self._known:
@@ -105,7 +105,7 @@ class Constants:
         return self._known[value]
 
     def scalar(self, value: ir.Value | None) -> float | None:
-        """Give the number of a constant of one element, else None."""
+        """The number of a constant of one element, else None."""
         shape = graph.dims(value)
         if shape is not None and any(d != 1 for d in shape):
             return None

@@ -59,7 +59,7 @@ class Dataflow:
         return known
 
     def base(self) -> int:
-        """Give a mark for numbers that are no scalar function of any before them."""
+        """A mark for numbers that are no scalar function of any before them."""
         return next(self._bases)
 
     def _read_all(self, nodes: Iterable[ir.Node]) -> None:
@@ -121,7 +121,7 @@ class Dataflow:
         return View(self._stands_for.get(value, value), axes)
 
     def _twin(self, node: ir.Node, index: int) -> ir.Value | None:
-        """Give an earlier value that is computed in the same way, so that both are one root."""
+        """An earlier value that is computed in the same way, so that both are one root."""
         if node.op_type.startswith("Random") or len(tuple(node.attributes)) > 8:  # noqa: PLR2004  (bodies)
             return None
         key = (
@@ -174,7 +174,7 @@ class Dataflow:
         return replace(view, axes=axes, reduced=reduced, nodes=(*view.nodes, node))
 
     def dims(self, value: ir.Value | None) -> tuple[Dim, ...] | None:
-        """Give a value's shape, from the tensor that it views where inference did not say."""
+        """A value's shape, from the tensor that it views where inference did not say."""
         if value is None or (shape := value_dims(value)) is not None:
             return None if value is None else shape
         view = self.of(value).view
@@ -184,7 +184,7 @@ class Dataflow:
         return tuple(_product([sizes[i] for i in sorted(axis)]) for axis in view.axes)
 
     def _target(self, node: ir.Node, before: Sequence[Dim]) -> tuple[Dim, ...] | None:
-        """Give the shape that a Reshape asks for, computed from shapes; None where it is anything else."""
+        """The shape that a Reshape asks for, computed from shapes; None where it is anything else."""
         sizes = self._sizes(node.inputs[1]) if node.op_type == "Reshape" and len(node.inputs) > 1 else None
         if sizes is None:
             return None
@@ -218,7 +218,7 @@ class Dataflow:
         return None
 
     def reduced_axes(self, node: ir.Node) -> frozenset[int] | None:
-        """Give the axes that a reduction or pool removes whole; None where it does anything else."""
+        """The axes that a reduction or pool removes whole; None where it does anything else."""
         shape = self.dims(node.inputs[0])
         if shape is None:
             return None
@@ -247,7 +247,7 @@ class Dataflow:
         return frozenset(gone) or None
 
     def _axes(self, node: ir.Node) -> list[int] | None:
-        """Give a reduction's axes, from its attribute or input; None where they are computed or missing."""
+        """A reduction's axes, from its attribute or input; None where they are computed or missing."""
         named = graph.attribute(node, "axes")
         if isinstance(named, (list, tuple)):
             return [int(a) for a in named]
@@ -286,7 +286,7 @@ class Dataflow:
             )
 
     def _branches(self, view: View, channel: Axis) -> frozenset[int]:
-        """Give the reduced axes in front of the channel, over which split attention sums its branches."""
+        """The reduced axes in front of the channel, over which split attention sums its branches."""
         return frozenset(
             axis
             for axis, stat in view.reduced

@@ -147,7 +147,7 @@ _GATES: tuple[tuple[str, Samples], ...] = (
 
 
 def identity() -> Samples:
-    """Give the samples of x -> x."""
+    """The samples of x -> x."""
     return GRID
 
 

@@ -45,7 +45,7 @@ _OF_ONE_LAYER = frozenset({"part", "joined", "softmax", "softmax2"})
 
 
 def followed(flow: Analysis, node: ir.Node) -> Iterable[Vector]:
-    """Give what a node\'s output is for each guess at what its inputs are."""
+    """What a node\'s output is for each guess at what its inputs are."""
     for position, value in enumerate(node.inputs):
         for vector in flow.of(value).vectors if value is not None else ():
             after = _follow(flow, node, position, vector)

@@ -102,7 +102,7 @@ class Analysis(Protocol):
 
 
 def value_dims(value: ir.Value | None) -> tuple[Dim, ...] | None:
-    """Give a value's shape: a number, the name of a free size, or None for each axis."""
+    """A value's shape: a number, the name of a free size, or None for each axis."""
     if value is None or value.shape is None:
         return None
     return tuple(d if isinstance(d, int) else d.value for d in value.shape)
@@ -114,7 +114,7 @@ def same(a: Dim, b: Dim, *, batch: bool = False) -> bool:
 
 
 def regroup(axes: Sequence[Axis], before: Sequence[Dim], after: Sequence[Dim]) -> tuple[Axis, ...] | None:
-    """Say which axes a Reshape from `before` to `after` puts where; None where it takes one apart.
+    """Which axes a Reshape from `before` to `after` puts where; None where it takes one apart.
 
     Axes may be merged with their neighbours, and axes of size one come and go.
     """
@@ -141,7 +141,7 @@ def regroup(axes: Sequence[Axis], before: Sequence[Dim], after: Sequence[Dim]) -
 
 
 def locate(shape: Sequence[Dim] | None, size: int | None) -> int | None:
-    """Find the axis of `size` channels behind the batch axis; None where it is not the only candidate."""
+    """The axis of `size` channels behind the batch axis; None where it is not the only candidate."""
     if shape is None or len(shape) < 2:  # noqa: PLR2004  (batch and channels)
         return None
     if size == 1:
@@ -159,6 +159,6 @@ def permuted(axis: int | None, perm: Sequence[int]) -> int | None:
 
 
 def permutation(node: ir.Node, rank: int) -> tuple[int, ...]:
-    """Give a Transpose's permutation, the reversed order where it names none."""
+    """A Transpose's permutation, the reversed order where it names none."""
     perm = graph.attribute(node, "perm")
     return tuple(perm) if isinstance(perm, (list, tuple)) else tuple(reversed(range(rank)))

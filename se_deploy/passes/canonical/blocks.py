@@ -40,7 +40,7 @@ def respell_blocks(model: ir.Model) -> int:
     written: dict[tuple[ir.Value, int], ir.Value] = {}
     weights: dict[tuple[ir.Value, str, int], ir.Value] = {}
     for block in se_blocks.detect(model).se:
-        found = _Place.of(model, block)
+        found = _Site.of(model, block)
         if found is None or _is_canonical(found) or _obstacle(found):
             continue
         _Writer(model, found, written, weights).write()
@@ -49,13 +49,13 @@ def respell_blocks(model: ir.Model) -> int:
 
 
 def obstacle(model: ir.Model, block: SEBlock) -> str:
-    """Say why a block is in no canonical form and cannot be brought into it; "" where it is or can."""
-    found = _Place.of(model, block)
+    """Why a block is in no canonical form and cannot be brought into it; "" where it is or can."""
+    found = _Site.of(model, block)
     return "its parts are not in the graph" if found is None else _obstacle(found)
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Site:
     """Where a block stands: y = Mul(data, gate), gate computed from `squeezed`."""
 
     block: SEBlock
@@ -65,8 +65,8 @@ class _Place:
     squeezed: ir.Value
 
     @classmethod
-    def of(cls, model: ir.Model, block: SEBlock) -> _Place | None:
-        """Find a block's values by their names; None where one is gone."""
+    def of(cls, model: ir.Model, block: SEBlock) -> _Site | None:
+        """A block's values by their names; None where one is gone."""
         mul = next((n for n in model.graph if n.name == block.scale_node), None)
         if mul is None or None in mul.inputs:
             return None
@@ -84,7 +84,7 @@ class _Place:
         return len(self.data.shape or ())
 
     def nodes(self) -> tuple[ir.Node, ...]:
-        """Give the nodes between the squeeze and the gate."""
+        """The nodes between the squeeze and the gate."""
         return tuple(_above(self.gate, self.squeezed))
 
 
@@ -103,19 +103,19 @@ def _above(value: ir.Value, stop: ir.Value | None) -> Iterator[ir.Node]:
 
 
 def _numbers(node: ir.Node) -> list[ir.Value]:
-    """Give the inputs of a node that hold computed numbers: not its weights, shapes or axes."""
+    """The inputs of a node that hold computed numbers: not its weights, shapes or axes."""
     several = node.op_type in _BINARY | {"MatMul"}
     inputs = node.inputs if several else node.inputs[:1]
     return [v for v in inputs if v is not None and graph.constant(v) is None]
 
 
-def _is_canonical(place: _Place) -> bool:
-    squeeze = place.squeezed.producer()
+def _is_canonical(site: _Site) -> bool:
+    squeeze = site.squeezed.producer()
     return (
         squeeze is not None
         and squeeze.op_type == "GlobalAveragePool"
-        and squeeze.inputs[0] is place.data
-        and all(node.op_type in _CANONICAL and not _is_no_cast(node) for node in place.nodes())
+        and squeeze.inputs[0] is site.data
+        and all(node.op_type in _CANONICAL and not _is_no_cast(node) for node in site.nodes())
     )
 
 
@@ -134,19 +134,19 @@ def _rounds(node: ir.Node, data: ir.Value) -> bool:
     return before.is_floating_point() and fewer
 
 
-def _obstacle(place: _Place) -> str:
-    if place.rank < _MAP_RANK:
+def _obstacle(site: _Site) -> str:
+    if site.rank < _MAP_RANK:
         return "the rank of what it scales is not known"
-    if place.block.channel_axis != 1:
+    if site.block.channel_axis != 1:
         return "its channels are on the last axis (NHWC), and no Transpose put them there"
-    if place.data.dtype != place.squeezed.dtype:
-        return f"it is squeezed in {place.squeezed.dtype}, while what it scales is {place.data.dtype}"
-    for node in _above(place.squeezed, place.data):
-        if node.name in place.block.nodes and _rounds(node, place.data):
+    if site.data.dtype != site.squeezed.dtype:
+        return f"it is squeezed in {site.squeezed.dtype}, while what it scales is {site.data.dtype}"
+    for node in _above(site.squeezed, site.data):
+        if node.name in site.block.nodes and _rounds(node, site.data):
             return f"{node.op_type} '{node.name}' rounds what it squeezes, and not what it scales"
-    if "norm" in place.block.traits:
+    if "norm" in site.block.traits:
         return "a normalization between its layers has no form that a convolution could hold"
-    for node in place.nodes():
+    for node in site.nodes():
         known = _SKIPPED | _UNARY | _LEARNED | _BINARY | {"PRelu", "BatchNormalization"}
         if node.op_type not in known:
             return (
@@ -180,29 +180,29 @@ class _Writer:
     def __init__(
         self,
         model: ir.Model,
-        place: _Place,
+        site: _Site,
         written: dict[tuple[ir.Value, int], ir.Value],
         weights: dict[tuple[ir.Value, str, int], ir.Value],
     ) -> None:
         self.model = model
-        self.place = place
+        self.site = site
         self.written = written
         self.weights = weights
         self.made: list[ir.Node] = []
 
     def write(self) -> None:
         """Put the new nodes before the Mul and let it read them."""
-        gate = self._value(self.place.gate)
-        owner = self.place.mul.graph
+        gate = self._value(self.site.gate)
+        owner = self.site.mul.graph
         if owner is None:
             raise ValueError("the Mul is in no graph")
-        owner.insert_before(self.place.mul, self.made)
-        data = _without_identity(self.place.data)
-        self.place.mul.replace_input_with(self.place.mul.inputs.index(self.place.gate), gate)
-        self.place.mul.replace_input_with(self.place.mul.inputs.index(self.place.data), data)
+        owner.insert_before(self.site.mul, self.made)
+        data = _without_identity(self.site.data)
+        self.site.mul.replace_input_with(self.site.mul.inputs.index(self.site.gate), gate)
+        self.site.mul.replace_input_with(self.site.mul.inputs.index(self.site.data), data)
 
     def _value(self, value: ir.Value) -> ir.Value:
-        key = (value, self.place.rank)
+        key = (value, self.site.rank)
         if key not in self.written:
             self.written[key] = self._new(value)
         return self.written[key]
@@ -211,8 +211,8 @@ class _Writer:
         node = value.producer()
         if node is None:
             raise ValueError(f"'{value.name}' lies outside the block")
-        if value is self.place.squeezed:
-            return self._node("GlobalAveragePool", node, [_without_identity(self.place.data)])
+        if value is self.site.squeezed:
+            return self._node("GlobalAveragePool", node, [_without_identity(self.site.data)])
         if node.op_type in _SKIPPED or _is_no_cast(node):
             return self._value(_numbers(node)[0])
         if node.op_type in _LEARNED:
@@ -225,23 +225,23 @@ class _Writer:
         )
 
     def _operand(self, value: ir.Value, node: ir.Node) -> ir.Value:
-        """Give an operand: computed ones anew, constants with their channels on axis 1."""
+        """An operand: computed ones anew, constants with their channels on axis 1."""
         array = graph.constant(value)
         if array is None:
             return self._value(value)
-        if array.size == 1 and array.ndim <= self.place.rank:
+        if array.size == 1 and array.ndim <= self.site.rank:
             return value
-        ranks = self.place.rank - (node.op_type == "PRelu")  # a slope has no batch axis
-        shape = (1,) * (ranks - self.place.rank + 1) + (-1,) + (1,) * (self.place.rank - 2)
+        ranks = self.site.rank - (node.op_type == "PRelu")  # a slope has no batch axis
+        shape = (1,) * (ranks - self.site.rank + 1) + (-1,) + (1,) * (self.site.rank - 2)
         return self._constant(value, array.reshape(shape), "channels")
 
     def _learned(self, node: ir.Node) -> ir.Value:
-        unit = (slice(None), slice(None)) + (None,) * (self.place.rank - 2)  # (O, I) -> (O, I, 1, 1)
+        unit = (slice(None), slice(None)) + (None,) * (self.site.rank - 2)  # (O, I) -> (O, I, 1, 1)
         source = self._value(_numbers(node)[0])
         if node.op_type == "Conv":
             weight = _given(node.inputs[1])
             array = _array(weight)
-            if array.ndim != self.place.rank:
+            if array.ndim != self.site.rank:
                 weight = self._constant(weight, array.reshape(array.shape[:2])[unit], "conv")
             kept = {k: v for k, v in node.attributes.items() if k == "group"}
             return self._node("Conv", node, [source, weight, *node.inputs[2:]], kept)
@@ -262,7 +262,7 @@ class _Writer:
         return self._node("Conv", node, [source, made, self._constant(node.inputs[2], wide, "conv")])
 
     def _constant(self, value: ir.Value, array: Array, use: str) -> ir.Value:
-        key = (value, use, self.place.rank)
+        key = (value, use, self.site.rank)
         if key not in self.weights:
             self.weights[key] = graph.initializer(self.model, f"{value.name}_{use}", array)
         return self.weights[key]
@@ -274,7 +274,7 @@ class _Writer:
         inputs: list[ir.Value | None] | list[ir.Value],
         attributes: object = (),
     ) -> ir.Value:
-        """Make a node that takes the place, the name and the output name of `like`."""
+        """Make a node that takes the site, the name and the output name of `like`."""
         taken = attributes.values() if isinstance(attributes, dict) or hasattr(attributes, "values") else ()
         output = ir.Value(name=like.outputs[0].name, type=like.outputs[0].type)
         node = ir.Node("", op_type, inputs, tuple(taken), outputs=[output], name=like.name)

@@ -1,4 +1,9 @@
-"""Fold constant arithmetic into the constants and weights that it works on."""
+"""Fold constant arithmetic into the constants and weights that it works on.
+
+onnxscript's own folding (0.7.2) was tried: by the same reference it computes the same numbers, but it leaves
+arithmetic on weights above 8,192 elements unless told an absolute size, where this bounds what comes out by
+what goes in, and it simplifies nodes that are no constants too, under new names.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +118,7 @@ def _affine(node: ir.Node, convolution: ir.Node) -> _Affine | None:
 
 
 def _per_channel(array: Array, channels: int, rank: int) -> Array | None:
-    """Give a constant that broadcasts to (N, C, *) as one number per channel; None where it is none."""
+    """A constant that broadcasts to (N, C, *) as one number per channel; None where it is none."""
     if array.dtype.kind != "f" or array.ndim > rank:
         return None
     shape = (1,) * (rank - array.ndim) + array.shape

@@ -55,7 +55,7 @@ def blocks_to_channels_first(model: ir.Model) -> int:
 def _scaled_behind_transpose(
     model: ir.Model, block: SEBlock
 ) -> tuple[ir.Node, ir.Value, ir.Value, ir.Value] | None:
-    """Find Mul, gate, the transposed tensor and the one before; None where a precondition fails."""
+    """Mul, gate, the transposed tensor and the one before; None where a precondition fails."""
     mul = next((n for n in model.graph if n.name == block.scale_node), None)
     if mul is None or mul.outputs[0].is_graph_output():
         return None
@@ -74,7 +74,7 @@ def _scaled_behind_transpose(
 
 
 def _transposes(value: ir.Value, perm: tuple[int, ...]) -> Iterator[ir.Value]:
-    """Give what Transposes by `perm` make of a value, where it is no output of the graph."""
+    """What Transposes by `perm` make of a value, where it is no output of the graph."""
     for use in tuple(value.uses()):
         node, output = use.node, use.node.outputs[0]
         given = graph.attribute(node, "perm")

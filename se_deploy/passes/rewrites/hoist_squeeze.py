@@ -63,7 +63,21 @@ def _linear(model: ir.Model, block: SEBlock) -> _Hoist | Refused:
         return fc1
     if fc1.groups != 1 or not fc1.is_pointwise:
         return Refused(f"its first layer '{fc1.node.name}' is no 1x1 convolution of one group")
+    if _may_overflow(fc1, conv):
+        return Refused(f"the weights of '{fc1.node.name}' and '{conv.node.name}' as one might overflow")
     return _Hoist(block.output, conv, fc1)
+
+
+def _may_overflow(fc1: Conv, conv: Conv) -> bool:
+    """Whether a bound on the folded weights and bias is beyond their type; cheaper than folding them."""
+    largest = float(np.finfo(fc1.weights.dtype).max)
+    rows = float(np.abs(fc1.weights.astype(np.float64)).sum(axis=(1, 2, 3)).max())
+    reach = max(float(np.abs(a).max(initial=0)) for a in (conv.weights, _bias(conv)))
+    return not rows * reach + float(np.abs(_bias(fc1)).max(initial=0)) < largest  # NaN is no weight either
+
+
+def _bias(conv: Conv) -> Array:
+    return np.zeros(1) if conv.bias is None else conv.bias.astype(np.float64)
 
 
 def _match_1x1(model: ir.Model, block: SEBlock) -> _Hoist | Refused:

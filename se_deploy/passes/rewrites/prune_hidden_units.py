@@ -51,6 +51,14 @@ class _Idle:
         """Its weights are a block's own: no two are alike."""
         return (self.site,)
 
+    @property
+    def bias(self) -> Array:
+        """The last layer's bias with what the idle units always give in it, (C,)."""
+        given = self.fc2.weights[:, :, 0, 0].astype(np.float64) @ self.constant
+        bias = given if self.fc2.bias is None else self.fc2.bias.astype(np.float64) + given
+        with np.errstate(over="ignore"):  # the matcher asks whether it is finite
+            return np.asarray(bias).astype(self.fc2.weights.dtype)
+
 
 def removable(model: ir.Model, block: SEBlock) -> tuple[int, ...]:
     """The numbers, from 0, of a canonical block's hidden units that `prune_hidden_units` would remove."""
@@ -83,7 +91,10 @@ def _match(model: ir.Model, block: SEBlock) -> _Idle | Refused:
         constant[0] = 0
     if alive.all():
         return Refused("all of its hidden units depend on the input")
-    return _Idle(block.output, fc1, fc2, alive, constant)
+    idle = _Idle(block.output, fc1, fc2, alive, constant)
+    if not np.isfinite(idle.bias).all():
+        return Refused("what its idle units always give would overflow in the bias of its last layer")
+    return idle
 
 
 def _activation(hidden: ir.Value, read: ir.Value) -> str | None:
@@ -123,16 +134,13 @@ def prune_hidden_units(model: ir.Model, found: _Idle) -> None:
             nothing else reads. Only what is provable from the weights: no data is looked at. One unit stays.
     """
     fc1, fc2, name = found.fc1, found.fc2, found.site
-    kind = fc1.weights.dtype
-    shift = fc2.weights[:, :, 0, 0].astype(np.float64) @ found.constant
-    bias2 = shift if fc2.bias is None else fc2.bias.astype(np.float64) + shift
     fc1.node.replace_input_with(1, graph.initializer(model, f"{name}/alive1", fc1.weights[found.alive]))
     if fc1.bias is not None:
         fc1.node.replace_input_with(2, graph.initializer(model, f"{name}/bias1", fc1.bias[found.alive]))
     weights = [
         fc2.x,
         graph.initializer(model, f"{name}/alive2", fc2.weights[:, found.alive]),
-        graph.initializer(model, f"{name}/bias2", bias2.astype(kind)),
+        graph.initializer(model, f"{name}/bias2", found.bias),
     ]
     graph.replace(fc2.y, put_before(fc2.node, "Conv", weights))
     _forget_shapes(fc1.y, fc2.x)

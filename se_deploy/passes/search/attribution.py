@@ -54,7 +54,7 @@ class CostAttribution:
             self._place.update({str(value.name): place for value in node.outputs})
 
     def shares(self, plan: Plan, cost: Callable[[Plan], float]) -> Mapping[str, Share]:
-        """Give each block's share by its output; kernels that name no node go with the one before them."""
+        """Each block's share by its output; kernels that name no node go with the one before them."""
         layers: list[list[Kernel]] = [[] for _ in self._outputs]
         place = 0
         for layer in plan.layers:
@@ -67,7 +67,7 @@ class CostAttribution:
         return dict(zip(self._outputs, found, strict=True))
 
     def _find(self, name: str) -> int | None:
-        """Find a node by name; a rewritten one is named `operator:tensor/operator` after the tensor."""
+        """A node by name; a rewritten one is named `operator:tensor/operator` after the tensor."""
         if name in self._place:
             return self._place[name]
         tensor = name.partition(":")[2]
@@ -77,7 +77,7 @@ class CostAttribution:
 
 
 def _end(node: ir.Node, order: Mapping[ir.Node, int]) -> int:
-    """Give the position of the last node near a block's scale: its readers, and what they are fused with."""
+    """The position of the last node near a block's scale: its readers, and what they are fused with."""
     end = order[node]
     readers = [use.node for use in node.outputs[0].uses()]
     front = readers if len(readers) == 1 else []

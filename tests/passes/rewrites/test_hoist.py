@@ -5,6 +5,8 @@ from hypothesis import strategies as st
 from rewrites_graphs import apply, assert_only_touches, assert_same, build, se
 
 from se_deploy import graph
+from se_deploy.passes.rewrites import rewriters
+from se_deploy.se_blocks import detect
 
 POINTWISE, SAME = "hoist-squeeze-1x1", "hoist-squeeze-kxk"
 
@@ -146,3 +148,16 @@ def test_weights_of_the_caller_are_not_written():
     weights = graph.constant(before.graph.initializers["f1"]).copy()
     apply(before, POINTWISE)
     np.testing.assert_array_equal(graph.constant(before.graph.initializers["f1"]), weights)
+
+
+@pytest.mark.parametrize("big", [{"w3": 1e25, "f1": 1e25}, {"b3": 1e38, "f1": 1e3}])
+def test_weights_that_would_overflow_are_refused(big):
+    body, shapes = se(8, 3, x="c")
+    shapes |= {"w3": (8, 6, 1, 1), "b3": (8,)}
+    arrays = {name: np.full(shapes[name], value, np.float32) for name, value in big.items()}
+    before = build(
+        "float[N,6,5,5] u", "float[N,8,5,5] z", f"c = Conv(u, w3, b3)\n{body}z = Relu(y)", shapes | arrays
+    )
+    rewriter = next(r for r in rewriters() if r.name == POINTWISE)
+    assert apply(before, POINTWISE)[1] == ()
+    assert ["overflow" in no.reason for no in rewriter.refusals(before, detect(before).se)] == [True]

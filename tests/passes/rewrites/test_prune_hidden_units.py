@@ -122,3 +122,17 @@ def test_nothing_else_is_touched():
     after, _ = apply(before, NAME)
     names = {node.name for node in after.graph}
     assert {node.name for node in before.graph} - names == {"n_e"}
+
+
+def test_a_constant_that_would_overflow_the_bias_is_refused():
+    body, shapes = se(6, 3)
+    f1 = np.ones(shapes["f1"], np.float32)
+    f1[0] = 0  # unit 0 is always relu(2)
+    arrays = {
+        "f1": f1,
+        "c1": np.full(3, 2, np.float32),
+        "f2": np.full(shapes["f2"], 3e38, np.float32),
+        "c2": np.zeros(6, np.float32),
+    }
+    before = build("float[N,6,4,4] x", "float[N,6,4,4] z", f"{body}z = Relu(y)", shapes | arrays)
+    assert apply(before, NAME)[1] == ()
