@@ -229,10 +229,18 @@ def artifacts(report: Json) -> tuple[Artifact, ...]:
                 kernels=count(at(engine, "plan", "kernels")),
                 activation_bytes=count(at(engine, "plan", "activation_bytes")),
                 passed=flag(candidate.get("passed")),
-                checked_as=wording(candidate.get("checked_as")),
+                checked_as=_checked_as(candidate),
             )
         )
     return tuple(rows)
+
+
+def _checked_as(candidate: Json) -> str | None:
+    """Say what stood in for an artifact, or else where its FP16 numbers were rounded."""
+    rounding = wording(candidate.get("rounding"))
+    return wording(candidate.get("checked_as")) or (
+        f"run by ONNX Runtime with optimizations off, {rounding}" if rounding else None
+    )
 
 
 def rewrites(report: Json) -> tuple[tuple[str, int], ...]:
@@ -308,8 +316,9 @@ def notes(report: Json) -> tuple[Note, ...]:
     """Collect what was not judged, every stand-in and every warning, each once, with all that said it."""
     said: dict[str, list[str]] = {}
     for candidate in objects(at(report, "parity", "candidates")):
-        if candidate.get("checked_as"):
-            said.setdefault(str(candidate["checked_as"]), []).append(str(candidate.get("path")))
+        how = _checked_as(candidate)
+        if how:
+            said.setdefault(how, []).append(str(candidate.get("path")))
     stages = {stage: report.get(stage) for stage in _STAGES}
     stages |= {f"build-engine {name}": engine for name, engine in engines(report).items()}
     for stage, result in stages.items():

@@ -88,6 +88,8 @@ def _context(candidate: Json) -> list[str]:
         lines.append(f"tolerance preset: {candidate['preset']}")
     if candidate.get("checked_as"):
         lines.append(f"checked as: {candidate['checked_as']}")
+    elif candidate.get("rounding"):
+        lines.append(f"evaluated: {candidate['rounding']}")
     where = candidate.get("first_divergence")
     if where:
         lines.append(

@@ -40,6 +40,13 @@ def test_a_failed_output_carries_its_reason_and_where_it_began():
     assert "first divergence: Conv 'Conv:t', tensor 't'" in failure.text
 
 
+def test_where_fp16_is_rounded_stands_beside_a_candidate():
+    parity = sample.report()["parity"]
+    parity["candidates"][1]["rounding"] = "rounded at every FP16 tensor"
+    texts = ["".join(case.itertext()) for case in cases(parity).values()]
+    assert any("rounded at every FP16 tensor" in text for text in texts)
+
+
 def test_a_failed_candidate_never_passes_because_its_outputs_do():
     parity = sample.report()["parity"]
     parity["candidates"][1] |= {"passed": False, "failures": ["accuracy fell by 2 points"]}

@@ -354,6 +354,15 @@ def test_a_stand_in_that_is_also_a_warning_is_one_note():
     assert [note.source for note in facts.notes(given) if said in note.text] == ["model.fp16.engine"]
 
 
+def test_where_an_fp16_file_is_rounded_is_a_note():
+    given = sample.report()
+    before = report.html(given).count("see note")
+    given["parity"]["candidates"][1]["rounding"] = "rounded at every FP16 tensor"
+    assert report.html(given).count("see note") == before + 1
+    notes = [note for note in facts.notes(given) if "rounded at every FP16 tensor" in note.text]
+    assert [note.source for note in notes] == ["model.fp16.onnx"]
+
+
 def test_a_gate_that_was_not_judged_is_a_note():
     assert [note.source for note in facts.notes({"verdicts": {"parity": True}})] == list(facts.GATES[1:])
 
