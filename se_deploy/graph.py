@@ -22,6 +22,7 @@ from se_deploy.errors import BadModel, UnsupportedGraph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from collections.abc import Set as AbstractSet
     from pathlib import Path
 
     from se_deploy.protocols import Array
@@ -307,13 +308,35 @@ def opset(model: ir.Model) -> int:
     return model.graph.opset_imports.get("", model.opset_imports.get("", 1))
 
 
-def initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
-    """Add a constant under a fresh name that starts with `name`, and give its value."""
+def value_names(model: ir.Model) -> set[str]:
+    """Return the names of all tensors, those inside of subgraphs included."""
+    names = {str(v.name) for v in model.graph.inputs} | set(model.graph.initializers)
+    for node in model.graph.all_nodes():
+        names.update(str(v.name) for v in node.outputs)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = attribute.as_graph()
+                names.update({str(v.name) for v in body.inputs} | set(body.initializers))
+    return names
+
+
+def fresh_name(name: str, taken: AbstractSet[str]) -> str:
+    """Return `name`, with a number behind it where it is taken."""
     fresh, n = name, 0
-    taken = {v.name for v in model.graph.inputs} | set(model.graph.initializers)
     while fresh in taken:
         n += 1
         fresh = f"{name}_{n}"
+    return fresh
+
+
+def initializer(model: ir.Model, name: str, array: Array, taken: set[str] | None = None) -> ir.Value:
+    """Return the value of a new constant, named `name` or, where that is taken, with a number behind it.
+
+    `taken` are the names of all tensors, where the caller has them for many constants; the new one is added.
+    """
+    taken = value_names(model) if taken is None else taken
+    fresh = fresh_name(name, taken)
+    taken.add(fresh)
     tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=fresh)  # it makes 0-d 1-d
     value = ir.Value(
         name=fresh, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
@@ -330,7 +353,8 @@ def replace(old: ir.Value, new: ir.Value) -> None:
     if new.type is None:
         new.type = deepcopy(old.type)
     old.replace_all_uses_with(new, replace_graph_outputs=graph_output)
-    old.name = f"{name}_replaced"
+    # The names are exchanged: that of a node's output is unique in its graph, one made up might be taken.
+    old.name = new.name or f"{name}_replaced"
     new.name = name
 
 

@@ -131,7 +131,7 @@ def advise(
         ),
         samples=seen,
         tolerance=tolerance,
-        warnings=_warnings(blocks, seen, samples.count),
+        warnings=_warnings(blocks, seen),
     )
 
 
@@ -204,15 +204,13 @@ def _rows(array: Array) -> Array:
     return array.reshape(len(array), -1)
 
 
-def _warnings(blocks: Sequence[Advice], seen: int, given: int) -> tuple[str, ...]:
-    notes = []
-    if blocks and seen < given:
-        notes.append(f"the last {given - seen} samples fill no batch of the graph and were left out")
+def _warnings(blocks: Sequence[Advice], seen: int) -> tuple[str, ...]:
     widest = max((block.hidden for block in blocks if block.hidden and block.widths), default=0)
     fitted = (seen + 1) // 2
-    if widest and fitted <= widest:
-        notes.append(
-            f"narrower blocks were fitted on {fitted} samples, few for {widest} hidden units: "
-            "with more data their errors would be smaller"
-        )
-    return tuple(notes)
+    if not widest or fitted > widest:
+        return ()
+    note = (
+        f"narrower blocks were fitted on {fitted} samples, few for {widest} hidden units: "
+        "with more data their errors would be smaller"
+    )
+    return (note,)

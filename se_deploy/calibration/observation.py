@@ -68,10 +68,11 @@ def observe(
 
     Raises: BadData where a tensor is not finite.
     """
+    inputs = {v.name for v in model.graph.inputs}
 
     def whole(start: int, arrays: dict[str, Array]) -> dict[str, Array]:
         for name, array in arrays.items():
-            check_finite(name, start, array)
+            check_finite(name, start, array, is_input=name in inputs)
         return arrays
 
     return map_batches(model, tensors, samples, runtime, whole, progress=progress, step=step)
@@ -142,12 +143,20 @@ def _unpadded(array: Array, size: int, rows: int) -> Array:
     return array[: len(array) // size * rows] if array.ndim and len(array) % size == 0 else array
 
 
-def check_finite(name: str, start: int, *arrays: Array) -> None:
+def check_finite(name: str, start: int, *arrays: Array, is_input: bool = False) -> None:
     """Raise BadData where one of the arrays that were made of tensor `name` is not finite."""
     for array in arrays:
         # A sum that is finite has finite terms, and is cheaper than looking at each.
-        if not np.isfinite(array.sum(dtype=np.float32)) and not np.isfinite(array).all():
-            raise BadData(
-                f"the tensor '{name}' is not finite on the samples from number {start} on",
-                hint="the network overflows on this data: check its normalization",
-            )
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = array.sum(dtype=np.float32)
+        if np.isfinite(total) or np.isfinite(array).all():
+            continue
+        what = "NaN" if np.isnan(array).any() else "infinite values"
+        raise BadData(
+            f"the {'input' if is_input else 'tensor'} '{name}' holds {what} on the samples from number "
+            f"{start} on",
+            hint="take those samples out of the data"
+            if is_input
+            else "the network overflows or divides by 0 on this data: check --mean and --std, or leave out "
+            "these samples",
+        )

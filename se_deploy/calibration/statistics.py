@@ -30,7 +30,9 @@ POSITIONS = 1 << 10
 TAIL_POSITIONS = 1 << 14
 """Enough to say what clipping costs: with `POSITIONS` squared error cuts too much (3 to 13 dB)."""
 _LEAST_POSITIONS = 8  # of each sample
-_REDUCE_AXES_INPUT = 18  # operator set from which ReduceMin and ReduceMax take their axes as an input
+# Operator sets from which axes are an input.
+_MIN_MAX_AXES_INPUT = 18
+_SUM_AXES_INPUT = 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +76,30 @@ def measure(
     """Return the statistics of every tensor of `axes` (name to channel axis) over `samples`, in one pass.
 
     Every value enters the extent; mean, variance and histogram are those of about `positions` values of each
-    channel, evenly spread.
+    channel, evenly spread. Raises: BadData where a tensor holds NaN or infinity.
     """
-    probed, names = _probed(model, axes, max(_LEAST_POSITIONS, positions // samples.count))
+    probed = _probed(model, axes, max(_LEAST_POSITIONS, positions // samples.count))
+    inputs = {v.name for v in model.graph.inputs}
 
     def digest(start: int, arrays: dict[str, Array]) -> dict[str, tuple[Array, Array, Array]]:
         reduced = {}
-        for name, (low, high, values) in names.items():
-            observation.check_finite(name, start, arrays[low], arrays[high], arrays[values])
-            rows = arrays[values].transpose(1, 0, 2)  # (C, N, positions)
-            reduced[name] = (arrays[low], arrays[high], rows.reshape(len(rows), -1))
+        for name, probe in probed.probes.items():
+            low, high, values = arrays[probe.low], arrays[probe.high], arrays[probe.values]
+            total = arrays[probe.total]  # of finite values it may overflow, and is inf then
+            marks = np.where(np.isnan(total), total, np.float32(0))
+            observation.check_finite(name, start, low, high, values, marks, is_input=name in inputs)
+            rows = values.transpose(1, 0, 2)  # (C, N, positions)
+            reduced[name] = (low, high, rows.reshape(len(rows), -1))
         return reduced
 
     channels: dict[str, _Channels] = {}
-    wanted = [output for outputs in names.values() for output in outputs]
-    reduced_whole = {name for low, high, _ in names.values() for name in (low, high)}
+    wanted = [output for probe in probed.probes.values() for output in probe.outputs]
+    reduced_whole = {
+        name for probe in probed.probes.values() for name in (probe.low, probe.high, probe.total)
+    }
     held = sum(4 * math.prod(d or 1 for d in (graph.dims(v) or ())[1:]) for v in _values(model, axes))
     for part in observation.map_batches(
-        probed,
+        probed.model,
         wanted,
         samples,
         runtime,
@@ -112,15 +120,36 @@ def _values(model: ir.Model, names: Iterable[str]) -> list[ir.Value]:
     return [known[name] for name in names]
 
 
-def _probed(
-    model: ir.Model, axes: Mapping[str, int], positions: int
-) -> tuple[ir.Model, dict[str, tuple[str, str, str]]]:
-    """Return a copy that reduces the tensors itself, and the names of each one's three outputs.
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Names of what a probed graph gives of one tensor: (C,) each, but for `values`, (N, C, n)."""
 
-    Those are minimum (C,), maximum (C,) and about `positions` values of every sample and channel, (N, C, n):
-    the tensors themselves, most of the memory and of the copying, do not leave the runtime.
+    low: str
+    high: str
+    total: str  # NaN where any value is: minimum and maximum may pass over one
+    values: str
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.low, self.high, self.total, self.values
+
+
+@dataclass(frozen=True, slots=True)
+class _Probed:
+    """A copy of a graph that reduces its tensors itself, by the names of these."""
+
+    model: ir.Model
+    probes: Mapping[str, _Probe]
+
+
+def _probed(model: ir.Model, axes: Mapping[str, int], positions: int) -> _Probed:
+    """Return a copy that gives extent, sum and about `positions` values of each sample and channel.
+
+    The tensors themselves, most of the memory and of the copying, do not leave the runtime.
     """
     copy = model.clone()
+    taken = graph.value_names(copy)
     numbers = {
         "rows": [0, 0, -1],
         "axes": [0, 2],
@@ -131,29 +160,35 @@ def _probed(
         "positions": [positions],
     }
     constants = {
-        name: graph.initializer(copy, f"probe_{name}", np.array(number, np.int64))
+        name: graph.initializer(copy, f"probe_{name}", np.array(number, np.int64), taken)
         for name, number in numbers.items()
     }
-    names = {}
+    probes = {}
     for number, value in enumerate(_values(copy, axes)):
         name = value.name or ""
         nodes, results = _probe(value, axes[name], constants, opset=graph.opset(copy))
-        names[name] = (f"probe_{number}_low", f"probe_{number}_high", f"probe_{number}_values")
-        for result, called in zip(results, names[name], strict=True):
-            result.name = called
+        for kind, result in results.items():
+            result.name = graph.fresh_name(f"probe_{number}_{kind}", taken)
+            taken.add(result.name)
+        probes[name] = _Probe(**{kind: str(result.name) for kind, result in results.items()})
         graph.insert_after(value, nodes)
-    return copy, names
+    return _Probed(copy, probes)
 
 
 def _probe(
     value: ir.Value, axis: int, constants: Mapping[str, ir.Value], *, opset: int
-) -> tuple[list[ir.Node], tuple[ir.Value, ir.Value, ir.Value]]:
-    """Return the nodes that reduce a tensor with channels on `axis`, and their three results."""
+) -> tuple[list[ir.Node], dict[str, ir.Value]]:
+    """Return the nodes that reduce a tensor with channels on `axis`, and their results by field of _Probe."""
     nodes: list[ir.Node] = []
 
     def then(op: str, *given: ir.Value | str, attributes: _Attributes = None) -> ir.Value:
         nodes.append(ir.node(op, [constants[v] if isinstance(v, str) else v for v in given], attributes))
         return nodes[-1].outputs[0]
+
+    def reduced(op: str, axes_input: int) -> ir.Value:
+        if opset >= axes_input:
+            return then(op, rows, "axes", attributes={"keepdims": 0})
+        return then(op, rows, attributes={"keepdims": 0, "axes": [0, 2]})
 
     if axis != 1:
         rank = len(graph.dims(value) or ())
@@ -161,14 +196,16 @@ def _probe(
             "Transpose", value, attributes={"perm": [0, axis, *(i for i in range(1, rank) if i != axis)]}
         )
     rows = then("Reshape", value, "rows")  # (N, C, positions)
-    modern = opset >= _REDUCE_AXES_INPUT
-    over: _Attributes = {"keepdims": 0} if modern else {"keepdims": 0, "axes": [0, 2]}
-    given = (rows, "axes") if modern else (rows,)
-    low, high = then("ReduceMin", *given, attributes=over), then("ReduceMax", *given, attributes=over)
+    results = {
+        "low": reduced("ReduceMin", _MIN_MAX_AXES_INPUT),
+        "high": reduced("ReduceMax", _MIN_MAX_AXES_INPUT),
+        "total": reduced("ReduceSum", _SUM_AXES_INPUT),
+    }
     # A step that shares no factor with the rows' length walks over all columns of the image.
     step = then("Div", then("Gather", then("Shape", rows), "two"), "positions")
     step = then("Add", then("Mul", then("Div", step, "two"), "two"), "one")
-    return nodes, (low, high, then("Slice", rows, "zero", "end", "two", step))
+    results["values"] = then("Slice", rows, "zero", "end", "two", step)
+    return nodes, results
 
 
 class _Channels:
@@ -207,7 +244,7 @@ class _Channels:
         # Around the centre, because squares of values far from 0 would lose the variance.
         moved = values - self.centre.astype(np.float32)[:, None]
         self.total += moved.sum(axis=1, dtype=np.float64)
-        self.squares += np.einsum("cn,cn->c", moved, moved)
+        self.squares += np.einsum("cn,cn->c", moved, moved, dtype=np.float64)  # squares leave float32 first
         self.count += values.shape[1]
         moved *= (BINS / (2 * self.half)).astype(np.float32)[:, None]
         index = (moved + np.float32(BINS / 2)).astype(np.int64)

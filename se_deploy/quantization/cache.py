@@ -1,4 +1,4 @@
-"""The calibration cache: scales in JSON that a person can read, stamped with what they are for."""
+"""Read and write the calibration cache: what one run measured and the next need not."""
 
 from __future__ import annotations
 
@@ -26,28 +26,37 @@ _HINT = "delete the cache or name another one with --calib-cache; it is never us
 
 
 @dataclass(frozen=True, slots=True)
+class Moments:
+    """Mean and variance of a tensor by channel, (C,) each: what rounding weights needs of its statistics."""
+
+    mean: tuple[float, ...]
+    variance: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cache:
     """What one run measured and the next need not."""
 
     stamp: Stamp
     method: str  # the one that was chosen
     params: Mapping[str, QuantParams]
-    moments: Mapping[str, tuple[list[float], list[float]]]  # mean and variance per channel of each tensor
+    moments: Mapping[str, Moments]  # of each tensor
     noise: Mapping[str, float] = field(default_factory=dict)  # per layer alone in INT8; empty: not measured
+    float_tensors: Mapping[str, str] = field(default_factory=dict)  # those that no scale serves, and why
 
     def statistics(self) -> dict[str, Statistics]:
         """Return the statistics as far as rounding weights needs them: mean and variance."""
         return {
             name: calibration.Statistics(
-                low=np.zeros(len(mean)),
-                high=np.zeros(len(mean)),
-                mean=np.asarray(mean),
-                variance=np.asarray(variance),
-                histogram=np.zeros((len(mean), calibration.BINS)),
-                histogram_low=np.zeros(len(mean)),
-                histogram_high=np.zeros(len(mean)),
+                low=np.zeros(len(moments.mean)),
+                high=np.zeros(len(moments.mean)),
+                mean=np.asarray(moments.mean),
+                variance=np.asarray(moments.variance),
+                histogram=np.zeros((len(moments.mean), calibration.BINS)),
+                histogram_low=np.zeros(len(moments.mean)),
+                histogram_high=np.zeros(len(moments.mean)),
             )
-            for name, (mean, variance) in self.moments.items()
+            for name, moments in self.moments.items()
         }
 
 
@@ -62,15 +71,30 @@ def write(path: Path, cache: Cache) -> None:
         stamp=cache.stamp,
         method=cache.method,
         noise=cache.noise,
-        tensors={name: _tensor(params, *cache.moments[name]) for name, params in cache.params.items()},
+        tensors={
+            name: CalibratedTensor(
+                scale=params.scale,
+                low=params.low,
+                high=params.high,
+                offset=None if params.offset is None else tuple(params.offset.tolist()),
+                divisor=None if params.equalization is None else tuple(params.equalization.tolist()),
+                residual=params.residual,
+                mean=cache.moments[name].mean,
+                variance=cache.moments[name].variance,
+                reason=params.reason,
+            )
+            for name, params in cache.params.items()
+        },
+        float_tensors=cache.float_tensors,
     )
-    files.write_text(path, f"{encode(content, indent=1)}\n")
+    files.write_text(path, encode(content, indent=1) + "\n")
 
 
 def read(path: Path, stamp: Stamp) -> Cache | None:
     """Return the cache at `path`; None where there is none.
 
-    Raises: BadInput where it is no cache, or one for something else; the message says how.
+    Raises: BadInput where it is no cache, one for something else, or holds an impossible value; the message
+    says how, and which field.
     """
     if not path.exists():
         return None
@@ -85,29 +109,18 @@ def read(path: Path, stamp: Stamp) -> Cache | None:
     return Cache(
         stamp=content.stamp,
         method=content.method,
-        params={name: _params(tensor) for name, tensor in content.tensors.items()},
-        moments={name: (list(t.mean), list(t.variance)) for name, t in content.tensors.items()},
+        params={name: _params(entry) for name, entry in content.tensors.items()},
+        moments={name: Moments(entry.mean, entry.variance) for name, entry in content.tensors.items()},
         noise=content.noise,
+        float_tensors=content.float_tensors,
     )
 
 
-def _tensor(params: QuantParams, mean: list[float], variance: list[float]) -> CalibratedTensor:
-    return CalibratedTensor(
-        scale=params.scale,
-        low=params.low,
-        high=params.high,
-        offset=None if params.offset is None else tuple(params.offset.tolist()),
-        divisor=None if params.equalization is None else tuple(params.equalization.tolist()),
-        residual=params.residual,
-        mean=tuple(mean),
-        variance=tuple(variance),
-    )
-
-
-def _params(tensor: CalibratedTensor) -> QuantParams:
+def _params(entry: CalibratedTensor) -> QuantParams:
     return QuantParams(
-        tensor.scale,
-        None if tensor.offset is None else np.asarray(tensor.offset, np.float32),
-        None if tensor.divisor is None else np.asarray(tensor.divisor, np.float32),
-        residual=tensor.residual,
+        entry.scale,
+        None if entry.offset is None else np.asarray(entry.offset, np.float32),
+        None if entry.divisor is None else np.asarray(entry.divisor, np.float32),
+        residual=entry.residual,
+        reason=entry.reason,
     )

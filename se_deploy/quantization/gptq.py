@@ -22,7 +22,7 @@ import numpy as np
 
 from se_deploy import calibration
 from se_deploy.protocols import silent
-from se_deploy.quantization import qdq, rounding
+from se_deploy.quantization import qdq, rounding, scales
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -189,13 +189,15 @@ def _round(layer: Layer, params: QuantParams, sums: _Sums, *, per_channel: bool)
     moments = sums.moments()
     power = np.einsum("gkk->gk", moments.second)
     importance = np.broadcast_to(power[:, None, :], flat.shape).reshape(matrix.shape)
-    scale = rounding.weight_scale(matrix, importance, per_channel=per_channel).reshape(g, o)
+    chosen = rounding.weight_scale(matrix, importance, per_channel=per_channel)
+    chosen = rounding.raised_for_bias(chosen, bias, params.scale)
+    scale = chosen.values.reshape(g, o)
     level = np.maximum(power.mean(axis=1), 1e-12)[:, None, None]
     q = round_columns(flat, scale, moments.second + _DAMPING * level * np.eye(flat.shape[2]))
     rounded = q * scale[:, :, None]
     drift = (flat * moments.wanted[:, None, :] - rounded * moments.given[:, None, :]).sum(axis=2)
     return rounding.to_quantized_layer(
-        layer, params, q.reshape(matrix.shape), scale, bias + drift.reshape(-1), per_channel=per_channel
+        layer, params, q.reshape(matrix.shape), chosen, bias + drift.reshape(-1)
     )
 
 
@@ -232,7 +234,7 @@ def round_columns(weight: FloatArray, scale: FloatArray, second: FloatArray) -> 
         errors = np.empty((*w.shape[:2], last - first))
         for j in range(first, last):
             column = w[:, :, j]
-            q[:, :, j] = np.clip(np.round(column / scale), -rounding.LEVELS, rounding.LEVELS)
+            q[:, :, j] = np.clip(np.round(column / scale), -scales.WEIGHT_LEVELS, scales.WEIGHT_LEVELS)
             error = (column - q[:, :, j] * scale) / upper[:, j, j, None]
             w[:, :, j + 1 : last] -= error[:, :, None] * upper[:, None, j, j + 1 : last]
             errors[:, :, j - first] = error

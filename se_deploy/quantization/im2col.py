@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from se_deploy.quantization.qdq import same_pads
+
 if TYPE_CHECKING:
     from se_deploy.protocols import Array
 
@@ -21,7 +23,8 @@ class ConvWindow:
     kernel: tuple[int, ...]  # () for a fully connected layer
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
-    pads: tuple[int, ...]  # as ONNX orders them
+    pads: tuple[int, ...]  # as ONNX orders them; () where auto_pad settles them for each input
+    auto_pad: str = "NOTSET"  # or SAME_UPPER, SAME_LOWER: where the input's size is free
     axis: int = 1  # of the channels
 
     def positions(self, shape: tuple[int, ...], count: int, random: np.random.Generator) -> IntArray:
@@ -42,7 +45,7 @@ class ConvWindow:
         index = [
             corner[:, None] * stride + tap[None, :] * dilation - pad
             for corner, stride, tap, dilation, pad in zip(
-                corners, self.strides, taps, self.dilations, self.pads, strict=False
+                corners, self.strides, taps, self.dilations, self._pads(x.shape), strict=False
             )
         ]
         inside = np.ones(index[0].shape, bool)  # padding is 0: cheaper than a padded copy of all of x
@@ -55,15 +58,22 @@ class ConvWindow:
         gathered[~inside] = 0
         return np.ascontiguousarray(gathered.transpose(0, 2, 1))
 
+    def _pads(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the pads of an input of this shape, as ONNX orders them."""
+        if self.auto_pad == "NOTSET":
+            return self.pads
+        upper = self.auto_pad == "SAME_UPPER"
+        return same_pads(shape[2:], self.kernel, self.strides, self.dilations, upper=upper)
+
     def _outputs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the positions: (N, outputs per axis...)."""
         if not self.kernel:
             return tuple(d for i, d in enumerate(shape) if i != self.axis)
-        n = len(self.kernel)
+        n, pads = len(self.kernel), self._pads(shape)
         return (
             shape[0],
             *(
-                (size + self.pads[i] + self.pads[n + i] - self.dilations[i] * (self.kernel[i] - 1) - 1)
+                (size + pads[i] + pads[n + i] - self.dilations[i] * (self.kernel[i] - 1) - 1)
                 // self.strides[i]
                 + 1
                 for i, size in enumerate(shape[2:])

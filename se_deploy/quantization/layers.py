@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from se_deploy import graph
-from se_deploy.quantization import qdq
+from se_deploy.quantization import qdq, scales
 from se_deploy.quantization.im2col import ConvWindow
 
 if TYPE_CHECKING:
@@ -18,6 +17,9 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array
     from se_deploy.quantization.policies import Policy
     from se_deploy.se_blocks import Census
+
+_MOST_COLUMNS = (2**31 - 1) // (-qdq.LOWEST_LEVEL * scales.WEIGHT_LEVELS)
+"""Products of two INT8 numbers that an int32 accumulator holds at their largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,71 +130,97 @@ def collect(model: ir.Model, census: Census, policy: Policy) -> Layers:
 def _layer(node: ir.Node) -> Layer | str:
     """Return the layer, or why it cannot be quantized."""
     x, weight = node.inputs[0], graph.constant(node.inputs[1])
-    bias = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None  # noqa: PLR2004 - its third input is the bias
     rank = len(graph.dims(x) or ())
     if x is None or weight is None:
         return "its weights are not constant"
     if not rank:
         return "the rank of its input is unknown"
-    if bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:  # noqa: PLR2004 - as above
-        return "its bias is not constant"
-    if not np.isfinite(weight).all():
-        return "its weights are not finite"
-    transposed = False
-    padded = False
-    if node.op_type in {"Conv", "ConvTranspose"}:
-        groups = int(graph.attribute(node, "group", 1))  # type: ignore[call-overload]  # ONNX makes it an int
-        taps = math.prod(weight.shape[2:])
-        try:
-            padded = qdq.pads(node) is not None
-        except ValueError as e:
-            return str(e)
-        if node.op_type == "Conv":
-            matrix = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], taps)
-        else:
-            matrix = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], taps)
-            matrix = matrix.transpose(0, 2, 1, 3)
-    else:
-        if len(weight.shape) != 2:  # noqa: PLR2004 - a matrix
-            return "its weights are a stack of matrices"
-        if node.op_type == "Gemm":
-            plain = all(
-                graph.attribute(node, name, default) == default
-                for name, default in (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
-            )
-            if not plain:
-                return "Gemm with alpha, beta or transA"
-        transposed = node.op_type == "MatMul" or not graph.attribute(node, "transB", 0)
-        matrix = (weight.T if transposed else weight)[None, :, :, None]
-    outputs = matrix.shape[0] * matrix.shape[1]
-    if bias is not None:
-        bias = np.broadcast_to(bias.reshape(-1) if bias.size in {1, outputs} else bias, (outputs,))
+    matrix = _matrix(node, weight)
+    if isinstance(matrix, str):
+        return matrix
+    bias = _bias(node, matrix.shape[0] * matrix.shape[1])
+    if isinstance(bias, str):
+        return bias
+    window = _window(node, weight.shape[2:])
+    free = window is not None and window.auto_pad != "NOTSET"
     return Layer(
         node=node.name or "",
         op=node.op_type,
         tensor=x.name or "",
         channel_axis=qdq.channel_axis(node) % rank,
         matrix=np.ascontiguousarray(matrix, np.float32),
-        bias=None if bias is None else bias.astype(np.float32),
+        bias=bias,
         macs=graph.macs(node),
         elements=graph.elements(node),
-        padded=padded,
-        can_fold_offset=node.op_type != "ConvTranspose",
+        padded=free or (window is not None and any(window.pads)),
+        can_fold_offset=node.op_type != "ConvTranspose" and not free,
         shape=weight.shape,
-        transposed=transposed,
-        window=_window(node, weight.shape[2:]),
+        transposed=_is_transposed(node),
+        window=window,
     )
+
+
+def _matrix(node: ir.Node, weight: Array) -> Array | str:
+    """Return the weights as (G, O/G, C/G, taps), or why they cannot be quantized."""
+    if not np.isfinite(weight).all():
+        return "its weights are not finite"
+    if node.op_type in {"Conv", "ConvTranspose"}:
+        groups = int(graph.attribute(node, "group", 1))  # type: ignore[call-overload]  # ONNX makes it an int
+        matrix = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+        if node.op_type == "ConvTranspose":
+            matrix = matrix.transpose(0, 2, 1, 3)
+    else:
+        if len(weight.shape) != 2:  # noqa: PLR2004 - a matrix
+            return "its weights are a stack of matrices"
+        if node.op_type == "Gemm" and not _is_plain(node):
+            return "Gemm with alpha, beta or transA"
+        matrix = (weight.T if _is_transposed(node) else weight)[None, :, :, None]
+    columns = matrix.shape[2] * matrix.shape[3]
+    if columns > _MOST_COLUMNS:
+        return f"it sums {columns:,} products, more than int32 holds of INT8"
+    largest = float(np.abs(matrix).max(initial=0))
+    reason = scales.out_of_range(-largest, largest, scales.WEIGHT_LEVELS)
+    return matrix if reason is None else f"the magnitude of its weights {reason}"
+
+
+def _bias(node: ir.Node, outputs: int) -> Array | str | None:
+    """Return the bias, float32 (O,), or why the layer cannot be quantized with it; None where it has none."""
+    if len(node.inputs) <= qdq.BIAS_INPUT or node.inputs[qdq.BIAS_INPUT] is None:
+        return None
+    bias = graph.constant(node.inputs[qdq.BIAS_INPUT])
+    if bias is None:
+        return "its bias is not constant"
+    if not np.isfinite(bias).all():
+        return "its bias is not finite"
+    if bias.size not in {1, outputs}:
+        return "its bias is not one value for each output"
+    return np.broadcast_to(bias.reshape(-1), (outputs,)).astype(np.float32)
+
+
+def _is_plain(node: ir.Node) -> bool:
+    defaults = (("alpha", 1.0), ("beta", 1.0), ("transA", 0))
+    return all(graph.attribute(node, name, default) == default for name, default in defaults)
+
+
+def _is_transposed(node: ir.Node) -> bool:
+    """Whether the weights are stored as (C, O)."""
+    return node.op_type == "MatMul" or (node.op_type == "Gemm" and not graph.attribute(node, "transB", 0))
 
 
 def _window(node: ir.Node, kernel: tuple[int, ...]) -> ConvWindow | None:
     if node.op_type == "ConvTranspose":
         return None
     if node.op_type != "Conv":
-        return ConvWindow((), (), (), (), qdq.channel_axis(node) % len(graph.dims(node.inputs[0]) or ()))
+        return ConvWindow((), (), (), (), axis=qdq.channel_axis(node) % len(graph.dims(node.inputs[0]) or ()))
     ones = (1,) * len(kernel)
+    try:
+        pads, auto_pad = qdq.pads(node) or (0,) * 2 * len(kernel), "NOTSET"
+    except ValueError:  # the size that auto_pad needs is known of each array only
+        pads, auto_pad = (), str(graph.attribute(node, "auto_pad"))
     return ConvWindow(
         tuple(kernel),
         tuple(graph.attribute(node, "strides", ones)),  # type: ignore[arg-type]  # ONNX makes it a list of ints
         tuple(graph.attribute(node, "dilations", ones)),  # type: ignore[arg-type]  # as above
-        qdq.pads(node) or (0,) * 2 * len(kernel),
+        pads,
+        auto_pad,
     )

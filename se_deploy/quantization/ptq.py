@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from se_deploy import calibration, graph, se_blocks
-from se_deploy.errors import UnsupportedGraph
-from se_deploy.passes.canonical.fold import fold_affine
+from se_deploy import calibration
+from se_deploy.errors import BadInput
 from se_deploy.protocols import silent
 from se_deploy.quantization import (
     cache,
     fp16_ranges,
     fp16_rounding,
     gptq,
-    layer_cost,
-    layers,
     mixed_precision,
-    opsets,
     qdq,
     qparams,
     rounding,
+    scales,
     sensitivity,
 )
-from se_deploy.quantization.cache import Cache
-from se_deploy.quantization.evaluator import Evaluation, Evaluator
+from se_deploy.quantization.cache import Cache, Moments
 from se_deploy.quantization.fp16 import to_fp16
+from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare
 from se_deploy.quantization.layers import FloatLayer, Layer
 from se_deploy.quantization.options import QuantizationResult, QuantizeOptions
 from se_deploy.schema import tool_version
@@ -42,31 +36,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import onnx_ir as ir
+
     from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
     from se_deploy.protocols import Arrays, Progress, Runtime
     from se_deploy.quantization.policies import Policy
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
-
-@dataclass(frozen=True, slots=True)
-class _Effort:
-    """How many samples a step runs: as many as `macs` pay for, within bounds."""
-
-    least: int
-    most: int
-    macs: float
-
-    def samples(self, macs: int) -> int:
-        """Return how many samples may be run through `macs` each: large networks make do with fewer."""
-        return int(np.clip(self.macs / max(1, macs), self.least, self.most))
-
-
-# Bounds and budgets keep each step within some seconds of one core; more samples changed no choice on the
-# networks of scripts/bench_ptq.py.
-_EVALUATION = _Effort(10, 48, 5e8)  # every choice is evaluated on these
-_SENSITIVITY = _Effort(4, 16, 6e9)  # one layer alone in INT8; the budget is shared by all layers
-_GPTQ = _Effort(16, 64, 1.2e9)  # second moments that round the weights
 
 _PROMISE = 1.4
 """Times less noise than minmax is predicted to make (1.5 dB): where channels are equalized clipping pays
@@ -120,12 +97,15 @@ def _quantize(
     policy = options.policy
     stamp = _stamp(model, samples, options)
     known = None if calib_cache is None else cache.read(calib_cache, stamp)
-    job = _prepare(model, samples, runtimes, options)
-    plan: _Plan | None = None
+    job = prepare(model, samples, runtimes, options)
+    plan: Plan | None = None
     if known is None:
         known, plan = _calibrated(job, stamp, progress)
         if calib_cache is not None:
             cache.write(calib_cache, known)
+    job = job.without_tensors(known.float_tensors)
+    if calib_cache is not None:
+        _check_complete(calib_cache, known, job.layers)
     noise: Mapping[str, float] = _predicted(job, known.params, known.statistics())
     measured = options.goal.asked or bool(options.float_macs)  # the policy's own share is too small to pay it
     if measured:
@@ -166,6 +146,7 @@ def _quantize(
         run = fp16_rounding.evaluation(result)
         evaluation = job.evaluator(run.model)
     inside = [layer for layer in job.layers if layer not in in_float]
+    warnings += _notes(known.params, inside, planned)
     return QuantizationResult(
         model=result,
         policy=policy.name,
@@ -187,61 +168,11 @@ def _quantize(
     )
 
 
-def _ranges(job: _Job, model: ir.Model, extremes: Sequence[Arrays]) -> fp16_ranges.Ranges:
+def _ranges(job: Job, model: ir.Model, extremes: Sequence[Arrays]) -> fp16_ranges.Ranges:
     """Return the ranges of the Q/DQ graph's tensors on the samples held back and on the extremes."""
     held = job.evaluator.held.batches(job.block)
     kinds = ["data", *(["extremes"] if extremes else [])]
     return fp16_ranges.measure(model, itertools.chain(held, extremes), job.fast, kinds=kinds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Layers in INT8, and the evaluation of the graph with them."""
-
-    layers: list[QuantizedLayer]
-    evaluation: Evaluation
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What every step of one run works on."""
-
-    model: ir.Model  # the float network, BatchNorm folded
-    layers: tuple[Layer, ...]
-    float_layers: tuple[FloatLayer, ...]
-    policy: Policy
-    options: QuantizeOptions
-    fast: Runtime
-    chosen: Samples
-    block: int  # samples that the graph takes at once; 1 where it is free
-    evaluator: Evaluator
-    warnings: tuple[str, ...]
-
-    @property
-    def macs(self) -> int:
-        """The MACs of all convolutions and fully connected layers."""
-        return sum(layer.macs for layer in self.layers) + sum(layer.macs for layer in self.float_layers)
-
-    def float_budget(self) -> float:
-        """Return the MACs that may yet stay in float."""
-        share = self.policy.float_macs if self.options.float_macs is None else self.options.float_macs
-        return share * self.macs - sum(layer.macs for layer in self.float_layers)
-
-    def added_ms(self, layer: Layer) -> float:
-        """Return about what leaving a layer in float costs on the device that was named."""
-        return layer_cost.fp16_overhead_ms(layer, self.options.device)
-
-    def evaluated(self, planned: list[QuantizedLayer]) -> _Plan:
-        """Return the plan with the evaluation of the graph with these layers in INT8."""
-        return _Plan(planned, self.evaluator.layers(planned))
-
-    def sensitivity_evaluator(self) -> Evaluator:
-        """Return an evaluator on few samples: every layer is tried alone."""
-        most = _SENSITIVITY.samples(self.macs * len(self.layers))
-        few = _evenly(self.evaluator.held, most, self.block)
-        if few is self.evaluator.held:
-            return self.evaluator
-        return Evaluator.of(self.model, self.evaluator.tensors, few, self.evaluator.runtime, self.fast)
 
 
 def _stamp(model: ir.Model, samples: Samples, options: QuantizeOptions) -> Stamp:
@@ -257,57 +188,34 @@ def _stamp(model: ir.Model, samples: Samples, options: QuantizeOptions) -> Stamp
     )
 
 
-def _prepare(
-    model: ir.Model, samples: Samples, runtimes: tuple[Runtime, Runtime], options: QuantizeOptions
-) -> _Job:
-    runtime, fast = runtimes
-    needed = opsets.FP16_SCALES if options.base_precision == "fp16" else opsets.PER_CHANNEL
-    model = graph.rewrite(opsets.at_least(model, needed), fold_affine).model
-    collected = layers.collect(model, se_blocks.detect(model), options.policy)
-    candidates, float_layers = collected.quantizable, collected.in_float
-    if options.exclude_nodes:
-        excluded = re.compile(options.exclude_nodes)
-        out = [layer for layer in candidates if excluded.search(layer.node)]
-        float_layers = (
-            *float_layers,
-            *(FloatLayer(layer.node, "excluded by --exclude-nodes", layer.macs) for layer in out),
-        )
-        candidates = tuple(layer for layer in candidates if layer not in out)
-    if not candidates:
-        raise UnsupportedGraph(
-            "the graph has no convolution or fully connected layer to quantize",
-            hint="give the FP32 graph that `se-deploy export` wrote",
-        )
-    work = _work(model, samples)
-    block = calibration.frozen_batch(model) or 1
-    chosen, held = samples.split(options.hold_back, block)
-    warnings = []
-    if not held.count:
-        held = chosen
-        warnings.append(
-            f"{samples.count} samples are too few to hold any back: choices were judged on the samples that "
-            "they were made on"
-        )
-    total = sum(work[node].macs for node in [*(c.node for c in candidates), *(f.node for f in float_layers)])
-    held = _evenly(held, _EVALUATION.samples(total), block)
-    return _Job(
-        model=model,
-        layers=tuple(
-            dataclasses.replace(layer, macs=work[layer.node].macs, elements=work[layer.node].elements)
-            for layer in candidates
-        ),
-        float_layers=tuple(dataclasses.replace(layer, macs=work[layer.node].macs) for layer in float_layers),
-        policy=options.policy,
-        options=options,
-        fast=fast,
-        chosen=chosen,
-        block=block,
-        evaluator=Evaluator.of(model, _last_outputs(model, candidates), held, runtime, fast),
-        warnings=tuple(warnings),
-    )
+def _check_complete(path: Path, known: Cache, candidates: Sequence[Layer]) -> None:
+    """Raise BadInput where a cache lacks what a layer needs."""
+    for layer in candidates:
+        entry = known.moments.get(layer.tensor)
+        if entry is None or len(entry.mean) != layer.channels:
+            what = "is missing" if entry is None else f"has {len(entry.mean)} channels, not {layer.channels}"
+            raise BadInput(
+                f"the calibration cache '{path}': tensors.{layer.tensor} {what}",
+                hint="delete the cache or name another one with --calib-cache",
+            )
 
 
-def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Plan]:
+def _notes(
+    params: Mapping[str, QuantParams], inside: Sequence[Layer], planned: Sequence[QuantizedLayer]
+) -> list[str]:
+    """Return what scales were not chosen by the data, in a user's words."""
+    tensors = dict.fromkeys(layer.tensor for layer in inside)
+    notes = [f"the tensor '{name}': {params[name].reason}" for name in tensors if params[name].reason]
+    raised = [layer.node for layer in planned if layer.raised_for_bias]
+    if raised:
+        notes.append(
+            f"the weight scales of {len(raised)} layers were raised, so that their biases fit into the int32 "
+            f"sums of a runtime that adds them there ({named(raised)})"
+        )
+    return notes
+
+
+def _calibrated(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Plan]:
     """Return parameters of all tensors by the method that is evaluated best, and the plan with them."""
     axes = {layer.tensor: layer.channel_axis for layer in job.layers}
     asked = job.options.method
@@ -321,10 +229,16 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Pl
         positions=calibration.TAIL_POSITIONS if tails else calibration.POSITIONS,
         progress=progress,
     )
+    float_tensors = {
+        name: reason
+        for name, seen in statistics.items()
+        if (reason := scales.out_of_range(float(seen.low.min()), float(seen.high.max()), qdq.HIGHEST_LEVEL))
+    }
+    job = job.without_tensors(float_tensors)
     residual = _residual_tensors(job)
     methods = (asked,) if asked else calibration.METHODS
     choices = _choices(job, statistics, methods, residual)
-    best: tuple[Method, dict[str, QuantParams], _Plan] | None = None
+    best: tuple[Method, dict[str, QuantParams], Plan] | None = None
     likely = _likely(job, choices, methods)
     for i, method in enumerate(likely):
         params = {
@@ -339,11 +253,13 @@ def _calibrated(job: _Job, stamp: Stamp, progress: Progress) -> tuple[Cache, _Pl
         progress("method", i + 1, len(likely))
     assert best is not None  # noqa: S101 - at least one method is likely
     method, params, plan = best
-    moments = {name: (s.mean.tolist(), s.variance.tolist()) for name, s in statistics.items()}
-    return Cache(stamp, method, params, moments), plan
+    moments = {
+        name: Moments(tuple(s.mean.tolist()), tuple(s.variance.tolist())) for name, s in statistics.items()
+    }
+    return Cache(stamp, method, params, moments, float_tensors=float_tensors), plan
 
 
-def _residual_tensors(job: _Job) -> set[str]:
+def _residual_tensors(job: Job) -> set[str]:
     """Return the tensors that a residual Add is to read quantized, where the policy wants that."""
     if not job.policy.quantize_residual:
         return set()
@@ -352,7 +268,7 @@ def _residual_tensors(job: _Job) -> set[str]:
 
 
 def _choices(
-    job: _Job, statistics: Mapping[str, Statistics], methods: Sequence[Method], residual: set[str]
+    job: Job, statistics: Mapping[str, Statistics], methods: Sequence[Method], residual: set[str]
 ) -> dict[str, dict[Method, qparams.Choice]]:
     """Return each tensor's parameters by each method."""
     readers: dict[str, list[Layer]] = {}
@@ -378,7 +294,7 @@ def _choices(
 
 
 def _likely(
-    job: _Job, choices: Mapping[str, Mapping[Method, qparams.Choice]], methods: Sequence[Method]
+    job: Job, choices: Mapping[str, Mapping[Method, qparams.Choice]], methods: Sequence[Method]
 ) -> list[Method]:
     """Return the methods worth an evaluation, the safe one first.
 
@@ -397,7 +313,7 @@ def _may_fold_offset(layer: Layer, policy: Policy) -> bool:
 
 
 def _rounded(
-    job: _Job, params: Mapping[str, QuantParams], statistics: Mapping[str, Statistics]
+    job: Job, params: Mapping[str, QuantParams], statistics: Mapping[str, Statistics]
 ) -> list[QuantizedLayer]:
     """Return all layers with weights rounded to nearest."""
     return [
@@ -412,7 +328,7 @@ def _rounded(
 
 
 def _predicted(
-    job: _Job, params: Mapping[str, QuantParams], statistics: Mapping[str, Statistics]
+    job: Job, params: Mapping[str, QuantParams], statistics: Mapping[str, Statistics]
 ) -> dict[str, float]:
     """Return each layer's predicted noise over its own output's power, by node name."""
     return {
@@ -426,7 +342,7 @@ def _predicted(
     }
 
 
-def _with_gptq(job: _Job, plan: _Plan, params: Mapping[str, QuantParams], progress: Progress) -> _Plan:
+def _with_gptq(job: Job, plan: Plan, params: Mapping[str, QuantParams], progress: Progress) -> Plan:
     """Return the plan with weights rounded by GPTQ where that is evaluated better, else the plan itself."""
     names = {layer.node for layer in plan.layers}
     rounded = job.evaluated(
@@ -435,7 +351,7 @@ def _with_gptq(job: _Job, plan: _Plan, params: Mapping[str, QuantParams], progre
             [layer for layer in job.layers if layer.node in names],
             params,
             plan.layers,
-            _evenly(job.chosen, _GPTQ.samples(job.macs), job.block),
+            evenly(job.chosen, GPTQ.samples(job.macs), job.block),
             runtime=job.fast,
             per_channel=job.policy.per_channel_weights,
             progress=progress,
@@ -450,52 +366,5 @@ def _left_in_float(layer: Layer, noise: Mapping[str, float], *, measured: bool) 
     return FloatLayer(layer.node, f"alone in INT8 it makes noise at {level:.0f} dB {where}", layer.macs)
 
 
-def _evenly(samples: Samples, most: int, block: int) -> Samples:
-    """Return at most `most` samples, evenly spread, in whole blocks."""
-    blocks = samples.count // block
-    wanted = max(1, most // block)
-    if blocks <= wanted:
-        return samples
-    starts = [n * blocks // wanted * block for n in range(wanted)]
-    return samples.take([start + i for start in starts for i in range(block)])
-
-
 def _macs_of(layer: Layer) -> float:
     return layer.macs
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What a node computes and moves per sample."""
-
-    macs: int
-    elements: int
-
-
-def _work(model: ir.Model, samples: Samples) -> dict[str, _Work]:
-    """Return each node's work at the samples' own size, by name."""
-    copy = model.clone()
-    if calibration.frozen_batch(model) is None:
-        first = next(samples.batches(1))
-        for value in copy.graph.inputs:
-            if value.name in first:
-                value.shape = ir.Shape(first[value.name].shape)
-        for node in copy.graph:
-            for value in node.outputs:
-                value.shape = None
-        graph.tidy(copy)
-    return {node.name or "": _Work(graph.macs(node), graph.elements(node)) for node in copy.graph}
-
-
-def _last_outputs(model: ir.Model, candidates: Sequence[Layer]) -> tuple[str, ...]:
-    """Return the outputs of layers behind which there is no other layer."""
-    names = {layer.node for layer in candidates}
-    before: set[ir.Value] = set()  # values with a layer behind them
-    last = []
-    for node in reversed(list(model.graph)):
-        behind = any(value in before for value in node.outputs)
-        if node.name in names and not behind:
-            last.append(node.outputs[0].name or "")
-        if behind or node.name in names:
-            before.update(value for value in node.inputs if value is not None)
-    return tuple(reversed(last))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators whose input and constant weights are quantized."""
 
+BIAS_INPUT = 2  # x, W, B: a layer's third input
 LOWEST_LEVEL, HIGHEST_LEVEL = -128, 127
 """What INT8 holds."""
 
@@ -39,6 +40,7 @@ class QuantParams:
     offset: Array | None = None  # (C,) float32 over the channel axis; None: 0
     equalization: Array | None = None  # (C,) float32, positive; None: 1
     residual: bool = False  # Adds read the tensor quantized too; needs neither offset nor equalization
+    reason: str | None = None  # why the scale does not come from the data
 
     @property
     def low(self) -> float:
@@ -66,6 +68,7 @@ class QuantizedLayer:
     weight_scale: Array  # float32, () per tensor or (O,) along `axis`
     axis: int  # of the output channels in `weight`
     bias: Array | None  # float32 (O,): None where the layer had none and needs none
+    raised_for_bias: bool = False  # the weight scale, so that the bias in steps of the product fits int32
 
 
 def to_qdq(model: ir.Model, layers: Sequence[QuantizedLayer]) -> graph.Rewrite:
@@ -90,12 +93,11 @@ def trial(model: ir.Model, layers: Sequence[QuantizedLayer]) -> ir.Model:
 def write(model: ir.Model, layers: Sequence[QuantizedLayer]) -> int:
     """Write the layers' Q/DQ nodes into `model` itself and return how many layers it was."""
     by_node = {layer.node: layer for layer in layers}
-    shared: dict[tuple[object, ...], ir.Value] = {}
-    zero = graph.initializer(model, "int8_zero", np.zeros((), np.int8))
-    found = [node for node in model.graph if node.name in by_node]
-    for node in found:
-        _quantize(model, node, by_node[node.name or ""], zero, shared)
-    return len(found)
+    nodes = [node for node in model.graph if node.name in by_node]
+    writer = _Writer(model)
+    for node in nodes:
+        writer.quantize(node, by_node[node.name or ""])
+    return len(nodes)
 
 
 def channel_axis(node: ir.Node) -> int:
@@ -119,20 +121,37 @@ def pads(node: ir.Node) -> tuple[int, ...] | None:
     if mode == "VALID":
         return None
     if mode == "NOTSET":
-        found = tuple(int(p) for p in graph.attribute(node, "pads", (0,) * 2 * spatial))  # type: ignore[attr-defined]  # ONNX makes it a list of ints
-        return found if any(found) else None
-    strides = graph.attribute(node, "strides", (1,) * spatial)
-    dilations = graph.attribute(node, "dilations", (1,) * spatial)
+        given_pads = tuple(int(p) for p in graph.attribute(node, "pads", (0,) * 2 * spatial))  # type: ignore[attr-defined]  # ONNX makes it a list of ints
+        return given_pads if any(given_pads) else None
+    sizes, kernel = size[2:], weight[2:]
+    if None in sizes or None in kernel:
+        raise ValueError(f"Conv '{node.name}' pads by auto_pad and its input size is free")
+    resolved = same_pads(
+        tuple(d for d in sizes if d is not None),
+        tuple(d for d in kernel if d is not None),
+        tuple(graph.attribute(node, "strides", (1,) * spatial)),  # type: ignore[arg-type]  # as above
+        tuple(graph.attribute(node, "dilations", (1,) * spatial)),  # type: ignore[arg-type]  # as above
+        upper=mode == "SAME_UPPER",
+    )
+    return resolved if any(resolved) else None
+
+
+def same_pads(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+    *,
+    upper: bool,
+) -> tuple[int, ...]:
+    """Return the pads that auto_pad SAME_UPPER or SAME_LOWER means for an input of these sizes."""
     before, after = [], []
-    for length, kernel, stride, dilation in zip(size[2:], weight[2:], strides, dilations, strict=True):  # type: ignore[call-overload]  # as above
-        if length is None or kernel is None:
-            raise ValueError(f"Conv '{node.name}' pads by auto_pad and its input size is free")
+    for length, taps, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         outputs = -(-length // stride)
-        total = max(0, (outputs - 1) * stride + (kernel - 1) * dilation + 1 - length)
-        before.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
+        total = max(0, (outputs - 1) * stride + (taps - 1) * dilation + 1 - length)
+        before.append(total // 2 if upper else total - total // 2)
         after.append(total - before[-1])
-    found = (*before, *after)
-    return found if any(found) else None
+    return (*before, *after)
 
 
 def given(node: ir.Node, slot: int) -> ir.Value:
@@ -143,70 +162,112 @@ def given(node: ir.Node, slot: int) -> ir.Value:
     return value
 
 
-def _quantize(
-    model: ir.Model,
-    node: ir.Node,
-    layer: QuantizedLayer,
-    zero: ir.Value,
-    shared: dict[tuple[object, ...], ir.Value],
-) -> None:
-    x = given(node, 0)
-    padding = pads(node) if layer.params.offset is not None else None
-    params = layer.params
-    key = (
-        x,
-        params.scale,
-        padding,
-        None if params.offset is None else params.offset.tobytes(),
-        None if params.equalization is None else params.equalization.tobytes(),
-        params.residual,
-    )
-    if key not in shared:
-        shared[key] = _quantized_input(model, node, params, padding, zero)
-    if padding is not None:
-        for name in ("auto_pad", "pads"):
-            node.attributes.pop(name, None)
-    node.replace_input_with(0, shared[key])
-    _quantize_weights(model, node, layer)
+class _Writer:
+    """Writes Q/DQ nodes into one graph, under names that the graph does not use."""
 
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        self.names = graph.value_names(model)
+        self.zero = self.constant("int8_zero", np.zeros((), np.int8))
+        self.quantized: dict[tuple[object, ...], ir.Value] = {}  # what layers may share
 
-def _quantized_input(
-    model: ir.Model, node: ir.Node, params: QuantParams, padding: tuple[int, ...] | None, zero: ir.Value
-) -> ir.Value:
-    """Return the dequantized input, behind Pad, Mul, Sub (where needed), Quantize- and DequantizeLinear."""
-    x = given(node, 0)
-    name, rank = x.name, len(graph.dims(x) or ())
-    axis = channel_axis(node) % rank
-    along = tuple(-1 if i == axis else 1 for i in range(rank))
-    nodes: list[ir.Node] = []
-    value: ir.Value = x
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """Return a new constant; the graph's own names win."""
+        return graph.initializer(self.model, name, array, self.names)
 
-    def then(op: str, *others: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
-        nonlocal value
-        made = ir.node(op, [value, *others])
-        made.outputs[0].type = ir.TensorType(dtype)
-        value = made.outputs[0]
-        nodes.append(made)
+    def quantize(self, node: ir.Node, layer: QuantizedLayer) -> None:
+        """Let a layer read quantized input and quantized weights."""
+        params = layer.params
+        padding = pads(node) if params.offset is not None else None
+        key = (
+            given(node, 0),
+            params.scale,
+            padding,
+            None if params.offset is None else params.offset.tobytes(),
+            None if params.equalization is None else params.equalization.tobytes(),
+            params.residual,
+        )
+        if key not in self.quantized:
+            self.quantized[key] = self._quantized_input(node, params, padding)
+        if padding is not None:
+            for name in ("auto_pad", "pads"):
+                node.attributes.pop(name, None)
+        node.replace_input_with(0, self.quantized[key])
+        self._quantize_weights(node, layer)
 
-    if padding is not None:
-        half = len(padding) // 2
-        edges = np.array([0, 0, *padding[:half], 0, 0, *padding[half:]], np.int64)
-        then("Pad", graph.initializer(model, f"{name}_pads", edges))
-    if params.equalization is not None:
-        inverse = (1 / params.equalization.astype(np.float64)).astype(np.float32)
-        then("Mul", graph.initializer(model, f"{name}_inverse", inverse.reshape(along)))
-    if params.offset is not None:
-        offset = params.offset.astype(np.float64)
+    def _quantized_input(
+        self, node: ir.Node, params: QuantParams, padding: tuple[int, ...] | None
+    ) -> ir.Value:
+        """Return the dequantized input, behind Pad, Mul and Sub where they are needed."""
+        x = given(node, 0)
+        name, rank = x.name, len(graph.dims(x) or ())
+        axis = channel_axis(node) % rank
+        along = tuple(-1 if i == axis else 1 for i in range(rank))
+        nodes: list[ir.Node] = []
+        value: ir.Value = x
+
+        def then(op: str, *others: ir.Value, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+            nonlocal value
+            made = ir.node(op, [value, *others])
+            made.outputs[0].type = ir.TensorType(dtype)
+            value = made.outputs[0]
+            nodes.append(made)
+
+        if padding is not None:
+            half = len(padding) // 2
+            edges = np.array([0, 0, *padding[:half], 0, 0, *padding[half:]], np.int64)
+            then("Pad", self.constant(f"{name}_pads", edges))
         if params.equalization is not None:
-            offset = offset / params.equalization
-        then("Sub", graph.initializer(model, f"{name}_offset", offset.astype(np.float32).reshape(along)))
-    scale = graph.initializer(model, f"{name}_scale", np.array(params.scale, np.float32))
-    then("QuantizeLinear", scale, zero, dtype=ir.DataType.INT8)
-    then("DequantizeLinear", scale, zero)
-    model.graph.insert_before(node, nodes)
-    if params.residual:
-        _share_with_adds(model, x, value, nodes)
-    return value
+            inverse = (1 / params.equalization.astype(np.float64)).astype(np.float32)
+            then("Mul", self.constant(f"{name}_inverse", inverse.reshape(along)))
+        if params.offset is not None:
+            offset = params.offset.astype(np.float64)
+            if params.equalization is not None:
+                offset = offset / params.equalization
+            then("Sub", self.constant(f"{name}_offset", offset.astype(np.float32).reshape(along)))
+        scale = self.constant(f"{name}_scale", np.array(params.scale, np.float32))
+        then("QuantizeLinear", scale, self.zero, dtype=ir.DataType.INT8)
+        then("DequantizeLinear", scale, self.zero)
+        self.model.graph.insert_before(node, nodes)
+        if params.residual:
+            _share_with_adds(self.model, x, value, nodes)
+        return value
+
+    def _quantize_weights(self, node: ir.Node, layer: QuantizedLayer) -> None:
+        weight = given(node, 1)
+        per_channel = layer.weight_scale.ndim > 0
+        dq = ir.node(
+            "DequantizeLinear",
+            [
+                self.constant(f"{weight.name}_int8", layer.weight),
+                self.constant(f"{weight.name}_scale", layer.weight_scale.astype(np.float32)),
+                self.constant(f"{weight.name}_zero", np.zeros(layer.weight_scale.shape, np.int8)),
+            ],
+            {"axis": layer.axis} if per_channel else {},
+        )
+        dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        self.model.graph.insert_before(node, dq)
+        node.replace_input_with(1, dq.outputs[0])
+        if layer.bias is None:
+            return
+        if node.op_type == "MatMul":
+            self._add_bias(node, layer.bias)
+            return
+        has_bias = len(node.inputs) > BIAS_INPUT and node.inputs[BIAS_INPUT] is not None
+        name = given(node, BIAS_INPUT).name if has_bias else f"{node.name}_bias"
+        bias = self.constant(f"{name}_folded", layer.bias.astype(np.float32))
+        if len(node.inputs) <= BIAS_INPUT:
+            node.resize_inputs(BIAS_INPUT + 1)
+        node.replace_input_with(BIAS_INPUT, bias)
+
+    def _add_bias(self, node: ir.Node, bias: Array) -> None:
+        """Put an Add behind a MatMul, which has no bias of its own."""
+        y = node.outputs[0]
+        add = ir.node("Add", [y, self.constant(f"{y.name}_bias", bias.astype(np.float32))])
+        add.outputs[0].type, add.outputs[0].shape = y.type, y.shape
+        graph.insert_after(y, [add])
+        graph.replace(y, add.outputs[0])
+        add.replace_input_with(0, y)
 
 
 def adds(value: ir.Value) -> list[ir.Node]:
@@ -220,49 +281,12 @@ def adds(value: ir.Value) -> list[ir.Node]:
 
 def _share_with_adds(model: ir.Model, x: ir.Value, quantized: ir.Value, nodes: Sequence[ir.Node]) -> None:
     """Let the residual Adds read the same quantized tensor: it then exists in INT8 only."""
-    found = adds(x)
-    if not found:
+    readers = adds(x)
+    if not readers:
         return
     model.graph.remove(nodes)
     graph.insert_after(x, nodes)
-    for add in found:
+    for add in readers:
         for slot, value in enumerate(add.inputs):
             if value is x:
                 add.replace_input_with(slot, quantized)
-
-
-def _quantize_weights(model: ir.Model, node: ir.Node, layer: QuantizedLayer) -> None:
-    weight = given(node, 1)
-    per_channel = layer.weight_scale.ndim > 0
-    dq = ir.node(
-        "DequantizeLinear",
-        [
-            graph.initializer(model, f"{weight.name}_int8", layer.weight),
-            graph.initializer(model, f"{weight.name}_scale", layer.weight_scale.astype(np.float32)),
-            graph.initializer(model, f"{weight.name}_zero", np.zeros(layer.weight_scale.shape, np.int8)),
-        ],
-        {"axis": layer.axis} if per_channel else {},
-    )
-    dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    model.graph.insert_before(node, dq)
-    node.replace_input_with(1, dq.outputs[0])
-    if layer.bias is None:
-        return
-    if node.op_type == "MatMul":
-        _add_bias(model, node, layer.bias)
-        return
-    name = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else f"{node.name}_bias"  # noqa: PLR2004 - a layer's third input is its bias
-    bias = graph.initializer(model, f"{name}_folded", layer.bias.astype(np.float32))
-    if len(node.inputs) < 3:  # noqa: PLR2004 - as above
-        node.resize_inputs(3)
-    node.replace_input_with(2, bias)
-
-
-def _add_bias(model: ir.Model, node: ir.Node, bias: Array) -> None:
-    """Put an Add behind a MatMul, which has no bias of its own."""
-    y = node.outputs[0]
-    add = ir.node("Add", [y, graph.initializer(model, f"{y.name}_bias", bias.astype(np.float32))])
-    add.outputs[0].type, add.outputs[0].shape = y.type, y.shape
-    graph.insert_after(y, [add])
-    graph.replace(y, add.outputs[0])
-    add.replace_input_with(0, y)

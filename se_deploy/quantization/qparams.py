@@ -17,7 +17,7 @@ import numpy as np
 
 from se_deploy import calibration
 from se_deploy.quantization.qdq import HIGHEST_LEVEL, LOWEST_LEVEL, QuantParams
-from se_deploy.quantization.rounding import fp16_exact
+from se_deploy.quantization.scales import UNSEEN_SCALE, representable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +33,7 @@ _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range 
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
 _ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
 _STEPS = calibration.LEVELS - 1
+_CONSTANT = 2.0**-20  # of the largest value: a tensor that moves less is one that rounding in FP32 moves
 _LEAST_POWER = 1e-30  # of an output: keeps quotients finite where a layer's output never moves
 _UNIFORM_NOISE = 1 / 12  # variance of rounding to steps of 1
 
@@ -57,27 +58,20 @@ class Allowed:
 def choose(
     statistics: Statistics, readers: Sequence[Layer], methods: Sequence[Method], allowed: Allowed
 ) -> dict[Method, Choice]:
-    """Return scale, offset and equalization of the tensor that `readers` read, by each method."""
+    """Return scale, offset and equalization of the tensor that `readers` read, by each method.
+
+    A tensor that was 0 on all data says nothing of its range: its scale is a guess, with the reason.
+    """
+    if not statistics.low.any() and not statistics.high.any():
+        reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
+        return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
     error = calibration.ClipError(statistics)
-    ranges = calibration.choose_ranges(statistics, methods, error)
-    if not allowed.channel_equalization:
-        whole_tensor = statistics.per_tensor()
-        whole = calibration.choose_ranges(whole_tensor, methods, calibration.ClipError(whole_tensor))
-        for method, (low, high) in ranges.items():
-            begin = np.maximum(low, whole[method][0])
-            ranges[method] = (begin, np.maximum(begin, np.minimum(high, whole[method][1])))
-    if any(layer.padded for layer in readers):  # with zeros, which must not be clipped
-        ranges = {method: (np.minimum(low, 0), np.maximum(high, 0)) for method, (low, high) in ranges.items()}
     weight = sum(layer.column_power for layer in readers)
     power_out = max(float((weight * statistics.variance).sum()), _LEAST_POWER)
     chosen = {}
-    for method, (low, high) in ranges.items():
-        if allowed.offset_folding:
-            size = (high - low) / _STEPS
-        else:
-            size = np.maximum(np.maximum(-low, high) / HIGHEST_LEVEL, 0)
-        largest = max(float(size.max()), 1e-12)
-        share = np.maximum(size / largest, _LEAST_SHARE)
+    for method, (low, high) in _ranges(statistics, readers, methods, allowed, error).items():
+        size = _sizes(low, high, allowed)
+        share = np.maximum(size / float(size.max()), _LEAST_SHARE)
         best = np.inf
         for power in POWERS if allowed.channel_equalization else (0.0,):
             factor = share**power
@@ -87,7 +81,7 @@ def choose(
                 for layer in readers
             )
             # minmax promises that nothing is clipped
-            scales = fp16_exact((_RANGE_SHARES if method != "minmax" else np.ones(1)) * reach)
+            scales = representable((_RANGE_SHARES if method != "minmax" else np.ones(1)) * reach)
             step = factor * scales[:, None]  # (scales, C)
             offset = _offset(low, high, step) if allowed.offset_folding else np.zeros_like(step)
             clipped = error(offset + LOWEST_LEVEL * step, offset + HIGHEST_LEVEL * step)
@@ -102,6 +96,40 @@ def choose(
                 )
                 chosen[method] = Choice(params, best / power_out)
     return chosen
+
+
+def _ranges(
+    statistics: Statistics,
+    readers: Sequence[Layer],
+    methods: Sequence[Method],
+    allowed: Allowed,
+    error: calibration.ClipError,
+) -> dict[Method, tuple[FloatArray, FloatArray]]:
+    """Return each channel's range by each method, wide enough for one channel at least to have a scale."""
+    extent = statistics.low, statistics.high
+    ranges = calibration.choose_ranges(statistics, methods, error)
+    if not allowed.channel_equalization:
+        whole_tensor = statistics.per_tensor()
+        whole = calibration.choose_ranges(whole_tensor, methods, calibration.ClipError(whole_tensor))
+        for method, (low, high) in ranges.items():
+            begin = np.maximum(low, whole[method][0])
+            ranges[method] = (begin, np.maximum(begin, np.minimum(high, whole[method][1])))
+    constant = bool((extent[1] - extent[0] <= _CONSTANT * np.maximum(-extent[0], extent[1])).all())
+    # Padding is zeros, which must not be clipped; a constant tells its range only as a distance from 0.
+    to_zero = constant or any(layer.padded for layer in readers)
+    result: dict[Method, tuple[FloatArray, FloatArray]] = {}
+    for method, chosen in ranges.items():
+        # Of a tensor that is hardly ever not 0, clipping may leave nothing.
+        low, high = chosen if (chosen[1] > chosen[0]).any() else extent
+        result[method] = (np.minimum(low, 0), np.maximum(high, 0)) if to_zero else (low, high)
+    return result
+
+
+def _sizes(low: FloatArray, high: FloatArray, allowed: Allowed) -> FloatArray:
+    """Return the step that each channel's range alone would have, (C,); not all are 0."""
+    if allowed.offset_folding:
+        return (high - low) / _STEPS
+    return np.maximum(np.maximum(-low, high) / HIGHEST_LEVEL, 0)
 
 
 def predicted_noise(layer: Layer, params: QuantParams, statistics: Statistics, *, per_channel: bool) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from se_deploy.quantization.qdq import QuantizedLayer
+from se_deploy.quantization.scales import SMALLEST_SCALE, WEIGHT_LEVELS, representable
 
 if TYPE_CHECKING:
     from se_deploy.calibration import Statistics
@@ -14,26 +16,39 @@ if TYPE_CHECKING:
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantParams
 
-LEVELS = 127  # of weights: -127 to 127, symmetric, so that -W is as exact as W
-_SHRINKS = np.linspace(0.7, 1, 9, dtype=np.float32)  # of the full range of the weights, tried as their range
-_SMALLEST_SCALE = 1e-8
+_SHRINKS = np.linspace(1, 0.7, 9, dtype=np.float32)
+"""Of the full range of the weights, tried as their range; the full one first: it wins a tie."""
+_INT32_BIAS = 2.0**30
+"""Half of what int32 holds: the mean error of rounding is added to the bias after the scale was chosen."""
+_FP16_ROUNDING = 2.0**-10  # of a scale: at least what rounding it to FP16 may take away
+_LEAST_IMPORTANCE = 1e-6
+"""Of the mean: a channel that was 0 on the data may not stay so; its weights are not to be clipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightScale:
+    """The scale of a layer's weights, (G, O/G, 1, 1), all equal where it is per tensor."""
+
+    values: FloatArray
+    per_channel: bool
+    raised_for_bias: bool  # above what the weights alone ask for
 
 
 def round_nearest(
     layer: Layer, params: QuantParams, statistics: Statistics, *, per_channel: bool
 ) -> QuantizedLayer:
-    """Return the layer with weights rounded to the nearest of 255 levels, range by expected output error."""
+    """Return the layer with weights rounded to the nearest level, their range by expected output error."""
     matrix, bias = fold_into_weights(layer, params)
     groups, _, channels, taps = matrix.shape
     factor = 1.0 if params.equalization is None else params.equalization.astype(np.float64)
     power = (statistics.variance + statistics.mean**2) / factor**2
     importance = np.repeat(power.reshape(groups, 1, channels, 1), taps, axis=3)
-    scale = weight_scale(matrix, importance, per_channel=per_channel)
-    q = np.clip(np.round(matrix / scale), -LEVELS, LEVELS)
+    scale = raised_for_bias(weight_scale(matrix, importance, per_channel=per_channel), bias, params.scale)
+    q = np.clip(np.round(matrix / scale.values), -WEIGHT_LEVELS, WEIGHT_LEVELS)
     offset = 0.0 if params.offset is None else params.offset.astype(np.float64)
     mean = ((statistics.mean - offset) / factor).reshape(groups, 1, channels, 1)
-    drift = ((matrix - q * scale) * mean).sum(axis=(2, 3)).reshape(-1)
-    return to_quantized_layer(layer, params, q, scale, bias + drift, per_channel=per_channel)
+    drift = ((matrix - q * scale.values) * mean).sum(axis=(2, 3)).reshape(-1)
+    return to_quantized_layer(layer, params, q, scale, bias + drift)
 
 
 def fold_into_weights(layer: Layer, params: QuantParams) -> tuple[FloatArray, FloatArray]:
@@ -49,18 +64,21 @@ def fold_into_weights(layer: Layer, params: QuantParams) -> tuple[FloatArray, Fl
     return matrix, bias
 
 
-def weight_scale(matrix: FloatArray, importance: FloatArray, *, per_channel: bool) -> FloatArray:
-    """Return the scale of least weighted squared error: (G, O/G, 1, 1), all equal where it is per tensor."""
+def weight_scale(matrix: FloatArray, importance: FloatArray, *, per_channel: bool) -> WeightScale:
+    """Return the scale of least squared error, weighted by `importance`, (G, 1, C/G, taps) or as `matrix`."""
     over = (2, 3) if per_channel else (0, 1, 2, 3)
-    matrix, importance = matrix.astype(np.float32), importance.astype(np.float32)
-    full = np.maximum(np.abs(matrix).max(axis=over, keepdims=True) / LEVELS, np.float32(_SMALLEST_SCALE))
+    matrix = matrix.astype(np.float32)
+    importance = np.maximum(importance, _LEAST_IMPORTANCE * importance.mean()).astype(np.float32)
+    full = np.maximum(
+        np.abs(matrix).max(axis=over, keepdims=True) / WEIGHT_LEVELS, np.float32(SMALLEST_SCALE)
+    )
     best = np.full(full.shape, np.inf)
     chosen = full
     for shrink in _SHRINKS:
         scale = full * shrink
         q = matrix / scale
         np.rint(q, out=q)
-        np.clip(q, -LEVELS, LEVELS, out=q)
+        np.clip(q, -WEIGHT_LEVELS, WEIGHT_LEVELS, out=q)
         q *= scale
         q -= matrix
         q *= q
@@ -68,31 +86,36 @@ def weight_scale(matrix: FloatArray, importance: FloatArray, *, per_channel: boo
         cost = q.sum(axis=over, keepdims=True, dtype=np.float64)
         chosen = np.where(cost < best, scale, chosen)
         best = np.minimum(cost, best)
-    return np.broadcast_to(fp16_exact(chosen.astype(np.float64)), (*matrix.shape[:2], 1, 1))
+    values = np.broadcast_to(representable(chosen.astype(np.float64)), (*matrix.shape[:2], 1, 1))
+    return WeightScale(values, per_channel, raised_for_bias=False)
 
 
-def fp16_exact(scale: FloatArray) -> FloatArray:
-    """Return scales rounded to FP16 where it has its 11 bits: an FP16 graph then dequantizes to the same.
+def raised_for_bias(scale: WeightScale, bias: FloatArray, input_scale: float) -> WeightScale:
+    """Return the scale, raised where the bias (O,) in steps of the product would leave int32.
 
-    It costs nothing: integers are chosen for the rounded scale. Smaller or larger scales stay as they are.
+    A runtime may add the bias to the int32 sums. It costs nothing that can be seen: a rounded weight is then
+    wrong by less than 2^-23 of the bias, about what FP32 resolves of their sum.
     """
-    smallest, largest = float(np.finfo(np.float16).tiny), float(np.finfo(np.float16).max)
-    normal = (scale >= smallest) & (scale <= largest)
-    half = np.where(normal, scale, 1).astype(np.float16).astype(np.float64)
-    return np.where(normal, half, scale)
+    least = np.abs(bias).reshape(scale.values.shape) / (input_scale * _INT32_BIAS)
+    if not scale.per_channel:
+        least = np.broadcast_to(least.max(), least.shape)
+    low = scale.values < least
+    raised = np.where(low, representable(least * (1 + _FP16_ROUNDING)), scale.values)
+    return WeightScale(raised, scale.per_channel, raised_for_bias=bool(low.any()))
 
 
 def to_quantized_layer(
-    layer: Layer, params: QuantParams, q: Array, scale: FloatArray, bias: FloatArray, *, per_channel: bool
+    layer: Layer, params: QuantParams, q: Array, scale: WeightScale, bias: FloatArray
 ) -> QuantizedLayer:
     """Return quantized weights (G, O/G, C/G, taps) in the node's own layout, with their scale and bias."""
     # ConvTranspose stores (C, O/G, ...): one scale per entry of that axis cannot tell the groups apart.
-    scales = scale.reshape(-1) if per_channel else scale.reshape(-1)[0]
+    values = scale.values.reshape(-1)
     return QuantizedLayer(
         node=layer.node,
         params=params,
         weight=layer.as_stored(q.astype(np.int8)),
-        weight_scale=np.asarray(scales, np.float32),
+        weight_scale=np.asarray(values if scale.per_channel else values[0], np.float32),
         axis=layer.output_axis,
         bias=bias.astype(np.float32) if layer.bias is not None or bool(np.abs(bias).max() > 0) else None,
+        raised_for_bias=scale.raised_for_bias,
     )

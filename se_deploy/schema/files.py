@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 from se_deploy.schema.common import Block, Count, Dims, Plan, Precision
@@ -13,6 +14,10 @@ from se_deploy.schema.input_spec import InputSpec
 LARGEST_SCALE = 65_504.0
 """The largest finite FP16 number: an FP16 graph holds its scales in FP16."""
 
+LARGEST_FLOAT = 3.4028235e38
+"""The largest finite FP32 number: bounds are what refuses NaN and infinity."""
+
+Finite = Annotated[float, Meta(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)]
 Scale = Annotated[float, Meta(gt=0, le=LARGEST_SCALE)]
 
 
@@ -72,16 +77,22 @@ class CalibratedTensor(Struct, frozen=True, kw_only=True):
     """One tensor: q = clip(round(((x - offset) / divisor) / scale), -128, 127), per channel where listed."""
 
     scale: Scale
-    low: float
-    high: float
-    offset: tuple[float, ...] | None
-    divisor: tuple[Annotated[float, Meta(gt=0)], ...] | None
+    low: Finite
+    high: Finite
+    offset: tuple[Finite, ...] | None
+    divisor: tuple[Annotated[float, Meta(gt=0, le=LARGEST_FLOAT)], ...] | None
     residual: bool
-    mean: tuple[float, ...]
-    variance: tuple[Annotated[float, Meta(ge=0)], ...]
+    mean: tuple[Finite, ...]
+    variance: tuple[Annotated[float, Meta(ge=0, le=LARGEST_FLOAT)], ...]
+    reason: str | None = None  # why the scale does not come from the data
 
     def __post_init__(self) -> None:
-        """Check that what is listed per channel has one value for each. Raises: ValueError."""
+        """Check that the range is none reversed, and what is listed has a value for each channel.
+
+        Raises: ValueError.
+        """
+        if self.low > self.high:
+            raise ValueError(f"its low, {self.low:g}, is above its high, {self.high:g}")
         channels = len(self.mean)
         for name in ("variance", "offset", "divisor"):
             values = getattr(self, name)
@@ -96,8 +107,9 @@ class CalibrationCache(
 
     stamp: Stamp
     method: str  # the one that was chosen
-    noise: Mapping[str, float]
+    noise: Mapping[str, Annotated[float, Meta(ge=0, le=LARGEST_FLOAT)]]
     tensors: Mapping[str, CalibratedTensor]
+    float_tensors: Mapping[str, str] = msgspec.field(default_factory=dict)  # that no scale serves, and why
 
 
 class RewriteChoices(Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-deploy/rewrites/1"):

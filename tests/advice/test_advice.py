@@ -292,10 +292,10 @@ def test_a_block_that_is_dead_altogether_keeps_one_unit(tmp_path):
     assert found.widths[0].max_gate_error < FITTED
 
 
-def test_samples_that_fill_no_batch_are_said_to_be_left_out(tmp_path):
-    found = advise(network(weights(), batch=8), tmp_path, images(43))
-    assert found.samples == found.blocks[0].samples == 40
-    assert found.warnings == ("the last 3 samples fill no batch of the graph and were left out",)
+def test_samples_that_fill_no_batch_are_observed_too(tmp_path):
+    frozen, free = (advise(network(weights(), batch=b), tmp_path, images(43)) for b in (8, "N"))
+    assert frozen.samples == frozen.blocks[0].samples == 43
+    assert frozen.blocks[0].gate_mean == pytest.approx(free.blocks[0].gate_mean)
 
 
 def test_one_sample_is_refused(tmp_path):

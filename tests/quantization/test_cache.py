@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+from ptq_graphs import FAST, RUNTIME, dataset, network
 
+from se_deploy import graph, quantization
 from se_deploy.errors import BadInput
 from se_deploy.quantization import cache
 from se_deploy.quantization.qdq import QuantParams
@@ -22,7 +25,7 @@ MADE = cache.Cache(
         "x": QuantParams(0.5),
         "conv/a.b": QuantParams(0.25, np.float32([0.5, -1]), np.float32([1, 2]), residual=False),
     },
-    {"x": ([0.0], [1.0]), "conv/a.b": ([0.25, 0.5], [1.0, 2.0])},
+    {"x": cache.Moments((0.0,), (1.0,)), "conv/a.b": cache.Moments((0.25, 0.5), (1.0, 2.0))},
     {"conv": 0.125},
 )
 
@@ -48,12 +51,16 @@ def test_a_cache_comes_back_as_it_was_written(path):
     assert cache.read(path.with_name("gone.json"), STAMP) is None
 
 
-def test_a_cache_of_an_earlier_version_has_the_same_keys(path):
+def test_a_cache_of_an_earlier_version_is_read(path):
     content = json.loads(path.read_text())
+    assert content.pop("float_tensors") == {}
     assert set(content) == {"schema", "stamp", "method", "noise", "tensors"}
+    assert content["tensors"]["x"].pop("reason") is None
     assert set(content["tensors"]["x"]) == {
         "scale", "low", "high", "offset", "divisor", "residual", "mean", "variance",
     }  # fmt: skip
+    path.write_text(json.dumps(content))
+    assert cache.read(path, STAMP).float_tensors == {}
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.5, float("nan"), float("inf"), 65_505.0, None, "0.5"])
@@ -82,3 +89,78 @@ def test_a_cache_for_other_data_says_what_differs(path):
     other = Stamp(**{name: getattr(STAMP, name) for name in STAMP.__struct_fields__} | {"samples": 9})
     with pytest.raises(BadInput, match="does not fit: samples is 8, not 9"):
         cache.read(path, other)
+
+
+def test_the_cache_is_readable_and_gives_the_same_file(tmp_path):
+    kept = tmp_path / "cache.json"
+    samples = dataset(tmp_path)
+    options = dataclasses.replace(FAST, float_macs=0.4)
+    once = quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    content = json.loads(kept.read_text())
+    assert set(content["tensors"]) == {"x", "b", "e", "l"}
+    assert content["stamp"]["data_sha256"] == samples.sha256
+    twice = quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    assert graph.to_bytes(once.model) == graph.to_bytes(twice.model)
+
+
+@pytest.mark.parametrize("field", ["data_sha256", "onnx_sha256", "method", "version", "policy"])
+def test_a_cache_of_something_else_is_refused_with_the_difference(tmp_path, field):
+    kept = tmp_path / "cache.json"
+    samples = dataset(tmp_path)
+    quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST, calib_cache=kept)
+    content = json.loads(kept.read_text())
+    content["stamp"][field] = "another"
+    kept.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=f"{field} is another"):
+        quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST, calib_cache=kept)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stamp": {}}', "no json"])
+def test_what_is_no_cache_is_refused(tmp_path, content):
+    kept = tmp_path / "cache.json"
+    kept.write_text(content)
+    with pytest.raises(BadInput, match="a calibration cache"):
+        quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=FAST, calib_cache=kept)
+
+
+def with_cache(tmp_path, change):
+    """Quantize with a cache of an earlier run that `change` has edited."""
+    kept, samples = tmp_path / "cache.json", dataset(tmp_path)
+    quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST, calib_cache=kept)
+    content = json.loads(kept.read_text())
+    change(content)
+    kept.write_text(json.dumps(content))
+    return quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST, calib_cache=kept)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("scale", 0), ("scale", -0.1), ("scale", 65505), ("scale", float("nan")), ("scale", float("inf")),
+        ("scale", None), ("scale", "0.1"), ("mean", [float("inf")] * 8), ("variance", [-1.0] * 8),
+        ("divisor", [0.0] * 8), ("offset", [float("nan")] * 8), ("low", 1e9), ("offset", [0.0] * 7),
+        ("variance", [0.0]),
+    ],
+)  # fmt: skip
+def test_an_impossible_value_is_refused_with_file_field_and_reason(tmp_path, field, value):
+    with pytest.raises(BadInput) as refused:
+        with_cache(tmp_path, lambda content: content["tensors"]["b"].update({field: value}))
+    assert "cache.json" in refused.value.message
+    assert "tensors.b" in refused.value.message
+    assert field in refused.value.message
+    assert "delete the cache" in refused.value.hint
+
+
+def test_a_cache_without_a_tensor_that_a_layer_reads_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"tensors\.e is missing"):
+        with_cache(tmp_path, lambda content: content["tensors"].pop("e"))
+
+
+def test_a_cache_of_other_channels_is_refused(tmp_path):
+    def shorten(content):
+        entry = content["tensors"]["e"]
+        for field in ("mean", "variance", "offset", "divisor"):
+            entry[field] = entry[field] and entry[field][:3]
+
+    with pytest.raises(BadInput, match=r"tensors\.e has 3 channels, not 8"):
+        with_cache(tmp_path, shorten)

@@ -3,8 +3,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from se_deploy.quantization import gptq, rounding
-from se_deploy.quantization.im2col import ConvWindow
+from se_deploy.quantization import gptq
 
 
 def moments(seed, groups, columns, rows=400):
@@ -37,33 +36,3 @@ def test_without_correlation_it_is_rounding_to_nearest():
     scale = np.full((1, 4), 0.1)
     smart = gptq.round_columns(weight, scale, np.eye(20)[None])
     np.testing.assert_array_equal(smart, np.round(weight / 0.1))
-
-
-@given(st.floats(1e-12, 1e6))
-@hypothesis_settings(deadline=None, max_examples=60)
-def test_scales_are_fp16_where_it_has_its_bits(scale):
-    made = rounding.fp16_exact(np.array([scale]))[0]
-    assert abs(made - scale) <= scale * 2**-11
-    if 2**-14 <= scale <= 65504:
-        assert np.float64(np.float16(made)) == made
-
-
-def test_windows_are_what_a_convolution_sees():
-    x = np.arange(2 * 3 * 5 * 6, dtype=np.float32).reshape(2, 3, 5, 6)
-    window = ConvWindow((2, 3), (2, 1), (1, 2), (1, 0, 0, 1))
-    at = np.arange(window.count(x.shape))
-    rows = window.rows(x, at)
-    padded = np.pad(x, [(0, 0), (0, 0), (1, 0), (0, 1)])
-    wanted = [
-        padded[n, :, r * 2 : r * 2 + 2, c : c + 5 : 2].reshape(3, -1)
-        for n in range(2)
-        for r in range(3)
-        for c in range(3)
-    ]
-    np.testing.assert_array_equal(rows, np.stack(wanted))
-
-
-def test_a_fully_connected_layer_sees_rows():
-    x = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    window = ConvWindow((), (), (), (), axis=2)
-    np.testing.assert_array_equal(window.rows(x, np.array([0, 4]))[:, :, 0], [x[0, 0], x[1, 1]])

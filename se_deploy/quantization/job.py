@@ -1,0 +1,244 @@
+"""What every step of one quantization works on: the float network, its layers, the samples, an evaluator."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from se_deploy import calibration, graph, se_blocks
+from se_deploy.errors import BadInput, UnsupportedGraph
+from se_deploy.passes.canonical.fold import fold_affine
+from se_deploy.quantization import layer_cost, layers, opsets
+from se_deploy.quantization.evaluator import Evaluation, Evaluator
+from se_deploy.quantization.layers import FloatLayer, Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from se_deploy.data import Samples
+    from se_deploy.protocols import Runtime
+    from se_deploy.quantization.options import QuantizeOptions
+    from se_deploy.quantization.policies import Policy
+    from se_deploy.quantization.qdq import QuantizedLayer
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How many samples a step runs: as many as `macs` pay for, within bounds."""
+
+    least: int
+    most: int
+    macs: float
+
+    def samples(self, macs: int) -> int:
+        """Return how many samples may be run through `macs` each: large networks make do with fewer."""
+        return int(np.clip(self.macs / max(1, macs), self.least, self.most))
+
+
+# Bounds and budgets keep each step within some seconds of one core.
+EVALUATION = Effort(10, 48, 5e8)  # every choice is evaluated on these
+SENSITIVITY = Effort(4, 16, 6e9)  # one layer alone in INT8; the budget is shared by all layers
+GPTQ = Effort(16, 64, 1.2e9)  # second moments that round the weights
+
+_NAMED = 4  # nodes or tensors that a message names: more make it no clearer
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Layers in INT8, and the evaluation of the graph with them."""
+
+    layers: list[QuantizedLayer]
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every step of one run works on."""
+
+    model: ir.Model  # the float network, BatchNorm folded
+    layers: tuple[Layer, ...]
+    float_layers: tuple[FloatLayer, ...]
+    policy: Policy
+    options: QuantizeOptions
+    fast: Runtime
+    chosen: Samples
+    block: int  # samples that the graph takes at once; 1 where it is free
+    evaluator: Evaluator
+    warnings: tuple[str, ...]
+
+    @property
+    def macs(self) -> int:
+        """The MACs of all convolutions and fully connected layers."""
+        return sum(layer.macs for layer in self.layers) + sum(layer.macs for layer in self.float_layers)
+
+    def without_tensors(self, reasons: Mapping[str, str]) -> Job:
+        """Return the job with the layers that read these tensors left in float, each for its reason.
+
+        Raises: UnsupportedGraph where none is left to quantize.
+        """
+        out = tuple(
+            FloatLayer(layer.node, f"its input '{layer.tensor}' {reasons[layer.tensor]}", layer.macs)
+            for layer in self.layers
+            if layer.tensor in reasons
+        )
+        inside = tuple(layer for layer in self.layers if layer.tensor not in reasons)
+        if not inside:
+            raise _nothing_to_quantize(out)
+        return dataclasses.replace(self, layers=inside, float_layers=(*self.float_layers, *out))
+
+    def float_budget(self) -> float:
+        """Return the MACs that may yet stay in float."""
+        share = self.policy.float_macs if self.options.float_macs is None else self.options.float_macs
+        return share * self.macs - sum(layer.macs for layer in self.float_layers)
+
+    def added_ms(self, layer: Layer) -> float:
+        """Return about what leaving a layer in float costs on the device that was named."""
+        return layer_cost.fp16_overhead_ms(layer, self.options.device)
+
+    def evaluated(self, planned: list[QuantizedLayer]) -> Plan:
+        """Return the plan with the evaluation of the graph with these layers in INT8."""
+        return Plan(planned, self.evaluator.layers(planned))
+
+    def sensitivity_evaluator(self) -> Evaluator:
+        """Return an evaluator on few samples: every layer is tried alone."""
+        most = SENSITIVITY.samples(self.macs * len(self.layers))
+        few = evenly(self.evaluator.held, most, self.block)
+        if few is self.evaluator.held:
+            return self.evaluator
+        return Evaluator.of(self.model, self.evaluator.tensors, few, self.evaluator.runtime, self.fast)
+
+
+def prepare(
+    model: ir.Model, samples: Samples, runtimes: tuple[Runtime, Runtime], options: QuantizeOptions
+) -> Job:
+    """Return what the steps work on: candidates to quantize, samples to choose on and an evaluator of others.
+
+    `runtimes`: one that runs graphs as they stand, and a faster one for the float network.
+    Raises: UnsupportedGraph where no layer can be quantized; BadInput for a pattern that is none.
+    """
+    runtime, fast = runtimes
+    needed = opsets.FP16_SCALES if options.base_precision == "fp16" else opsets.PER_CHANNEL
+    model = graph.rewrite(opsets.at_least(model, needed), fold_affine).model
+    collected = layers.collect(model, se_blocks.detect(model), options.policy)
+    candidates, float_layers = collected.quantizable, collected.in_float
+    if options.exclude_nodes:
+        excluded = _pattern(options.exclude_nodes)
+        out = [layer for layer in candidates if excluded.search(layer.node)]
+        float_layers = (
+            *float_layers,
+            *(FloatLayer(layer.node, "excluded by --exclude-nodes", layer.macs) for layer in out),
+        )
+        candidates = tuple(layer for layer in candidates if layer not in out)
+    if not candidates:
+        raise _nothing_to_quantize(float_layers)
+    work = _work(model, samples)
+    block = calibration.frozen_batch(model) or 1
+    chosen, held = samples.split(options.hold_back, block)
+    warnings = []
+    free = [layer.node for layer in candidates if layer.window and layer.window.auto_pad != "NOTSET"]
+    if free:
+        warnings.append(
+            f"{len(free)} convolutions pad by auto_pad and the input size is free: they are quantized "
+            f"without an offset; `export --input-size` settles the size ({named(free)})"
+        )
+    if not held.count:
+        held = chosen
+        warnings.append(
+            f"{samples.count} samples are too few to hold any back: choices were judged on the samples that "
+            "they were made on"
+        )
+    total = sum(work[node].macs for node in [*(c.node for c in candidates), *(f.node for f in float_layers)])
+    held = evenly(held, EVALUATION.samples(total), block)
+    return Job(
+        model=model,
+        layers=tuple(
+            dataclasses.replace(layer, macs=work[layer.node].macs, elements=work[layer.node].elements)
+            for layer in candidates
+        ),
+        float_layers=tuple(dataclasses.replace(layer, macs=work[layer.node].macs) for layer in float_layers),
+        policy=options.policy,
+        options=options,
+        fast=fast,
+        chosen=chosen,
+        block=block,
+        evaluator=Evaluator.of(model, _last_outputs(model, candidates), held, runtime, fast),
+        warnings=tuple(warnings),
+    )
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as e:
+        raise BadInput(f"--exclude-nodes '{text}' is no regular expression: {e}", hint="as in '^stem'") from e
+
+
+def _nothing_to_quantize(float_layers: Sequence[FloatLayer]) -> UnsupportedGraph:
+    if not float_layers:
+        return UnsupportedGraph(
+            "the graph has no convolution or fully connected layer to quantize",
+            hint="give the FP32 graph that `se-deploy export` wrote",
+        )
+    reasons = "; ".join(f"'{layer.node}': {layer.reason}" for layer in float_layers[:_NAMED])
+    more = f"; and {len(float_layers) - _NAMED} more" if len(float_layers) > _NAMED else ""
+    return UnsupportedGraph(
+        f"no layer of the graph can be quantized: {reasons}{more}", hint="leave the network in FP16 or FP32"
+    )
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the first few names and how many there are beside them."""
+    listed = ", ".join(f"'{name}'" for name in names[:_NAMED])
+    return listed if len(names) <= _NAMED else f"{listed} and {len(names) - _NAMED} more"
+
+
+def evenly(samples: Samples, most: int, block: int) -> Samples:
+    """Return at most `most` samples, evenly spread, in whole blocks."""
+    blocks = samples.count // block
+    wanted = max(1, most // block)
+    if blocks <= wanted:
+        return samples
+    starts = [n * blocks // wanted * block for n in range(wanted)]
+    return samples.take([start + i for start in starts for i in range(block)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a node computes and moves per sample."""
+
+    macs: int
+    elements: int
+
+
+def _work(model: ir.Model, samples: Samples) -> dict[str, _Work]:
+    """Return each node's work at the samples' own size, by name."""
+    copy = model.clone()
+    if calibration.frozen_batch(model) is None:
+        first = next(samples.batches(1))
+        for value in copy.graph.inputs:
+            if value.name in first:
+                value.shape = ir.Shape(first[value.name].shape)
+        for node in copy.graph:
+            for value in node.outputs:
+                value.shape = None
+        graph.tidy(copy)
+    return {node.name or "": _Work(graph.macs(node), graph.elements(node)) for node in copy.graph}
+
+
+def _last_outputs(model: ir.Model, candidates: Sequence[Layer]) -> tuple[str, ...]:
+    """Return the outputs of layers behind which there is no other layer."""
+    names = {layer.node for layer in candidates}
+    before: set[ir.Value] = set()  # values with a layer behind them
+    last = []
+    for node in reversed(list(model.graph)):
+        behind = any(value in before for value in node.outputs)
+        if node.name in names and not behind:
+            last.append(node.outputs[0].name or "")
+        if behind or node.name in names:
+            before.update(value for value in node.inputs if value is not None)
+    return tuple(reversed(last))

@@ -1,0 +1,51 @@
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from ptq_graphs import RUNTIME, samples_of
+
+from se_deploy import graph
+from se_deploy.quantization.evaluator import Evaluation, Evaluator
+
+
+def scaled(factor):
+    return graph.tidy(
+        ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 20]>\n'
+            f"g (float[N,4] x) => (float[N,4] y) <float k = {{{factor}}}> "
+            "{ h = Mul(x, k) y = Softmax(h) }"
+        )
+    )
+
+
+def evaluator(tmp_path, x, labels=None):
+    samples = samples_of(tmp_path, x=x)
+    if labels is not None:
+        samples = dataclasses.replace(samples, labels=np.asarray(labels))
+    return Evaluator.of(scaled("1.0"), ("h",), samples, RUNTIME, RUNTIME)
+
+
+def test_noise_is_the_power_of_the_error_over_that_of_the_tensor(tmp_path):
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    evaluation = evaluator(tmp_path, x)(scaled("1.1"))
+    assert evaluation.noise["h"] == pytest.approx(0.01, rel=1e-4)
+    assert set(evaluation.sqnr_db()) == {"y"}
+    assert evaluation.score_db == pytest.approx(20, abs=0.01), "of the last layers, not of the softmax"
+    assert evaluation.total_noise == pytest.approx(sum(evaluation.noise.values()))
+    assert evaluation.accuracy is None
+
+
+def test_the_score_is_that_of_the_outputs_where_nothing_stands_behind_the_last_layers():
+    evaluation = Evaluation(("y", "z"), {"y": 0.1, "z": 0.001}, None)
+    assert evaluation.score_db == pytest.approx((10 + 30) / 2)
+
+
+def test_accuracy_counts_the_largest_entries_over_all_batches(tmp_path):
+    x = np.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]
+    labels = [0, 1, 2, 3, 0, 1, 2, 3, 1, 2]  # the last two differ
+    one = evaluator(tmp_path, x, labels)
+    assert one.exact().accuracy == pytest.approx(0.8)
+    assert one(scaled("2.0")).accuracy == pytest.approx(0.8)
+    assert one(scaled("-1.0")).accuracy == pytest.approx(0.1)  # of equal entries the first is the largest
+    assert one.exact().noise == {"y": 0, "h": 0}

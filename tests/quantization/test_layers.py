@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+from layer_graphs import model_of, weights
+from ptq_graphs import network
+
+from se_deploy import quantization, se_blocks
+from se_deploy.backends.tensorrt import policies
+from se_deploy.quantization import layers
+
+
+def collected(model, policy=quantization.PORTABLE):
+    return layers.collect(model, se_blocks.detect(model), policy)
+
+
+def reason(body, *constants, **kw):
+    (one,) = collected(model_of(body, constants, **kw)).in_float
+    return one.reason
+
+
+def test_gates_stay_in_float_and_everything_else_is_quantizable():
+    found = collected(network())
+    assert len(found.quantizable) == 4
+    assert [one.reason for one in found.in_float] == ["gate of SE block 'e'"] * 2
+
+
+def test_depthwise_layers_stay_in_float_where_the_policy_says_so():
+    found = collected(network(), policies.TENSORRT_RTX)
+    assert len(found.quantizable) == 3
+    assert sum("depthwise: TensorRT-RTX" in one.reason for one in found.in_float) == 1
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "said"),
+    [
+        (np.full((4, 4, 1, 1), np.nan), np.zeros(4), "weights are not finite"),
+        (np.full((4, 4, 1, 1), 1e8), np.zeros(4), "magnitude of its weights reaches 1e+08"),
+        (np.full((4, 4, 1, 1), 1e-7), np.zeros(4), "magnitude of its weights is never larger than 1e-07"),
+        (np.ones((4, 4, 1, 1)), np.full(4, np.inf), "bias is not finite"),
+    ],
+)
+def test_numbers_that_int8_cannot_stand_for_are_a_reason(weight, bias, said):
+    given = (("w", weight.astype(np.float32)), ("b", bias.astype(np.float32)))
+    assert said in reason("y = Conv(x, w, b)", *given)
+
+
+def test_weights_that_are_all_0_are_quantized():
+    model = model_of("y = Conv(x, w)", [("w", np.zeros((4, 4, 1, 1), np.float32))])
+    assert len(collected(model).quantizable) == 1
+
+
+def test_a_bias_that_is_no_vector_is_a_reason_not_a_traceback():
+    given = (("w", weights(8, 4)), ("b", weights(3, 4)))
+    said = reason("y = Gemm(x, w, b)", *given, inputs="float[3,8] x", output="float[3,4] y")
+    assert said == "its bias is not one value for each output"
+
+
+def test_more_products_than_int32_holds_are_a_reason():
+    columns = layers._MOST_COLUMNS
+    assert (columns + 1) * 128 * 127 > 2**31 - 1 >= columns * 128 * 127
+    shape = {"inputs": f"float[N,{columns + 1}] x", "output": "float[N,1] y"}
+    assert "more than int32 holds" in reason("y = MatMul(x, w)", ("w", weights(columns + 1, 1)), **shape)
+    shape = {"inputs": f"float[N,{columns}] x", "output": "float[N,1] y"}
+    assert collected(model_of("y = MatMul(x, w)", [("w", weights(columns, 1))], **shape)).quantizable
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+def test_auto_pad_with_a_free_size_forbids_an_offset_only(auto_pad):
+    body = f'y = Conv<auto_pad = "{auto_pad}">(x, w)'
+    free = {"inputs": "float[N,4,H,W] x", "output": "float[N,4,h,w] y"}
+    (layer,) = collected(model_of(body, [("w", weights(4, 4, 3, 3))], **free)).quantizable
+    assert (layer.padded, layer.can_fold_offset, layer.window.auto_pad) == (True, False, auto_pad)
+    (layer,) = collected(model_of(body, [("w", weights(4, 4, 3, 3))])).quantizable
+    assert (layer.padded, layer.can_fold_offset, layer.window.pads) == (True, True, (1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "matrix"),
+    [
+        ("y = Conv<group = 2>(x, w)", (6, 2, 3, 3), (2, 3, 2, 9)),
+        ("y = ConvTranspose<group = 2>(x, w)", (4, 3, 3, 3), (2, 3, 2, 9)),
+    ],
+)
+def test_weights_as_matrices_go_back_to_where_they_were(body, shape, matrix):
+    array = weights(*shape)
+    (layer,) = collected(model_of(body, [("w", array)], output="float[N,6,h,w] y")).quantizable
+    assert layer.matrix.shape == matrix
+    np.testing.assert_array_equal(layer.as_stored(layer.matrix), array)
