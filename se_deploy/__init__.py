@@ -7,6 +7,17 @@ The verbs of the command line are the verbs of the library. They are imported on
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from se_deploy.commands.build_engine import build_engine
+    from se_deploy.commands.export import export
+    from se_deploy.commands.inspect import inspect
+    from se_deploy.commands.parity import parity
+    from se_deploy.commands.profile import profile
+    from se_deploy.commands.quantize import quantize
+
+    __version__: str
 
 __all__ = ["__version__", "build_engine", "export", "inspect", "parity", "profile", "quantize"]
 
@@ -21,3 +32,7 @@ def __getattr__(name: str) -> object:
     if name in _VERBS:
         return getattr(importlib.import_module(f"se_deploy.commands.{name}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))
