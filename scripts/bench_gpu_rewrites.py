@@ -34,6 +34,7 @@ from se_deploy.errors import SeDeployError
 from se_deploy.options import NetworkOptions
 from se_deploy.passes import rewrites, search
 from se_deploy.quantization import to_fp16
+from se_deploy.targets import resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +109,7 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
         if places:
             yield name, places, done.model
     if runtime == "tensorrt-rtx":
-        planner = start_planner(runtime, options.target)
+        planner = start_planner(runtime, resolve_target(options.target))
         try:
             best = search.optimize(
                 taken.model,
@@ -136,7 +137,9 @@ def time_variants(taken: Source, runtime: str, batch: int, options: argparse.Nam
                 sessions.append(stack.enter_context(OrtRuntime(threads=1).open(model)))
                 continue
             compiler = stack.enter_context(contextlib.closing(Compiler(runtime)))
-            built = compiler.build(to_fp16(model).model, BuildOptions(targets=(options.target,)))
+            built = compiler.build(
+                to_fp16(model).model, BuildOptions(targets=(resolve_target(options.target),))
+            )
             plans.append(built.plan)
             path = folder / f"{len(made)}.engine"
             path.write_bytes(built.data)

@@ -104,7 +104,7 @@ def main() -> int:
     if options.ort:
         timings = [time_on_cpu(name, folder) for name in names]
         return _judge_timings(timings)
-    planner = start_planner("tensorrt-rtx", options.target, folder / "plans")
+    planner = start_planner("tensorrt-rtx", resolve_target(options.target), folder / "plans")
     try:
         rows = []
         for batch in options.batches.split(","):

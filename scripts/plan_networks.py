@@ -25,6 +25,7 @@ from se_deploy.errors import SeDeployError
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.options import CalibrationOptions, RewriteOptions
 from se_deploy.passes import canonical
+from se_deploy.targets import resolve_target
 
 if TYPE_CHECKING:
     from se_deploy.protocols import Planner
@@ -98,7 +99,7 @@ def main() -> int:
     parser.add_argument("--opset", type=int, default=20)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    planner = start_planner("tensorrt-rtx", arguments.target)
+    planner = start_planner("tensorrt-rtx", resolve_target(arguments.target))
     rows, failed = [], []
     print(f"{'network':22} {'M params':>8} {'GMACs':>7} {'blocks':>7} {'fused':>6} {'kernels':>8} {'s':>6}")
     for name in networks.NETWORKS:

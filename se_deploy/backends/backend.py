@@ -48,8 +48,8 @@ class Compiler(Protocol):
     def build(self, model: ir.Model, options: BuildOptions, *, progress: Progress) -> Engine:
         """Build an engine. Raises: BuildFailed with the compiler's reason, BadInput, UnsupportedGraph."""
 
-    def check_target(self, text: str) -> Target:
-        """Return the target that `text` names. Raises: BadInput where this compiler cannot build for it."""
+    def check_target(self, target: Target) -> None:
+        """Raises: BadInput where this compiler cannot build for `target`."""
 
     def close(self) -> None:
         """Free what the compiler holds."""
@@ -77,7 +77,7 @@ class SelfCheck:
 class Planning:
     """How a backend says what it would run."""
 
-    open: Callable[[str | None], AbstractContextManager[Planner]]  # for a target; None: its default
+    open: Callable[[Target | None], AbstractContextManager[Planner]]  # for a target; None: its default
     without_device: bool = True
     targets: bool = False  # whether its plans differ by target
     decides_rewrites: bool = False  # whether a plan is quick and true enough to choose rewrites by
@@ -91,7 +91,7 @@ class Engines:
     command: Callable[[str, str, Engine], str]  # engine, ONNX file, build: the vendor's line for the same
     load_command: Callable[[str], str]  # engine: the vendor's line that runs it
     needs: Callable[[str, Sequence[str]], str]  # version, targets: what a device must have
-    default_targets: tuple[str, ...] = ()  # what is built for where nothing is said; () for this device
+    default_targets: tuple[Target, ...] = ()  # what is built for where nothing is said; () for this device
 
 
 @dataclass(frozen=True, slots=True)

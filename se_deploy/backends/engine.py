@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.plan import Plan
+    from se_deploy.targets import Target
 
 MAX_BATCH = 16
 """Largest batch of the default profile; --max-shapes sets another."""
@@ -26,7 +27,7 @@ MAX_BATCH = 16
 class BuildOptions:
     """What a build may be told; everything has a default that works."""
 
-    targets: tuple[str, ...] = ()  # capabilities or devices; () for the default, or this device
+    targets: tuple[Target, ...] = ()  # () for the default, or this device
     shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
     workspace_bytes: int | None = None
     timing_cache: Path | None = None  # read and written by a compiler that times kernels

@@ -144,7 +144,7 @@ def build_engine(
         wanted=wanted,
         backend=backend,
         options=BuildOptions(
-            targets=tuple(one.called for one in to.targets),
+            targets=to.targets,
             shapes=engine.shapes,
             workspace_bytes=engine.workspace_bytes,
             timing_cache=engine.timing_cache,

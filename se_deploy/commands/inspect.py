@@ -154,7 +154,7 @@ def _plans(
             )
         return
     for device in target.targets or (None,) if planning.targets else (None,):
-        with planning.open(None if device is None else device.called) as planner:
+        with planning.open(device) as planner:
             yield _planned(model, census, shapes.SizedPlanner(planner, target.sizes), backend)
 
 

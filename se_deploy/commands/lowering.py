@@ -90,7 +90,7 @@ def compiler_for(asked: Backend | None, targets: Sequence[Target]) -> Backend:
             continue
         try:
             for target in targets:
-                compiler.check_target(target.called)
+                compiler.check_target(target)
         except BadInput as e:
             refusals[name] = e
             continue
@@ -124,7 +124,7 @@ def planner_for(to: Destination) -> Iterator[Planner | None]:
     if planning is None or not planning.decides_rewrites:
         yield None
         return
-    with planning.open(to.targets[0].called if to.targets else None) as planner:
+    with planning.open(to.targets[0] if to.targets else None) as planner:
         yield shapes.SizedPlanner(planner, to.sizes)
 
 

@@ -11,6 +11,7 @@ from se_deploy.commands import as_schema
 from se_deploy.errors import BadArtifact
 from se_deploy.schema import input_spec
 from se_deploy.schema.files import ShapeRange
+from se_deploy.targets import resolve_target
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -21,7 +22,7 @@ BLOCKS = (as_schema.block(plan_graphs.block(plan_graphs.se_net())),)
 @pytest.fixture(scope="module")
 def built():
     compiler = Compiler("tensorrt-rtx")
-    options = BuildOptions(targets=("sm86", "sm89"), workspace_bytes=1 << 30)
+    options = BuildOptions(targets=(resolve_target("sm86"), resolve_target("sm89")), workspace_bytes=1 << 30)
     yield compiler.build(plan_graphs.se_net(), options)
     compiler.close()
 

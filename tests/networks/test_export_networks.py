@@ -16,6 +16,7 @@ from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.networks import NETWORKS, SqueezeExcite, freeze
 from se_deploy.networks.autoencoder import Down, Up
+from se_deploy.targets import resolve_target
 
 FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # a whole network of fp32 sums in another order
 TORCHSCRIPT, DYNAMO = 17, 20  # the opsets at which each exporter is the one that writes
@@ -91,7 +92,7 @@ def plan_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_networks):
-    planner = start_planner("tensorrt-rtx", "sm86")
+    planner = start_planner("tensorrt-rtx", resolve_target("sm86"))
     try:
         row = plan_networks.row(name, TORCHSCRIPT, 0, planner)
     finally:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from se_deploy.backends.backend import SessionOptions
     from se_deploy.protocols import Planner, Runtime
+    from se_deploy.targets import Target
 
 _PROBE = """
 import onnxruntime as m
@@ -43,7 +44,7 @@ def _runtime(options: SessionOptions) -> Runtime:
 
 
 @contextlib.contextmanager
-def _planner(target: str | None) -> Iterator[Planner]:  # noqa: ARG001 - the CPU is its one target
+def _planner(target: Target | None) -> Iterator[Planner]:  # noqa: ARG001 - the CPU is its one target
     from se_deploy.backends.onnxruntime.planner import OrtPlanner
 
     yield OrtPlanner()

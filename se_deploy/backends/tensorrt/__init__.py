@@ -9,6 +9,7 @@ from se_deploy.backends.backend import Backend, Engines, Findings, Form, Plannin
 from se_deploy.backends.tensorrt.flavours import TENSORRT as _FULL
 from se_deploy.backends.tensorrt.flavours import TENSORRT_RTX as _RTX
 from se_deploy.backends.tensorrt.policies import POLICIES
+from se_deploy.targets import resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.tensorrt.flavours import Flavour
     from se_deploy.protocols import Planner, Runtime
+    from se_deploy.targets import Target
 
-PORTABLE_TARGETS = ("sm80", "sm86", "sm89", "sm120")
+PORTABLE_TARGETS = tuple(map(resolve_target, ("sm80", "sm86", "sm89", "sm120")))
 """What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
 
 _SUFFIXES = (".engine", ".plan", ".trt")
@@ -53,9 +55,9 @@ def _compiler(flavour: Flavour) -> Callable[[], Compiler]:
     return started
 
 
-def _planner(flavour: Flavour) -> Callable[[str | None], AbstractContextManager[Planner]]:
+def _planner(flavour: Flavour) -> Callable[[Target | None], AbstractContextManager[Planner]]:
     @contextlib.contextmanager
-    def started(target: str | None) -> Iterator[Planner]:
+    def started(target: Target | None) -> Iterator[Planner]:
         from se_deploy.backends.tensorrt.planner import start_planner
 
         planner = start_planner(flavour.name, target)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from se_deploy.options import Profile
     from se_deploy.protocols import Progress
 
-DEFAULT_TARGET = "sm86"
+DEFAULT_TARGET = resolve_target("sm86")
 """What TensorRT-RTX plans for where nothing is said; sm80, sm89 and sm120 get the same plan."""
 
 _INT8_SINCE = (1, 7)  # older TensorRT-RTX fails inside on any INT8 convolution
@@ -95,18 +95,17 @@ class Compiler:
         with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
             return self._ask(model, options or BuildOptions(), Path(folder), None, data=onnx)[1]
 
-    def check_target(self, text: str) -> Target:
-        """Resolve a target and check that this compiler can build for it. Raises: BadInput."""
-        target = resolve_target(text)
+    def check_target(self, target: Target) -> None:
+        """Raises: BadInput where this compiler cannot build for `target`."""
         if target.name in (self.targets or (self.device or target.name,)):
-            return target
+            return
         if not self.targets:
             raise BadInput(
                 f"TensorRT {self.version} builds for the device that it runs on, {self.device}, "
-                f"and not for {text}",
+                f"and not for {target.called}",
                 hint="build on that device itself, or use --runtime tensorrt-rtx where it has that target",
             )
-        name = text if target.device is None else f"{target.device.title} ({target.name})"
+        name = target.name if target.device is None else f"{target.device.title} ({target.name})"
         full = "build with full TensorRT on the device itself"
         raise BadInput(
             f"{name} is no target of TensorRT-RTX {self.version}, which builds for {', '.join(self.targets)}",
@@ -127,8 +126,9 @@ class Compiler:
         progress: Progress = silent,
         data: bytes | None = None,
     ) -> tuple[dict[str, Any], Plan, Mapping[str, Profile]]:
-        asked = options.targets or ((DEFAULT_TARGET,) if self.targets else ())
-        targets = [self.check_target(text) for text in asked]
+        targets = options.targets or ((DEFAULT_TARGET,) if self.targets else ())
+        for target in targets:
+            self.check_target(target)
         self._check_int8(model)
         shapes = profiles(model, options.shapes)
         onnx = folder / "model.onnx"

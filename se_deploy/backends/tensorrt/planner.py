@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.targets import Target
+
 _FORMAT = "2"  # of the cached file; part of its name
 
 
@@ -67,7 +69,7 @@ class Planner:
 
 def start_planner(
     runtime: str = TENSORRT_RTX.name,
-    target: str | None = None,
+    target: Target | None = None,
     cache: Path | None = None,
     options: BuildOptions | None = None,
 ) -> Planner:
@@ -76,5 +78,8 @@ def start_planner(
     Raises: MissingRuntime; BadInput for a target that it lacks.
     """
     compiler = Compiler(runtime)
-    targets = () if target is None else (compiler.check_target(target).name,)
+    if target is not None:
+        compiler.check_target(target)
+        target = dataclasses.replace(target, device=None)  # its plan is that of its capability
+    targets = () if target is None else (target,)
     return Planner(compiler, dataclasses.replace(options or BuildOptions(), targets=targets), cache)

@@ -15,6 +15,7 @@ from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
 from se_deploy.options import Profile
 from se_deploy.schema import input_spec
+from se_deploy.targets import resolve_target
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -60,21 +61,23 @@ def test_progress_is_reported_and_ends(rtx):
 @pytest.mark.parametrize("target", ["orin-nano", "h100", "sm53", "8.7"])
 def test_targets_of_full_tensorrt_only_are_refused(rtx, target):
     with pytest.raises(BadInput, match="no target of TensorRT-RTX") as caught:
-        rtx.build(plan_graphs.se_net(), BuildOptions(targets=(target,)))
+        rtx.build(plan_graphs.se_net(), BuildOptions(targets=(resolve_target(target),)))
     assert "TensorRT" in caught.value.hint
 
 
 def test_full_tensorrt_builds_for_its_own_device_only(rtx, monkeypatch):
     monkeypatch.setattr(rtx, "targets", ())  # as full TensorRT says of itself
     monkeypatch.setattr(rtx, "device", "sm87")
-    assert rtx.check_target("orin-nano").name == "sm87"
+    rtx.check_target(resolve_target("orin-nano"))
     with pytest.raises(BadInput, match="builds for the device that it runs on, sm87") as caught:
-        rtx.check_target("sm90")
+        rtx.check_target(resolve_target("sm90"))
     assert "on that device itself" in caught.value.hint
 
 
 def test_a_device_name_stands_for_its_capability(rtx):
-    plan = rtx.plan(plan_graphs.se_net(), BuildOptions(targets=("rtx-4090", "sm86")))
+    plan = rtx.plan(
+        plan_graphs.se_net(), BuildOptions(targets=(resolve_target("rtx-4090"), resolve_target("sm86")))
+    )
     assert plan.target == "sm89+sm86"
 
 
@@ -102,7 +105,7 @@ def test_a_timing_cache_is_ignored_aloud(rtx, tmp_path):
     ("targets", "warned"), [(("sm75",), False), (("sm75", "sm86"), True), (("sm86",), False)]
 )
 def test_turing_among_others_is_warned_of(rtx, targets, warned):
-    made = rtx.build(plan_graphs.se_net(), BuildOptions(targets=targets))
+    made = rtx.build(plan_graphs.se_net(), BuildOptions(targets=tuple(map(resolve_target, targets))))
     assert any("sm75 apart" in warning for warning in made.warnings) == warned
 
 
@@ -206,7 +209,7 @@ def test_a_cached_plan_is_json_of_the_plan(tmp_path):
 
 
 def test_another_target_is_another_plan(tmp_path):
-    planners = [start_planner(target=t, cache=tmp_path) for t in ("sm86", "sm75")]
+    planners = [start_planner(target=resolve_target(t), cache=tmp_path) for t in ("sm86", "sm75")]
     plans = [planner.plan(plan_graphs.se_net()) for planner in planners]
     for planner in planners:
         planner.close()
