@@ -24,7 +24,7 @@ from se_deploy.commands import bundle, predict
 from se_deploy.deploy import on_device, pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
 from se_deploy.options import ImageOptions, Profile
-from se_deploy.schema import input_spec
+from se_deploy.schema import codec, input_spec
 
 # What Triton's model_config.proto says of the fields that are written here: (name, number, type).
 STRING, INT32, INT64, MESSAGE, ENUM = 9, 5, 3, 11, 14
@@ -194,6 +194,13 @@ def test_the_device_prepares_images_bit_for_bit_as_the_package_does(net, tmp_pat
             with Image.open(path) as image:
                 want = data.preprocess(image, spec)
             assert (one.dtype, one.tobytes()) == (want.dtype, want.tobytes()), (spec, path)
+
+
+def test_the_script_reads_a_description_without_the_later_fields():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), np.uint8))
+    older = json.loads(codec.encode(use_graphs.SPEC))
+    assert "rounding" not in older
+    np.testing.assert_array_equal(on_device.prepare(image, older), data.preprocess(image, use_graphs.SPEC))
 
 
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=9))
