@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
 from se_deploy.schema import input_spec
-from se_deploy.schema.input_spec import Resize
+from se_deploy.schema.input_spec import Interpolation, Resize
 from se_deploy.signature import Feeding
 from se_deploy.targets import Target, resolve_target
 
@@ -30,6 +30,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT_TYPES: tuple[FloatType, ...] = get_args(FloatType)
 DEVICES: tuple[DeviceChoice, ...] = get_args(DeviceChoice)
 RESIZES: tuple[Resize, ...] = get_args(Resize)
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 METHODS: tuple[Method, ...] = get_args(Method)
 
 DEFAULT_OPSET = 20
@@ -52,6 +53,7 @@ class ImageOptions:
     crop: float | None = None
     labels: Path | None = None
     size: tuple[int, ...] | None = None  # (C, H, W)
+    interpolation: Interpolation | None = None
 
     def applied(self, spec: InputSpec | None) -> InputSpec | None:
         """Return `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
@@ -69,6 +71,8 @@ class ImageOptions:
                     f"--{what} has {len(values)} values for {spec.channels} channels",
                     hint=f"give {spec.channels} numbers joined by commas",
                 )
+        if self.std is not None and not min(self.std) > 0:
+            raise BadInput(f"--std {min(self.std):g} is not above 0", hint="leave it out where it is 1")
         if self.crop is not None or self.resize is not None:
             spec = replace(spec, resize_size=None)  # the flags decide what is resized to
         return replace(
@@ -76,6 +80,8 @@ class ImageOptions:
             mean=self.mean or spec.mean,
             std=self.std or spec.std,
             resize=self.resize or spec.resize,
+            interpolation=self.interpolation or spec.interpolation,
+            antialias=spec.antialias or self.interpolation is not None,  # Pillow's filters always do
             crop=self.crop or spec.crop,
             labels=read_labels(self.labels) if self.labels else spec.labels,
         )

@@ -30,6 +30,7 @@ from se_deploy.cli.types import (
 from se_deploy.options import (
     DEFAULT_OPSET,
     DEVICES,
+    INTERPOLATIONS,
     METHODS,
     PRECISIONS,
     RESIZES,
@@ -128,6 +129,7 @@ _mean = optional("--mean", Floats(), "Mean of pixels in [0, 1], per channel, to 
 _std = optional("--std", Floats(), "Standard deviation of pixels, per channel, to divide by.")
 _resize = optional("--resize", click.Choice(RESIZES), "How an image gets its size.")
 _crop = optional("--crop", click.FloatRange(0, 1, min_open=True), "Fraction that the crop keeps.")
+_interpolation = optional("--interpolation", click.Choice(INTERPOLATIONS), "Filter of the resize, Pillow's.")
 _labels = optional("--labels", IN_FILE, "Class names, one a line, or a JSON list.")
 
 
@@ -139,10 +141,11 @@ def _image(given: Given) -> ImageOptions:
         crop=_crop.of(given),
         labels=_labels.of(given),
         size=_input_size.of(given),
+        interpolation=_interpolation.of(given),
     )
 
 
-image = group("image", _image, _mean, _std, _resize, _crop, _labels, _input_size)
+image = group("image", _image, _mean, _std, _resize, _crop, _interpolation, _labels, _input_size)
 
 
 def _weights(given: Given) -> NetworkOptions:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from se_deploy.backends import registry
 from se_deploy.errors import BadInput
 from se_deploy.options import (
+    INTERPOLATIONS,
     PRECISIONS,
     RESIZES,
     HostOptions,
@@ -174,6 +175,7 @@ def _parity(table: _Table) -> ParityGate:
                 mean=table.take("mean", _numbers, None),
                 std=table.take("std", _numbers, None),
                 resize=table.take("resize", _one_of(RESIZES), None),
+                interpolation=table.take("interpolation", _one_of(INTERPOLATIONS), None),
                 crop=table.take("crop", _number, None),
                 size=table.take("input_size", _dims, None),
             ),

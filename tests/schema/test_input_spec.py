@@ -116,3 +116,15 @@ def test_another_size_is_the_flag_s():
     assert (sized.shape, sized.resize_size, sized.crop) == ((1, 64, 96), None, SPEC.crop)
     assert sized.mean == (pytest.approx(0.2),)
     assert ImageOptions(size=spec.shape).applied(spec) == spec
+
+
+def test_another_filter_is_one_of_pillow_s_and_antialiases():
+    spec = ImageOptions(interpolation="bicubic").applied(replace(SPEC, antialias=False))
+    assert (spec.interpolation, spec.antialias) == ("bicubic", True)
+    assert ImageOptions(crop=0.5).applied(replace(SPEC, antialias=False)).antialias is False
+
+
+@pytest.mark.parametrize("std", [(1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (float("nan"),) * 3])
+def test_a_deviation_that_cannot_be_divided_by_is_refused(std):
+    with pytest.raises(BadInput, match="is not above 0"):
+        ImageOptions(std=std).applied(SPEC)
