@@ -1,6 +1,4 @@
-import dataclasses
 import importlib.util
-import json
 import os
 import signal
 
@@ -8,13 +6,10 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 
-from se_deploy import graph
-from se_deploy.backends.engine import MAX_BATCH, BuildOptions, profiles
+from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.tensorrt.compiler import Compiler
-from se_deploy.backends.tensorrt.planner import start_planner
-from se_deploy.errors import BadInput, BuildFailed, MissingRuntime, UnsupportedGraph
+from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import Profile
-from se_deploy.schema import input_spec
 from se_deploy.targets import resolve_target
 
 pytest.importorskip("tensorrt_rtx")
@@ -147,80 +142,12 @@ def test_a_missing_compiler_comes_with_the_command_that_installs_it():
     assert "pip install" in caught.value.hint
 
 
-def test_a_free_batch_gets_a_range_and_a_fixed_one_none():
-    free = profiles(plan_graphs.se_net(), {})["x"]
-    assert (free.min[0], free.opt[0], free.max[0]) == (1, 1, MAX_BATCH)
-    fixed = profiles(plan_graphs.se_net(batch=2), {})["x"]
-    assert fixed.min == fixed.opt == fixed.max == (2, plan_graphs.C, plan_graphs.SIDE, plan_graphs.SIDE)
-
-
-def test_free_height_and_width_come_from_the_input_spec():
-    model = _any_size()
-    with pytest.raises(UnsupportedGraph, match="free dimension"):
-        profiles(model, {})
-    spec = input_spec.InputSpec("x", 32, 20, 24, (0.0,) * 32, (1.0,) * 32)
-    input_spec.write(model.metadata_props, spec)
-    assert profiles(model, {})["x"].opt == (1, 32, 20, 24)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "said"),
-    [
-        ({"z": ((1, 32, 14, 14),) * 3}, "no input"),
-        ({"x": ((1, 3, 14, 14),) * 3}, "does not fit"),
-        ({"x": ((1, 32, 14),) * 3}, "does not fit"),
-        ({"x": ((4, 32, 14, 14), (1, 32, 14, 14), (8, 32, 14, 14))}, "out of order"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(shapes, said):
-    given = {name: Profile(*three) for name, three in shapes.items()}
-    with pytest.raises(BadInput, match=said):
-        profiles(plan_graphs.se_net(), given)
-
-
 def test_shapes_given_are_the_shapes_built(rtx):
     wide = Profile((1, 32, 14, 14), (4, 32, 14, 14), (8, 32, 14, 14))
     options = BuildOptions(shapes={"x": wide}, workspace_bytes=1 << 30)
     made = rtx.build(plan_graphs.se_net(), options)
     assert made.shapes == {"x": wide}
     assert made.workspace_bytes == 1 << 30
-
-
-def test_a_planner_asks_once_for_each_graph(tmp_path):
-    planner = start_planner(cache=tmp_path / "plans")
-    first = planner.plan(plan_graphs.se_net())
-    assert planner.plan(plan_graphs.se_net()) == first
-    assert planner.asked == 1
-    planner.plan(plan_graphs.se_net("nhwc"))
-    assert planner.asked == 2
-    planner.close()
-    again = start_planner(cache=tmp_path / "plans")
-    assert again.plan(plan_graphs.se_net()) == first
-    assert again.asked == 0
-    again.close()
-
-
-def test_a_cached_plan_is_json_of_the_plan(tmp_path):
-    planner = start_planner(cache=tmp_path)
-    plan = planner.plan(plan_graphs.se_net())
-    planner.close()
-    (file,) = tmp_path.iterdir()
-    assert json.loads(file.read_text()) == json.loads(json.dumps(dataclasses.asdict(plan)))
-
-
-def test_another_target_is_another_plan(tmp_path):
-    planners = [start_planner(target=resolve_target(t), cache=tmp_path) for t in ("sm86", "sm75")]
-    plans = [planner.plan(plan_graphs.se_net()) for planner in planners]
-    for planner in planners:
-        planner.close()
-    assert [plan.target for plan in plans] == ["sm86", "sm75"]
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def _any_size():
-    model = plan_graphs.se_net()
-    model.graph.inputs[0].shape = ir.Shape(["N", 32, "H", "W"])
-    return graph.tidy(model)
 
 
 @pytest.mark.parametrize(
