@@ -50,7 +50,7 @@ def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Re
     Example:
         se-deploy check --junit verdicts.xml
     """
-    from se_deploy import files, report, schema
+    from se_deploy import files, report
     from se_deploy.cli.tables import measurements
     from se_deploy.commands import check as verb
 
@@ -61,7 +61,7 @@ def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Re
         result = verb.check(gates, progress=progress)
     payload = verb.to_schema(result)
     if junit:
-        files.write_text(junit, report.junit(schema.builtins(payload)))
+        files.write_text(junit, report.junit(payload))
     reporter.finish(
         payload, [measurements.checked(payload)], warnings=result.warnings, failed=result.failures
     )

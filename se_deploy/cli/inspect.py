@@ -51,7 +51,7 @@ def inspect(
         se-deploy inspect net.onnx --plan --gate fused
         se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
-    from se_deploy import files, report, schema
+    from se_deploy import files, report
     from se_deploy.cli.tables import graphs
     from se_deploy.commands import inspect as verb
 
@@ -72,7 +72,7 @@ def inspect(
         drawings = {}
         if isinstance(result, verb.InspectResult):
             drawings = {b.output: report.block_svg(result.model, b) for b in result.census.blocks}
-        files.write_text(html, report.inspect_html(schema.builtins(payload), drawings))
+        files.write_text(html, report.inspect_html(payload, drawings))
     reporter.finish(
         payload,
         graphs.inspected(payload),

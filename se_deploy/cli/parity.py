@@ -49,7 +49,7 @@ def parity(
     Example:
         se-deploy parity timm:seresnet50 net.onnx net.fp16.onnx --pretrained --data photos/
     """
-    from se_deploy import files, report, schema
+    from se_deploy import files, report
     from se_deploy.cli.tables import measurements
     from se_deploy.commands import parity as verb
 
@@ -68,7 +68,7 @@ def parity(
         )
     payload = verb.to_schema(result)
     if junit:
-        files.write_text(junit, report.junit(schema.builtins(payload)))
+        files.write_text(junit, report.junit(payload))
     reporter.finish(
         payload,
         [measurements.parity(payload)],

@@ -28,7 +28,7 @@ def report(folders: tuple[Path, ...], output: Path | None, overwrite: bool, repo
     Example:
         se-deploy report out-fp32 out-int8 -o compare.html
     """
-    from se_deploy import files, schema
+    from se_deploy import files
     from se_deploy import report as pages
     from se_deploy.cli.tables import runs
     from se_deploy.commands import report as verb
@@ -37,6 +37,6 @@ def report(folders: tuple[Path, ...], output: Path | None, overwrite: bool, repo
         files.claim(output, overwrite=overwrite)
     result = verb.report(folders)
     if output:
-        pairs = [(str(run.folder), schema.builtins(run)) for run in result.runs]
+        pairs = [(str(run.folder), run) for run in result.runs]
         files.write_text(output, pages.compare_html(pairs))
     reporter.finish(result, [runs.side_by_side(result)])

@@ -285,7 +285,7 @@ def run(
     _remove_stale(result, Path(model))
     made = to_schema(result)
     files.write_text(folder / "report.json", f"{schema.encode(made)}\n")
-    files.write_text(folder / "report.html", report.html(schema.builtins(made)))
+    files.write_text(folder / "report.html", report.html(made))
     steps.next()
     return result
 

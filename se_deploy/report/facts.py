@@ -1,23 +1,34 @@
-"""What a run found, read from its JSON: rows and series for the page and the summary, no markup.
+"""What a run measured, as rows and series for the page and the summary: no markup.
 
-A report may be old, cut short or from another machine, so every key but `schema` may be missing or null:
-what is not there becomes None here and "not measured" on the page.
+A report may be old or without a stage, so what is not there is None here and "not measured" on the page.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from se_deploy.backends import registry
 from se_deploy.report.tables import plan_label
-from se_deploy.report.values import Json, at, count, flag, number, objects, sequence, texts, wording
+from se_deploy.schema.common import WaterfallStep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from se_deploy.schema.common import Plan, Result, Worth
+    from se_deploy.schema.results import (
+        BuildEngine,
+        Candidate,
+        CurvePoint,
+        OutputParity,
+        Range,
+        Run,
+        Timing,
+    )
 
 GATES = ("parity", "fusion", "precision", "latency")
 
 _RUNNABLE = (".onnx", ".engine", ".plan", ".pt2")
-_STAGES = ("export", "inspect", "quantize", "parity", "profile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,40 +44,7 @@ class ErrorRow:
     """One output of one candidate against the reference."""
 
     artifact: str
-    output: str
-    max_abs: float | None
-    max_rel: float | None
-    cosine: float | None
-    sqnr_db: float | None
-    top1_agreement: float | None
-    passed: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Latency of one artifact on one runtime and batch; milliseconds per batch."""
-
-    artifact: str
-    runtime: str | None
-    device: str | None
-    batch: int | None
-    p50_ms: float | None
-    p90_ms: float | None
-    p99_ms: float | None
-    mean_ms: float | None
-    std_ms: float | None
-    throughput_per_s: float | None
-    samples: int | None
-    stable: bool | None
-    power_w: float | None
-    energy_mj: float | None
-    speedup: float | None
-
-    @property
-    def label(self) -> str:
-        """What tells it from the others in a plot."""
-        words = [self.artifact, self.runtime, f"batch {self.batch}" if self.batch else None]
-        return " · ".join(word for word in words if word)
+    measured: OutputParity
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,243 +66,180 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """The planned cost after a rewrite; the first of a list is the graph as given."""
-
-    rewrite: str
-    block: str | None
-    kernels: int
-    activation_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Waterfall:
-    """The steps of one artifact's rewrites."""
+    """The planned cost after each of one artifact's rewrites; the first step is the graph as given."""
 
     artifact: str
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """What calibration saw of a tensor, and where quantization clips it on both sides of zero.
-
-    Without a threshold, `low` and `high` are the ends of what INT8 covers.
-    """
-
-    tensor: str
-    low: float
-    high: float
-    threshold: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """Accuracy bought with multiply-accumulates left in FP16."""
-
-    macs_fp16_fraction: float
-    sqnr_db: float
+    steps: tuple[WaterfallStep, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A warning, or something that stood in for what could not be run, and where it was said."""
+    """A warning, or something that stood in for what could not be run, and which stages said so."""
 
     source: str
     text: str
 
 
-def verdicts(report: Json) -> tuple[Verdict, ...]:
-    """Give every gate in its usual order."""
-    return tuple(Verdict(gate, flag(at(report, "verdicts", gate))) for gate in GATES)
+def verdicts(report: Run) -> tuple[Verdict, ...]:
+    """Return every gate in its usual order."""
+    return tuple(Verdict(gate, getattr(report.verdicts, gate, None)) for gate in GATES)
 
 
-def plans(report: Json) -> tuple[Json, ...]:
-    """Collect the plans of the engines and of `inspect`; each compiler, target and precision once."""
-    found = [plan for engine in engines(report).values() if isinstance(plan := engine.get("plan"), Mapping)]
-    found += objects(at(report, "inspect", "plans"))
-    return tuple({plan_label(plan): plan for plan in found}.values())
+def plans(report: Run) -> tuple[Plan, ...]:
+    """Return the plans of the engines and of `inspect`; each compiler, target and precision once."""
+    made = [engine.plan for engine in engines(report).values()]
+    made += report.inspect.plans if report.inspect else ()
+    return tuple({plan_label(plan): plan for plan in made}.values())
 
 
-def engines(report: Json) -> Mapping[str, Json]:
-    """Give the engines by precision; a lone `build-engine` object under the precision that it found."""
-    found = at(report, "build-engines")
-    if isinstance(found, Mapping) and found:
-        return {str(name): engine for name, engine in found.items() if isinstance(engine, Mapping)}
-    lone = at(report, "build-engine")
-    return {str(lone.get("found_precision") or "engine"): lone} if isinstance(lone, Mapping) else {}
+def engines(report: Run) -> Mapping[str, BuildEngine]:
+    """Return the engines by precision; a lone `build-engine` object under the precision that it runs in."""
+    if report.build_engines:
+        return report.build_engines
+    lone = report.build_engine
+    return {lone.found_precision: lone} if lone else {}
 
 
-def errors(report: Json) -> tuple[ErrorRow, ...]:
-    """Give every compared output of every candidate."""
-    return tuple(
-        ErrorRow(
-            artifact=str(candidate.get("path")),
-            output=str(output.get("name")),
-            max_abs=number(output.get("max_abs")),
-            max_rel=number(output.get("max_rel")),
-            cosine=number(output.get("cosine")),
-            sqnr_db=number(output.get("sqnr_db")),
-            top1_agreement=number(output.get("top1_agreement")),
-            passed=flag(output.get("passed")),
-        )
-        for candidate in objects(at(report, "parity", "candidates"))
-        for output in objects(candidate.get("outputs"))
-    )
+def candidates(report: Run) -> tuple[Candidate, ...]:
+    """Return every artifact that was compared."""
+    return report.parity.candidates if report.parity else ()
 
 
-def timings(report: Json) -> tuple[Timing, ...]:
-    """Give every measured latency."""
-    return tuple(
-        Timing(
-            artifact=str(entry.get("path")),
-            runtime=wording(entry.get("runtime")),
-            device=wording(entry.get("device")),
-            batch=count(entry.get("batch")),
-            p50_ms=number(entry.get("p50_ms")),
-            p90_ms=number(entry.get("p90_ms")),
-            p99_ms=number(entry.get("p99_ms")),
-            mean_ms=number(entry.get("mean_ms")),
-            std_ms=number(entry.get("std_ms")),
-            throughput_per_s=number(entry.get("throughput_per_s")),
-            samples=count(entry.get("samples")),
-            stable=flag(entry.get("stable")),
-            power_w=number(entry.get("power_w")),
-            energy_mj=number(entry.get("energy_mj")),
-            speedup=number(entry.get("speedup_vs_reference")),
-        )
-        for entry in objects(at(report, "profile", "artifacts"))
-    )
+def errors(report: Run) -> tuple[ErrorRow, ...]:
+    """Return every compared output of every candidate."""
+    return tuple(ErrorRow(one.path, output) for one in candidates(report) for output in one.outputs)
 
 
-def artifacts(report: Json) -> tuple[Artifact, ...]:
-    """Join what was written, compared, timed and planned, by path; the timed reference comes first.
+def timings(report: Run) -> tuple[Timing, ...]:
+    """Return every measured latency."""
+    return report.profile.artifacts if report.profile else ()
 
-    Sizes come from the optional key `sizes`: {path: bytes}.
-    """
-    named = [str(path) for path in (at(report, "artifacts") or {}).values() if _runnable(str(path))]
-    candidates = {str(c.get("path")): c for c in objects(at(report, "parity", "candidates"))}
+
+def timing_label(timing: Timing) -> str:
+    """Return what tells a timing from the others in a plot."""
+    words = [timing.path, timing.runtime, f"batch {timing.batch}" if timing.batch else None]
+    return " · ".join(word for word in words if word)
+
+
+def artifacts(report: Run) -> tuple[Artifact, ...]:
+    """Join what was written, compared, timed and planned, by path; the timed reference comes first."""
+    named = [path for path in report.artifacts.values() if path.endswith(_RUNNABLE)]
+    compared = {one.path: one for one in candidates(report)}
     timed: dict[str, Timing] = {}
     for timing in timings(report):
-        timed.setdefault(timing.artifact, timing)
-    built = {str(engine.get("engine")): engine for engine in engines(report).values()}
-    beside = {str(engine.get("onnx")) for engine in built.values()}  # what an engine was built from
-    shown = [p for p in named if p not in beside or p in candidates or p in timed]
-    rows = []
-    for path in dict.fromkeys([*(p for p in timed if p not in named), *candidates, *shown, *built]):
-        candidate, engine, time = candidates.get(path, {}), built.get(path, {}), timed.get(path)
-        compared = [row for row in errors(report) if row.artifact == path]
-        rows.append(
-            Artifact(
-                name=path,
-                precision=_precision(engine, candidate, time),
-                size_bytes=count(at(report, "sizes", path)),
-                accuracy=number(
-                    candidate.get("accuracy") if candidate else _reference_accuracy(report, path, named)
-                ),
-                top1_agreement=_least(row.top1_agreement for row in compared),
-                sqnr_db=_least(row.sqnr_db for row in compared),
-                p50_ms=time.p50_ms if time else None,
-                speedup=time.speedup if time else None,
-                kernels=count(at(engine, "plan", "kernels")),
-                activation_bytes=count(at(engine, "plan", "activation_bytes")),
-                passed=flag(candidate.get("passed")),
-                checked_as=_checked_as(candidate),
-            )
-        )
-    return tuple(rows)
-
-
-def _checked_as(candidate: Json) -> str | None:
-    """Say what stood in for an artifact, or else where its FP16 numbers were rounded."""
-    rounding = wording(candidate.get("rounding"))
-    return wording(candidate.get("checked_as")) or (
-        f"run by ONNX Runtime with optimizations off, {rounding}" if rounding else None
+        timed.setdefault(timing.path, timing)
+    built = {engine.engine: engine for engine in engines(report).values()}
+    beside = {engine.onnx for engine in built.values()}  # what an engine was built from
+    shown = [p for p in named if p not in beside or p in compared or p in timed]
+    return tuple(
+        _artifact(path, report, compared.get(path), built.get(path), timed.get(path), written=path in named)
+        for path in dict.fromkeys([*(p for p in timed if p not in named), *compared, *shown, *built])
     )
 
 
-def rewrites(report: Json) -> tuple[tuple[str, int], ...]:
-    """Give the passes of the export and how often each fired."""
-    pairs = [sequence(entry) for entry in sequence(at(report, "export", "rewrites"))]
-    return tuple((str(pair[0]), count(pair[1]) or 0) for pair in pairs if len(pair) == 2)  # noqa: PLR2004
+def _artifact(
+    path: str,
+    report: Run,
+    candidate: Candidate | None,
+    engine: BuildEngine | None,
+    timing: Timing | None,
+    *,
+    written: bool,
+) -> Artifact:
+    outputs = candidate.outputs if candidate else ()
+    accuracy = candidate.accuracy if candidate else None
+    if candidate is None and not written and report.parity:  # only the reference is timed and not written
+        accuracy = report.parity.reference_accuracy
+    return Artifact(
+        name=path,
+        precision=_precision(engine, candidate, timing),
+        size_bytes=report.sizes.get(path),
+        accuracy=accuracy,
+        top1_agreement=_least(output.top1_agreement for output in outputs),
+        sqnr_db=_least(output.sqnr_db for output in outputs),
+        p50_ms=timing.p50_ms if timing else None,
+        speedup=timing.speedup_vs_reference if timing else None,
+        kernels=engine.plan.kernels if engine else None,
+        activation_bytes=engine.plan.activation_bytes if engine else None,
+        passed=candidate.passed if candidate else None,
+        checked_as=_checked_as(candidate) if candidate else None,
+    )
 
 
-def refused(report: Json) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
-    """The rewrites of the export that were not possible: name, reason, and the blocks that it holds for."""
+def _checked_as(candidate: Candidate) -> str | None:
+    """Return what stood in for an artifact, or else where its FP16 numbers were rounded."""
+    if candidate.checked_as or not candidate.rounding:
+        return candidate.checked_as
+    return f"run by ONNX Runtime with optimizations off, {candidate.rounding}"
+
+
+def rewrites(report: Run) -> tuple[tuple[str, int], ...]:
+    """Return the passes of the export and how often each fired."""
+    return report.export.rewrites if report.export else ()
+
+
+def refused(report: Run) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Return the export's rewrites that were not possible: name, reason, and the blocks that it holds for."""
     grouped: dict[tuple[str, str], list[str]] = {}
-    for entry in sequence(at(report, "export", "refused")):
-        row = [str(cell) for cell in sequence(entry)]
-        if len(row) == 3:  # noqa: PLR2004 - rewrite, block, reason
-            grouped.setdefault((row[0], row[2]), []).append(row[1])
+    for name, block, reason in report.export.refused if report.export else ():
+        grouped.setdefault((name, reason), []).append(block)
     return tuple((name, reason, tuple(blocks)) for (name, reason), blocks in grouped.items())
 
 
-def waterfalls(report: Json) -> tuple[Waterfall, ...]:
-    """Give the steps of the export and of each engine that has them.
+def waterfalls(report: Run) -> tuple[Waterfall, ...]:
+    """Return the steps of the export and of each engine that has them.
 
     Rewrites are chosen before quantization: where the engine's own plan differs, one more step leads to it.
     """
-    exported = at(report, "export")
-    found = [_waterfall(at(exported, "onnx") or "export", exported, None)]
-    for name, engine in engines(report).items():
-        found.append(_waterfall(engine.get("engine") or name, engine, engine.get("plan")))
-    return tuple(one for one in found if one.steps)
+    made = [Waterfall(report.export.onnx, report.export.waterfall)] if report.export else []
+    made += [Waterfall(engine.engine, _steps(engine)) for engine in engines(report).values()]
+    return tuple(one for one in made if one.steps)
 
 
-def _waterfall(artifact: object, result: object, plan: object) -> Waterfall:
-    steps = [
-        Step(str(entry.get("rewrite")), wording(entry.get("block")), kernels, size)
-        for entry in objects(at(result, "waterfall"))
-        if (kernels := count(entry.get("kernels"))) is not None
-        and (size := count(entry.get("activation_bytes"))) is not None
-    ]
-    kernels, size = count(at(plan, "kernels")), count(at(plan, "activation_bytes"))
-    if steps and kernels is not None and size is not None:
-        built = Step(f"built as {at(plan, 'precision') or 'an engine'}", None, kernels, size)
-        if (kernels, size) != (steps[-1].kernels, steps[-1].activation_bytes):
-            steps.append(built)
-    return Waterfall(str(artifact), tuple(steps))
-
-
-def worth(report: Json) -> Json | None:
-    """Give INT8 against FP16, from `quantize` or from the engine that was quantized for its target."""
-    found = [at(report, "quantize", "worth"), *(engine.get("worth") for engine in engines(report).values())]
-    return next((entry for entry in reversed(found) if isinstance(entry, Mapping)), None)
-
-
-def ranges(report: Json) -> tuple[Range, ...]:
-    """Give the calibrated ranges in graph order."""
-    return tuple(
-        Range(str(entry.get("tensor")), low, high, number(entry.get("threshold")))
-        for entry in objects(at(report, "quantize", "ranges"))
-        if (low := number(entry.get("low"))) is not None and (high := number(entry.get("high"))) is not None
+def _steps(engine: BuildEngine) -> tuple[WaterfallStep, ...]:
+    steps, plan = engine.waterfall, engine.plan
+    if not steps or (plan.kernels, plan.activation_bytes) == (steps[-1].kernels, steps[-1].activation_bytes):
+        return steps
+    built = WaterfallStep(
+        rewrite=f"built as {plan.precision}",
+        block=None,
+        kernels=plan.kernels,
+        activation_bytes=plan.activation_bytes,
     )
+    return (*steps, built)
 
 
-def curve(report: Json) -> tuple[CurvePoint, ...]:
-    """Give accuracy against cost, cheapest first."""
-    points = [
-        CurvePoint(fraction, sqnr)
-        for entry in objects(at(report, "quantize", "curve"))
-        if (fraction := number(entry.get("macs_fp16_fraction"))) is not None
-        and (sqnr := number(entry.get("sqnr_db"))) is not None
-    ]
-    return tuple(sorted(points, key=lambda point: (point.macs_fp16_fraction, point.sqnr_db)))
+def worth(report: Run) -> Worth | None:
+    """Return INT8 against FP16, from the engine that was quantized for its target, or from `quantize`."""
+    found = [engine.worth for engine in reversed(list(engines(report).values()))]
+    found.append(report.quantize.worth if report.quantize else None)
+    return next((entry for entry in found if entry), None)
 
 
-def notes(report: Json) -> tuple[Note, ...]:
+def ranges(report: Run) -> tuple[Range, ...]:
+    """Return the calibrated ranges in graph order."""
+    return report.quantize.ranges if report.quantize else ()
+
+
+def curve(report: Run) -> tuple[CurvePoint, ...]:
+    """Return accuracy against cost, cheapest first, where it was measured."""
+    points = report.quantize.curve if report.quantize else ()
+    measured = [point for point in points if point.sqnr_db is not None]
+    return tuple(sorted(measured, key=lambda point: (point.macs_fp16_fraction, point.sqnr_db)))
+
+
+def notes(report: Run) -> tuple[Note, ...]:
     """Collect what was not judged, every stand-in and every warning, each once, with all that said it."""
     said: dict[str, list[str]] = {}
-    for candidate in objects(at(report, "parity", "candidates")):
+    for candidate in candidates(report):
         how = _checked_as(candidate)
         if how:
-            said.setdefault(how, []).append(str(candidate.get("path")))
-    stages = {stage: report.get(stage) for stage in _STAGES}
-    stages |= {f"build-engine {name}": engine for name, engine in engines(report).items()}
-    for stage, result in stages.items():
-        for text in texts(at(result, "warnings")):
+            said.setdefault(how, []).append(candidate.path)
+    for stage, result in _stages(report).items():
+        for text in result.warnings if result else ():
             said.setdefault(text, []).append(stage)
-    for text in texts(report.get("warnings")):
+    for text in report.warnings:
         said.setdefault(text, [])
     for text, paths in list(said.items()):  # the same stand-in as a warning, its file in front
         for path in paths:
@@ -334,42 +249,41 @@ def notes(report: Json) -> tuple[Note, ...]:
     return (*unjudged, *found)
 
 
-def input_text(report: Json) -> str | None:
-    """Say what the network takes: size, mean and std; None where the report does not."""
-    spec = at(report, "network", "input")
-    if not isinstance(spec, Mapping):
+def _stages(report: Run) -> dict[str, Result | None]:
+    return {
+        "export": report.export,
+        "inspect": report.inspect,
+        "quantize": report.quantize,
+        "parity": report.parity,
+        "profile": report.profile,
+        **{f"build-engine {name}": engine for name, engine in engines(report).items()},
+    }
+
+
+def input_text(report: Run) -> str | None:
+    """Return what the network takes: name, size, mean and std; None where the report does not say."""
+    spec = report.network.input if report.network else None
+    if spec is None:
         return None
-    sides = [count(spec.get(key)) for key in ("channels", "height", "width")]
-    words = [str(spec.get("name") or "input")]
-    if None not in sides:
-        words.append("x".join(str(side) for side in sides))
-    words += [f"{key} {', '.join(texts(spec[key]))}" for key in ("mean", "std") if texts(spec.get(key))]
+    words = [spec.name or "input", "x".join(map(str, spec.shape))]
+    words += [
+        f"{name} {', '.join(map(str, values))}" for name, values in (("mean", spec.mean), ("std", spec.std))
+    ]
     return "; ".join(words)
 
 
-def sqnr_text(report: Json) -> str | None:
-    """Give `quantize`'s own figure for each output; None where it has none."""
-    found = at(report, "quantize", "sqnr_db")
-    by_output = found if isinstance(found, Mapping) else {"output": found}
-    parts = [f"{name} {db:.1f} dB" for name, value in by_output.items() if (db := number(value)) is not None]
-    return ", ".join(parts) or None
+def sqnr_text(report: Run) -> str | None:
+    """Return `quantize`'s own figure for each output; None where it has none."""
+    by_output = report.quantize.sqnr_db if report.quantize else {}
+    return ", ".join(f"{name} {db:.1f} dB" for name, db in by_output.items() if db is not None) or None
 
 
-def _precision(engine: Json, candidate: Json, timing: Timing | None) -> str | None:
-    """What an engine was found to be, or the preset that an ONNX file is judged by."""
+def _precision(engine: BuildEngine | None, candidate: Candidate | None, timing: Timing | None) -> str | None:
+    """Return what an engine was found to be, or the preset that an ONNX file is judged by."""
     if timing is not None and timing.runtime == registry.reference().name:
         return "reference"
-    return wording(engine.get("found_precision") or candidate.get("preset"))
+    return engine.found_precision if engine else candidate.preset if candidate else None
 
 
-def _reference_accuracy(report: Json, path: str, named: Sequence[str]) -> object:
-    """Only what is timed without being written or compared is the reference."""
-    return None if path in named else at(report, "parity", "reference_accuracy")
-
-
-def _least(values: Any) -> float | None:  # noqa: ANN401 - a generator of numbers or None
+def _least(values: Iterable[float | None]) -> float | None:
     return min((value for value in values if value is not None), default=None)
-
-
-def _runnable(path: str) -> bool:
-    return path.endswith(_RUNNABLE)

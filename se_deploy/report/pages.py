@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from se_deploy.report import facts, tables, units, values
+from se_deploy.report import facts, tables, units
 from se_deploy.report.templating import render
+from se_deploy.schema.results import Machine, Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from se_deploy.report.tables import BlockRow
+    from se_deploy.schema.results import Inspect, Run
 
 
-def html(report: Mapping[str, Any]) -> str:
+def html(report: Run) -> str:
     """Write the page of a `run` or `demo`; what the report does not hold is called not measured."""
     from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
 
     plans = facts.plans(report)
-    blocks = tables.block_rows(values.objects(values.at(report, "inspect", "blocks")), plans)
+    blocks = tables.block_rows(report.inspect.blocks if report.inspect else (), plans)
     waterfalls = [plots.waterfall(found, i) for i, found in enumerate(facts.waterfalls(report))]
     return render(
         "run.html.j2",
         {
             "report": report,
+            "network": report.network or Network(),
+            "machine": report.machine or Machine(),
             "verdicts": facts.verdicts(report),
             "artifacts": facts.artifacts(report),
             "plans": tables.plan_rows(plans),
             "blocks": blocks,
             "reasons": _reasons(blocks),
-            "rejected": values.objects(values.at(report, "inspect", "rejected")),
-            "taxes": tables.tax_rows(values.at(report, "inspect") or {}),
+            "rejected": report.inspect.rejected if report.inspect else (),
+            "taxes": tables.tax_rows(report.inspect),
             "timings": facts.timings(report),
             "errors": facts.errors(report),
-            "quantize": values.at(report, "quantize"),
+            "quantize": report.quantize,
+            "candidates": facts.candidates(report),
             "worth": facts.worth(report),
             "sqnr": facts.sqnr_text(report),
             "input": facts.input_text(report),
@@ -55,13 +60,13 @@ def html(report: Mapping[str, Any]) -> str:
     )
 
 
-def inspect_html(inspection: Mapping[str, Any], drawings: Mapping[str, str]) -> str:
+def inspect_html(inspection: Inspect, drawings: Mapping[str, str]) -> str:
     """Write the page of `inspect`: its tables, and the graph around each block.
 
     `drawings` gives SVG from `drawing.block_svg` by the block's output; it goes into the page as it is.
     """
-    plans = values.objects(inspection.get("plans"))
-    blocks = tables.block_rows(values.objects(inspection.get("blocks")), plans)
+    plans = inspection.plans
+    blocks = tables.block_rows(inspection.blocks, plans)
     return render(
         "inspect.html.j2",
         {
@@ -69,39 +74,38 @@ def inspect_html(inspection: Mapping[str, Any], drawings: Mapping[str, str]) -> 
             "plans": tables.plan_rows(plans),
             "blocks": blocks,
             "reasons": _reasons(blocks),
-            "rejected": values.objects(inspection.get("rejected")),
+            "rejected": inspection.rejected,
             "taxes": tables.tax_rows(inspection),
             "widths": tables.width_rows(inspection),
-            "skipped": values.objects(values.at(inspection, "advice", "skipped")),
+            "skipped": inspection.advice.skipped if inspection.advice else (),
             "manifest": tables.manifest_rows(inspection),
             "drawings": {output: Markup(svg) for output, svg in drawings.items()},  # noqa: S704 - made by drawing.py
-            "notes": [facts.Note("inspect", text) for text in values.texts(inspection.get("warnings"))],
+            "notes": [facts.Note("inspect", text) for text in inspection.warnings],
         },
     )
 
 
-def compare_html(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+def compare_html(reports: Sequence[tuple[str, Run]]) -> str:
     """Write several runs side by side; each is a name, mostly its folder, and its report."""
     from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
 
     names = [name for name, _ in reports]
     artifacts = [{row.name: row for row in facts.artifacts(report)} for _, report in reports]
     rows = list(dict.fromkeys(path for run in artifacts for path in run))
-    timed = [{t.label: t.p50_ms for t in facts.timings(report)} for _, report in reports]
+    timed = [{facts.timing_label(t): t.p50_ms for t in facts.timings(report)} for _, report in reports]
     planned = [{p.label: p for p in tables.plan_rows(facts.plans(report))} for _, report in reports]
     labels = list(dict.fromkeys(label for run in timed for label in run))
     plans = list(dict.fromkeys(label for run in planned for label in run))
     machines = {
-        str((values.at(report, "machine", "cpu"), values.at(report, "machine", "platform")))
-        for _, report in reports
+        (report.machine.cpu, report.machine.platform) if report.machine else None for _, report in reports
     }
-    versions = [values.at(report, "machine", "packages") or {} for _, report in reports]
+    versions = [report.machine.packages if report.machine else {} for _, report in reports]
     packages = sorted({name for run in versions for name in run})
     return render(
         "compare.html.j2",
         {
             "names": names,
-            "reports": [report for _, report in reports],
+            "facts": _facts([report for _, report in reports]),
             "gates": facts.GATES,
             "verdicts": [{v.gate: v.passed for v in facts.verdicts(report)} for _, report in reports],
             "artifacts": artifacts,
@@ -141,13 +145,34 @@ def compare_html(reports: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
     )
 
 
+def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Return what each run was of and on, a row for each fact, a text for each run."""
+    networks = [run.network or Network() for run in runs]
+    machines = [run.machine or Machine() for run in runs]
+    words: list[tuple[str, list[str | None]]] = [
+        ("Network", [network.spec for network in networks]),
+        ("Weights", [network.weights for network in networks]),
+        ("Date", [run.date for run in runs]),
+        ("Tool version", [run.tool_version for run in runs]),
+        ("Command", [run.command for run in runs]),
+        ("Processor", [machine.cpu for machine in machines]),
+        ("Machine", [machine.platform for machine in machines]),
+        ("Recommendation", [run.recommendation for run in runs]),
+    ]
+    return [
+        *((label, [units.word(text) for text in texts]) for label, texts in words),
+        ("Parameters", [units.amount(network.params) for network in networks]),
+        ("SE blocks", [str(len(run.inspect.blocks)) if run.inspect else "0" for run in runs]),
+    ]
+
+
 def _reasons(blocks: Sequence[BlockRow]) -> list[tuple[str, str, int]]:
     """Count each reason of each plan over the blocks: (plan, reason, blocks), the most frequent first."""
     counts = Counter(
         (verdict.plan, reason)
         for block in blocks
         for verdict in block.verdicts
-        if verdict is not None and verdict.verdict != "fused"
-        for reason in dict.fromkeys(verdict.reasons)
+        if verdict is not None and verdict.found.verdict != "fused"
+        for reason in dict.fromkeys(verdict.found.reasons)
     )
     return [(plan, reason, times) for (plan, reason), times in counts.most_common()]

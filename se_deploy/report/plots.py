@@ -21,13 +21,15 @@ from matplotlib.figure import Figure
 
 from se_deploy.backends import registry
 from se_deploy.report import units
+from se_deploy.report.facts import timing_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
-    from se_deploy.report.facts import CurvePoint, ErrorRow, Range, Timing, Waterfall
+    from se_deploy.report.facts import ErrorRow, Waterfall
+    from se_deploy.schema.results import CurvePoint, Range, Timing
 
 # Stand-ins that become the page's CSS variables: matplotlib takes no variable for a colour.
 _INK, _FAINT = "#010101", "#020202"
@@ -86,23 +88,22 @@ class Plot:
 
 def latency(timings: Sequence[Timing]) -> Plot | None:
     """Draw p50 as bars with whiskers to p90 and p99; None where nothing was timed."""
-    timed = [t for t in timings if t.p50_ms is not None]
+    timed = timings
     if not timed:
         return None
 
     def draw(axes: Axes) -> None:
         reference = registry.reference().name
-        reach = max(max(t.p50_ms or 0, t.p90_ms or 0, t.p99_ms or 0) for t in timed)
+        reach = max(max(t.p50_ms, t.p90_ms, t.p99_ms) for t in timed)
         for row, t in enumerate(timed):
-            p50 = t.p50_ms or 0.0
+            p50 = t.p50_ms
             axes.barh(row, p50, height=0.56, color=_SERIES[3 if t.runtime == reference else 0])
             for value, width, size in ((t.p99_ms, 0.9, 0.16), (t.p90_ms, 2.4, 0.0)):
-                if value is not None:
-                    axes.plot([p50, value], [row, row], color=_INK, linewidth=width, solid_capstyle="butt")
-                    axes.plot([value, value], [row - size, row + size], color=_INK, linewidth=width)
-            end = max(p50, t.p90_ms or 0, t.p99_ms or 0)
+                axes.plot([p50, value], [row, row], color=_INK, linewidth=width, solid_capstyle="butt")
+                axes.plot([value, value], [row - size, row + size], color=_INK, linewidth=width)
+            end = max(p50, t.p90_ms, t.p99_ms)
             axes.text(end + 0.012 * reach, row, _p50(t), va="center")
-        _rows(axes, [t.label for t in timed])
+        _rows(axes, [timing_label(t) for t in timed])
         axes.set_xlim(0, reach * 1.14)
         axes.set_xlabel("ms per batch")
 
@@ -117,20 +118,21 @@ def latency(timings: Sequence[Timing]) -> Plot | None:
 
 def errors(rows: Sequence[ErrorRow]) -> Plot | None:
     """Draw the signal-to-noise ratio of every output of every artifact; None where nothing was compared."""
-    measured = [row for row in rows if row.sqnr_db is not None]
+    measured = [row for row in rows if row.measured.sqnr_db is not None]
     if not measured:
         return None
-    several = len({row.output for row in measured}) > 1
+    several = len({row.measured.name for row in measured}) > 1
 
     def draw(axes: Axes) -> None:
         for position, row in enumerate(measured):
-            db = row.sqnr_db or 0.0
-            colour = _SERIES[1 if row.passed is False else 0]
+            output = row.measured
+            db = output.sqnr_db or 0.0
+            colour = _SERIES[0 if output.passed else 1]
             shown = min(db, 140.0) if db >= units.IDENTICAL_DB else db
             axes.barh(position, shown, height=0.56, color=colour)
             label = "identical" if db >= units.IDENTICAL_DB else f"{db:.1f} dB"
-            if row.max_abs is not None:
-                label += f", largest error {row.max_abs:.2g}"
+            if output.max_abs is not None:
+                label += f", largest error {output.max_abs:.2g}"
             axes.annotate(
                 label,
                 (max(shown, 0.0), position),
@@ -138,7 +140,9 @@ def errors(rows: Sequence[ErrorRow]) -> Plot | None:
                 textcoords="offset points",
                 va="center",
             )
-        _rows(axes, [f"{row.artifact} · {row.output}" if several else row.artifact for row in measured])
+        _rows(
+            axes, [f"{row.artifact} · {row.measured.name}" if several else row.artifact for row in measured]
+        )
         axes.set_xlabel("SQNR in dB")
 
     return _plot(
@@ -253,7 +257,7 @@ def curve(points: Sequence[CurvePoint]) -> Plot | None:
     def draw(axes: Axes) -> None:
         axes.plot(
             [100 * point.macs_fp16_fraction for point in points],
-            [point.sqnr_db for point in points],
+            [float(point.sqnr_db or 0) for point in points],  # facts.curve keeps measured ones
             color=_SERIES[0],
             linewidth=1.8,
             marker="o",
@@ -306,7 +310,7 @@ def groups(
 
 
 def _p50(timing: Timing) -> str:
-    return f"p50 {timing.p50_ms:.3g} ms{', unstable' if timing.stable is False else ''}"
+    return f"p50 {timing.p50_ms:.3g} ms{'' if timing.stable else ', unstable'}"
 
 
 def _cost(size: int, kernels: int, *, sign: str = "") -> str:

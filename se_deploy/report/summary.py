@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.report import facts, tables, units, values
+from se_deploy.report import facts, tables, units
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from se_deploy.schema.results import Run
 
 _STATES = {True: "passed", False: "**failed**", None: "not judged"}
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(report: Run) -> str:
     """Write the network, the verdicts, a table of the artifacts, the advice and the warnings."""
-    lines = [f"## se-deploy: {_cell(units.word(values.at(report, 'network', 'spec')))}", ""]
+    lines = [f"## se-deploy: {_cell(units.word(report.network.spec if report.network else None))}", ""]
     lines += ["Verdicts: " + ", ".join(f"{v.gate} {_STATES[v.passed]}" for v in facts.verdicts(report)), ""]
-    blocks = values.objects(values.at(report, "inspect", "blocks"))
+    blocks = report.inspect.blocks if report.inspect else ()
     lines += [f"SE blocks: {len(blocks)}" if blocks else "SE blocks: none found", ""]
     for plan in tables.plan_rows(facts.plans(report)):
         counted = ", ".join(f"{times} {verdict}" for verdict, times in plan.verdicts if times)
@@ -43,8 +42,8 @@ def markdown(report: Mapping[str, Any]) -> str:
             )
             for row in artifacts
         ]
-    if report.get("recommendation"):
-        lines += ["", f"Recommendation: {_cell(str(report['recommendation']))}"]
+    if report.recommendation:
+        lines += ["", f"Recommendation: {_cell(report.recommendation)}"]
     notes = facts.notes(report)
     if notes:
         lines += ["", "What could not be checked, and warnings:", ""]

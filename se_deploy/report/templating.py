@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from se_deploy.errors import printable
-from se_deploy.report import units, values
+from se_deploy.report import units
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,9 +39,7 @@ def _environment() -> Environment:
     )
     made.filters |= units.FILTERS
     made.globals |= {
-        "at": values.at,
-        "objects": values.objects,
-        "change": values.change,
+        "change": units.change,
         "formats": units.FILTERS,
         "long_table": _LONG_TABLE,
     }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
-
-from se_deploy.report.values import number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -14,6 +13,19 @@ MISSING = "not measured"
 _MEGA = 1e6
 _KILO = 1e3
 IDENTICAL_DB = 200.0  # comparison.IDENTICAL_DB, whose module imports onnx; a test holds them together
+
+
+def number(value: object) -> float | None:
+    """Return a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def change(value: object, base: object) -> float | None:
+    """Return the relative change from `base`; None where either is unknown or the base is zero."""
+    now, before = number(value), number(base)
+    return now / before - 1 if now is not None and before else None
 
 
 def mega(value: object) -> float | None:

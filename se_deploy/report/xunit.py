@@ -7,13 +7,11 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from se_deploy.report import facts, units, values
+from se_deploy.report import facts, units
+from se_deploy.schema.results import Check, Parity
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
-
-    from se_deploy.report.values import Json
+    from se_deploy.schema.results import Candidate, OutputParity, Run
 
 _ILLEGAL = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
@@ -31,15 +29,14 @@ class _Case:
     details: str
 
 
-def junit(result: Mapping[str, Any]) -> str:
+def junit(result: Parity | Check | Run) -> str:
     """Write a result of `parity`, `check`, `run` or `demo` as a JUnit document.
 
     Compared outputs are a case each, grouped by candidate; `gates` of `check`, or `verdicts` of a run, one
     per gate and file. Null is a skipped case.
     """
     suites = ET.Element("testsuites", name="se-deploy")
-    compared = [result, *_listed(result.get("parity"))]  # `check` has one per table of its configuration
-    outputs = [case for parity in compared for case in _outputs(parity)]
+    outputs = [case for parity in _compared(result) for case in _outputs(parity)]
     for name, cases in (("parity", outputs), ("gates", _gates(result))):
         if cases:
             _suite(suites, name, cases)
@@ -49,72 +46,68 @@ def junit(result: Mapping[str, Any]) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(suites, encoding="unicode")}\n'
 
 
-def _listed(value: object) -> list[object]:
-    return list(value) if isinstance(value, list) else [value]
+def _compared(result: Parity | Check | Run) -> tuple[Parity, ...]:
+    """Return the comparisons in a result: `check` has one per table of its configuration."""
+    if isinstance(result, Parity):
+        return (result,)
+    if isinstance(result, Check):
+        return result.parity
+    return (result.parity,) if result.parity else ()
 
 
-def _outputs(parity: object) -> list[_Case]:
+def _outputs(parity: Parity) -> list[_Case]:
     cases = []
-    for candidate in values.objects(values.at(parity, "candidates")):
-        path = str(candidate.get("path"))
-        failures = values.texts(candidate.get("failures"))
-        for output in values.objects(candidate.get("outputs")):
-            name = str(output.get("name"))
-            mine = [text for text in failures if f"'{name}'" in text]
+    for candidate in parity.candidates:
+        path = candidate.path
+        for output in candidate.outputs:
+            mine = [text for text in candidate.failures if f"'{output.name}'" in text]
             lines = [*_measures(output), *_context(candidate)]
-            message = "; ".join(mine) or f"output '{name}' is outside the tolerance"
-            cases.append(_Case(path, name, values.flag(output.get("passed")), message, "\n".join(lines)))
-        passed = values.flag(candidate.get("passed"))
+            message = "; ".join(mine) or f"output '{output.name}' is outside the tolerance"
+            cases.append(_Case(path, output.name, output.passed, message, "\n".join(lines)))
         shown = [case.passed for case in cases if case.group == path]
-        if not shown or (passed is False and False not in shown):
-            message = "; ".join(failures) or "the candidate failed"
-            cases.append(_Case(path, "candidate", passed, message, "\n".join(_context(candidate))))
+        if not shown or (not candidate.passed and False not in shown):
+            message = "; ".join(candidate.failures) or "the candidate failed"
+            cases.append(_Case(path, "candidate", candidate.passed, message, "\n".join(_context(candidate))))
     return cases
 
 
-def _measures(output: Json) -> list[str]:
+def _measures(output: OutputParity) -> list[str]:
     return [
-        f"largest error: {units.plain(output.get('max_abs'))}",
-        f"largest error over the output's range: {units.plain(output.get('max_rel'))}",
-        f"cosine: {units.cosine(output.get('cosine'))}",
-        f"SQNR: {units.decibel(output.get('sqnr_db'))}",
-        f"top-1 agreement: {units.percent(output.get('top1_agreement'))}",
+        f"largest error: {units.plain(output.max_abs)}",
+        f"largest error over the output's range: {units.plain(output.max_rel)}",
+        f"cosine: {units.cosine(output.cosine)}",
+        f"SQNR: {units.decibel(output.sqnr_db)}",
+        f"top-1 agreement: {units.percent(output.top1_agreement)}",
     ]
 
 
-def _context(candidate: Json) -> list[str]:
+def _context(candidate: Candidate) -> list[str]:
     lines = []
-    if candidate.get("preset"):
-        lines.append(f"tolerance preset: {candidate['preset']}")
-    if candidate.get("checked_as"):
-        lines.append(f"checked as: {candidate['checked_as']}")
-    elif candidate.get("rounding"):
-        lines.append(f"evaluated: {candidate['rounding']}")
-    where = candidate.get("first_divergence")
+    if candidate.preset:
+        lines.append(f"tolerance preset: {candidate.preset}")
+    if candidate.checked_as:
+        lines.append(f"checked as: {candidate.checked_as}")
+    elif candidate.rounding:
+        lines.append(f"evaluated: {candidate.rounding}")
+    where = candidate.first_divergence
     if where:
-        lines.append(
-            f"first divergence: {values.at(where, 'op_type')} '{values.at(where, 'node')}', "
-            f"tensor '{values.at(where, 'tensor')}'"
-            if isinstance(where, dict)
-            else f"first divergence: {where}"
-        )
+        lines.append(f"first divergence: {where.op_type} '{where.node}', tensor '{where.tensor}'")
     return lines
 
 
-def _gates(result: Json) -> list[_Case]:
-    gates = values.objects(result.get("gates"))
-    if gates:
+def _gates(result: Parity | Check | Run) -> list[_Case]:
+    if isinstance(result, Check):
         return [
             _Case(
-                group=str(entry.get("gate")),
-                name=str(entry.get("name") or entry.get("gate")),
-                passed=values.flag(entry.get("passed")),
-                message="; ".join(values.texts(entry.get("details"))) or f"{entry.get('gate')} failed",
-                details="\n".join(values.texts(entry.get("details"))),
+                group=one.gate,
+                name=one.name,
+                passed=one.passed,
+                message="; ".join(one.details) or f"{one.gate} failed",
+                details="\n".join(one.details),
             )
-            for entry in gates
+            for one in result.gates
         ]
-    if not isinstance(result.get("verdicts"), dict):
+    if isinstance(result, Parity) or result.verdicts is None:
         return []
     return [
         _Case("verdicts", v.gate, v.passed, f"the {v.gate} gate failed", "") for v in facts.verdicts(result)

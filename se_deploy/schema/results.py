@@ -285,7 +285,7 @@ class Profile(Result, frozen=True, kw_only=True, tag="se-deploy/profile/1"):
 class Network(Struct, frozen=True, kw_only=True):
     """The network of a run."""
 
-    spec: str
+    spec: str | None = None
     weights: str | None = None
     params: Count | None = None
     macs: Count | None = None

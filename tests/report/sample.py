@@ -1,11 +1,22 @@
-"""A report as `se-deploy demo` writes it, with the values of one run rounded; small edits make the others."""
+"""A report as an early version of `se-deploy demo` wrote it, values rounded; small edits make the others.
+
+It stays JSON as it was written, without the keys that came later: what is read here is an old file.
+"""
 
 from __future__ import annotations
 
 import copy
 
+from se_deploy import schema
+from se_deploy.errors import BadInput
+
 WIDTHS = (16, 16, 16, 32, 32, 32, 64, 64, 64)
 TOOL = "0.1.0"
+
+
+def typed(fields, name="demo"):
+    """The object that the fields of a file hold."""
+    return schema.convert(fields, schema.OBJECTS[name], what="'report.json'", error=BadInput, hint="-")
 
 
 def head(command):

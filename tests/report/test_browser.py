@@ -32,7 +32,7 @@ def rendered(page, tmp_path, *flags):
 
 
 def test_the_report_opens_from_disk(tmp_path):
-    dom, console = rendered(report.html(sample.report()), tmp_path)
+    dom, console = rendered(report.html(sample.typed(sample.report())), tmp_path)
     assert "<title>se-deploy: se_deploy:se_resnet20</title>" in dom
     assert dom.count("<svg") == 5
     assert dom.count("<section") == 8
@@ -42,7 +42,7 @@ def test_the_report_opens_from_disk(tmp_path):
 
 def test_two_runs_side_by_side_open_from_disk(tmp_path):
     dom, console = rendered(
-        report.compare_html([("a", sample.report()), ("b", sample.report())]),
+        report.compare_html([(name, sample.typed(sample.report())) for name in "ab"]),
         tmp_path,
         "--window-size=420,900",
     )

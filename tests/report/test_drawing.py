@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from se_deploy import graph, report, se_blocks
+from se_deploy.commands import as_schema
+from se_deploy.schema.results import Inspect
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 BLOCK = """
@@ -115,7 +117,9 @@ def test_names_are_escaped_in_the_drawing_and_its_page():
     node.name = node.outputs[0].name = "<script>alert(1)</script>"
     block = block_of(model)
     svg = report.block_svg(model, block)
-    page = report.inspect_html({"blocks": [{"output": block.output}]}, {block.output: svg})
+    blocks = (as_schema.block(block),)
+    inspection = Inspect(tool_version="1", warnings=(), blocks=blocks, rejected=(), plans=())
+    page = report.inspect_html(inspection, {block.output: svg})
     assert "<script" not in page
     assert page.count('<svg class="graph"') == 1
     HTMLParser().feed(page)

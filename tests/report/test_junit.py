@@ -6,8 +6,17 @@ import sample
 from se_deploy import report
 
 
+def typed(fields):
+    return sample.typed(fields, fields["schema"].split("/")[1])
+
+
+def check(**fields):
+    empty = {"config": "se-deploy.toml", "passed": False, "gates": [], "parity": [], "profile": []}
+    return sample.head("check") | empty | fields
+
+
 def cases(result):
-    root = ET.fromstring(report.junit(result))  # noqa: S314 - our own document
+    root = ET.fromstring(report.junit(typed(result)))  # noqa: S314 - our own document
     assert root.tag == "testsuites"
     for suite in root:
         assert suite.tag == "testsuite"
@@ -61,7 +70,7 @@ def test_a_failed_candidate_never_passes_because_its_outputs_do():
 @pytest.mark.parametrize(("passed", "tag"), [(False, "failure"), (None, "skipped"), (True, None)])
 def test_gates_fail_skip_or_pass(passed, tag):
     gate = {"gate": "fusion", "name": "sm86", "passed": passed, "details": ["2 of 9 blocks are split"]}
-    case = cases({"gates": [gate]})["se-deploy.gates.fusion", "sm86"]
+    case = cases(check(gates=[gate]))["se-deploy.gates.fusion", "sm86"]
     assert {child.tag for child in case} - {"system-out"} == ({tag} if tag else set())
 
 
@@ -77,15 +86,15 @@ def test_any_name_is_well_formed(name):
     parity = sample.report()["parity"]
     parity["candidates"][0]["outputs"][0]["name"] = name
     assert len(cases(parity)) == 5
-    report.junit(parity).encode("utf-8")
+    report.junit(typed(parity)).encode("utf-8")
 
 
 def test_check_has_a_parity_result_per_table():
     gate = {"gate": "parity", "name": "model.onnx", "passed": True, "details": ["SQNR 127.9 dB"]}
-    found = cases({"gates": [gate], "parity": [sample.report()["parity"]] * 2})
+    found = cases(check(gates=[gate], parity=[sample.report()["parity"]] * 2))
     assert ("se-deploy.gates.parity", "model.onnx") in found
     assert ("se-deploy.parity.model.onnx", "output") in found
 
 
 def test_nothing_is_still_a_document():
-    assert cases({}) == {}
+    assert cases(check()) == {}
