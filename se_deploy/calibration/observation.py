@@ -92,7 +92,7 @@ def map_batches(
 ) -> Iterator[T]:
     """Yield `digest(first sample, arrays)` of every batch, in order; as `observe` otherwise.
 
-    A few batches are run and map_batches at a time, each in a thread of its own: a session that runs node by
+    A few batches are run and digested at a time, each in a thread of its own: a session that runs node by
     node keeps one core busy. So `digest` must neither change nor share what another call reads.
     `without_rows` names tensors that hold no row for each sample. `sample_bytes` is what a run holds of each
     sample; None: what `tensors` take.

@@ -23,6 +23,7 @@ LEVELS = 256  # of INT8
 PERCENTILE = 99.99  # what NVIDIA's pytorch-quantization examples use
 _CLIPS = np.concatenate([np.linspace(0.2, 0.6, 5), np.linspace(0.65, 1, 15)])  # of the extent, tried by mse
 _MOST_CLIPPED = 0.05  # share of the values that a cut by entropy may leave outside
+_LEAST_SHARE = 1e-12  # of a bin in a logarithm: below one value in any data that is calibrated on
 _LEAST_SPAN = 1e-30  # of a histogram: keeps bins of constant channels apart
 _ENTROPY_LEVELS = 128  # of the coarse distribution that entropy compares with
 
@@ -115,7 +116,7 @@ def _least_divergence(statistics: Statistics) -> tuple[FloatArray, FloatArray]:
     """Return the range of a tensor (C = 1) whose clipped distribution is most like its coarse form.
 
     By the divergence (Kullback-Leibler) of the two. The bin of 0 counts as much as those beside it: the pile
-    that a ReLU leaves there is met exactly by any grid, and would ask for bins as fine as its own.
+    that a ReLU leaves there is met exactly by any scale, and would ask for bins as fine as its own.
     """
     x, histogram = statistics.centres()[0], statistics.histogram[0].copy()
     zero = int(np.abs(x).argmin())
@@ -141,9 +142,9 @@ def _least_divergence(statistics: Statistics) -> tuple[FloatArray, FloatArray]:
         coarse[inside] = (mass / np.maximum(members, 1))[flat]
         coarse = np.where(histogram > 0, coarse, 0)
         coarse = coarse / np.maximum(coarse.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-        ratio = np.log(np.maximum(clipped, 1e-12) / np.maximum(coarse, 1e-12))
+        ratio = np.log(np.maximum(clipped, _LEAST_SHARE) / np.maximum(coarse, _LEAST_SHARE))
         divergence = np.where(clipped > 0, clipped * ratio, 0).sum(axis=1)
         # A few bins with everything in them are like their coarse form too.
         return np.where((histogram * ~inside).sum(axis=1) > _MOST_CLIPPED, np.inf, divergence)[:, None]
 
-    return _best_cut(statistics, divergences, _CLIPS[1::2])
+    return _best_cut(statistics, divergences, _CLIPS[1::2])  # every second: each takes all bins

@@ -30,6 +30,11 @@ POSITIONS = 1 << 10
 TAIL_POSITIONS = 1 << 14
 """Enough to say what clipping costs: with `POSITIONS` squared error cuts too much (3 to 13 dB)."""
 _LEAST_POSITIONS = 8  # of each sample
+# Of a histogram's half span: what is wide enough for bins that float32 tells apart, and a margin in which
+# the extremes fall into the outer bins, not onto their edges.
+_LEAST_HALF = 1e-12
+_FLOAT32_STEP = 1e-6
+_MARGIN = 1.01
 # Operator sets from which axes are an input.
 _MIN_MAX_AXES_INPUT = 18
 _SUM_AXES_INPUT = 13
@@ -235,7 +240,8 @@ class _Channels:
         self.waiting.clear()
         if not self.count:
             self.centre = (self.low + self.high) / 2
-            self.half = np.maximum((self.high - self.low) / 2, 1e-12 + 1e-6 * np.abs(self.centre)) * 1.01
+            least = _LEAST_HALF + _FLOAT32_STEP * np.abs(self.centre)
+            self.half = np.maximum((self.high - self.low) / 2, least) * _MARGIN
         reach = np.maximum(self.high - self.centre, self.centre - self.low)
         while (narrow := reach > self.half).any():
             pairs = self.counts[narrow].reshape(-1, BINS // 2, 2).sum(axis=2)

@@ -109,7 +109,7 @@ def to_schema(result: QuantizeResult) -> results.Quantize:
             for point in made.curve
         ),
         ranges=tuple(
-            results.Range(tensor=name, low=float(params.low), high=float(params.high))
+            results.Range(tensor=name, low=float(params.low), high=float(params.high), reason=params.reason)
             for name, params in made.params.items()
         ),
         verified=verification.to_schema(result.verified),

@@ -39,7 +39,8 @@ _ROWS_PER_COLUMN = 1  # observations wanted per unknown
 _LEAST_ROWS, _MOST_ROWS = 512, 8192
 _LARGEST = 2304  # columns; wider layers never see positions enough and are rounded to nearest
 _ENOUGH = 2  # positions per column without which a layer stays rounded to nearest
-_BLOCK = 32
+_BLOCK = 32  # columns whose errors are spread over all later ones in one product
+_LEAST_EIGENVALUE = 1e-12  # over the mean diagonal: what float64 tells from 0 after an inversion
 _DAMPING = 0.1
 """Of the second moments, over their mean diagonal. 0.05 to 0.4 differed by chance only on six networks, and
 so did choosing it per layer on samples apart."""
@@ -192,7 +193,8 @@ def _round(layer: Layer, params: QuantParams, sums: _Sums, *, per_channel: bool)
     chosen = rounding.weight_scale(matrix, importance, per_channel=per_channel)
     chosen = rounding.raised_for_bias(chosen, bias, params.scale)
     scale = chosen.values.reshape(g, o)
-    level = np.maximum(power.mean(axis=1), 1e-12)[:, None, None]
+    level = power.mean(axis=1)
+    level = np.where(level > 0, level, 1.0)[:, None, None]  # an input that never moves: any order will do
     q = round_columns(flat, scale, moments.second + _DAMPING * level * np.eye(flat.shape[2]))
     rounded = q * scale[:, :, None]
     drift = (flat * moments.wanted[:, None, :] - rounded * moments.given[:, None, :]).sum(axis=2)
@@ -211,7 +213,8 @@ def _definite(second: FloatArray) -> FloatArray:
         np.linalg.cholesky(second)
     except np.linalg.LinAlgError:
         lowest = np.linalg.eigvalsh(second)[:, :1, None]
-        shift: FloatArray = np.maximum(0.0, 1e-12 - 2 * lowest) * np.eye(second.shape[-1])
+        least = _LEAST_EIGENVALUE * np.einsum("gkk->gk", second).mean(axis=1)[:, None, None]
+        shift: FloatArray = np.maximum(0.0, least - 2 * lowest) * np.eye(second.shape[-1])
         return second + shift
     return second
 

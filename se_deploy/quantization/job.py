@@ -149,8 +149,8 @@ def prepare(
     if not held.count:
         held = chosen
         warnings.append(
-            f"{samples.count} samples are too few to hold any back: choices were judged on the samples that "
-            "they were made on"
+            f"{samples.count} samples are too few to hold any back: choices were evaluated on the samples "
+            "that they were made on"
         )
     total = sum(work[node].macs for node in [*(c.node for c in candidates), *(f.node for f in float_layers)])
     held = evenly(held, EVALUATION.samples(total), block)

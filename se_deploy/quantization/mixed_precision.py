@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantizedLayer
 
+_POINTS = 100  # percentage points of an accuracy of 1
 _CURVE_POINTS = 7  # none, all, and five between: each is a run of the samples held back
 
 
@@ -40,7 +41,7 @@ class AccuracyGoal:
                 "--max-drop needs labels, and the calibration data has none",
                 hint="give class folders, or ask for --min-sqnr",
             )
-        return 100 * (exact.accuracy - quantized.accuracy) <= self.max_drop
+        return _POINTS * (exact.accuracy - quantized.accuracy) <= self.max_drop
 
 
 @dataclass(frozen=True, slots=True)

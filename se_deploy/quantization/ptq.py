@@ -198,6 +198,11 @@ def _check_complete(path: Path, known: Cache, candidates: Sequence[Layer]) -> No
                 f"the calibration cache '{path}': tensors.{layer.tensor} {what}",
                 hint="delete the cache or name another one with --calib-cache",
             )
+        if known.noise and layer.node not in known.noise:
+            raise BadInput(
+                f"the calibration cache '{path}': noise.{layer.node} is missing",
+                hint="delete the cache or name another one with --calib-cache",
+            )
 
 
 def _notes(

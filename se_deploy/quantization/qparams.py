@@ -34,6 +34,7 @@ _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
 _ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
 _STEPS = calibration.LEVELS - 1
 _CONSTANT = 2.0**-20  # of the largest value: a tensor that moves less is one that rounding in FP32 moves
+_SAME = 1e-9  # two float64 numbers that rounding alone sets apart
 _LEAST_POWER = 1e-30  # of an output: keeps quotients finite where a layer's output never moves
 _UNIFORM_NOISE = 1 / 12  # variance of rounding to steps of 1
 
@@ -151,7 +152,7 @@ def _offset(low: FloatArray, high: FloatArray, step: FloatArray) -> FloatArray:
     A one-sided channel (behind ReLU, an image's pixels) has a value of its own at its low end, which is met
     exactly that way.
     """
-    fits = (high - low) <= _STEPS * step * (1 + 1e-9)
+    fits = (high - low) <= _STEPS * step * (1 + _SAME)
     one_sided = (low >= 0) | (-low < _ONE_SIDED * high) | fits
     return np.where(one_sided, low - LOWEST_LEVEL * step, (low + high) / 2 + step / 2)
 

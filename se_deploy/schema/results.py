@@ -150,6 +150,7 @@ class Range(Struct, frozen=True, kw_only=True):
     low: float
     high: float
     threshold: float | None = None
+    reason: str | None = None  # why the scale does not come from the data
 
 
 class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):

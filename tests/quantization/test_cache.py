@@ -164,3 +164,14 @@ def test_a_cache_of_other_channels_is_refused(tmp_path):
 
     with pytest.raises(BadInput, match=r"tensors\.e has 3 channels, not 8"):
         with_cache(tmp_path, shorten)
+
+
+def test_a_cache_without_the_noise_of_a_layer_is_refused(tmp_path):
+    options = dataclasses.replace(FAST, float_macs=0.4)
+    kept, samples = tmp_path / "cache.json", dataset(tmp_path)
+    quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    content = json.loads(kept.read_text())
+    node, _ = content["noise"].popitem()
+    kept.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=f"noise.{node} is missing"):
+        quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)

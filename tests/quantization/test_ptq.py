@@ -41,7 +41,7 @@ def test_every_method(tmp_path, method):
     assert made.sqnr_db["y"] > 20
 
 
-def test_shift_and_division_are_worth_it(tmp_path):
+def test_offset_folding_and_equalization_are_worth_it(tmp_path):
     plain = dataclasses.replace(FAST, offset_folding=False, channel_equalization=False)
     samples = dataset(tmp_path)
     plainly, made = (

@@ -1,0 +1,75 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from se_deploy.quantization import gptq
+
+
+def moments(seed, groups, columns, rows=400):
+    random = np.random.default_rng(seed)
+    mixed = random.standard_normal((groups, rows, columns)) @ random.standard_normal(
+        (groups, columns, columns)
+    )
+    return mixed.transpose(0, 2, 1) @ mixed / rows
+
+
+@given(st.integers(0, 99), st.sampled_from([(1, 6, 70), (4, 1, 9), (2, 3, 8)]))
+@hypothesis_settings(deadline=None, max_examples=15)
+def test_rounding_by_second_moments_beats_rounding_to_nearest(seed, shape):
+    groups, _, columns = shape
+    weight = np.random.default_rng(seed).standard_normal(shape)
+    scale = np.abs(weight).max(axis=2) / 15  # coarse, so that rounding matters
+    second = moments(seed, groups, columns) + 0.01 * np.eye(columns)
+    smart = gptq.round_columns(weight, scale, second) * scale[:, :, None]
+    plain = np.round(weight / scale[:, :, None]) * scale[:, :, None]
+
+    def error(rounded):
+        apart = weight - rounded
+        return ((apart @ second) * apart).sum()
+
+    assert error(smart) < error(plain)
+
+
+def test_without_correlation_it_is_rounding_to_nearest():
+    weight = np.random.default_rng(0).standard_normal((1, 4, 20))
+    scale = np.full((1, 4), 0.1)
+    smart = gptq.round_columns(weight, scale, np.eye(20)[None])
+    np.testing.assert_array_equal(smart, np.round(weight / 0.1))
+
+
+def test_moments_that_rounding_made_indefinite_are_moved_above_zero():
+    """An input that hardly varies leaves rounding noise of either sign when it is centred."""
+    second = np.diag([1.0, 1.0, -1e-9])[None]
+    definite = gptq._definite(second)
+    assert np.linalg.eigvalsh(definite).min() > 0
+    np.testing.assert_allclose(definite, second, atol=1e-8)
+    well = np.eye(3)[None]
+    assert gptq._definite(well) is well
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e9])
+def test_rounding_does_not_depend_on_the_inputs_unit(scale):
+    weight = np.random.default_rng(0).standard_normal((1, 4, 12))
+    step = np.full((1, 4), 0.2)
+    second = moments(0, 1, 12) + 0.01 * np.eye(12)
+    np.testing.assert_array_equal(
+        gptq.round_columns(weight, step, scale * second), gptq.round_columns(weight, step, second)
+    )
+
+
+def test_layers_are_measured_in_groups_that_fit_into_memory():
+    def layer(columns, groups=1, window=True):
+        matrix = np.zeros((groups, 1, columns, 1), np.float32)
+        return SimpleNamespace(matrix=matrix, groups=groups, window=window or None)
+
+    large = layer(2304)  # 21 MB of second moments
+    small = layer(16)
+    transposed, too_wide = layer(16, window=False), layer(2305)
+    given = [large, large, large, small, transposed, too_wide, large]
+    assert [len(group) for group in gptq._groups(given)] == [4, 1]
+    assert [len(group) for group in gptq._groups([large] * 4 + [small])] == [3, 2]
+    assert gptq._groups([transposed, too_wide]) == []

@@ -1,0 +1,148 @@
+import numpy as np
+import pytest
+from layer_graphs import model_of, weights
+
+from se_deploy import calibration, quantization, se_blocks
+from se_deploy.calibration import statistics
+from se_deploy.quantization import layers, qparams, scales
+
+METHODS = calibration.METHODS
+EVERYTHING = qparams.Allowed(offset_folding=True, channel_equalization=True, per_channel_weights=True)
+NOTHING = qparams.Allowed(offset_folding=False, channel_equalization=False, per_channel_weights=True)
+
+
+def reader(channels=4, attributes="", array=None):
+    shape = (5, channels, 3, 3)
+    model = model_of(
+        f"y = Conv{attributes}(x, w)",
+        [("w", weights(*shape) if array is None else array)],
+        inputs=f"float[N,{channels},8,8] x",
+        output="float[N,5,h,w] y",
+    )
+    return layers.collect(model, se_blocks.detect(model), quantization.PORTABLE).quantizable[0]
+
+
+def observed(values):
+    """Statistics of (C, n) values."""
+    channels = statistics._Channels(len(values))
+    values = values.astype(np.float32)
+    channels.add(values.min(axis=1), values.max(axis=1), values)
+    return channels.statistics()
+
+
+def positive(channels=4, sizes=None):
+    x = np.abs(np.random.default_rng(0).standard_normal((channels, 4096)))
+    return x * (np.ones(channels) if sizes is None else np.array(sizes))[:, None]
+
+
+def dequantized(values, params):
+    offset = 0 if params.offset is None else params.offset[:, None]
+    factor = 1 if params.equalization is None else params.equalization[:, None]
+    q = np.clip(np.round((values - offset) / factor / params.scale), -128, 127)
+    return q * params.scale * factor + offset
+
+
+def error(values, params):
+    return float(((dequantized(values, params) - values) ** 2).mean() / (values**2).mean())
+
+
+def test_minmax_clips_nothing():
+    x = positive()
+    for allowed in (EVERYTHING, NOTHING):
+        params = qparams.choose(observed(x), [reader()], ["minmax"], allowed)["minmax"].params
+        steps = params.scale * (1 if params.equalization is None else params.equalization.max())
+        assert np.abs(dequantized(x, params) - x).max() <= 0.51 * steps
+
+
+def test_an_offset_halves_the_step_of_a_tensor_that_is_never_negative():
+    x = positive()
+    folded = qparams.Allowed(offset_folding=True, channel_equalization=False, per_channel_weights=True)
+    with_offset = qparams.choose(observed(x), [reader()], ["minmax"], folded)["minmax"].params
+    without = qparams.choose(observed(x), [reader()], ["minmax"], NOTHING)["minmax"].params
+    assert without.offset is None
+    assert with_offset.scale == pytest.approx(without.scale * 127 / 255, rel=1e-3)
+
+
+@pytest.mark.parametrize("low", [0.0, 2.0])
+def test_the_low_end_of_a_one_sided_channel_is_exact(low):
+    x = positive() + low
+    params = qparams.choose(observed(x), [reader()], ["minmax"], EVERYTHING)["minmax"].params
+    ends = x.min(axis=1, keepdims=True)
+    np.testing.assert_allclose(dequantized(ends, params), ends, rtol=1e-6, atol=1e-6)
+
+
+def test_channels_of_unequal_size_are_equalized_and_gain_by_it():
+    x = positive(sizes=[0.01, 0.1, 1, 10])
+    equalized = qparams.choose(observed(x), [reader()], ["minmax"], EVERYTHING)["minmax"]
+    assert equalized.params.equalization is not None
+    offset_only = qparams.Allowed(offset_folding=True, channel_equalization=False, per_channel_weights=True)
+    plain = qparams.choose(observed(x), [reader()], ["minmax"], offset_only)["minmax"]
+    assert plain.params.equalization is None
+    assert equalized.noise <= plain.noise
+    assert error(x[:1], _channel(equalized.params, 0)) < error(x[:1], _channel(plain.params, 0)) / 10
+
+
+def _channel(params, c):
+    return quantization.QuantParams(
+        params.scale,
+        params.offset[c : c + 1],
+        None if params.equalization is None else params.equalization[c : c + 1],
+    )
+
+
+def test_equal_channels_are_not_equalized():
+    x = np.tile(positive(1), (4, 1))
+    assert (
+        qparams.choose(observed(x), [reader()], ["minmax"], EVERYTHING)["minmax"].params.equalization is None
+    )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_padding_keeps_0_in_the_range(method):
+    x = positive() + 5
+    padded = reader(attributes="<pads = [1,1,1,1]>")
+    params = qparams.choose(observed(x), [reader(), padded], [method], EVERYTHING)[method].params
+    zero = np.zeros((4, 1))
+    np.testing.assert_allclose(dequantized(zero, params), zero, atol=0.51 * params.scale)
+    without = qparams.choose(observed(x), [reader()], [method], EVERYTHING)[method].params
+    assert without.low > 4
+
+
+@pytest.mark.parametrize("allowed", [EVERYTHING, NOTHING], ids=["everything", "nothing"])
+def test_a_tensor_that_is_hardly_ever_not_0_has_a_scale_by_every_method(allowed):
+    x = np.zeros((4, 1 << 16))
+    x[:, 7] = 3.0
+    for method, choice in qparams.choose(observed(x), [reader()], METHODS, allowed).items():
+        assert np.isfinite(choice.noise), method
+        assert choice.params.scale >= scales.SMALLEST_SCALE
+        assert choice.params.reason is None
+        np.testing.assert_allclose(dequantized(np.zeros((4, 1)), choice.params), 0, atol=1e-6)
+
+
+def test_a_tensor_that_is_all_0_has_a_guessed_scale_that_represents_0():
+    choices = qparams.choose(observed(np.zeros((4, 64))), [reader()], METHODS, EVERYTHING)
+    for choice in choices.values():
+        assert choice.params.scale == scales.UNSEEN_SCALE
+        assert choice.params.reason is not None
+        assert (choice.params.offset, choice.params.equalization) == (None, None)
+
+
+def test_a_clipping_method_pays_for_outliers_only():
+    x = np.abs(np.random.default_rng(0).standard_normal((1, 1 << 18)))
+    x[0, 0] = 30.0
+    choices = qparams.choose(observed(x), [reader(1)], ["minmax", "mse"], NOTHING)
+    assert choices["mse"].noise < choices["minmax"].noise
+    assert choices["mse"].params.scale < choices["minmax"].params.scale
+
+
+def test_predicted_noise_grows_with_the_scale_and_shrinks_with_the_signal():
+    x = observed(positive())
+    noise = [
+        qparams.predicted_noise(reader(), quantization.QuantParams(scale), x, per_channel=True)
+        for scale in (0.001, 0.1, 1.0)
+    ]
+    assert noise == sorted(noise)
+    louder = qparams.predicted_noise(
+        reader(), quantization.QuantParams(0.1), observed(10 * positive()), per_channel=True
+    )
+    assert louder < noise[1]
