@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from se_deploy.errors import BadInput
 from se_deploy.schema import input_spec
 from se_deploy.schema.input_spec import Interpolation, Resize
-from se_deploy.signature import Feeding
+from se_deploy.signature import DeclaredInput, Feeding
 from se_deploy.targets import Target, resolve_target
 
 if TYPE_CHECKING:
@@ -52,16 +52,15 @@ class ImageOptions:
     resize: Resize | None = None
     crop: float | None = None
     labels: Path | None = None
-    size: tuple[int, ...] | None = None  # (C, H, W)
+    size: tuple[int, ...] | None = None  # (C, H, W), or (C, L) and (C, D, H, W) where it is no image
     interpolation: Interpolation | None = None
+    inputs: tuple[DeclaredInput, ...] = ()  # what settles the sizes of a file's inputs
 
     def applied(self, spec: InputSpec | None) -> InputSpec | None:
         """Return `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
         if spec is None:
-            if self.size is None:
+            if self.size is None or len(self.size) != 3:  # noqa: PLR2004 - (C, H, W)
                 return None
-            if len(self.size) != 3:  # noqa: PLR2004 - (C, H, W)
-                raise BadInput(f"an image has three sizes, not {len(self.size)}", hint="as in 3x224x224")
             spec = input_spec.resized(None, self.size)
         elif self.size is not None and len(self.size) == len(spec.shape) and self.size != spec.shape:
             spec = input_spec.resized(spec, self.size)

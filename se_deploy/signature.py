@@ -50,7 +50,23 @@ class Feeding:
 
     inputs: tuple[DeclaredInput, ...] = ()  # in any order where they carry the parameters' names
     example: Path | None = None  # .npz of arrays by input name, or the .npy of the only one
-    sizes: Mapping[str, int] = field(default_factory=dict)  # of free dimensions, for checks and plans
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by input: its free sizes' values
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The values of free dimensions by their names. Raises: BadInput where two shapes disagree."""
+        sizes: dict[str, int] = {}
+        for one in self.inputs:
+            shape = self.shapes.get(one.name, ())
+            if shape and len(shape) != len(one.dims):
+                raise BadInput(f"'{one}' has {len(one.dims)} dimensions, its shape {len(shape)}", hint=_HINT)
+            for axis, name in one.free.items() if shape else ():
+                if sizes.setdefault(name, shape[axis]) != shape[axis]:
+                    raise BadInput(
+                        f"{name} is {sizes[name]} and {shape[axis]} in the shapes given",
+                        hint="equal names are one dimension: give it one size, or two names",
+                    )
+        return sizes
 
 
 def parse(text: str) -> DeclaredInput:

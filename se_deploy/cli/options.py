@@ -17,6 +17,7 @@ from se_deploy.cli.types import (
     OUT_FILE,
     Batch,
     Bytes,
+    Declared,
     Dims,
     Floats,
     KeyValue,
@@ -47,6 +48,7 @@ from se_deploy.options import (
     TargetOptions,
     TimingOptions,
 )
+from se_deploy.signature import Feeding
 
 if TYPE_CHECKING:
     from se_deploy.cli.parameters import Given, Part
@@ -121,6 +123,10 @@ _checkpoint = optional("--checkpoint", IN_FILE, "Weights: safetensors or a .pth 
 _model_args = repeated("--model-arg model_args", KeyValue(), "Argument of the network's constructor.")
 _pretrained = switch("--pretrained", "Let timm or torchvision load its own weights.")
 _input_size = optional("--input-size", Dims(), "Size of the input, as 3x224x224.")
+_inputs = repeated(
+    "--input inputs", Declared(), "An input's sizes, free ones by name (N is the batch); repeatable."
+)
+_example = optional("--example", IN_FILE, "Example arrays by input name (.npz) to export with.")
 _opset = defaulted("--opset", click.IntRange(11, 26), DEFAULT_OPSET, "ONNX opset.")
 _batch = defaulted("--batch", Batch(), "dynamic", "Batch size to freeze, or dynamic.")
 
@@ -142,10 +148,11 @@ def _image(given: Given) -> ImageOptions:
         labels=_labels.of(given),
         size=_input_size.of(given),
         interpolation=_interpolation.of(given),
+        inputs=_inputs.of(given),
     )
 
 
-image = group("image", _image, _mean, _std, _resize, _crop, _interpolation, _labels, _input_size)
+image = group("image", _image, _mean, _std, _resize, _crop, _interpolation, _labels, _input_size, _inputs)
 
 
 def _weights(given: Given) -> NetworkOptions:
@@ -154,6 +161,7 @@ def _weights(given: Given) -> NetworkOptions:
         model_args=dict(_model_args.of(given)),
         pretrained=_pretrained.of(given),
         input_size=_input_size.of(given),
+        feeding=Feeding(_inputs.of(given), _example.of(given), dict(_opt_shapes.of(given))),
         seed=seed.of(given),
     )
 
@@ -162,7 +170,9 @@ def _exported(given: Given) -> NetworkOptions:
     return dataclasses.replace(_weights(given), opset=_opset.of(given), batch=_batch.of(given))
 
 
-_weight_flags = (_checkpoint, _model_args, _pretrained, _input_size, seed)
+_weight_flags = (
+    _checkpoint, _model_args, _pretrained, _input_size, _inputs, _example, _opt_shapes, seed,
+)  # fmt: skip
 
 network = group(
     "network",
@@ -181,9 +191,14 @@ predicted_network = group(
     image,
 )
 
+
+def _sizes_only(given: Given) -> ImageOptions:
+    return ImageOptions(size=_input_size.of(given), inputs=_inputs.of(given))
+
+
 timed_network = group(
     "network",
-    lambda given: dataclasses.replace(_exported(given), image=ImageOptions(size=_input_size.of(given))),
+    lambda given: dataclasses.replace(_exported(given), image=_sizes_only(given)),
     *_weight_flags,
     _opset,
     _batch,

@@ -9,7 +9,10 @@ from typing import TypeVar
 
 import click
 
+from se_deploy import signature
 from se_deploy.backends import registry
+from se_deploy.errors import BadInput
+from se_deploy.signature import DeclaredInput
 from se_deploy.targets import Target, resolve_target
 
 T = TypeVar("T")
@@ -96,6 +99,23 @@ class NamedDims(click.ParamType[tuple[str, tuple[int, ...]]]):
         if not colon or not name:
             self.fail(f"'{value}' names no input; write it as input:1x3x224x224", param, ctx)
         return name, Dims().convert(dims, param, ctx)
+
+
+class Declared(click.ParamType[DeclaredInput]):
+    """An input with its sizes, free ones by name, and its element type: feats:Nx80xT, lengths:N:int64."""
+
+    name = "NAME:DIMS[:DTYPE]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> DeclaredInput:
+        """Return the input that is declared."""
+        if isinstance(value, DeclaredInput):
+            return value
+        try:
+            return signature.parse(str(value))
+        except BadInput as e:
+            self.fail(f"{e.message}; {e.hint}", param, ctx)
 
 
 class Batch(click.ParamType[int | None]):

@@ -12,18 +12,19 @@ from msgspec.structs import replace
 from se_deploy import graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
-from se_deploy.errors import BadModel
+from se_deploy.errors import BadInput, BadModel
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from se_deploy.commands.verifying import Checker
     from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Progress
+    from se_deploy.signature import DeclaredInput
     from se_deploy.verification import Verified
 
 
@@ -59,7 +60,39 @@ def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
         spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is not None:
         input_spec.write(model.metadata_props, spec)
+    if image.inputs:
+        model = graph.rewrite(model, _declared(image.inputs, path)).model
     return model if image.size is None else graph.rewrite(model, _sized(image.size)).model
+
+
+def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model], int]:
+    """Return the pass that settles the sizes of inputs by their declaration. Raises: BadInput."""
+
+    def declare_inputs(model: ir.Model) -> int:
+        by_name = {value.name: value for value in model.graph.inputs}
+        for one in inputs:
+            value = by_name.get(one.name)
+            if value is None:
+                names = ", ".join(f"'{name}'" for name in by_name)
+                raise BadInput(f"'{path}' has no input '{one.name}'", hint=f"its inputs: {names}")
+            known = graph.dims(value)
+            fits = known is None or (
+                len(known) == len(one.dims)
+                and all(isinstance(d, str) or k in (None, d) for d, k in zip(one.dims, known, strict=True))
+            )
+            typed = value.dtype is None or str(value.dtype.numpy()) == one.dtype
+            if not fits or not typed:
+                shape = "x".join("?" if d is None else str(d) for d in known or ()) or "scalar"
+                kind = "" if value.dtype is None else f" of {value.dtype.numpy()}"
+                raise BadInput(
+                    f"input '{one.name}' of '{path}' is {shape}{kind}, which is not {one}",
+                    hint="declare its fixed sizes and its type as they are; free ones are yours to settle",
+                )
+            was = known or (None,) * len(one.dims)
+            value.shape = ir.Shape([k if k is not None else d for d, k in zip(one.dims, was, strict=True)])
+        return len(inputs)
+
+    return declare_inputs
 
 
 def _sized(size: tuple[int, ...]) -> Callable[[ir.Model], int]:

@@ -130,7 +130,7 @@ def test_sizes_that_nobody_gave_are_tried_and_said(nets):
     network = zoo.load(f"{nets}:Picky", feeding=declared("image:Nx3xHxW", "meta:Nx7"))
     assert network.examples[0].shape[2] == 96
     assert any("H, W = 96 was chosen" in text for text in network.warnings)
-    given = declared("image:Nx3xHxW", "meta:Nx7", sizes={"H": 192, "W": 5})
+    given = declared("image:Nx3xHxW", "meta:Nx7", shapes={"image": (2, 3, 192, 5)})
     assert tuple(zoo.load(f"{nets}:Picky", feeding=given).examples[0].shape) == (2, 3, 192, 5)
     with pytest.raises(BadInput, match="none of the sizes") as e:
         zoo.load(f"{nets}:Picky", feeding=declared("image:Nx4xHxW", "meta:Nx7"))
