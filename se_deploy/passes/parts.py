@@ -79,7 +79,7 @@ def scaled(model: ir.Model, block: SEBlock) -> Scaled | Refused:
     if isinstance(found, Refused):
         return found
     if found.scale is None:
-        return Refused("its gate was moved into weights already")
+        return Refused("its gate was moved into weights already", taken=True)
     first, second = found.scale.inputs
     data = second if first is found.gate else first
     if data is None:

@@ -37,6 +37,9 @@ class Refused:
     """Why a rewrite is not possible at a site: what the site lacks, in a user's words."""
 
     reason: str
+    taken: bool = (
+        False  # another rewrite was there before: the reason is that of the search, not of the graph
+    )
 
 
 class Match(Protocol):
@@ -69,6 +72,7 @@ class Refusal:
     rewrite: str
     site: str  # a block's output, or what a node writes
     reason: str
+    taken: bool = False  # as `Refused.taken`
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,7 @@ def rewrite(
             for target in where(model, blocks):
                 found = match(model, target)
                 if isinstance(found, Refused):
-                    yield Refusal(name, _name(target), found.reason)
+                    yield Refusal(name, _name(target), found.reason, found.taken)
                 else:
                     yield Site(name, found.site, found.shape, pays_unplanned(found), target)
 

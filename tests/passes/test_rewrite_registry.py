@@ -99,3 +99,13 @@ def test_every_refusal_has_a_reason():
     blocks = se_blocks.detect(before).se
     for rewriter in rewrites.rewriters():
         assert all(no.reason and no.site for no in rewriter.refusals(before, blocks))
+
+
+def test_the_reason_is_the_graphs_and_not_that_another_rewrite_came_first():
+    before = bottlenecks(between="Identity", batch=1)
+    blocks = se_blocks.detect(before).se
+    names = ("hoist-squeeze-kxk", "squeeze-average-pool")
+    found = search.optimize(before, blocks, names)
+    assert {c.rewrite for c in found.choices} == {"squeeze-average-pool"}
+    assert [no.rewrite for no in found.refused] == ["hoist-squeeze-kxk"] * 2
+    assert all("1x1 kernel" in no.reason for no in found.refused)

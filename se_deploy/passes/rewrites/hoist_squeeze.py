@@ -51,7 +51,7 @@ def _linear(model: ir.Model, block: SEBlock) -> _Hoist | Refused:
         return found
     pool = found.squeezed.producer()
     if pool is None or pool.op_type != "GlobalAveragePool":
-        return Refused("its squeeze has another spelling than GlobalAveragePool already")
+        return Refused("its squeeze has another spelling than GlobalAveragePool already", taken=True)
     conv = convolution(found.read.producer(), "what it squeezes")
     if isinstance(conv, Refused):
         return conv

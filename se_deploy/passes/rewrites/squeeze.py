@@ -50,7 +50,7 @@ def _match(model: ir.Model, target: SEBlock | ir.Node) -> _Squeeze | Refused:
     else:
         node, site = target, str(target.outputs[0].name)
     if node is None or not _is_mean(node):
-        return Refused("its squeeze has another spelling than GlobalAveragePool already")
+        return Refused("its squeeze has another spelling than GlobalAveragePool already", taken=True)
     dims = graph.dims(node.inputs[0])
     if dims is None or len(dims) != MAP_RANK:
         return Refused("what it squeezes is no map (N, C, H, W)")

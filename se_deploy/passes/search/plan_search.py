@@ -66,7 +66,8 @@ def refusals(
 ) -> tuple[Refusal, ...]:
     """Why rewrites were not possible at a block, neither in the graph as given nor in what was made of it.
 
-    The reason is that of the graph as made: there a rewrite that builds on another had its chance.
+    The reason is that of the graph as made: there a rewrite that builds on another had its chance. Where
+    another rewrite took the site, it is that of the graph as given.
     """
     refused: list[Refusal] = []
     left = graph.values(done.model)
@@ -74,12 +75,13 @@ def refusals(
     for rewriter in rewrites.rewriters():
         if rewriter.name not in allowed:
             continue
-        before = {no.site for no in rewriter.refusals(given, blocks)}
+        before = {no.site: no for no in rewriter.refusals(given, blocks)}
         applied = {choice.site for choice in done.applied if choice.rewrite == rewriter.name}
         if applied - outputs:  # sites named otherwise than by their block, whose output they took in
             applied |= outputs - set(left)
         now = rewriter.refusals(done.model, blocks)
-        refused += [no for no in now if no.site in before and no.site not in applied]
+        left_out = [no for no in now if no.site in before and no.site not in applied]
+        refused += [before[no.site] if no.taken else no for no in left_out]
     return tuple(refused)
 
 
