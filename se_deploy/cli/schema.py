@@ -12,8 +12,8 @@ from se_deploy.schema import OBJECTS
 def schema(name: str) -> None:
     """Print the JSON Schema of what COMMAND prints with --json.
 
-    COMMAND is also a kind of file that the tool writes (manifest, calibration-cache, rewrites, input), or
-    error, which every command prints where it fails.
+    COMMAND is also a kind of file (manifest, calibration-cache, rewrites, input, config for se-deploy.toml),
+    or error, which every command prints where it fails.
 
     \b
     Example:

@@ -7,16 +7,16 @@ it names has to be there before anything is measured.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from msgspec import Struct
+
 from se_deploy.backends import registry
 from se_deploy.errors import BadInput
 from se_deploy.options import (
-    INTERPOLATIONS,
-    PRECISIONS,
-    RESIZES,
     HostOptions,
     ImageOptions,
     Limits,
@@ -25,6 +25,7 @@ from se_deploy.options import (
     TargetOptions,
     TimingOptions,
 )
+from se_deploy.schema import config, convert
 from se_deploy.targets import resolve_target
 
 if sys.version_info >= (3, 11):
@@ -33,13 +34,9 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from se_deploy.options import Precision
-    from se_deploy.targets import Target
 
-T = TypeVar("T")
-Name = TypeVar("Name", bound=str)
+T = TypeVar("T", bound=Struct)
 
 CONFIG, PYPROJECT = "se-deploy.toml", "pyproject.toml"
 SECTIONS = ("parity", "fusion", "precision", "latency")
@@ -102,32 +99,36 @@ class Gates:
     latency: tuple[LatencyGate, ...] = ()
 
 
-def read(config: Path | None = None) -> Gates:
-    """Read `config`; where None, se-deploy.toml or else pyproject.toml of the working directory.
+def read(file: Path | None = None) -> Gates:
+    """Return the gates of `file`; where None, se-deploy.toml or else pyproject.toml of the working directory.
 
     Paths in it are relative to its own folder. Raises: BadInput that names the section and the key.
     """
-    config = config or _found()
-    values = _parsed(config)
-    if config.name == PYPROJECT:
+    file = file or _found()
+    values = _parsed(file)
+    if file.name == PYPROJECT:
         tool = values.get("tool")
         values = tool.get("se-deploy", {}) if isinstance(tool, dict) else {}
     for section in values:
         if section not in SECTIONS:
             raise BadInput(
-                f"'{config}' has a section '{section}', which is no gate",
+                f"'{file}' has a section '{section}', which is no gate",
                 hint=f"the gates are {', '.join(SECTIONS)}",
             )
     gates = Gates(
-        config,
-        parity=tuple(_parity(table) for table in _tables(config, values, "parity")),
-        fusion=tuple(_fusion(table) for table in _tables(config, values, "fusion")),
-        precision=tuple(g for table in _tables(config, values, "precision") for g in _precision(table)),
-        latency=tuple(_latency(table) for table in _tables(config, values, "latency")),
+        file,
+        parity=tuple(_parity(*one) for one in _tables(file, values, "parity", config.ParityTable)),
+        fusion=tuple(_fusion(*one) for one in _tables(file, values, "fusion", config.FusionTable)),
+        precision=tuple(
+            gate
+            for one in _tables(file, values, "precision", config.PrecisionTable)
+            for gate in _precision(*one)
+        ),
+        latency=tuple(_latency(*one) for one in _tables(file, values, "latency", config.LatencyTable)),
     )
     if not (gates.parity or gates.fusion or gates.precision or gates.latency):
         raise BadInput(
-            f"'{config}' lists nothing to check",
+            f"'{file}' lists nothing to check",
             hint=f"add a section: {', '.join(f'[{s}]' for s in SECTIONS)}",
         )
     return gates
@@ -143,265 +144,143 @@ def _found() -> Path:
     )
 
 
-def _parsed(config: Path) -> dict[str, Any]:
+def _parsed(file: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = tomllib.loads(config.read_text("utf-8"))
+        values: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
     except (OSError, ValueError) as e:
-        raise BadInput(f"'{config}' cannot be read: {e}", hint="correct the TOML at that line") from e
+        raise BadInput(f"'{file}' cannot be read: {e}", hint="correct the TOML at that line") from e
     return values
 
 
-def _parity(table: _Table) -> ParityGate:
-    gate = ParityGate(
-        reference=table.need("reference", table.network),
-        candidates=table.need("candidates", table.paths),
-        data=table.need("data", table.path),
-        limits=Limits(
-            preset=table.take("preset", _one_of(PRECISIONS), None),
-            atol=table.take("atol", _limits, ()),
-            rtol=table.take("rtol", _limits, ()),
-            min_cosine=table.take("min_cosine", _number, None),
-            min_top1=table.take("min_top1", _number, None),
-        ),
-        samples=SampleOptions(
-            table.take("samples", _count, None),
-            table.take("skip_unreadable", _flag, False),
-            table.take("seed", _whole, 0),
-        ),
-        host=_host(table),
-        network=_network(
-            table,
-            ImageOptions(
-                mean=table.take("mean", _numbers, None),
-                std=table.take("std", _numbers, None),
-                resize=table.take("resize", _one_of(RESIZES), None),
-                interpolation=table.take("interpolation", _one_of(INTERPOLATIONS), None),
-                crop=table.take("crop", _number, None),
-                size=table.take("input_size", _dims, None),
-            ),
-        ),
+def _parity(table: config.ParityTable, at: _Where) -> ParityGate:
+    limits = Limits(
+        preset=table.preset,
+        atol=_limits(table.atol),
+        rtol=_limits(table.rtol),
+        min_cosine=table.min_cosine,
+        min_top1=table.min_top1,
     )
-    table.end()
-    return gate
-
-
-def _fusion(table: _Table) -> FusionGate:
-    gate = FusionGate(
-        files=table.need("files", table.paths),
-        target=TargetOptions(
-            table.take("runtime", _one_of(registry.choices()), registry.AUTO),
-            table.take("target", _targets, ()),
-        ),
-        allow_split=table.take("allow_split", _whole, 0),
+    image = ImageOptions(
+        mean=table.mean,
+        std=table.std,
+        resize=table.resize,
+        interpolation=table.interpolation,
+        crop=table.crop,
+        size=_dims(table.input_size),
     )
-    table.end()
-    return gate
+    return ParityGate(
+        reference=at.network("reference", table.reference),
+        candidates=at.paths("candidates", table.candidates),
+        data=at.path("data", table.data),
+        limits=limits,
+        samples=SampleOptions(table.samples, table.skip_unreadable, table.seed),
+        host=HostOptions(table.threads),
+        network=_network(table, at, image),
+    )
 
 
-def _precision(table: _Table) -> list[PrecisionGate]:
-    def required(value: object) -> list[PrecisionGate]:
-        if not isinstance(value, dict) or not value:
-            raise _Unfit('is no table such as {"net.engine" = "fp16"}')
-        named = _one_of(PRECISIONS)
-        return [PrecisionGate(table.path(f), named(p)) for f, p in value.items()]
+def _fusion(table: config.FusionTable, at: _Where) -> FusionGate:
+    runtime = table.runtime or registry.AUTO
+    if runtime not in registry.choices():
+        raise at.refused("runtime", runtime, f"is none of {', '.join(registry.choices())}")
+    try:
+        targets = tuple(resolve_target(text) for text in _texts(table.target))
+    except BadInput as e:
+        raise at.refused("target", table.target, f"{e.message}; {e.hint}") from e
+    return FusionGate(at.paths("files", table.files), TargetOptions(runtime, targets), table.allow_split)
 
-    gates = table.need("files", required)
-    table.end()
-    return gates
+
+def _precision(table: config.PrecisionTable, at: _Where) -> tuple[PrecisionGate, ...]:
+    return tuple(PrecisionGate(at.path("files", file), wanted) for file, wanted in table.files.items())
 
 
-def _latency(table: _Table) -> LatencyGate:
-    gate = LatencyGate(
-        files=table.need("files", table.paths),
-        reference=table.take("reference", table.network, None),
-        max_p50_ms=table.take("max_p50_ms", _number, None),
-        min_speedup=table.take("min_speedup", _number, None),
-        batch=table.take("batch", _count, 1),
-        host=_host(table),
+def _latency(table: config.LatencyTable, at: _Where) -> LatencyGate:
+    if table.max_p50_ms is None and table.min_speedup is None:
+        raise BadInput(f"{at.table} sets no limit", hint="set max_p50_ms, or min_speedup with a reference")
+    if table.min_speedup is not None and table.reference is None:
+        raise BadInput(f"{at.table} sets min_speedup without a reference", hint='add reference = "timm:NAME"')
+    return LatencyGate(
+        files=at.paths("files", table.files),
+        reference=None if table.reference is None else at.network("reference", table.reference),
+        max_p50_ms=table.max_p50_ms,
+        min_speedup=table.min_speedup,
+        batch=table.batch,
+        host=HostOptions(table.threads),
         timing=TimingOptions(
-            table.take("warmup_ms", _number, _TIMING.warmup_ms),
-            table.take("duration_s", _number, _TIMING.duration_s),
-            table.take("iterations", _count, _TIMING.iterations),
+            _TIMING.warmup_ms if table.warmup_ms is None else table.warmup_ms,
+            _TIMING.duration_s if table.duration_s is None else table.duration_s,
+            table.iterations or _TIMING.iterations,
         ),
-        network=_network(table, ImageOptions(size=table.take("input_size", _dims, None))),
+        network=_network(table, at, ImageOptions(size=_dims(table.input_size))),
     )
-    table.end()
-    if gate.max_p50_ms is None and gate.min_speedup is None:
-        raise BadInput(f"{table.where} sets no limit", hint="set max_p50_ms, or min_speedup with a reference")
-    if gate.min_speedup is not None and gate.reference is None:
-        raise BadInput(
-            f"{table.where} sets min_speedup without a reference", hint='add reference = "timm:NAME"'
-        )
-    return gate
 
 
-def _host(table: _Table) -> HostOptions:
-    return HostOptions(table.take("threads", _whole, 0))
-
-
-def _network(table: _Table, image: ImageOptions) -> NetworkOptions:
+def _network(table: config.NetworkKeys, at: _Where, image: ImageOptions) -> NetworkOptions:
     return NetworkOptions(
-        checkpoint=table.take("checkpoint", table.path, None),
-        model_args=table.take("model_args", _mapping, {}),
-        pretrained=table.take("pretrained", _flag, False),
-        input_size=table.take("input_size", _dims, None),
-        seed=table.take("seed", _whole, 0),
+        checkpoint=None if table.checkpoint is None else at.path("checkpoint", table.checkpoint),
+        model_args=table.model_args,
+        pretrained=table.pretrained,
+        input_size=_dims(table.input_size),
+        seed=table.seed,
         image=image,
     )
 
 
-def _tables(config: Path, values: Mapping[str, Any], section: str) -> list[_Table]:
-    """Give the tables of a section: one for [parity], several for [[parity]]."""
-    found = values.get(section, [])
-    tables = found if isinstance(found, list) else [found]
-    if not all(isinstance(table, dict) for table in tables):
-        raise BadInput(f"'{section}' of '{config}' is no table", hint=f"write it as [{section}]")
+def _tables(file: Path, values: Mapping[str, Any], section: str, kind: type[T]) -> list[tuple[T, _Where]]:
+    """Return the tables of a section with where they stand: one for [parity], several for [[parity]]."""
+    written = values.get(section, [])
+    tables = written if isinstance(written, list) else [written]
     several = len(tables) > 1
-    return [
-        _Table(f"[{section}]{f' number {n}' if several else ''} of '{config}'", table, config.parent)
-        for n, table in enumerate(tables, 1)
-    ]
+    found = []
+    for n, table in enumerate(tables, 1):
+        at = _Where(f"[{section}]{f' number {n}' if several else ''} of '{file}'", file.parent)
+        hint = f"the keys of [{section}] are {', '.join(sorted(kind.__struct_fields__))}"
+        found.append((convert(table, kind, what=at.table, error=BadInput, hint=hint), at))
+    return found
 
 
-class _Unfit(Exception):
-    """What is wrong with a key's value; the table says where it stands."""
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """A table of the configuration, as errors name it, and the folder that its paths are relative to."""
 
+    table: str
+    folder: Path
 
-class _Table:
-    """One table of the configuration: gives its keys, and refuses what nobody asked for."""
+    def refused(self, key: str, value: object, why: str) -> BadInput:
+        """Return the error for the value of a key."""
+        return BadInput(f"{self.table}: {key} = {value!r}: {why}", hint=f"correct '{key}'")
 
-    def __init__(self, where: str, values: Mapping[str, Any], folder: Path) -> None:
-        self.where = where
-        self._values, self._folder = values, folder
-        self._known: set[str] = set()
-
-    def take(self, key: str, read: Callable[[Any], T], default: T) -> T:
-        """Give a key's value, `default` where it is not set."""
-        self._known.add(key)
-        return self.need(key, read) if key in self._values else default
-
-    def need(self, key: str, read: Callable[[Any], T]) -> T:
-        """Give a key's value. Raises: BadInput where it is not set, or not what `read` takes."""
-        self._known.add(key)
-        if key not in self._values:
-            raise BadInput(f"{self.where} has no '{key}'", hint=f"add {key} = ...")
-        try:
-            return read(self._values[key])
-        except _Unfit as e:
-            raise BadInput(
-                f"{self.where}: {key} = {self._values[key]!r}: {e}", hint=f"correct '{key}'"
-            ) from e
-
-    def end(self) -> None:
-        """Refuse the keys that were never asked for. Raises: BadInput."""
-        for key in self._values:
-            if key not in self._known:
-                raise BadInput(
-                    f"{self.where} has an unknown key '{key}'",
-                    hint=f"the keys are {', '.join(sorted(self._known))}",
-                )
-
-    def path(self, value: object) -> Path:
-        """Give a path as seen from the configuration's folder."""
-        path = self._folder / _text(value)
+    def path(self, key: str, text: str) -> Path:
+        """Return a path that is there. Raises: BadInput."""
+        path = self.folder / text
         if not path.exists():
-            raise _Unfit(f"'{path}' does not exist; paths are relative to the configuration's folder")
+            why = f"'{path}' does not exist; paths are relative to the configuration's folder"
+            raise self.refused(key, text, why)
         return path
 
-    def paths(self, value: object) -> tuple[Path, ...]:
-        """Give one path or a list of them."""
-        return tuple(self.path(text) for text in _texts(value))
+    def paths(self, key: str, texts: str | tuple[str, ...]) -> tuple[Path, ...]:
+        """Return one path or several. Raises: BadInput."""
+        return tuple(self.path(key, text) for text in _texts(texts))
 
-    def network(self, value: object) -> str:
-        """Give a network specification, or the path of the file that it is."""
-        text = _text(value)
+    def network(self, key: str, text: str) -> str:
+        """Return a network specification, or the path of the file that it is. Raises: BadInput."""
         module, colon, name = text.rpartition(":")
         if module.endswith(".py"):
-            return f"{self.path(module)}:{name}"
-        return (
-            text
-            if colon and Path(text).suffix not in {".onnx", ".pt2", *registry.suffixes()}
-            else str(self.path(text))
-        )
+            return f"{self.path(key, module)}:{name}"
+        is_file = not colon or Path(text).suffix in {".onnx", ".pt2", *registry.suffixes()}
+        return str(self.path(key, text)) if is_file else text
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise _Unfit("is no text")
-    return value
+def _texts(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    values = value if isinstance(value, list) else [value]
-    if not values:
-        raise _Unfit("is empty")
-    return tuple(_text(one) for one in values)
+def _dims(size: str | tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return tuple(map(int, size.split("x"))) if isinstance(size, str) else size
 
 
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise _Unfit("is no number from 0 up")
-    return float(value)
-
-
-def _numbers(value: object) -> tuple[float, ...]:
-    if not isinstance(value, list) or not all(type(one) in (int, float) for one in value):
-        raise _Unfit("is no list of numbers")
-    return tuple(float(one) for one in value)
-
-
-def _whole(value: object) -> int:
-    if type(value) is not int or value < 0:  # a bool is an int, too
-        raise _Unfit("is no whole number from 0 up")
-    return value
-
-
-def _count(value: object) -> int:
-    if not (count := _whole(value)):
-        raise _Unfit("is no whole number from 1 up")
-    return count
-
-
-def _flag(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise _Unfit("is neither true nor false")
-    return value
-
-
-def _mapping(value: object) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise _Unfit("is no table such as {num_classes = 10}")
-    return value
-
-
-def _dims(value: object) -> tuple[int, ...]:
-    """Read "3x224x224", or [3, 224, 224]."""
-    if isinstance(value, str) and all(word.isdecimal() for word in value.split("x")):
-        value = [int(word) for word in value.split("x")]
-    if not isinstance(value, list) or not value:
-        raise _Unfit('is no size; write it as "3x224x224"')
-    return tuple(_count(one) for one in value)
-
-
-def _limits(value: object) -> tuple[tuple[str, float], ...]:
-    """Read a limit for every output, or a table with one for each by name; "" stands for all."""
-    if isinstance(value, dict):
-        return tuple((name, _number(one)) for name, one in value.items())
-    return (("", _number(value)),)
-
-
-def _targets(value: object) -> tuple[Target, ...]:
-    try:
-        return tuple(resolve_target(text) for text in _texts(value))
-    except BadInput as e:
-        raise _Unfit(f"{e.message}; {e.hint}") from e
-
-
-def _one_of(names: tuple[Name, ...]) -> Callable[[object], Name]:
-    def read(value: object) -> Name:
-        for name in names:
-            if value == name:
-                return name
-        raise _Unfit(f"is none of {', '.join(names)}")
-
-    return read
+def _limits(value: float | Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    """Return a limit by output name; "" stands for all."""
+    if value is None:
+        return ()
+    return tuple(value.items()) if isinstance(value, Mapping) else (("", value),)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from se_deploy.schema import files, results
+from se_deploy.schema import config, files, results
 from se_deploy.schema.codec import builtins, convert, decode, encode, load
 from se_deploy.schema.common import finite, relative, tool_version
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
 __all__ = [
-    "OBJECTS", "builtins", "convert", "decode", "encode", "files", "finite", "json_schema", "load",
+    "OBJECTS", "builtins", "config", "convert", "decode", "encode", "files", "finite", "json_schema", "load",
     "relative", "results", "tool_version",
 ]  # fmt: skip
 
@@ -44,6 +44,7 @@ OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
         "calibration-cache": files.CalibrationCache,
         "rewrites": files.RewriteChoices,
         "input": files.BundleInput,
+        "config": config.Config,
     }
 )
 """By command, and by kind of file; "error" is what any command prints with --json where it fails."""
