@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import signal
@@ -17,6 +18,9 @@ from PIL import Image
 
 from se_deploy.cli import main
 from se_deploy.cli.main import COMMANDS
+from se_deploy.cli.main import commands as group
+from se_deploy.errors import BadInput
+from se_deploy.options import Profile
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,3,16,16] input) => (float[N,4] output) {
@@ -261,6 +265,10 @@ def test_errors_are_one_json_object_too(net, capsys):
         ["export", "net.onnx", "-o", "o.onnx", "--batch", "many"],
         ["export", "net.onnx", "-o", "o.onnx", "--fp16", "--precision", "int8"],
         ["export", "net.onnx", "-o", "o.onnx", "--rewrites", "a", "--no-rewrites"],
+        ["export", "net.onnx", "-o", "o.onnx", "--gate", "latency"],
+        ["export", "net.onnx", "-o", "o.onnx", "--fp16", "--int8"],
+        ["build-engine", "net.onnx", "-o", "o.onnx", "--keep", "110%"],
+        ["export", "net.onnx", "-o", "o.onnx", "--input", "feats"],
         ["quantize", "net.onnx", "-o", "o.onnx", "--calib-data", "absent"],
         ["nonsense"],
     ],
@@ -276,6 +284,76 @@ def test_strict_turns_a_warning_into_an_error(net, capsys):
     code, _, err = run(capsys, *words, "--overwrite", "--strict")
     assert code == 1
     assert "mean nothing" in err
+
+
+SIGNAL = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = torch.nn.Conv1d(8, 4, 3, padding=1), torch.nn.Linear(4, 3)
+
+    def forward(self, feats):
+        return self.head(torch.relu(self.conv(feats)).mean(-1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "dims"),
+    [
+        (["--input", "feats:Nx8xT", "--opt-shapes", "feats:1x8x40"], ["N", 8, "T"]),
+        (["--input-size", "8x40"], ["batch", 8, 40]),
+    ],
+    ids=["declared", "sized"],
+)
+def test_a_network_that_takes_no_image_is_exported(net, capsys, flags, dims):
+    (net / "signal.py").write_text(SIGNAL)
+    code, out, err = run(capsys, "export", "signal.py:Net", "-o", "o.onnx", *flags, "--json")
+    assert code == 0, err
+    assert json.loads(out)["verified"]["passed"]
+    made = onnx.load(net / "o.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in made][1:] == dims[1:]
+    assert made[0].dim_value == 0, "the batch is free"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["build-engine", "net.onnx", "-o", "o.engine", "--target", "sm8x"], "sm8x"),
+        (["inspect", "net.onnx", "--target", "warp-drive"], "warp-drive"),
+    ],
+)
+def test_a_target_that_there_is_not_is_refused_before_any_work(net, capsys, words, said):
+    assert said in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_s_parameters_are_the_parts_that_it_lists(name):
+    """Click passes values by keyword, which no type checker sees."""
+    command = group.get_command(None, name)
+    assert list(inspect.signature(command.callback).parameters) == [part.keyword for part in command.parts]
+
+
+def test_a_group_reaches_the_command_as_one_value(net, capsys, monkeypatch):
+    taken = {}
+
+    def stop(model, output, **given):
+        taken.update(given)
+        raise BadInput("seen", hint="enough")
+
+    monkeypatch.setattr("se_deploy.commands.build_engine.build_engine", stop)
+    words = "--target sm86 --target orin-nano --no-rewrites --workspace 2GiB --keep 10% --int8"
+    shapes = "--min-shapes input:1x3x16x16 --max-shapes input:8x3x16x16"
+    run(capsys, "build-engine", "net.onnx", "-o", "o.engine", *words.split(), *shapes.split())
+    target, engine = taken["target"], taken["engine"]
+    assert [(one.name, one.called) for one in target.targets] == [("sm86", "sm86"), ("sm87", "orin-nano")]
+    assert target.rewrites.names == ()
+    assert engine.workspace_bytes == 2**31
+    small, large = (1, 3, 16, 16), (8, 3, 16, 16)
+    assert engine.shapes == {"input": Profile(small, small, large)}
+    assert (taken["calibration"].keep_fraction, taken["precision"]) == (0.1, "int8")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -251,7 +251,9 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
 def _write(folder: Path, parts: Mapping[str, Part], *, overwrite: bool, sums: bool) -> None:
     """Make every file aside, then let each take its place, the checksums last."""
     if folder.exists() and not folder.is_dir():
-        raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
+        raise CannotWrite(
+            f"'{folder}' is a file, a folder is to be written there", hint="name a folder with -o"
+        )
     for name in (*parts, *([SUMS] if sums else [])):
         files.claim(folder / name, overwrite=overwrite)
     try:
@@ -270,4 +272,6 @@ def _write(folder: Path, parts: Mapping[str, Part], *, overwrite: bool, sums: bo
             for name in (*parts, *([SUMS] if sums else [])):
                 (Path(aside) / name).replace(folder / name)
     except OSError as e:
-        raise CannotWrite(f"'{folder}' cannot be filled: {e.strerror}", hint="name another output") from e
+        raise CannotWrite(
+            f"'{folder}' cannot be filled: {e.strerror}", hint="name another folder with -o"
+        ) from e

@@ -136,7 +136,8 @@ def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progres
         raise BadArtifact(f"the manifest of '{file}' holds no plan", hint="build the engine again")
     if not plans:
         raise MissingRuntime(
-            f"no compiler here can plan '{file}': {'; '.join(result.warnings)}", hint="se-deploy doctor"
+            f"no compiler here can plan '{file}': {'; '.join(result.warnings)}",
+            hint="`se-deploy doctor` says what is missing",
         )
     if not any(plan.blocks for plan in plans):
         warnings.append(f"'{file}' has no SE block: its fusion gate had nothing to judge")

@@ -99,7 +99,7 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
         names = ", ".join(f"'{spec.name}'" for spec in one.session.inputs)
         raise BadInput(
             f"'{artifact}' takes {len(one.session.inputs)} inputs ({names}), an image is one",
-            hint="predict reads networks with one image input",
+            hint="for networks of several inputs compare outputs with `se-deploy parity`",
         )
     taken = one.session.inputs[0]
     spec = image.applied(one.image)
@@ -112,7 +112,7 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
     if not np.issubdtype(taken.dtype, np.floating):
         raise BadInput(
             f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared image is float",
-            hint="predict reads networks with a float input",
+            hint="for other networks compare outputs with `se-deploy parity`",
         )
     c, h, w = spec.shape
     made = (c, h, w) if spec.layout == "NCHW" else (h, w, c)

@@ -130,7 +130,8 @@ class ProfileResult:
         """Return which artifact keeps which limit not. Raises: BadInput for a speed-up over no reference."""
         if min_speedup is not None and not any(artifact.reference for artifact in self.artifacts):
             raise BadInput(
-                "no speed-up is known: nothing was measured beside the artifacts", hint="name a reference"
+                "no speed-up is known: nothing was measured beside the artifacts",
+                hint="name one with --reference",
             )
         return tuple(
             f"{artifact.path}: {text}"

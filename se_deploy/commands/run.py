@@ -353,7 +353,9 @@ class _Steps:
 
 def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
     if folder.exists() and not folder.is_dir():
-        raise CannotWrite(f"'{folder}' is a file, a folder is to be written there", hint="name a folder")
+        raise CannotWrite(
+            f"'{folder}' is a file, a folder is to be written there", hint="name a folder with -o"
+        )
     for path in (*_own(folder), folder / "report.json", folder / "report.html"):
         files.claim(path, overwrite=overwrite)
     return {"onnx": folder / "model.onnx", **{p: folder / f"model.{p}.onnx" for p in ("fp16", "int8")}}

@@ -108,7 +108,10 @@ def tensor_specs(model: ir.Model) -> tuple[TensorSpec, ...]:
 
 def _dtype(value: ir.Value) -> np.dtype[Any]:
     if value.dtype is None:
-        raise BadData(f"input '{value.name}' has no element type", hint="export the network again")
+        raise BadData(
+            f"input '{value.name}' has no element type",
+            hint="give the input an element type in the ONNX file",
+        )
     return value.dtype.numpy()
 
 
