@@ -158,6 +158,7 @@ def test_quantize_build_and_parity_on_photographs(net, photos, capsys):
     built = json.loads(out)
     assert code == 0
     assert (built["requested_precision"], built["found_precision"]) == ("fp16", "fp16")
+    assert built["rounding"] == "rounded at the plan's kernel boundaries"
     assert (net / built["engine"]).read_bytes()[:4] == b"vtrt"
     assert (net / built["manifest"]).is_file()
     code, out, err = run(

@@ -72,6 +72,17 @@ def test_the_rtx_form(tmp_path):
             assert scale.shape == ()
             assert scale.dtype == np.float16
     assert made.sqnr_db["y"] > 20
+    assert made.rounding == "rounded at every FP16 tensor"
+    assert made.kept_fp32 == made.unchecked == ()
+
+
+def test_extremes_that_leave_an_fp16_base_keep_it_in_fp32(tmp_path):
+    options = dataclasses.replace(FAST, base_precision="fp16")
+    samples = dataset(tmp_path)
+    extreme = {name: array[:1] * 1e6 for name, array in next(samples.batches(1)).items()}
+    made = quantization.quantize(network(), samples, runtime=RUNTIME, options=options, extremes=[extreme])
+    assert made.kept_fp32
+    assert all("FP16 ends at 65,504" in kept.reason for kept in made.kept_fp32)
 
 
 def test_excluded_nodes_stay(tmp_path):
