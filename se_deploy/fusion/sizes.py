@@ -106,5 +106,11 @@ def _with_sizes(layer: Kernel, known: Mapping[str, Dims]) -> Kernel:
 
 
 def _merged(planned: Dims, dims: Dims) -> Dims:
+    """Return the planned sizes with the free ones as the graph has them.
+
+    They are the graph's own where a kernel sees the tensor in another rank, as a signal's does as an image.
+    """
+    if len(planned) != len(dims):
+        return dims
     first = planned[:1] if dims[:1] == (1,) else dims[:1]
     return (*first, *(d if p < 0 else p for p, d in zip(planned[1:], dims[1:], strict=True)))

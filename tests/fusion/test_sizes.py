@@ -57,6 +57,16 @@ def test_tensors_are_sized_by_name_by_their_nodes_and_by_what_is_beside_them(mod
     assert made.plan.activation_bytes == 4 * (2 * 144 + 144 + 192 + 192 + 4)
 
 
+def test_a_tensor_that_a_kernel_sees_in_another_rank_has_the_graph_s_sizes(model):
+    made = filled(
+        model,
+        kernel((tensor("x", (-1, 3, -1, -1)),), (tensor("c", FREE),), "n_c"),
+        kernel((tensor("c", (-1, 4, -1)),), (tensor("r", FREE),), "n_r"),
+    )
+    assert made.plan.layers[1].inputs[0].dims == (1, 4, 8, 6)
+    assert made.plan.activation_bytes == 4 * (144 + 192 + 192 + 192)
+
+
 def test_channels_that_the_compiler_pads_keep_their_number(model):
     padded = tensor("padded", (-1, 4, -1, -1))
     made = filled(

@@ -1,0 +1,135 @@
+"""Signals, clips and several inputs go all the way: export, plan, INT8, engine, parity and time."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from test_cli import run as call
+
+NETS = """
+import torch
+from torch import nn
+
+
+class SE(nn.Module):
+    def __init__(self, c, conv, dims):
+        super().__init__()
+        self.dims, self.f1, self.f2 = dims, conv(c, 4, 1), conv(4, c, 1)
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.f2(torch.relu(self.f1(x.mean(self.dims, keepdim=True)))))
+
+
+class Speech(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.se = nn.Conv1d(16, 32, 5, padding=2), SE(32, nn.Conv1d, (2,))
+        self.b = nn.Conv1d(32, 8, 1)
+
+    def forward(self, feats):
+        return self.b(self.se(torch.relu(self.a(feats)))).mean(2)
+
+
+class Clip(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.se = nn.Conv3d(3, 16, 3, padding=1), SE(16, nn.Conv3d, (2, 3, 4))
+        self.b = nn.Linear(16, 8)
+
+    def forward(self, clip):
+        return self.b(self.se(torch.relu(self.a(clip))).mean((2, 3, 4)))
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.se, self.m = nn.Conv2d(3, 16, 3, padding=1), SE(16, nn.Conv2d, (2, 3)), nn.Linear(7, 16)
+
+    def forward(self, image, meta):
+        return self.se(torch.relu(self.a(image))).mean((2, 3)) + self.m(meta)
+"""
+
+RANGES = ["--min-shapes", "feats:1x16x20", "--opt-shapes", "feats:1x16x40", "--max-shapes", "feats:4x16x80"]
+CASES = {
+    "speech": ("Speech", ["--input", "feats:Nx16xT"], {"feats": (16, 40)}, RANGES),
+    "clip": ("Clip", ["--input-size", "3x4x12x12"], {"input": (3, 4, 12, 12)}, []),
+    "two": (
+        "Two",
+        ["--input", "image:Nx3x12x12", "--input", "meta:Nx7"],
+        {"image": (3, 12, 12), "meta": (7,)},
+        [],
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def told(capsys, *words):
+    code, out, err = call(capsys, *words, "--json")
+    assert code in {0, None}, (words, err, out)
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_no_image_goes_all_the_way(capsys, folder, name):
+    net, declared, shapes, ranges = CASES[name]
+    rng = np.random.default_rng(0)
+    arrays = {key: rng.standard_normal((16, *shape), np.float32) for key, shape in shapes.items()}
+    np.savez(folder / "x.npz", **arrays)
+    exported = told(capsys, "export", f"nets.py:{net}", *declared, "-o", "net.onnx")
+    assert len(exported["blocks"]) == 1
+    assert exported["verified"]["passed"]
+    checked = {(one["name"], tuple(one["dims"])) for one in exported["verified"]["inputs"]}
+    assert {key for key, _ in checked} == set(shapes)
+    if name == "speech":
+        assert len({dims[2] for _, dims in checked}) >= 2, "a free size is checked at two values"
+    data = ["--calib-data", "x.npz"]
+    quantized = told(capsys, "quantize", "net.onnx", *data, "-o", "net.int8.onnx")
+    assert quantized["macs_int8_fraction"] > 0.95
+    for precision, more in (("--fp16", []), ("--int8", data)):
+        built = told(
+            capsys, "build-engine", "net.onnx", precision, *more, *ranges, "--no-rewrites",
+            "-o", f"net{precision[1:]}.engine",
+        )  # fmt: skip
+        assert built["found_precision"] == precision[2:]
+        assert built["plan"]["shapes"].keys() == set(shapes)
+    engines = ["net-fp16.engine", "net-int8.engine"]
+    parity = told(capsys, "parity", "net.onnx", "net.int8.onnx", *engines, "--data", "x.npz")
+    assert [c["evaluated"] for c in parity["candidates"]] == ["onnxruntime", "plan-rounded", "plan-rounded"]
+    sized = ["--opt-shapes", "feats:1x16x40"] if name == "speech" else []
+    timed = told(capsys, "profile", "net.onnx", *sized, "--duration-s", "0.02", "--warmup-ms", "0")
+    assert {k: tuple(v[1:]) for k, v in timed["artifacts"][0]["shapes"].items()} == shapes
+
+
+def test_a_size_that_nobody_named_is_asked_for_with_a_flag_that_helps(capsys, folder):
+    del folder
+    told(capsys, "export", "nets.py:Speech", "--input", "feats:Nx16xT", "-o", "net.onnx")
+    for words in (
+        ["inspect", "net.onnx", "--plan"],
+        ["profile", "net.onnx"],
+        ["build-engine", "net.onnx", "-o", "e"],
+    ):
+        code, _, err = call(capsys, *words)
+        assert code == 1
+        assert "--input-size 16x" in err or "--opt-shapes feats:" in err
+    plan = told(capsys, "inspect", "net.onnx", "--plan", "--input-size", "16x40")["plans"][0]
+    assert plan["shapes"]["feats"][1:] == [16, 40]
+
+
+def test_a_declaration_settles_the_sizes_of_a_file(capsys, folder):
+    del folder
+    told(capsys, "export", "nets.py:Speech", "--input", "feats:Nx16xT", "-o", "net.onnx")
+    fixed = told(capsys, "export", "net.onnx", "--input", "feats:Nx16x48", "-o", "fixed.onnx")
+    assert {tuple(one["dims"][1:]) for one in fixed["verified"]["inputs"]} == {(16, 48)}
+    for wrong, words in (("feats:Nx17x48", "which is not"), ("other:Nx16x48", "no input 'other'")):
+        code, _, err = call(capsys, "export", "net.onnx", "--input", wrong, "-o", "wrong.onnx")
+        assert (code, words in err) == (1, True), err
+    code, _, err = call(capsys, "export", "nets.py:Speech", "--input", "feats:Nx16x", "-o", "wrong.onnx")
+    assert code == 2
