@@ -85,7 +85,7 @@ class Tolerance:
         return tuple(found)
 
     def failures(self, parity: OutputParity) -> tuple[str, ...]:
-        """Say in words what does not pass; empty where all does. NaN never passes."""
+        """Return what does not pass; empty where all does. NaN never passes."""
         return tuple(f"'{parity.name}': {self._words(miss, parity)}" for miss in self.misses(parity))
 
     def _words(self, miss: Miss, parity: OutputParity) -> str:
@@ -115,7 +115,7 @@ def tolerance(
     min_cosine: float | None = None,
     min_top1: float | None = None,
 ) -> Tolerance:
-    """Give a preset, with any of its limits replaced. Raises: BadInput for an unknown preset."""
+    """Return a preset, with any of its limits replaced. Raises: BadInput for an unknown preset."""
     if preset not in PRESETS:
         raise BadInput(f"there is no preset '{preset}'", hint=f"use one of {', '.join(PRESETS)}")
     base = PRESETS[preset]

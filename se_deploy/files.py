@@ -36,7 +36,7 @@ def claim(path: Path, *, overwrite: bool) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it takes the place of `path` only if the block ends well.
+    """Yield a path beside `path` to write to; it takes the place of `path` only if the block ends well.
 
     Raises: CannotWrite where the folder cannot be written or the disk is full.
     """
@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Give the SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -64,7 +64,7 @@ def rewrite(model: ir.Model, *passes: Pass) -> Rewrite:
 
 
 def _own_types(copy: ir.Model) -> None:
-    """Give every value of a clone its own type: clones share them, and `value.dtype = ...` writes there."""
+    """Copy the type of every value of a clone: clones share them, and `value.dtype = ...` writes there."""
     for node in copy.graph.all_nodes():
         for value in node.outputs:
             value.type = deepcopy(value.type)

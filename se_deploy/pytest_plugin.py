@@ -49,7 +49,7 @@ def assert_parity(
 
 @pytest.fixture(name="assert_parity")
 def _assert_parity() -> Callable[..., None]:
-    """Give `assert_parity` to a test that names it as an argument."""
+    """Return `assert_parity` to a test that names it as an argument."""
     return assert_parity
 
 

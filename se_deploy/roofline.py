@@ -43,7 +43,7 @@ def roofline_ms(
 
 
 def _rate_tops(kernel: Kernel, fp16: float, int8: float | None) -> float:
-    """Give the rate of a kernel by what it reads: INT8, FP16, or FP32 as TF32, half of FP16."""
+    """Return the rate of a kernel by what it reads: INT8, FP16, or FP32 as TF32, half of FP16."""
     types = {tensor.dtype for tensor in kernel.inputs}
     if "int8" in types and int8 is not None:
         return int8

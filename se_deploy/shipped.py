@@ -11,7 +11,7 @@ FOLDERS = (_PACKAGE / "_shipped", _PACKAGE.parent / "calibration")  # in a wheel
 
 
 def shipped(name: str) -> Path:
-    """Give the path of the shipped file `name`, in a wheel and in an editable checkout alike.
+    """Return the path of the shipped file `name`, in a wheel and in an editable checkout alike.
 
     Raises: BadInput where no such file ships.
     """

@@ -96,7 +96,7 @@ def resolve_target(text: str) -> Target:
 
 
 def typical(target: str) -> Device:
-    """Give a device with known figures for a plan's target ("sm86"): the slowest of them, or of all."""
+    """Return a device with known figures for a plan's target ("sm86"): the slowest of them, or of all."""
     known = [d for d in DEVICES if None not in {d.memory_gb_s, d.fp16_tflops, d.int8_tops}]
     alike = [d for d in known if f"sm{d.sm}" == target] or known
     return min(alike, key=lambda d: d.fp16_tflops or 0.0)

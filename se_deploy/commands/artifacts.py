@@ -50,7 +50,7 @@ class Opened:
 
 
 def kind_of(artifact: str | Path) -> Literal["engine", "onnx", "network"]:
-    """Tell what an argument names, by its ending and by what is there."""
+    """Return what an argument names, by its ending and by what is there."""
     suffix = Path(artifact).suffix
     if suffix not in {"", ".onnx"} and registry.of_suffix(suffix):
         return "engine"
@@ -138,7 +138,7 @@ def read_data(
 
 
 def batch_size(session: Session, wanted: int) -> int:
-    """Give the batch that a graph accepts: its own where it is frozen, else `wanted`."""
+    """Return the batch that a graph accepts: its own where it is frozen, else `wanted`."""
     frozen = [spec.dims[0] for spec in session.inputs if spec.dims and spec.dims[0] is not None]
     return frozen[0] if frozen else wanted
 

@@ -55,7 +55,7 @@ class BuildResult:
 
     @property
     def precision_failures(self) -> tuple[str, ...]:
-        """Say why the plan is not in the precision asked for; empty where it is."""
+        """Return why the plan is not in the precision asked for; empty where it is."""
         return self.found.failures(self.requested)
 
     @property

@@ -123,7 +123,7 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
 
 
 def _plain(cargo: _Cargo) -> dict[str, Part]:
-    """Give the files of a plain bundle by name, but for the checksums."""
+    """Return the files of a plain bundle by name, but for the checksums."""
     parts: dict[str, Part] = {}
     if cargo.manifest is not None:
         parts[cargo.path.name] = cargo.path
@@ -154,7 +154,7 @@ def _script() -> bytes:
 
 
 def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]]:
-    """Give the model's name and the files of a model repository."""
+    """Return the model's name and the files of a model repository."""
     manifest = cargo.manifest
     backend = registry.graphs() if manifest is None else registry.get(manifest.runtime)
     if backend.triton is None:
@@ -186,7 +186,7 @@ def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]
 
 
 def _onnx(cargo: _Cargo, path: Path) -> Part:
-    """Give the file as it is, unless its weights lie beside it or flags changed its input spec."""
+    """Return the file as it is, unless its weights lie beside it or flags changed its input spec."""
     proto = onnx.load(path, load_external_data=False)
     stored = ir.from_proto(proto)
     outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in stored.graph.initializers.values())
@@ -205,14 +205,14 @@ def _labels(spec: InputSpec) -> bytes:
 
 
 def _classifies(model: ir.Model) -> bool:
-    """Tell whether the example script can run it: one float image in, (N, classes) out first."""
+    """Whether the example script can run it: one float image in, (N, classes) out first."""
     taken, dims = model.graph.inputs, graph.dims(model.graph.outputs[0])
     floats = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
     return len(taken) == 1 and taken[0].dtype in floats and dims is not None and len(dims) == 2  # noqa: PLR2004
 
 
 def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
-    """Say what is here, what it needs, and how it is run."""
+    """Return what is here, what it needs, and how it is run."""
     manifest, name = cargo.manifest, cargo.path.name
     engines = None if manifest is None else registry.get(manifest.runtime).engines
     lines = [f"{name}, bundled by se-deploy {se_deploy.__version__}", "", "What is here"]

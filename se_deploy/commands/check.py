@@ -48,7 +48,7 @@ class CheckResult:
 
     @property
     def failures(self) -> list[str]:
-        """Say in words what failed."""
+        """Return what failed."""
         return [
             f"{outcome.gate} of {outcome.name}: {detail}"
             for outcome in self.outcomes
@@ -147,7 +147,7 @@ def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progres
 
 
 def _unfused(plan: Plan, allow_split: int) -> list[str]:
-    """Say which blocks fail the gate; empty where the plan passes."""
+    """Return which blocks fail the gate; empty where the plan passes."""
     split = [block for block in plan.blocks if block.verdict == "split"]
     bad = [block for block in plan.blocks if block.verdict == "fallback"]
     bad += split if len(split) > allow_split else []

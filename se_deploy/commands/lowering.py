@@ -129,7 +129,7 @@ def planner_for(to: Destination) -> Iterator[Planner | None]:
 
 
 def half(model: ir.Model) -> ir.Model:
-    """Give `model` in FP16, inputs and outputs in FP32."""
+    """Return `model` in FP16, inputs and outputs in FP32."""
     return to_fp16(model).model
 
 

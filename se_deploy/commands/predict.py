@@ -94,7 +94,7 @@ def _opened(artifact: str, host: HostOptions | None, network: NetworkOptions) ->
 
 
 def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpec:
-    """Give how an image becomes the artifact's one input."""
+    """Return how an image becomes the artifact's one input."""
     if len(one.session.inputs) != 1:
         names = ", ".join(f"'{spec.name}'" for spec in one.session.inputs)
         raise BadInput(
@@ -127,7 +127,7 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
 
 
 def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> tuple[str, ...]:
-    """Say which normalization nobody gave: the flags made the input spec."""
+    """Return which normalization nobody gave: the flags made the input spec."""
     given = image.size is not None and (image.mean is None or image.std is None)
     plain = one.image is None or (set(one.image.mean) == {0.0} and set(one.image.std) == {1.0})
     if given and plain:

@@ -79,7 +79,7 @@ class RunResult:
 
     @property
     def failures(self) -> dict[str, tuple[str, ...]]:
-        """Say per verdict what failed; an empty tuple is a pass."""
+        """What failed, by verdict; an empty tuple is a pass."""
         slow = [
             f"'{a.path}' is slower than PyTorch: {a.latency.p50_ms:.3g} ms"
             for a in self.profile.artifacts
@@ -94,7 +94,7 @@ class RunResult:
 
     @property
     def not_finite(self) -> tuple[str, ...]:
-        """Say where a NaN or inf appears that the source does not have: no gate is needed to fail on that."""
+        """Return where a NaN or inf appears that the source does not have: it fails without a gate."""
         verdicts = [self.export.verified, *(built.verified for built in self.engines.values())]
         verdicts += [self.quantize.verified] if self.quantize else []
         return tuple(f.text for verdict in verdicts for f in verdict.failures if f.is_not_finite)
@@ -327,7 +327,7 @@ def to_schema(result: RunResult) -> results.Run:
 
 
 def machine() -> results.Machine:
-    """Say what this run ran on: processor, cores, Python and the packages that matter."""
+    """Return what this run ran on: processor, cores, Python and the packages that matter."""
     installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
     brought = (name for backend in registry.every() for name in backend.packages)
     found = {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}
@@ -415,7 +415,7 @@ def _reference(model: str, taken: Source, host: HostOptions) -> artifacts.Opened
 
 
 def _calibration_data(calibration: CalibrationOptions, taken: Source, folder: Path) -> Path:
-    """Give the calibration data's path; random calibration is written out, so that parity can read it."""
+    """Return the calibration data's path; random calibration is written out, so that parity can read it."""
     if calibration.data is not None:
         return calibration.data
     import numpy as np  # noqa: PLC0415 - only for this case

@@ -47,7 +47,7 @@ class Source:
 
 
 def is_onnx(model: str) -> bool:
-    """Tell an ONNX file from a network specification."""
+    """Whether `model` is an ONNX file and not a network specification."""
     return model.endswith(".onnx") or (Path(model).is_file() and not model.endswith(".pt2"))
 
 
@@ -96,7 +96,7 @@ def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model
 
 
 def _sized(size: tuple[int, ...]) -> Callable[[ir.Model], int]:
-    """Give the pass that fixes the only input's free sizes behind the batch; those it has are kept."""
+    """Return the pass that fixes the only input's free sizes behind the batch; those it has are kept."""
 
     def fix_input_size(model: ir.Model) -> int:
         if len(model.graph.inputs) != 1:

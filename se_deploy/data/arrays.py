@@ -59,7 +59,7 @@ class ArraySource:
     dtypes: Mapping[str, np.dtype[np.generic]]  # what the graph takes
 
     def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
-        """Give these entries of every array in the graph's own types."""
+        """Return these entries of every array in the graph's own types."""
         return {
             name: array.rows(numbers).astype(self.dtypes[name], copy=False)
             for name, array in self.arrays.items()

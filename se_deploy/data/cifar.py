@@ -55,7 +55,7 @@ def files(path: Path) -> list[Path]:
 
 
 def images(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int]) -> Iterator[SourceImage]:
-    """Give the chosen images, numbered through all files in order."""
+    """Yield the chosen images, numbered through all files in order."""
     start = 0
     for path, count in zip(paths, counts, strict=True):
         inside = [n - start for n in numbers if start <= n < start + count]
@@ -115,7 +115,7 @@ class _Known(pickle.Unpickler):
     """Loads nothing but what an array of numbers is made of."""
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - what pickle declares
-        """Give one of the four known objects. Raises: BadData for any other, before it is imported."""
+        """Return one of the four known objects. Raises: BadData for any other, before it is imported."""
         known = {
             "multiarray._reconstruct": np.empty(0).__reduce__()[0],
             "numpy.ndarray": np.ndarray,

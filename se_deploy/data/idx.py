@@ -23,7 +23,7 @@ _HINT = "give the -images-idx3-ubyte file of MNIST or one like it, plain or .gz"
 
 
 def is_idx(path: Path) -> bool:
-    """Tell by the name: `*idx3-ubyte`, `*.idx3-ubyte.gz`, `*.idx`, ..."""
+    """Whether it is one by the name: `*idx3-ubyte`, `*.idx3-ubyte.gz`, `*.idx`, ..."""
     name = path.name.removesuffix(".gz")
     return name.endswith(("-ubyte", ".idx", ".idx3", ".idx4"))
 

@@ -52,7 +52,7 @@ class ImageSource:
     spec: InputSpec
 
     def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
-        """Give float32 (N, C, H, W), or (N, H, W, C) where the spec says so.
+        """Return float32 (N, C, H, W), or (N, H, W, C) where the spec says so.
 
         Raises: BadData that names the image which cannot be read.
         """

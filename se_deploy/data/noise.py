@@ -37,7 +37,7 @@ class NoiseSource:
 
 
 def random(specs: Sequence[TensorSpec], *, count: int, seed: int = 0) -> Samples:
-    """Give `count` random samples; the result carries a warning that the ranges mean nothing."""
+    """Return `count` random samples; the result carries a warning that the ranges mean nothing."""
     source = NoiseSource(tuple(specs), seed)
     return Samples(
         source=source,

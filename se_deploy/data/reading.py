@@ -147,7 +147,7 @@ def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> list
 
 
 def _class_indices(classes: list[str], spec: InputSpec) -> dict[str, int]:
-    """Give each class its index: by the network's labels, by folders that are numbers, or in sorted order."""
+    """Return the index of each class: the labels', the number that a folder is, or in sorted order."""
     if set(classes) <= set(spec.labels):
         return {name: spec.labels.index(name) for name in classes}
     if all(name.isdecimal() for name in classes):

@@ -21,7 +21,7 @@ class Source(Protocol):
     """Something on disk that gives samples by their number."""
 
     def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
-        """Give these samples as one batch by input name, first axis = len(numbers)."""
+        """Return these samples as one batch by input name, first axis = len(numbers)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Samples:
         return len(self.chosen)
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Give the samples in order, `size` at a time by input name; the last batch may be smaller."""
+        """Yield the samples in order, `size` at a time by input name; the last batch may be smaller."""
         for start in range(0, self.count, size):
             yield self.source.fetch(self.chosen[start : start + size])
 

@@ -47,7 +47,7 @@ class _Tensor:
 
 
 def model_name(stem: str, wanted: str | None) -> str:
-    """Give the model's name: `wanted`, else the file's with what is no letter or digit made `_`.
+    """Return the model's name: `wanted`, else the file's with what is no letter or digit made `_`.
 
     Raises: BadInput for a name that is no plain folder name.
     """
@@ -93,7 +93,7 @@ def config(
 
 
 def labelled(model: ir.Model, spec: InputSpec | None) -> bool:
-    """Tell whether the first output is (N, classes) with a label for each class."""
+    """Whether the first output is (N, classes) with a label for each class."""
     dims = graph.dims(model.graph.outputs[0]) or ()
     return spec is not None and bool(spec.labels) and dims[1:] == (len(spec.labels),)
 
@@ -112,7 +112,7 @@ def _tensors(values: Iterable[ir.Value]) -> tuple[_Tensor, ...]:
 
 
 def _max_batch(tensors: Iterable[_Tensor], manifest: Manifest | None) -> int:
-    """Give the largest batch; 0 where Triton may not batch."""
+    """Return the largest batch; 0 where Triton may not batch."""
     if not all(tensor.dims and tensor.dims[0] is None for tensor in tensors):
         return 0
     if manifest is None:

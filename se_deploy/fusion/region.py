@@ -195,7 +195,7 @@ def _prelude(members: set[ir.Node]) -> set[ir.Node]:
 
 
 def _after(output: ir.Value) -> list[ir.Node]:
-    """Give the residual Add that alone reads `output`, and the activation that alone reads the Add."""
+    """Return the residual Add that alone reads `output`, and the activation that alone reads the Add."""
     add = graph.sole_consumer(output)
     if add is None or add.op_type != "Add" or not all(is_map(v) for v in add.inputs):
         return []

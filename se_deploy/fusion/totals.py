@@ -60,7 +60,7 @@ def totals(plan: Plan, judged: Sequence[Verdict], plain: Plan | None = None) -> 
 
 
 def without_gates(model: ir.Model, blocks: Sequence[SEBlock]) -> ir.Model:
-    """Give a copy of `model` in which every block gives its input: y = x.
+    """Return a copy of `model` in which every block gives its input: y = x.
 
     Before: x -> squeeze -> ... -> gate; Mul(x, gate) -> y     After: x -> y
     Raises: UnsupportedGraph where a block's Mul is gone, as after the gate moved into weights.
@@ -151,13 +151,13 @@ def _pair(tensor: PlanTensor) -> tuple[str, tuple[int, ...]]:
 
 
 def _scaled(scale: ir.Node, block: SEBlock) -> ir.Value:
-    """Give the input of the scale that is not the gate."""
+    """Return the input of the scale that is not the gate."""
     inputs = [value for value in scale.inputs if value is not None and value.name != block.gate_output]
     return next((value for value in inputs if is_map(value)), inputs[0])
 
 
 def _same(model: ir.Model, x: ir.Value, before: ir.Node) -> ir.Value:
-    """Give a fresh value equal to `x`: an Identity, so that the block's output keeps its name."""
+    """Return a fresh value equal to `x`: an Identity, so that the block's output keeps its name."""
     identity = ir.node("Identity", [x])
     model.graph.insert_before(before, identity)
     return identity.outputs[0]

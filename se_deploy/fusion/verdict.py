@@ -189,7 +189,7 @@ class _Evaluator:
         return reasons + [self._taken_apart(name, count) for name, count in layers.items() if count > 1]
 
     def _taken_apart(self, name: str, count: int) -> str:
-        """Say why a layer has several kernels: odd channels are padded, a tiny product is spelled out."""
+        """Return why a layer has several kernels: odd channels are padded, a tiny product is spelled out."""
         for i in self.kernels.by_node[name]:
             given, made = self.kernels.launches[i].inputs[:1], self.kernels.launches[i].outputs[:1]
             before, after = (t[0].dims[1:2] if t else () for t in (given, made))
@@ -236,7 +236,7 @@ class _Evaluator:
         return any(n in self.indexed.nodes and self.indexed.nodes[n].op_type in LAYERS for n in nodes)
 
     def _copy(self, kernel: Kernel) -> list[str]:
-        """Say what a kernel without ONNX nodes does for the block."""
+        """Return what a kernel without ONNX nodes does for the block."""
         if kernel.kind.startswith(self.rules.free_copies):
             return []
         readers = {r for t in kernel.outputs for r in self.kernels.readers.get(t.name, ())}
@@ -250,7 +250,7 @@ class _Evaluator:
         return [f"copy{way} before {reader}: {self.rules.squeeze_hint}"]
 
     def _other(self, kernel: Kernel, nodes: set[str]) -> list[str]:
-        """Say what a kernel of the block does that is neither squeeze, layer nor scale."""
+        """Return what a kernel of the block does that is neither squeeze, layer nor scale."""
         ops = {self.indexed.nodes[name].op_type for name in nodes}
         name = min(nodes, key=self._place)
         if ops <= QUANTIZERS:
@@ -270,7 +270,7 @@ class _Evaluator:
         return [f"{self._title(kernel)} '{name}' has a kernel of its own: {_CANONICALIZE}"]
 
     def _asked_float(self) -> str:
-        """Give the float type that the graph has at the block's output."""
+        """Return the float type that the graph has at the block's output."""
         value = self.indexed.values.get(self.indexed.nodes[self.region.end].outputs[0].name or "")
         dtype = None if value is None or value.dtype is None else value.dtype.name.lower()
         return {"float16": "float16", "bfloat16": "bfloat16"}.get(dtype or "", "float32")

@@ -86,12 +86,12 @@ def count(network: nn.Module, input_size: tuple[int, int, int]) -> Cost:
 
 
 def extra_parameters(stages: Sequence[Stage], ratio: float) -> float:
-    """Give 2/r sum(N_s C_s^2): what SE blocks of two layers add, without biases (Hu et al., equation 5)."""
+    """Return 2/r sum(N_s C_s^2): what SE blocks of two layers add, without biases (Hu et al., equation 5)."""
     return 2 / ratio * sum(stage.blocks * stage.channels**2 for stage in stages)
 
 
 def deep_extra_parameters(stages: Sequence[Stage], ratio: float, layers: int) -> float:
-    """Give the sum of N_s ((n - 2) C_s^2/r^2 + 2 C_s^2/r): what blocks of n layers add, without biases.
+    """Return the sum of N_s ((n - 2) C_s^2/r^2 + 2 C_s^2/r): what blocks of n layers add, without biases.
 
     With n = 2 it is `extra_parameters`. Raises: ValueError for less than two layers.
     """
@@ -102,7 +102,7 @@ def deep_extra_parameters(stages: Sequence[Stage], ratio: float, layers: int) ->
 
 
 def stages(network: nn.Module) -> tuple[Stage, ...]:
-    """Give the SE blocks of `network` by their channels, in the order of first use."""
+    """Return the SE blocks of `network` by their channels, in the order of first use."""
     channels = [module.channels for module in network.modules() if isinstance(module, SqueezeExcite)]
     return tuple(Stage(channels.count(width), width) for width in dict.fromkeys(channels))
 

@@ -62,11 +62,11 @@ class OrderedMask(nn.Module):
         self.softness = softness
 
     def width(self) -> Tensor:
-        """Give the number of units in use, a scalar in [1, R] with a gradient."""
+        """Return the number of units in use, a scalar in [1, R] with a gradient."""
         return 1 + (self.hidden - 1) * torch.sigmoid(self.theta)
 
     def weights(self) -> Tensor:
-        """Give the weight of each unit, (R,): falling from 1 to 0."""
+        """Return the weight of each unit, (R,): falling from 1 to 0."""
         order = torch.arange(self.hidden, device=self.theta.device, dtype=self.theta.dtype)
         return ((self.width() - order) / self.softness).clamp(0, 1)
 
@@ -121,7 +121,7 @@ class AdaptiveSE(SqueezeExcite):
 
     @torch.no_grad()
     def frozen(self) -> SqueezeExcite:
-        """Give the static block with only the units that count, of equal output up to rounding.
+        """Return the static block with only the units that count, of equal output up to rounding.
 
         fc2 (weights * act(fc1)) = (fc2 weights) act(fc1), and a unit of weight 0 adds nothing.
         """
@@ -139,7 +139,7 @@ class AdaptiveSE(SqueezeExcite):
 
 
 def cost(network: nn.Module) -> Tensor:
-    """Give the share of their hidden units that the adaptive blocks use, averaged over the blocks.
+    """Return the share of their hidden units that the adaptive blocks use, averaged over the blocks.
 
     A scalar in (0, 1] with a gradient: added to the loss with a weight, it says what a unit must be worth.
     Raises ValueError where the network has no adaptive block.

@@ -77,12 +77,12 @@ class Autoencoder(nn.Module):
         return self.decode(self.encode(x))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Give the code of x."""
+        """Return the code of x."""
         code: Tensor = self.encoder(x)
         return code
 
     def decode(self, code: Tensor) -> Tensor:
-        """Give the image of a code."""
+        """Return the image of a code."""
         image: Tensor = self.decoder(code)
         return image
 
@@ -108,7 +108,7 @@ class VariationalAutoencoder(nn.Module):
         return self.decode(self.draw(latent) if self.training or self.sample else latent.mean)
 
     def encode(self, x: Tensor) -> Latent:
-        """Give the distribution of x's code."""
+        """Return the distribution of x's code."""
         mean, log_variance = self.encoder(x).chunk(2, dim=1)
         return Latent(mean, log_variance)
 
@@ -117,7 +117,7 @@ class VariationalAutoencoder(nn.Module):
         return latent.mean + torch.exp(0.5 * latent.log_variance) * torch.randn_like(latent.mean)
 
     def decode(self, code: Tensor) -> Tensor:
-        """Give the image of a code."""
+        """Return the image of a code."""
         image: Tensor = self.decoder(code)
         return image
 
@@ -170,7 +170,7 @@ def se_vae(
 def _halves(  # noqa: PLR0917 - called twice, in the order of the networks' own arguments
     in_channels: int, side: int, width: int, encoded: int, code: int, down: str, up: str, se: SEArgs
 ) -> tuple[nn.Module, nn.Module]:
-    """Give an encoder that ends in `encoded` numbers and a decoder that starts from `code`."""
+    """Return an encoder that ends in `encoded` numbers and a decoder that starts from `code`."""
     if side % 8:
         raise ValueError(f"side {side}: three halvings need a multiple of 8")
     options: SEArgs = {"ratio": 4}

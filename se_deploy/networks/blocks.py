@@ -133,7 +133,7 @@ class SqueezeExcite(nn.Module):
         return x + x * gate if self.residual else x * gate
 
     def weight_of(self, layer: int) -> Tensor:
-        """Give the weight of learned layer 1, 2, ..., in whichever form."""
+        """Return the weight of learned layer 1, 2, ..., in whichever form."""
         weight: Tensor = self.excitation.get_parameter(f"fc{layer}.weight")
         return weight
 
@@ -155,7 +155,7 @@ def choose(table: Mapping[str, Callable[[], nn.Module]], name: str, what: str) -
 
 
 def with_form(block: SqueezeExcite, form: Form) -> SqueezeExcite:
-    """Give a copy of `block` spelled as `form`, with the same weights and the same function."""
+    """Return a copy of `block` spelled as `form`, with the same weights and the same function."""
     other = copy.deepcopy(block)
     other.form = form
     for name, layer in block.excitation.named_children():
@@ -225,6 +225,6 @@ def _fit_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: obje
 
 
 def matrix_shape(value: Tensor) -> tuple[int, ...]:
-    """Give (R, C) for (R, C) and (R, C, 1, 1), any other shape as it is."""
+    """Return (R, C) for (R, C) and (R, C, 1, 1), any other shape as it is."""
     shape = tuple(value.shape)
     return shape[:2] if shape[2:] == (1, 1) else shape

@@ -300,7 +300,7 @@ def from_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_timm(state: Mapping[str, Tensor]) -> bool:
-    """Say whether every key is one that `from_timm` renames."""
+    """Whether every key is one that `from_timm` renames."""
     modules = [key.rpartition(".")[0] for key in state]
     return all(any(pattern.fullmatch(module) for pattern, _ in _TIMM_KEYS) for module in modules)
 

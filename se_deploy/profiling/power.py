@@ -18,7 +18,7 @@ _SUM_OF_SHUNTS = 7  # the sensor's seventh channel: no rail
 
 
 def meter(i2c: Path = Path("/sys/bus/i2c/devices")) -> Meter | None:
-    """Give a function that reads the power in watts now; None where nothing here can.
+    """Return a function that reads the power in watts now; None where nothing here can.
 
     NVML reads the first discrete GPU. On Jetson the module's rails are read, without its carrier board.
     """

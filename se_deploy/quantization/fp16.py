@@ -154,7 +154,7 @@ def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> i
 
 
 def _stays(node: ir.Node) -> bool:
-    """Tell whether a node must compute in float32: no FP16 form, or a body that this does not enter."""
+    """Whether a node must compute in float32: no FP16 form, or a body that this does not enter."""
     if node.domain not in {"", "ai.onnx"}:
         return True
     return node.op_type in _FP32_OPS or any(
@@ -163,7 +163,7 @@ def _stays(node: ir.Node) -> bool:
 
 
 def _ends_fp16(model: ir.Model, cast: ir.Node, kept: set[ir.Node], io: str) -> bool:
-    """Tell whether a Cast leads from float16 to where float32 is wanted, so that it stays as it is."""
+    """Whether a Cast leads from float16 to where float32 is wanted, so that it stays as it is."""
     out = cast.outputs[0]
     if out.dtype != ir.DataType.FLOAT:
         return False
@@ -175,7 +175,7 @@ def _ends_fp16(model: ir.Model, cast: ir.Node, kept: set[ir.Node], io: str) -> b
 
 
 def _fp32_slot(model: ir.Model, node: ir.Node, slot: int) -> bool:
-    """Tell whether the specification wants float32 there: the scales (and the roi) of a Resize."""
+    """Whether the specification wants float32 there: the scales (and the roi) of a Resize."""
     if node.op_type == "Upsample" or (node.op_type == "Resize" and graph.opset(model) < _RESIZE_WITH_ROI):
         return slot == 1
     return node.op_type == "Resize" and slot in {1, 2}
@@ -203,7 +203,7 @@ def _retype(node: ir.Node) -> int:
 
 
 def _convert_constant(model: ir.Model, value: ir.Value, kept: set[ir.Node], losses: _Losses) -> int:
-    """Give the readers of a float32 constant a float16 one; those that stay float32 keep the old."""
+    """Connect the readers of a float32 constant to a float16 one; those that stay float32 keep the old."""
     if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.is_graph_output():
         return 0
     uses = tuple(value.uses())

@@ -208,7 +208,7 @@ def _by_range(model: ir.Model, ranges: Ranges, found: dict[ir.Node, str]) -> Non
 
 
 def _constant(node: ir.Node, value: ir.Value | None) -> str | None:
-    """Say what FP16 would make of a constant that it cannot hold; None where it can, or does no harm."""
+    """Return what FP16 would make of a constant that it cannot hold; None where it can, or does no harm."""
     array = graph.constant(value)
     if value is None or array is None or value.dtype != ir.DataType.FLOAT:
         return None

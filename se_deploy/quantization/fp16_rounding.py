@@ -69,7 +69,7 @@ def evaluation(model: ir.Model, plan: Plan | None = None) -> Evaluation:
 
 
 def has_fp16(model: ir.Model) -> bool:
-    """Return whether any tensor of the graph, an initializer or an input included, is FLOAT16."""
+    """Whether any tensor of the graph, an initializer or an input included, is FLOAT16."""
     return any(value.dtype == HALF for g in model.graphs() for value in _values(g))
 
 
@@ -183,7 +183,7 @@ def _named(name: str, nodes: Mapping[str, ir.Node]) -> ir.Node | None:
 
 
 def _leaves(value: ir.Value, homes: Mapping[ir.Node, _Home]) -> bool:
-    """Return whether a kernel writes `value` as float16: a reader shares no kernel with its producer."""
+    """Whether a kernel writes `value` as float16: a reader shares no kernel with its producer."""
     node = value.producer()
     if node is None or node.op_type in _ROUNDS:
         return True

@@ -152,7 +152,7 @@ def _cut(text: str) -> str:
 
 
 def _layers(keys: Sequence[str], edges: Sequence[tuple[str, str]], outside: set[str]) -> dict[str, int]:
-    """Give each box its layer: one below its deepest source; what only feeds the block right above it."""
+    """Return each box's layer: one below its deepest source; what feeds the block alone, right above it."""
     layer = dict.fromkeys(keys, 0)
     for _ in keys:
         for source, target in edges:

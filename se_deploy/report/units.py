@@ -29,7 +29,7 @@ def change(value: object, base: object) -> float | None:
 
 
 def mega(value: object) -> float | None:
-    """Give millions of a number; None stays None."""
+    """Return millions of a number; None stays None."""
     found = number(value)
     return None if found is None else found / _MEGA
 

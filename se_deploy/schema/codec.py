@@ -91,7 +91,7 @@ def _steps(where: str, refusal: str, fields: object, kind: type) -> list[str | i
 
 
 def _fails(fields: object, steps: list[str | int], refusal: str, kind: type) -> bool:
-    """Tell whether the same refusal comes where the last of `steps` is the only key of its mapping."""
+    """Whether the same refusal comes where the last of `steps` is the only key of its mapping."""
     alone = {steps[-1]: _at(fields, steps)}
     try:
         msgspec.convert(_replaced(fields, steps[:-1], alone), kind)

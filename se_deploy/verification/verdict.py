@@ -371,7 +371,7 @@ def _masked(want: Array, got: Array) -> tuple[Array, Array]:
 
 
 def _uncompared(expected: Expected, names: Iterable[str]) -> tuple[str, ...]:
-    """Say of which outputs the source itself has no number on any probe."""
+    """Return the outputs of which the source itself has no number on any probe."""
     return tuple(
         f"output '{name}' of the source is not finite on any check input: nothing was compared"
         for name in names

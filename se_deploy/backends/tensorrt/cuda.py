@@ -49,7 +49,7 @@ class Cuda:
         return pointer
 
     def give(self, pointer: int) -> None:
-        """Give device memory back."""
+        """Free device memory."""
         self._taken.discard(pointer)
         self.call("cudaFree", pointer)
 
@@ -93,7 +93,7 @@ class Cuda:
             self.call("cudaGraphDestroy", graph)
 
     def close(self) -> None:
-        """Give back everything that was taken."""
+        """Free everything that was taken."""
         self.synchronize()
         for pointer in tuple(self._taken):
             self.give(pointer)

@@ -135,7 +135,7 @@ def advice(found: results.Advice) -> list[Table]:
 
 
 def _idle(block: results.BlockAdvice) -> str:
-    """Say how many hidden units do nothing, those that are so for every input beside them."""
+    """Return how many hidden units do nothing, those that are so for every input beside them."""
     idle = {"dead": block.dead, "constant": block.constant}
     words = [f"{len(units)} {what}" for what, units in idle.items() if units]
     if block.removable:

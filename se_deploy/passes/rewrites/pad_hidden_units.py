@@ -1,4 +1,4 @@
-"""Give a block an even number of hidden units.
+"""Pad a block to an even number of hidden units.
 
 In FP16 TensorRT-RTX reads channels in pairs: a layer with an odd number of inputs (above 4) gets a kernel of
 its own that pads them, one per block, and the verdict is split.

@@ -275,7 +275,7 @@ class _Search:
         return found
 
     def take_forms(self, forms: dict[str, list[_Form]], limit: int) -> None:
-        """Give each block its cheapest form, within `limit` kernels for all blocks, and plan that."""
+        """Set each block to its cheapest form, within `limit` kernels for all blocks, and plan that."""
         others = frozenset(c for c in self.state if c.site not in forms or c.rewrite in self.first)
         for _ in range(_TRIES):
             chosen = _choose(forms, limit)
