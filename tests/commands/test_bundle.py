@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import use_graphs
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf import descriptor_pool, message_factory, text_format
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,52 +26,19 @@ from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, U
 from se_deploy.options import ImageOptions, Profile
 from se_deploy.schema import codec, input_spec
 
-# What Triton's model_config.proto says of the fields that are written here: (name, number, type).
-STRING, INT32, INT64, MESSAGE, ENUM = 9, 5, 3, 11, 14
-SCHEMA = {
-    "ModelConfig": [
-        ("name", 1, STRING), ("platform", 2, STRING), ("max_batch_size", 4, INT32),
-        ("input", 5, "ModelInput[]"), ("output", 6, "ModelOutput[]"),
-        ("dynamic_batching", 11, "ModelDynamicBatching"),
-        ("parameters", 14, "ParametersEntry[]"), ("backend", 17, STRING),
-    ],
-    "ModelInput": [("name", 1, STRING), ("data_type", 2, "DataType"), ("dims", 4, "int64[]"),
-                   ("reshape", 5, "ModelTensorReshape")],
-    "ModelOutput": [("name", 1, STRING), ("data_type", 2, "DataType"), ("dims", 3, "int64[]"),
-                    ("label_filename", 4, STRING), ("reshape", 5, "ModelTensorReshape")],
-    "ModelTensorReshape": [("shape", 1, "int64[]")],
-    "ModelDynamicBatching": [],
-    "ParametersEntry": [("key", 1, STRING), ("value", 2, "ModelParameter")],
-    "ModelParameter": [("string_value", 1, STRING)],
-}  # fmt: skip
-DATA_TYPES = [
-    "TYPE_INVALID", "TYPE_BOOL", "TYPE_UINT8", "TYPE_UINT16", "TYPE_UINT32", "TYPE_UINT64", "TYPE_INT8",
-    "TYPE_INT16", "TYPE_INT32", "TYPE_INT64", "TYPE_FP16", "TYPE_FP32", "TYPE_FP64", "TYPE_STRING",
-    "TYPE_BF16",
-]  # fmt: skip
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 def triton_config():
-    """Triton's ModelConfig, as far as it is written here: a strict reader of the text format."""
-    file = descriptor_pb2.FileDescriptorProto(name="config.proto", package="t", syntax="proto3")
-    kinds = file.enum_type.add(name="DataType")
-    for number, name in enumerate(DATA_TYPES):
-        kinds.value.add(name=name, number=number)
-    for message, fields in SCHEMA.items():
-        made = file.message_type.add(name=message)
-        for name, number, kind in fields:
-            field = made.field.add(name=name, number=number, label=1)
-            if isinstance(kind, int):
-                field.type = kind
-                continue
-            field.label = 3 if kind.endswith("[]") else 1
-            base = kind.removesuffix("[]")
-            field.type = {"int64": INT64, "DataType": ENUM}.get(base, MESSAGE)
-            if base != "int64":
-                field.type_name = f".t.{base}"
+    """Triton's own ModelConfig: a strict reader of the text format (see fixtures/README.md)."""
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("t.ModelConfig"))
+    pool.AddSerializedFile((FIXTURES / "triton_model_config.binpb").read_bytes())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("inference.ModelConfig"))
+
+
+def type_name(tensor):
+    kinds = tensor.DESCRIPTOR.fields_by_name["data_type"].enum_type
+    return kinds.values_by_number[tensor.data_type].name
 
 
 def parsed(path):
@@ -265,9 +232,9 @@ def test_a_free_batch_leaves_the_dims_in_a_model_repository(net, tmp_path):
     assert config.max_batch_size == 16
     assert config.HasField("dynamic_batching")
     (taken,), (given_,) = config.input, config.output
-    assert (taken.name, list(taken.dims), DATA_TYPES[taken.data_type]) == ("x", [3, 8, 8], "TYPE_FP32")
+    assert (taken.name, list(taken.dims), type_name(taken)) == ("x", [3, 8, 8], "TYPE_FP32")
     assert (given_.name, list(given_.dims), given_.label_filename) == ("y", [3], "labels.txt")
-    parameters = {entry.key: entry.value.string_value for entry in config.parameters}
+    parameters = {key: value.string_value for key, value in config.parameters.items()}
     assert json.loads(parameters[pbtxt.PARAMETER])["mean"] == [0.5, 0.5, 0.5]
 
 
@@ -321,7 +288,7 @@ def test_odd_names_and_shapes_stay_valid_text():
     config = text_format.Parse(made, triton_config()())
     assert config.input[0].name == 'x"\\\n'
     assert list(config.input[0].dims) == [-1, -1]
-    assert DATA_TYPES[config.input[0].data_type] == "TYPE_FP16"
+    assert type_name(config.input[0]) == "TYPE_FP16"
     assert list(config.input[1].dims) == [1]
     assert list(config.input[1].reshape.shape) == []
     assert config.input[1].HasField("reshape")
