@@ -185,14 +185,23 @@ class Divergence:
 
 
 def first_divergence(
-    reference: ir.Model, candidate: ir.Model, feeds: Arrays, *, runtime: Runtime, limit: float
+    reference: ir.Model,
+    candidate: ir.Model,
+    feeds: Arrays,
+    *,
+    runtime: Runtime,
+    limit: float,
+    evaluated: ir.Model | None = None,
 ) -> Divergence | None:
     """Compare the inner tensors that two graphs share by name, in the candidate's order.
 
-    `limit` is a relative RMS error. None where all shared tensors stay below it.
+    `limit` is a relative RMS error. `evaluated` is run in the candidate's place where it has other nodes for
+    the same tensors, such as casts that round them; nodes are named as the candidate has them.
+    None where all shared tensors stay below the limit.
     """
-    shared = _float_values(reference) & _float_values(candidate)
-    with runtime.open(_exposing(reference, shared)) as a, runtime.open(_exposing(candidate, shared)) as b:
+    runs = candidate if evaluated is None else evaluated
+    shared = _float_values(reference) & _float_values(candidate) & _float_values(runs)
+    with runtime.open(_exposing(reference, shared)) as a, runtime.open(_exposing(runs, shared)) as b:
         want, got = batching.run(a, feeds), batching.run(b, feeds)
     for node in candidate.graph:
         for value in node.outputs:

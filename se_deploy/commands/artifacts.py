@@ -46,6 +46,7 @@ class Opened:
     name: str = ""  # what it is called in results; the argument it was opened from where empty
     random_weights: bool = False  # drawn, not trained: which class is largest means nothing
     evaluated: str | None = None  # "engine" or "plan-rounded"; None: by the runtime itself
+    runs: ir.Model | None = None  # what the session runs of `model`: the same, or what rounds it to FP16
     rounding: str | None = None  # where its numbers are rounded to FP16, in words; None where nothing is
 
 
@@ -99,8 +100,9 @@ def opened(
             _device_name(runtime.device),
             precision,
             input_spec.read(model.metadata_props),
-            run.model,
+            model,
             random_weights=_random(model),
+            runs=run.model,
             rounding=run.rounding,
         )
 
@@ -210,7 +212,8 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
             raise
         reason = e.message
     onnx = manifests.stand_in(path, manifest)
-    run = fp16_rounding.evaluation(graph.load(onnx), _plan(manifest))
+    model = graph.load(onnx)
+    run = fp16_rounding.evaluation(model, _plan(manifest))
     at = f", {run.rounding}" if run.rounding else ""
     exact = registry.graph_runtime(SessionOptions(threads=threads, exact=True))
     runs = registry.title(exact.name)
@@ -221,10 +224,11 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
             cpu_name(),
             manifest.precision,
             manifest.input,
-            run.model,
+            model,
             f"the engine itself was not run ({reason}): its numerics were checked through the ONNX file "
             f"that it was built from, {onnx.name}{at}, in {runs} with optimizations off",
-            random_weights=_random(run.model),
+            random_weights=_random(model),
+            runs=run.model,
             evaluated="plan-rounded" if run.rounding == fp16_rounding.AT_BOUNDARIES else None,
             rounding=run.rounding,
         )

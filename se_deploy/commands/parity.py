@@ -17,8 +17,6 @@ from se_deploy.schema import finite, relative, results, tool_version
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import onnx_ir as ir
-
     from se_deploy.comparison import Divergence, OutputParity, Parity, Tolerance
     from se_deploy.data import Samples
     from se_deploy.options import HostOptions, Precision
@@ -111,8 +109,8 @@ def parity(
                 )
                 tolerance = _tolerance(held, one.precision, measured.outputs[0].name)
                 divergence = None
-                if failures and ref.model is not None and one.model is not None:
-                    divergence = _divergence(ref.model, one.model, found, size, tolerance)
+                if failures:
+                    divergence = _divergence(ref, one, found, size, tolerance)
             if one.checked_as:
                 notes.append(f"{name_of(candidate, relative_to)}: {one.checked_as}")
             name = name_of(candidate, relative_to)
@@ -219,15 +217,24 @@ def _first_image(candidates: Sequence[str | Path], network: NetworkOptions) -> I
 
 
 def _divergence(
-    reference: ir.Model, candidate: ir.Model, samples: Samples, size: int, tolerance: Tolerance
+    reference: artifacts.Opened,
+    candidate: artifacts.Opened,
+    samples: Samples,
+    size: int,
+    tolerance: Tolerance,
 ) -> comparison.Divergence | None:
+    """Find where a candidate leaves the reference; None where one of the two is no graph."""
+    known = reference.runs or reference.model
+    if known is None or candidate.model is None:
+        return None
     feeds: Arrays = next(iter(samples.batches(size)))
     return comparison.first_divergence(
-        reference,
-        candidate,
+        known,
+        candidate.model,
         feeds,
         runtime=registry.graph_runtime(SessionOptions(exact=True)),
         limit=tolerance.divergence,
+        evaluated=candidate.runs,
     )
 
 

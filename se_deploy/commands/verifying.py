@@ -57,17 +57,20 @@ class Checker:
         same names in both.
         """
         preset = comparison.PRESETS[precision]
-        runs = model if evaluated is None else evaluated
 
         def locate(feeds: Arrays) -> Divergence | None:
             if model is self.given:
                 return None
-            found = comparison.first_divergence(
-                self.given, runs, feeds, runtime=self.runtime, limit=preset.divergence
+            return comparison.first_divergence(
+                self.given,
+                model,
+                feeds,
+                runtime=self.runtime,
+                limit=preset.divergence,
+                evaluated=evaluated,
             )
-            return None if found is None else _of(found, model)
 
-        with self.runtime.open(runs) as made:
+        with self.runtime.open(model if evaluated is None else evaluated) as made:
             return verification.verify(
                 self.expected, made, step=step, tolerance=None if exact else preset, locate=locate
             )
@@ -78,14 +81,6 @@ class Checker:
             self,
             expected=verification.expect(lambda: self.runtime.open(self.given), self.expected.probes),
         )
-
-
-def _of(found: Divergence, model: ir.Model) -> Divergence:
-    """Name the node of `model` that writes the tensor: what is evaluated has casts of its own."""
-    for node in model.graph:
-        if any(value.name == found.tensor for value in node.outputs):
-            return dataclasses.replace(found, node=node.name or "", op_type=node.op_type)
-    return found
 
 
 def checker(
