@@ -41,7 +41,15 @@ class Reporter:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Show a bar per step on a terminal's stderr; nothing elsewhere, but for -v a line a step."""
+        """Show a bar per step on a terminal's stderr; nothing elsewhere, but for -v a line a step.
+
+        Stdout is for the result: what a user's network prints meanwhile goes to stderr.
+        """
+        with contextlib.redirect_stdout(sys.stderr), self._bars() as report:
+            yield report
+
+    @contextlib.contextmanager
+    def _bars(self) -> Iterator[Progress]:
         if self.quiet or not (sys.stderr.isatty() or self.verbose):
             yield _silent
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +108,23 @@ def test_what_is_no_image_goes_all_the_way(capsys, folder, name):
     sized = ["--opt-shapes", "feats:1x16x40"] if name == "speech" else []
     timed = told(capsys, "profile", "net.onnx", *sized, "--duration-s", "0.02", "--warmup-ms", "0")
     assert {k: tuple(v[1:]) for k, v in timed["artifacts"][0]["shapes"].items()} == shapes
+
+
+def test_what_a_network_prints_and_warns_stays_out_of_the_result(folder):
+    (folder / "loud.py").write_text(
+        NETS.replace("        return self.b(self.se(torch.relu(self.a(feats)))).mean(2)", LOUD)
+    )
+    words = ["export", "loud.py:Speech", "--input", "feats:Nx16xT", "-o", "net.onnx", "--json"]
+    code = f"from se_deploy.cli import main; main({words!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["onnx"] == "net.onnx", "one object and nothing else"
+    assert "a warning of the network" not in done.stderr
+
+
+LOUD = """        import warnings
+        print("the network prints")
+        warnings.warn("a warning of the network")
+        return self.b(self.se(torch.relu(self.a(feats)))).mean(2)"""
 
 
 def test_a_size_that_nobody_named_is_asked_for_with_a_flag_that_helps(capsys, folder):
