@@ -9,19 +9,23 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TypeGuard
 
     from se_deploy.protocols import Array, Session
 
+    Artifact = str | Path | Session | Callable[..., object]
+    """A path, a session, or a torch module, which is called."""
+
 
 def assert_parity(
-    reference: Any,  # noqa: ANN401 - a path, a torch module or a session
-    candidate: Any,  # noqa: ANN401
+    reference: Artifact,
+    candidate: Artifact,
     *,
     data: Array | Mapping[str, Array] | str | Path,
     preset: str = "fp32",
@@ -54,18 +58,22 @@ def _assert_parity() -> Callable[..., None]:
 
 
 @contextlib.contextmanager
-def _session(thing: Any) -> Iterator[Session]:  # noqa: ANN401 - see assert_parity
+def _session(thing: Artifact) -> Iterator[Session]:
     if isinstance(thing, (str, Path)):
         from se_deploy.commands import artifacts  # noqa: PLC0415
 
-        with artifacts.opened(str(thing), exact=True, stand_in=True) as found:
-            yield found.session
-    elif hasattr(thing, "run") and hasattr(thing, "outputs"):
+        with artifacts.opened(thing, exact=True, stand_in=True) as one:
+            yield one.session
+    elif _is_session(thing):
         yield thing
     else:
         from se_deploy.backends import registry  # noqa: PLC0415
 
-        yield registry.network_session(thing)
+        yield registry.network_session(cast("Any", thing))  # a torch module; torch is not imported here
+
+
+def _is_session(thing: Artifact) -> TypeGuard[Session]:
+    return hasattr(thing, "run") and hasattr(thing, "outputs")
 
 
 def _batches(

@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     options.rewritten_target,
     options.engine,
     options.calibration,
-    options.require_benefit,
     options.verify,
     options.overwrite,
-    options.reporter("parity", "fusion", "fused", "precision"),
+    options.reporter("parity", "fusion", "fused", "precision", benefit=True),
 )
 def build_engine(
     model: Path,
@@ -37,7 +36,6 @@ def build_engine(
     target: TargetOptions,
     engine: EngineOptions,
     calibration: CalibrationOptions,
-    require_benefit: bool,
     verify: bool,
     overwrite: bool,
     reporter: Reporter,
@@ -68,12 +66,14 @@ def build_engine(
             progress=progress,
         )
     payload = verb.to_schema(result)
-    useless = [] if result.worth is None else result.worth.failures
     reporter.finish(
         payload,
         [files.built(payload)],
         warnings=result.warnings,
         verified=result.verified,
-        failed=(*result.precision_failures, *(useless if require_benefit or reporter.strict else ())),
-        verdicts={"fusion": result.fusion_failures},
+        failed=result.precision_failures,
+        verdicts={
+            "fusion": result.fusion_failures,
+            "benefit": result.worth.failures if result.worth else (),
+        },
     )

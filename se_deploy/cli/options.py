@@ -67,7 +67,7 @@ verify = on_off(
 )
 junit = optional("--junit", OUT_FILE, "Write the verdicts as JUnit XML.")
 seed = defaulted("--seed", click.INT, 0, "Seed of everything random.")
-require_benefit = switch(
+_require_benefit = switch(
     "--require-benefit", "Exit with 3 where INT8 is not planned to be cheaper than FP16."
 )
 threads = defaulted("--threads", click.IntRange(min=0), 0, "CPU threads; 0: the runtime's own choice.")
@@ -80,12 +80,17 @@ _quiet = switch("-q --quiet", "Print nothing but errors on stderr.")
 _strict = switch("--strict", "Treat every warning as an error and every verdict as a gate.")
 
 
-def reporter(*gates: str) -> Part[Reporter]:
-    """Return --json, -v, -q, --strict, and --gate where the command has verdicts to gate on."""
+def reporter(*gates: str, benefit: bool = False) -> Part[Reporter]:
+    """Return --json, -v, -q, --strict, and --gate where the command has verdicts to gate on.
+
+    `benefit` adds --require-benefit, the gate on whether INT8 pays.
+    """
     gate = repeated("--gate gates", click.Choice(gates), "Exit with 3 where this verdict fails.")
 
     def make(given: Given) -> Reporter:
-        asked = gate.of(given) if gates else ()
+        asked = [*(gate.of(given) if gates else ())]
+        if benefit and _require_benefit.of(given):
+            asked.append("benefit")
         return Reporter(
             as_json=_json.of(given),
             verbose=_verbose.of(given),
@@ -94,7 +99,8 @@ def reporter(*gates: str) -> Part[Reporter]:
             gates=frozenset("fusion" if name == "fused" else name for name in asked),
         )
 
-    return group("reporter", make, *([gate] if gates else []), _json, _verbose, _quiet, _strict)
+    own = [*([gate] if gates else []), *([_require_benefit] if benefit else [])]
+    return group("reporter", make, *own, _json, _verbose, _quiet, _strict)
 
 
 _device = defaulted("--device", click.Choice(DEVICES), "cpu", "Where PyTorch and ONNX Runtime run.")

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     switch("--fp16", "Write the rest of the graph in FP16."),
     options.target,
     options.calibration,
-    options.require_benefit,
     options.verify,
     options.overwrite,
-    options.reporter("parity"),
+    options.reporter("parity", benefit=True),
 )
 def quantize(
     model: Path,
@@ -35,7 +34,6 @@ def quantize(
     fp16: bool,
     target: TargetOptions,
     calibration: CalibrationOptions,
-    require_benefit: bool,
     verify: bool,
     overwrite: bool,
     reporter: Reporter,
@@ -62,11 +60,10 @@ def quantize(
             progress=progress,
         )
     payload = verb.to_schema(result)
-    useless = [] if result.worth is None else result.worth.failures
     reporter.finish(
         payload,
         [files.quantized(payload)],
         warnings=result.warnings,
         verified=result.verified,
-        failed=useless if require_benefit or reporter.strict else (),
+        verdicts={"benefit": result.worth.failures if result.worth else ()},
     )
