@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import onnx
 import pytest
@@ -362,6 +363,15 @@ def test_every_command_has_help_with_an_example(command, capsys):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert "se-deploy" in out.partition("Example")[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_what_it_is_in_a_sentence(name):
+    command = group.get_command(None, name)
+    texts = {option.opts[0]: option.help for option in command.params if isinstance(option, click.Option)}
+    assert [flag for flag, text in texts.items() if not (text and text[0].isupper())] == []
+    ends = [flag for flag, text in texts.items() if not text.endswith((".", "..."))]
+    assert ends == []
 
 
 def test_version_and_module_entry():

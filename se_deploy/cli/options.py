@@ -338,7 +338,9 @@ _exclude_nodes = optional(
 _allow_random = switch("--allow-random-calibration", "Without data, calibrate on noise; a warning says so.")
 _policy = optional("--policy", click.STRING, "Named placement of Q/DQ nodes; default: the target's.")
 _min_sqnr = optional("--min-sqnr", click.FLOAT, "Keep layers in FP16, cheapest first, to reach this many dB.")
-_max_drop = optional("--max-drop", click.FLOAT, "... until top-1 drops by at most this many points.")
+_max_drop = optional(
+    "--max-drop", click.FLOAT, "Keep layers in FP16 until top-1 drops by at most this many points."
+)
 _keep = optional("--keep", Share(), "Share of the multiply-accumulates to keep in FP16, as 10%.")
 
 

@@ -27,6 +27,14 @@ _UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "M": 2**20, "MIB": 2**20, "G"
           "KB": 10**3, "MB": 10**6, "GB": 10**9}  # fmt: skip
 
 
+class Notation(click.ParamType[T]):
+    """A type whose name is how it is written, which `--help` shows as it is."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002 - click's signature
+        """Return the name; click would put it in capitals, and CXHXW is no size."""
+        return self.name
+
+
 class Model(click.ParamType[str]):
     """A network specification, or the file of an artifact, which must then be there."""
 
@@ -56,17 +64,17 @@ class RuntimeName(click.ParamType[str]):
         return str(click.Choice(registry.choices()).convert(str(value), param, ctx))
 
 
-class TargetName(click.ParamType[Target]):
+class TargetName(Notation[Target]):
     """A compute capability or a device: sm86, orin-nano."""
 
-    name = "target"
+    name = "NAME"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Target:  # noqa: ARG002 - click's signature
         """Return the target. Raises: BadInput, which names the devices that are known."""
         return value if isinstance(value, Target) else resolve_target(str(value))
 
 
-class Dims(click.ParamType[tuple[int, ...]]):
+class Dims(Notation[tuple[int, ...]]):
     """Sizes joined by `x` or `,`: 3x224x224."""
 
     name = "CxHxW"
@@ -84,7 +92,7 @@ class Dims(click.ParamType[tuple[int, ...]]):
         return tuple(dims)
 
 
-class NamedDims(click.ParamType[tuple[str, tuple[int, ...]]]):
+class NamedDims(Notation[tuple[str, tuple[int, ...]]]):
     """An input's name and its sizes: input:1x3x224x224."""
 
     name = "name:1x3x224x224"
@@ -101,7 +109,7 @@ class NamedDims(click.ParamType[tuple[str, tuple[int, ...]]]):
         return name, Dims().convert(dims, param, ctx)
 
 
-class Declared(click.ParamType[DeclaredInput]):
+class Declared(Notation[DeclaredInput]):
     """An input with its sizes, free ones by name, and its element type: feats:Nx80xT, lengths:N:int64."""
 
     name = "NAME:DIMS[:DTYPE]"
@@ -118,7 +126,7 @@ class Declared(click.ParamType[DeclaredInput]):
             self.fail(f"{e.message}; {e.hint}", param, ctx)
 
 
-class Batch(click.ParamType[int | None]):
+class Batch(Notation[int | None]):
     """A batch size, or `dynamic` (None)."""
 
     name = "N|dynamic"
@@ -133,7 +141,7 @@ class Batch(click.ParamType[int | None]):
         return int(text)
 
 
-class Bytes(click.ParamType[int]):
+class Bytes(Notation[int]):
     """A number of bytes with a unit: 2GiB."""
 
     name = "SIZE"
@@ -148,7 +156,7 @@ class Bytes(click.ParamType[int]):
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-class KeyValue(click.ParamType[tuple[str, object]]):
+class KeyValue(Notation[tuple[str, object]]):
     """An argument of the network's constructor: num_classes=10."""
 
     name = "key=value"
@@ -168,7 +176,7 @@ class KeyValue(click.ParamType[tuple[str, object]]):
             return key, text
 
 
-class Limit(click.ParamType[tuple[str, float]]):
+class Limit(Notation[tuple[str, float]]):
     """A tolerance, for every output or for one: 1e-3 or logits:1e-3."""
 
     name = "[name:]VALUE"
@@ -186,7 +194,7 @@ class Limit(click.ParamType[tuple[str, float]]):
             self.fail(f"'{value}' is no number; write it as 1e-3 or output:1e-3", param, ctx)
 
 
-class Share(click.ParamType[float]):
+class Share(Notation[float]):
     """A share, as a percentage or as a fraction: 10% or 0.1."""
 
     name = "SHARE"
@@ -203,7 +211,7 @@ class Share(click.ParamType[float]):
         return share
 
 
-class Floats(click.ParamType[tuple[float, ...]]):
+class Floats(Notation[tuple[float, ...]]):
     """Numbers joined by commas: 0.485,0.456,0.406."""
 
     name = "A,B,C"
@@ -220,7 +228,7 @@ class Floats(click.ParamType[tuple[float, ...]]):
             self.fail(f"'{value}' are no numbers; write them as 0.485,0.456,0.406", param, ctx)
 
 
-class Names(click.ParamType[tuple[str, ...]]):
+class Names(Notation[tuple[str, ...]]):
     """Names joined by commas."""
 
     name = "A,B"
