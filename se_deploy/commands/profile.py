@@ -69,9 +69,10 @@ class _Reference:
                 return None
             self.measured[size] = self.measure.latency(self.opened, size)
         base = self.measured[size]
-        if not (base.stable and one.stable):
-            which = f"the reference at batch {size}" if one.stable else name
-            notes.append(f"{name}: no speed-up is known, for the timing of {which} is unstable")
+        if not one.stable:  # which a warning says already
+            return None
+        if not base.stable:
+            notes.append(f"{name}: no speed-up is known, for the reference's timing is unstable")
             return None
         return one.throughput_per_s / base.throughput_per_s
 

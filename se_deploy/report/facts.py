@@ -57,8 +57,9 @@ class Artifact:
     accuracy: float | None
     top1_agreement: float | None  # the least of its outputs
     sqnr_db: float | None  # the least of its outputs
-    p50_ms: float | None
+    p50_ms: float | None  # None where it was not timed, or not steadily
     speedup: float | None
+    unstable: bool  # timed, and no figure to rely on
     kernels: int | None
     activation_bytes: int | None
     passed: bool | None
@@ -158,8 +159,9 @@ def _artifact(
         accuracy=accuracy,
         top1_agreement=_least(output.top1_agreement for output in outputs),
         sqnr_db=_least(output.sqnr_db for output in outputs),
-        p50_ms=timing.p50_ms if timing else None,
-        speedup=timing.speedup_vs_reference if timing else None,
+        p50_ms=timing.p50_ms if timing and timing.stable else None,
+        speedup=timing.speedup_vs_reference if timing and timing.stable else None,
+        unstable=timing is not None and not timing.stable,
         kernels=engine.plan.kernels if engine else None,
         activation_bytes=engine.plan.activation_bytes if engine else None,
         passed=candidate.passed if candidate else None,

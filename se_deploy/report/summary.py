@@ -36,8 +36,8 @@ def markdown(report: Run) -> str:
                     units.size(row.size_bytes),
                     units.percent(row.accuracy),
                     units.decibel(row.sqnr_db),
-                    units.milliseconds(row.p50_ms),
-                    units.factor(row.speedup),
+                    units.UNSTABLE if row.unstable else units.milliseconds(row.p50_ms),
+                    units.UNSTABLE if row.unstable else units.factor(row.speedup),
                 ]
             )
             for row in artifacts

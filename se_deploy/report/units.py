@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MISSING = "not measured"
+UNSTABLE = "unstable"
+"""What stands for a timing that is no figure to rely on."""
 
 _MEGA = 1e6
 _KILO = 1e3

@@ -496,6 +496,16 @@ def test_energy_has_a_column_where_one_artifact_has_it(monkeypatch, page):
     assert "Power and energy were not measured" not in words
 
 
+def test_an_unstable_timing_is_no_headline_and_no_speed_up():
+    given = sample.report()
+    given["profile"]["artifacts"][1]["stable"] = False
+    row = next(a for a in facts.artifacts(sample.typed(given)) if a.name == "model.onnx")
+    assert (row.unstable, row.p50_ms, row.speedup) == (True, None, None)
+    headline = report.html(sample.typed(given)).split('id="summary"')[1].split("</table>")[0]
+    assert headline.count("unstable") == 2
+    assert "6.7\N{MULTIPLICATION SIGN}" not in headline
+
+
 def test_an_unstable_timing_says_so_beside_its_bar():
     given = sample.report()
     given["profile"]["artifacts"][1]["stable"] = False

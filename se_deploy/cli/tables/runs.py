@@ -81,4 +81,7 @@ def _timed(run: results.Run) -> dict[str, results.Timing]:
 
 
 def _p50(timed: dict[str, results.Timing], path: str | None) -> str:
-    return number(timed[path].p50_ms, 4) if path in timed else "-"
+    """Return the median; an unstable timing is no figure to rely on."""
+    if path not in timed:
+        return "-"
+    return number(timed[path].p50_ms, 4) if timed[path].stable else "unstable"
