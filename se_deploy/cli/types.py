@@ -23,8 +23,8 @@ IN_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
 OUT_FILE = click.Path(dir_okay=False, path_type=Path)
 OUT_DIR = click.Path(file_okay=False, path_type=Path)
 
-_UNITS = {"": 1, "B": 1, "K": 2**10, "KIB": 2**10, "M": 2**20, "MIB": 2**20, "G": 2**30, "GIB": 2**30,
-          "KB": 10**3, "MB": 10**6, "GB": 10**9}  # fmt: skip
+_UNITS = {"": 1, "B": 1, "K": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MIB": 1 << 20, "G": 1 << 30, "GIB": 1 << 30,
+          "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}  # fmt: skip
 
 
 class Notation(click.ParamType[T]):
