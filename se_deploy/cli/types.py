@@ -23,8 +23,10 @@ IN_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
 OUT_FILE = click.Path(dir_okay=False, path_type=Path)
 OUT_DIR = click.Path(file_okay=False, path_type=Path)
 
-_UNITS = {"": 1, "B": 1, "K": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MIB": 1 << 20, "G": 1 << 30, "GIB": 1 << 30,
-          "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000}  # fmt: skip
+_UNITS = {
+    "": 1, "B": 1, "K": 1 << 10, "KIB": 1 << 10, "M": 1 << 20, "MIB": 1 << 20, "G": 1 << 30, "GIB": 1 << 30,
+    "KB": 1_000, "MB": 1_000_000, "GB": 1_000_000_000,
+}  # fmt: skip
 
 
 class Notation(click.ParamType[T]):
