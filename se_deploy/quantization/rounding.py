@@ -21,8 +21,9 @@ _SHRINKS = np.linspace(1, 0.7, 9, dtype=np.float32)
 _INT32_BIAS = 2.0**30
 """Half of what int32 holds: the mean error of rounding is added to the bias after the scale was chosen."""
 _FP16_ROUNDING = 2.0**-10  # of a scale: at least what rounding it to FP16 may take away
-_LEAST_IMPORTANCE = 1e-6
-"""Of the mean: a channel that was 0 on the data may not stay so; its weights are not to be clipped."""
+_UNSEEN_IMPORTANCE = 0.01
+"""Of the mean, for a channel that never moved on the data: it may not stay so, and its weights are not to be
+clipped, at little cost to the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ def weight_scale(matrix: FloatArray, importance: FloatArray, *, per_channel: boo
     """Return the scale of least squared error, weighted by `importance`, (G, 1, C/G, taps) or as `matrix`."""
     over = (2, 3) if per_channel else (0, 1, 2, 3)
     matrix = matrix.astype(np.float32)
-    importance = np.maximum(importance, _LEAST_IMPORTANCE * importance.mean()).astype(np.float32)
+    unseen = _UNSEEN_IMPORTANCE * importance.mean()
+    importance = np.where(importance > 0, importance, unseen).astype(np.float32)
     full = np.maximum(
         np.abs(matrix).max(axis=over, keepdims=True) / WEIGHT_LEVELS, np.float32(SMALLEST_SCALE)
     )

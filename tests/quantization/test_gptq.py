@@ -73,3 +73,14 @@ def test_layers_are_measured_in_groups_that_fit_into_memory():
     assert [len(group) for group in gptq._groups(given)] == [4, 1]
     assert [len(group) for group in gptq._groups([large] * 4 + [small])] == [3, 2]
     assert gptq._groups([transposed, too_wide]) == []
+
+
+def test_the_columns_that_matter_most_are_rounded_first():
+    """They are rounded to nearest; the others take up what that leaves."""
+    weight = np.random.default_rng(3).standard_normal((1, 6, 8))
+    second = moments(3, 1, 8) + 0.1 * np.eye(8)
+    second[0, 5, 5] *= 100
+    scale = np.full((1, 6), 0.3)
+    q = gptq.round_columns(weight, scale, second)
+    np.testing.assert_array_equal(q[0, :, 5], np.round(weight[0, :, 5] / 0.3))
+    assert (q != np.round(weight / 0.3)).any()

@@ -12,7 +12,7 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.backends.tensorrt import policies
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadData, BadInput, UnsupportedGraph
-from se_deploy.quantization import AccuracyGoal, QuantizeOptions
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, gptq
 
 
 def test_the_portable_form(tmp_path):
@@ -416,12 +416,32 @@ def test_each_policy_puts_offsets_and_equalization_where_it_may(tmp_path, name, 
     assert shared == (set() if name == "portable" else {"a"})
 
 
-def test_gptq_is_kept_only_where_it_is_evaluated_better(tmp_path):
+def test_gptq_is_better_than_rounding_to_nearest(tmp_path):
     samples = dataset(tmp_path)
     plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
     with_gptq = dataclasses.replace(FAST, gptq=True)
     made = quantization.quantize(network(), samples, runtime=RUNTIME, options=with_gptq)
-    assert made.sqnr_db["y"] >= plain.sqnr_db["y"]
+    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 0.3
+
+
+def test_gptq_is_kept_only_where_it_is_evaluated_better(tmp_path, monkeypatch):
+    def spoiled(model, layers, params, start, *rest, **options):
+        return [dataclasses.replace(layer, weight=layer.weight // 2) for layer in start]
+
+    monkeypatch.setattr(gptq, "round_layers", spoiled)
+    samples = dataset(tmp_path)
+    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
+    with_gptq = dataclasses.replace(FAST, gptq=True)
+    made = quantization.quantize(network(), samples, runtime=RUNTIME, options=with_gptq)
+    assert graph.to_bytes(made.model) == graph.to_bytes(plain.model)
+
+
+def test_a_goal_counts_from_what_the_budget_left_in_float(tmp_path):
+    options = dataclasses.replace(FAST, float_macs=0.4, goal=AccuracyGoal(min_sqnr_db=80.0))
+    made = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
+    nodes = [layer.node for layer in made.float_layers]
+    assert len(set(nodes)) == len(nodes)
+    assert made.curve[0].macs_int8_fraction < 0.9, "the budget's layers are no choice any more"
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused(tmp_path):

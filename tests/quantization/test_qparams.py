@@ -3,7 +3,7 @@ import pytest
 from layer_graphs import model_of, weights
 
 from se_deploy import calibration, quantization, se_blocks
-from se_deploy.calibration import statistics
+from se_deploy.calibration import ranges, statistics
 from se_deploy.quantization import layers, qparams, scales
 
 METHODS = calibration.METHODS
@@ -146,3 +146,13 @@ def test_predicted_noise_grows_with_the_scale_and_shrinks_with_the_signal():
         reader(), quantization.QuantParams(0.1), observed(10 * positive()), per_channel=True
     )
     assert louder < noise[1]
+
+
+@pytest.mark.parametrize("allowed", [EVERYTHING, NOTHING], ids=["everything", "nothing"])
+def test_a_method_that_clips_all_away_falls_back_to_the_extent(monkeypatch, allowed):
+    """Of 10 channels one is ever in use: a percentile below its share leaves nothing of it."""
+    monkeypatch.setattr(ranges, "PERCENTILE", 60)
+    x = np.zeros((10, 4096))
+    x[3] = np.random.default_rng(0).uniform(2, 5, 4096)
+    params = qparams.choose(observed(x), [reader(10)], ["percentile"], allowed)["percentile"].params
+    assert params.high > 2
