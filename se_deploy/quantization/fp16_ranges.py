@@ -214,7 +214,7 @@ def _constant(node: ir.Node, value: ir.Value | None) -> str | None:
         return None
     if node.op_type in {"QuantizeLinear", "DequantizeLinear", "Resize", "Upsample", "Cast"}:
         return None  # scales are floored, and those of a Resize stay FP32
-    what, most = f"the constant '{value.name}' of '{node.name}'", _finite_max(array)
+    what, most = f"the constant '{value.name}'", _finite_max(array)
     if most > LARGEST and node.op_type not in _CLAMPED:
         return f"{what} reaches {most:,.6g}, and FP16 ends at 65,504"
     if 0 < most < SMALLEST and node.op_type not in _LEARNED | _NORMALIZES:
