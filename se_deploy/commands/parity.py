@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import comparison
+from se_deploy import batching, comparison
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts
@@ -15,7 +15,7 @@ from se_deploy.protocols import silent
 from se_deploy.schema import finite, relative, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from se_deploy.comparison import Divergence, OutputParity, Parity, Tolerance
     from se_deploy.data import Samples
@@ -39,6 +39,7 @@ class Judged:
     checked_as: str | None  # what stood in for the artifact, in words; None where it ran itself
     evaluated: str  # "engine", "plan-rounded", or the name of the backend that ran it
     rounding: str | None = None  # where its numbers were rounded to FP16, in words
+    shapes: Mapping[str, tuple[int, ...]] | None = None  # of its inputs, in one call
 
     @property
     def passed(self) -> bool:
@@ -90,10 +91,12 @@ def parity(
         found = artifacts.read_data(Path(data), ref.session, spec, samples)
         notes += found.warnings
         remembered = _Remembered(ref.session)
+        sample = next(found.batches(1))
         for done, candidate in enumerate(candidates):
             progress("parity", done, len(candidates))
             with artifacts.opened(candidate, exact=True, stand_in=True, host=host, network=network) as one:
-                size = min(artifacts.batch_size(s, _BATCH) for s in (ref.session, one.session))
+                frozen = [n for s in (ref.session, one.session) if (n := batching.frozen(s.inputs))]
+                size = max(frozen, default=_BATCH)  # what takes fewer at a time is fed slices
                 remembered.restart(size)
                 measured = comparison.compare(
                     remembered, one.session, found.batches(size), labels=found.labels
@@ -124,6 +127,7 @@ def parity(
                     one.checked_as,
                     one.evaluated or one.runtime,
                     one.rounding,
+                    _shapes(sample, one.session, size),
                 )
             )
         progress("parity", len(candidates), len(candidates))
@@ -161,6 +165,7 @@ def _candidate(judged: Judged) -> results.Candidate:
         checked_as=judged.checked_as,
         evaluated=judged.evaluated,
         rounding=judged.rounding,
+        shapes=judged.shapes,
         failures=judged.failures,
         outputs=tuple(_output(output, judged.tolerance) for output in judged.parity.outputs),
         first_divergence=None
@@ -191,6 +196,13 @@ def name_of(artifact: str | Path | artifacts.Opened, folder: Path | None) -> str
     if isinstance(artifact, artifacts.Opened):
         return artifact.name
     return relative(artifact, folder) if folder and isinstance(artifact, Path) else str(artifact)
+
+
+def _shapes(sample: Arrays, session: Session, size: int) -> dict[str, tuple[int, ...]]:
+    """Return what a candidate is fed in one call, by its own inputs: its frozen batch, else `size`."""
+    names = comparison.paired(list(sample), [spec.name for spec in session.inputs], "inputs")
+    rows = batching.frozen(session.inputs) or size
+    return {names[name]: (rows, *array.shape[1:]) if array.ndim else () for name, array in sample.items()}
 
 
 def _tolerance(limits: Limits, precision: Precision, output: str) -> Tolerance:

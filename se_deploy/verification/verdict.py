@@ -34,6 +34,8 @@ REORDERED = 1e-4
 """Largest error over the output's largest magnitude: the same FP32 sums in another order, grown by layers."""
 RESOLUTION = 1e-6
 """Error that FP32 makes on values around 1: random inputs may leave a sigmoid's output hardly above it."""
+_SMALL = 1e-2
+"""Share of a small output's magnitude that RESOLUTION may make up at most: its size was no accident."""
 _LAST_BITS = 2.0**-21
 """Change of the input, over its largest magnitude, that shows how far rounding alone may move the answer."""
 _ROUNDINGS = 16
@@ -296,7 +298,7 @@ def _exact(
         want, got = expected.answers[number][name], answers[number][name]
         error = _distance(want, got)
         numbers = want.dtype.kind == "f"
-        limit = RESOLUTION + REORDERED * _reach(want) if numbers else 0.0
+        limit = _rounding(_reach(want)) if numbers else 0.0
         if error <= limit:
             continue
         limit = max(limit, _ROUNDINGS * _sensitivity(expected, number, name))
@@ -304,6 +306,11 @@ def _exact(
             measure = "largest error" if numbers else "share of other values"
             worst = _Wrong(probe.feeds, f"{measure} on {probe.kind}", error, limit)
     return worst
+
+
+def _rounding(reach: float) -> float:
+    """Return the error that rounding may make in an output whose largest magnitude is `reach`."""
+    return max(REORDERED * reach, min(RESOLUTION, _SMALL * reach) if reach else RESOLUTION)
 
 
 def _distance(want: Array, got: Array) -> float:

@@ -183,3 +183,8 @@ def test_rounding_noise_of_an_answer_next_to_nothing_is_told_from_a_changed_one(
         model(const("k", 1e-5) + const("b", b) + "s = Mul(x, k) y = Add(s, b)") for b in (0.0, bias)
     )
     assert verified(before, after).passed is same
+
+
+def test_a_small_output_is_held_to_a_share_of_itself():
+    before, after = (model(const("k", k) + "y = Mul(x, k)") for k in (1e-6, 1.1e-6))
+    assert not verified(before, after).passed
