@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from se_deploy import data, graph, quantization, se_blocks, verification
+from se_deploy import data, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import fp16, shapes
@@ -181,10 +181,12 @@ def _cost(model: ir.Model, targets: Sequence[Target]) -> Callable[[Plan], float]
     if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
         return search.planned_bytes
     known = device
-    macs = {str(node.name): graph.macs(node) for node in model.graph}
+    counted: dict[tuple[object, ...], Mapping[str, int]] = {}  # by the sizes of a plan: one entry
 
     def milliseconds(plan: Plan) -> float:
-        time = roofline_ms(plan, macs, known)
+        if plan.shapes not in counted:
+            counted[plan.shapes] = shapes.macs(model, plan)
+        time = roofline_ms(plan, counted[plan.shapes], known)
         return search.planned_bytes(plan) if time is None else time
 
     return milliseconds
@@ -390,7 +392,7 @@ def worth(
     """
     plan = planner.plan(int8)
     device = quantization.roofline_device(targets) or typical(plan.target)
-    macs = {str(node.name): graph.macs(node) for node in fp16.graph}
+    macs = shapes.macs(fp16, plan)
     others = [planner.plan(fp16), *([built] if built is not None and plan.target in built.targets else [])]
     times = [_milliseconds(other, macs, device) for other in others]
     best = min(range(len(others)), key=times.__getitem__)

@@ -26,6 +26,7 @@ from se_deploy.commands import (
     parity,
     profile,
     quantize,
+    shapes,
     source,
 )
 from se_deploy.errors import BadData, CannotWrite
@@ -298,6 +299,7 @@ def to_schema(result: RunResult) -> results.Run:
         name: build_engine.to_schema(built) for name, built in result.engines.items()
     }
     weights = taken.model.graph.initializers.values()
+    built = next(iter(result.engines.values())).built
     return kind(
         tool_version=tool_version(),
         warnings=result.warnings,
@@ -307,7 +309,7 @@ def to_schema(result: RunResult) -> results.Run:
             spec=taken.spec,
             weights=taken.network.weights if taken.network else "in the ONNX file",
             params=sum(value.const_value.size for value in weights if value.const_value),
-            macs=sum(graph.macs(node) for node in taken.model.graph),
+            macs=sum(shapes.macs(taken.model, built.plan).values()),
             input=input_spec.read(taken.model.metadata_props),
         ),
         machine=machine(),

@@ -70,6 +70,14 @@ def at(model: ir.Model, sizes: Mapping[str, Sequence[int]], *, batch: bool) -> i
     return graph.rewrite(model, fix_sizes).model
 
 
+def macs(model: ir.Model, plan: Plan) -> dict[str, int]:
+    """Return each node's multiply-accumulates per image by name, at the sizes that `plan` was made for."""
+    sizes = dict(plan.shapes)
+    if sizes and are_free(tensor_specs(model)):
+        model = at(model, sizes, batch=False)
+    return {str(node.name): graph.macs(node) for node in model.graph}
+
+
 def are_free(inputs: Sequence[TensorSpec]) -> bool:
     """Whether a size besides the batch is free."""
     return any(None in spec.dims[1:] for spec in inputs)

@@ -8,9 +8,11 @@ import case_graphs
 import numpy as np
 import pytest
 
+from se_deploy import graph
 from se_deploy.cli import main
 from se_deploy.commands import shapes
 from se_deploy.errors import BadInput
+from se_deploy.plan import Kernel, Plan, PlanTensor
 from se_deploy.protocols import TensorSpec
 from se_deploy.schema.input_spec import InputSpec
 
@@ -123,3 +125,15 @@ def test_an_engine_for_free_sizes_is_counted_at_the_shape_it_is_tuned_for(free, 
     # Two more copies, which the compiler makes where sizes are free; as 1x1 it would be a thousandth.
     assert 1 < ranged["plan"]["activation_bytes"] / fixed["plan"]["activation_bytes"] < 2
     assert any(one["dims"][2:] == [64, 48] for one in ranged["verified"]["inputs"])
+
+
+def test_multiply_accumulates_are_those_of_the_planned_size(free):
+    model = graph.load(free)
+    x = PlanTensor("x", "float32", (1, 3, 8, 8))
+    plan = Plan("any", "1", "any", (Kernel("k", "k", (x,), (x,), ()),))
+    small, large = (
+        sum(shapes.macs(model, plan.per_image({"x": (2, 3, side, side)}, 1)).values()) for side in (32, 64)
+    )
+    gates = 2 * case_graphs.CHANNELS * case_graphs.REDUCED + case_graphs.CHANNELS * case_graphs.CLASSES
+    assert large - gates == 4 * (small - gates)
+    assert small - gates == 16 * 16 * 9 * (3 * case_graphs.CHANNELS + case_graphs.CHANNELS**2)
