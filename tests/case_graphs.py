@@ -82,6 +82,22 @@ def tiny_eps():
     return graph(body, constants={"eps": np.float32(1e-12), **zeros})
 
 
+def dead_branch():
+    """A branch that no calibration image wakes: its bias keeps its ReLU at 0."""
+    body = STEM.replace("r = Relu(c)", "r0 = Relu(c)")
+    body += "e = Conv<pads = [1, 1, 1, 1]>(r0, w2, kb) d = Relu(e) z = Conv<pads = [1, 1, 1, 1]>(d, w2) "
+    body += "r = Add(z, r0) p = GlobalAveragePool(r)" + GATE + HEAD.format(y="m")
+    return graph(body, constants={"kb": np.full(CHANNELS, -100, np.float32)})
+
+
+def taken_names():
+    """Tensors that are called as a quantizer would call its own."""
+    body = "w_int8 = Conv<pads = [1, 1, 1, 1]>(x, w) w_scale = Relu(w_int8) p = GlobalAveragePool(w_scale)"
+    body += GATE.replace("(r, g)", "(w_scale, g)").replace("m =", "int8_zero =")
+    body += "w2_scale = Conv<pads = [1, 1, 1, 1]>(int8_zero, w2) x_scale = GlobalAveragePool(w2_scale)"
+    return graph(body, out=f"float[N,{CHANNELS},1,1] x_scale")
+
+
 def training_batch_norm():
     """A BatchNormalization in training mode: it normalizes by the batch's own statistics."""
     body = (

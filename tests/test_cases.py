@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 
 import case_graphs
 import numpy as np
+import onnx
 import pytest
 
 from se_deploy import graph
@@ -100,6 +101,54 @@ def test_an_eps_that_fp16_has_not_stays_in_fp32_with_its_division(folder, capsys
     feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
     with EXACT.open(rounded(graph.load(folder / "out.onnx"))) as session:
         assert np.isfinite(session.run(feeds)["y"]).all()
+
+
+@pytest.mark.parametrize("case", [case_graphs.dead_branch, case_graphs.taken_names])
+def test_int8_of_awkward_graphs_is_written_finite_and_builds(folder, capsys, case):
+    given = case_graphs.save(case(), folder / "net.onnx")
+    code, out, err = run(
+        capsys, "quantize", given, "--calib-data", data("x.npy", 32, 3, 16, 16), "-o", "int8.onnx", "--json"
+    )
+    assert (code, "RuntimeWarning" in err) == (0, False)
+    result = json.loads(out)
+    assert result["verified"]["passed"]
+    if case is case_graphs.dead_branch:
+        assert any(one["tensor"] == "d" and one["reason"] for one in result["ranges"])
+    made = onnx.load("int8.onnx")
+    stored = {one.name: onnx.numpy_helper.to_array(one) for one in made.graph.initializer}
+    quantizers = [n for n in made.graph.node if n.op_type in {"QuantizeLinear", "DequantizeLinear"}]
+    scales = [stored[node.input[1]] for node in quantizers]
+    assert scales
+    assert all(np.isfinite(scale).all() and (scale > 0).all() and (scale <= 65504).all() for scale in scales)
+    code, out, _ = run(capsys, "build-engine", "int8.onnx", "-o", "net.engine", "--json")
+    assert (code, json.loads(out)["found_precision"]) == (0, "int8")
+
+
+@pytest.mark.parametrize("inputs", [1, 2])
+def test_an_exported_program_is_taken_with_its_inputs(folder, capsys, inputs):
+    del folder
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.line = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Linear(7, 8)
+            self.fc1, self.fc2 = torch.nn.Conv2d(8, 4, 1), torch.nn.Conv2d(4, 8, 1)
+
+        def forward(self, image, meta=None):
+            x = torch.relu(self.conv(image))
+            x = x * torch.sigmoid(self.fc2(torch.relu(self.fc1(x.mean((2, 3), keepdim=True)))))
+            return x.mean((2, 3)) + (0 if meta is None else self.line(meta))
+
+    n = torch.export.Dim("n")
+    examples = (torch.randn(2, 3, 16, 16), torch.randn(2, 7))[:inputs]
+    program = torch.export.export(Net().eval(), examples, dynamic_shapes=({0: n}, {0: n})[:inputs])
+    torch.export.save(program, "net.pt2")
+    code, out, err = run(capsys, "export", "net.pt2", "-o", "net.onnx", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert (len(result["blocks"]), result["verified"]["passed"]) == (1, True)
+    assert len({one["name"] for one in result["verified"]["inputs"]}) == inputs
 
 
 def test_training_mode_is_refused_by_name(folder, capsys):
