@@ -47,7 +47,7 @@ class Parity:
 
     outputs: tuple[OutputParity, ...]
     samples: int
-    reference_accuracy: float | None = None  # top-1 against labels, of the first output
+    reference_accuracy: float | None = None  # top-1 against labels, of the first output that names classes
     candidate_accuracy: float | None = None
 
 
@@ -144,26 +144,37 @@ def compare(
     feeds_as = paired([i.name for i in reference.inputs], [i.name for i in candidate.inputs], "inputs")
     sums = {name: _Sums() for name in names}
     right = np.zeros(2)
-    seen = 0
+    seen, judged = 0, False
     for feeds in batches:
         want = batching.run(reference, feeds)
         got = batching.run(candidate, {feeds_as[name]: value for name, value in feeds.items()})
         count = len(next(iter(feeds.values())))
-        for i, (name, other) in enumerate(names.items()):
+        for name, other in names.items():
             sums[name].add(want[name], got[other])
-            if i == 0 and labels is not None and want[name].ndim == 2:  # noqa: PLR2004 - (N, classes)
-                truth = labels[seen : seen + count]
-                right += [(x.argmax(1) == truth).sum() for x in (want[name], got[other])]
+        named = next((name for name in names if _names_classes(want[name], count)), None)
+        if labels is not None and named is not None:
+            truth, judged = labels[seen : seen + count], True
+            right += [(_classes(x) == truth).sum() for x in (want[named], got[names[named]])]
         seen += count
     if not seen:
         raise BadInput("there is no sample to compare on", hint="name data with --data")
-    judged = labels is not None and len(reference.outputs[0].dims) == 2  # noqa: PLR2004
     return Parity(
         outputs=tuple(total.parity(name) for name, total in sums.items()),
         samples=seen,
         reference_accuracy=float(right[0] / seen) if judged else None,
         candidate_accuracy=float(right[1] / seen) if judged else None,
     )
+
+
+def _names_classes(answers: Array, samples: int) -> bool:
+    """Whether an output is scores (N, classes), or the index of a class for each sample."""
+    if answers.ndim == 1:
+        return answers.dtype.kind in "iu" and len(answers) == samples
+    return answers.ndim == 2 and answers.dtype.kind == "f" and answers.shape[1] > 1  # noqa: PLR2004 - as said
+
+
+def _classes(answers: Array) -> Array:
+    return answers if answers.ndim == 1 else np.asarray(answers.argmax(1))
 
 
 def measured(name: str, pairs: Iterable[tuple[Array, Array]]) -> OutputParity:

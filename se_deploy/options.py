@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
 from se_deploy.schema import input_spec
-from se_deploy.schema.input_spec import Interpolation, Resize
+from se_deploy.schema.input_spec import Interpolation, Layout, Resize
 from se_deploy.signature import DeclaredInput, Feeding
 from se_deploy.targets import Target, resolve_target
 
@@ -31,6 +31,7 @@ FLOAT_TYPES: tuple[FloatType, ...] = get_args(FloatType)
 DEVICES: tuple[DeviceChoice, ...] = get_args(DeviceChoice)
 RESIZES: tuple[Resize, ...] = get_args(Resize)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 METHODS: tuple[Method, ...] = get_args(Method)
 
 DEFAULT_OPSET = 20
@@ -55,6 +56,7 @@ class ImageOptions:
     size: tuple[int, ...] | None = None  # (C, H, W), or (C, L) and (C, D, H, W) where it is no image
     interpolation: Interpolation | None = None
     inputs: tuple[DeclaredInput, ...] = ()  # what settles the sizes of a file's inputs
+    layout: Layout | None = None  # of a file's image; None: read off its graph
 
     def applied(self, spec: InputSpec | None) -> InputSpec | None:
         """Return `spec` with the fields that are set; None where nothing is known. Raises: BadInput."""
@@ -70,6 +72,12 @@ class ImageOptions:
                     f"--{what} has {len(values)} values for {spec.channels} channels",
                     hint=f"give {spec.channels} numbers joined by commas",
                 )
+        if spec.is_frames and (self.mean is not None or self.std is not None):
+            flag = "--mean" if self.mean is not None else "--std"
+            raise BadInput(
+                f"'{spec.name}' takes uint8 frames, which the graph normalizes itself: {flag} has no use",
+                hint=f"leave {flag} out",
+            )
         if self.std is not None and not min(self.std) > 0:
             raise BadInput(f"--std {min(self.std):g} is not above 0", hint="leave it out where it is 1")
         if self.crop is not None or self.resize is not None:
@@ -80,6 +88,7 @@ class ImageOptions:
             std=self.std or spec.std,
             resize=self.resize or spec.resize,
             interpolation=self.interpolation or spec.interpolation,
+            layout=self.layout or spec.layout,
             antialias=spec.antialias or self.interpolation is not None,  # Pillow's filters always do
             crop=self.crop or spec.crop,
             labels=read_labels(self.labels) if self.labels else spec.labels,

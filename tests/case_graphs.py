@@ -152,6 +152,23 @@ def frozen_batch(batch=8):
     return graph(body, x=f"float[{batch},3,16,16] x", out=f"float[{batch},{CLASSES}] y")
 
 
+MEAN, STD = np.float32((123.675, 116.28, 103.53)), np.float32((58.395, 57.12, 57.375))
+"""Of bytes, as a graph that takes frames applies them itself."""
+
+
+def frames(x="uint8[N,32,32,3] img"):
+    """Camera frames, cast, turned and normalized inside; out come the best class and the probabilities."""
+    body = (
+        "xf = Cast<to = 1>(img) xt = Transpose<perm = [0, 3, 1, 2]>(xf) x0 = Sub(xt, mean) x1 = Div(x0, std) "
+        "c = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x1, w) r = HardSwish(c) p = GlobalAveragePool(r)"
+        + GATE
+        + HEAD.format(y="m").replace("y =", "logits =")
+        + "class = ArgMax<axis = 1, keepdims = 0>(logits) prob = Softmax<axis = 1>(logits)"
+    )
+    constants = {"mean": MEAN.reshape(1, 3, 1, 1), "std": STD.reshape(1, 3, 1, 1)}
+    return graph(body, x=x, out=f"int64[N] class, float[N,{CLASSES}] prob", constants=constants)
+
+
 def save(model, path):
     onnx.checker.check_model(model)
     onnx.save(model, path)

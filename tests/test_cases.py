@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import case_graphs
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
 from se_deploy.quantization.fp16_rounding import rounded
+from se_deploy.schema import input_spec
 
 EXACT = OrtRuntime(threads=1, optimize=False)
 REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # the same FP32 sums in another order
@@ -243,3 +246,124 @@ def test_padding_is_compared_with_nothing(folder, capsys, reference, candidate, 
     assert code == 0
     assert (found["samples"], found["shapes"]) == (20, {"x": [fed, 3, 16, 16]})
     assert found["outputs"][0]["max_abs"] < 1e-6
+
+
+QUICK = ("--duration-s", "0", "--iterations", "1", "--warmup-ms", "0")
+
+
+def pictures(folder, count=8):
+    """Write images of which each pixel is known, already of the network's size."""
+    pixels = np.random.default_rng(2).integers(0, 256, (count, 32, 32, 3), np.uint8)
+    folder.mkdir()
+    for i, one in enumerate(pixels):
+        Image.fromarray(one).save(folder / f"{i}.png")
+    return pixels
+
+
+@pytest.fixture(params=["fixed", "free"])
+def frames(request, folder):
+    """Camera frames as 06 takes them: (the file, the flags that a free size needs, the pixels of pics/)."""
+    free = request.param == "free"
+    x = "uint8[N,h,w,3] img" if free else "uint8[N,32,32,3] img"
+    given = case_graphs.save(case_graphs.frames(x), folder / "net.onnx")
+    return given, ("--input-size", "3x32x32") if free else (), pictures(folder / "pics")
+
+
+def taken(path):
+    model = graph.load(Path(path))
+    return (
+        graph.dims(model.graph.inputs[0]),
+        model.graph.inputs[0].dtype.name,
+        input_spec.read(model.metadata_props),
+    )
+
+
+@pytest.mark.parametrize("source", ["pictures", "arrays"])
+def test_frames_are_quantized_built_compared_and_timed(folder, capsys, frames, source):
+    given, size, pixels = frames
+    np.save("frames.npy", pixels)
+    calibration, plain = "pics" if source == "pictures" else "frames.npy", ("--no-rewrites",)
+    commands = [
+        ("quantize", given, "--calib-data", calibration, "-o", "q.onnx", *size),
+        ("build-engine", given, "--int8", "--calib-data", calibration, "-o", "e.engine", *plain, *size),
+        ("parity", given, "q.onnx", "e.engine", "--data", calibration, *size),
+        ("profile", given, "q.onnx", *QUICK, *size),
+    ]
+    for command in commands:
+        code, out, err = run(capsys, *command, "--json")
+        assert code == 0, (command, err)
+        found = json.loads(out)
+        assert found.get("verified", {"passed": True})["passed"] is True
+        if command[0] == "parity":
+            assert [o["top1_agreement"] for c in found["candidates"] for o in c["outputs"]] == [1.0] * 4
+            assert [c["samples"] for c in found["candidates"]] == [8, 8]
+        if command[0] == "profile":
+            assert found["artifacts"][0]["shapes"] == {"img": [1, 32, 32, 3]}
+    for name in ("q.onnx", "e.engine.onnx"):
+        dims, dtype, spec = taken(name)
+        assert (dims, dtype) == ((None, 32, 32, 3), "UINT8")
+        assert (spec.element, spec.layout, spec.dims) == ("uint8", "NHWC", (32, 32, 3))
+
+
+def test_pictures_and_their_own_pixels_calibrate_alike(folder, capsys, frames):
+    given, size, pixels = frames
+    np.save("frames.npy", pixels)
+    ranges = []
+    for calibration in ("pics", "frames.npy"):
+        words = ("quantize", given, "--calib-data", calibration, "-o", f"{calibration}.onnx", "--json", *size)
+        code, out, _ = run(capsys, *words)
+        assert code == 0
+        ranges.append(json.loads(out)["ranges"])
+    assert ranges[0] == ranges[1]
+
+
+def test_frames_are_exported_in_both_precisions_and_predicted(folder, capsys, frames):
+    given, size, pixels = frames
+    want = answers(given, {"img": pixels[:1]})["prob"][0]
+    for name, *flags in (("x.onnx",), ("h.onnx", "--fp16")):
+        code, out, _ = run(capsys, "export", given, "-o", name, "--json", *flags, *size)
+        assert (code, json.loads(out)["verified"]["passed"]) == (0, True)
+        assert taken(name)[:2] == ((None, 32, 32, 3), "UINT8")
+        code, out, _ = run(capsys, "predict", name, "pics/0.png", "--json")
+        guesses = json.loads(out)["predictions"][0]["top"]
+        assert code == 0
+        for guess in guesses:
+            assert guess["probability"] == pytest.approx(want[guess["index"]], abs=1e-2 if flags else 1e-6)
+
+
+def test_a_run_leads_frames_to_engines_that_keep_their_parity(folder, capsys, frames):
+    given, size, _ = frames
+    words = ("run", given, "--calib-data", "pics", "-o", "out", "--no-rewrites", "--json", *QUICK, *size)
+    code, out, err = run(capsys, *words)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["parity"]["passed"] is True
+    assert found["network"]["input"]["element"] == "uint8"
+    assert taken("out/model.int8.engine.onnx")[:2] == ((None, 32, 32, 3), "UINT8")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("predict", "pics/0.png", "--mean", "0.5,0.5,0.5"), "the graph normalizes itself"),
+        (("predict", "pics/0.png", "--input-size", "3x48x48"), "--input-size says 3x48x48"),
+        (("quantize", "--calib-data", "floats.npy", "-o", "q.onnx"), "takes uint8"),
+    ],
+)
+def test_what_would_spoil_frames_is_refused(folder, capsys, words, said):
+    given = case_graphs.save(case_graphs.frames(), folder / "net.onnx")
+    np.save("floats.npy", pictures(folder / "pics") / np.float32(255))
+    code, out, _ = run(capsys, words[0], given, *words[1:], "--json")
+    assert code == 1
+    assert said in json.loads(out)["error"]["message"]
+
+
+def test_a_free_size_of_frames_is_asked_for_channels_first(folder, capsys):
+    given = case_graphs.save(case_graphs.frames("uint8[N,h,w,3] img"), folder / "net.onnx")
+    pictures(folder / "pics")
+    for words in (("profile", given), ("quantize", given, "--calib-data", "pics", "-o", "q.onnx")):
+        code, out, _ = run(capsys, *words, "--json")
+        hint = json.loads(out)["error"]["hint"]
+        assert code == 1
+        assert "--input-size 3x?x?" in hint or "--input-size CxHxW" in hint
+        assert "--mean" not in hint

@@ -75,9 +75,7 @@ def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile
 def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> Profile:
     known = list(dims)
     if spec is not None and spec.name == name and len(dims) == len(spec.shape) + 1:
-        c, h, w = spec.shape
-        sizes = (c, h, w) if spec.layout == "NCHW" else (h, w, c)
-        known[1:] = [d if d is not None else s for d, s in zip(dims[1:], sizes, strict=True)]
+        known[1:] = [d if d is not None else s for d, s in zip(dims[1:], spec.dims, strict=True)]
     if any(d is None for d in known[1:]):
         raise UnsupportedGraph(
             f"input '{name}' has a free dimension besides the batch: {_text(dims)}",

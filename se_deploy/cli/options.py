@@ -32,6 +32,7 @@ from se_deploy.options import (
     DEFAULT_OPSET,
     DEVICES,
     INTERPOLATIONS,
+    LAYOUTS,
     METHODS,
     PRECISIONS,
     RESIZES,
@@ -142,6 +143,7 @@ _std = optional("--std", Floats(), "Standard deviation of pixels, per channel, t
 _resize = optional("--resize", click.Choice(RESIZES), "How an image gets its size.")
 _crop = optional("--crop", click.FloatRange(0, 1, min_open=True), "Fraction that the crop keeps.")
 _interpolation = optional("--interpolation", click.Choice(INTERPOLATIONS), "Filter of the resize, Pillow's.")
+_layout = optional("--layout", click.Choice(LAYOUTS), "Order of the image's dimensions, overrules the graph.")
 _labels = optional("--labels", IN_FILE, "Class names, one a line, or a JSON list.")
 
 
@@ -155,10 +157,13 @@ def _image(given: Given) -> ImageOptions:
         size=_input_size.of(given),
         interpolation=_interpolation.of(given),
         inputs=_inputs.of(given),
+        layout=_layout.of(given),
     )
 
 
-image = group("image", _image, _mean, _std, _resize, _crop, _interpolation, _labels, _input_size, _inputs)
+image = group(
+    "image", _image, _mean, _std, _resize, _crop, _interpolation, _layout, _labels, _input_size, _inputs
+)
 
 
 def _weights(given: Given) -> NetworkOptions:
@@ -199,7 +204,7 @@ predicted_network = group(
 
 
 def _sizes_only(given: Given) -> ImageOptions:
-    return ImageOptions(size=_input_size.of(given), inputs=_inputs.of(given))
+    return ImageOptions(size=_input_size.of(given), inputs=_inputs.of(given), layout=_layout.of(given))
 
 
 timed_network = group(
@@ -208,6 +213,7 @@ timed_network = group(
     *_weight_flags,
     _opset,
     _batch,
+    _layout,
 )
 """Of a command that feeds random numbers: of an image it needs the size only."""
 

@@ -17,6 +17,7 @@ from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import source
 from se_deploy.errors import BadData, MissingRuntime
+from se_deploy.frontend import image_input
 from se_deploy.options import HostOptions, NetworkOptions, SampleOptions
 from se_deploy.quantization import fp16_rounding
 from se_deploy.quantization.fp16_rounding import Evaluation
@@ -85,7 +86,9 @@ def opened(
         return
     if kind == "engine":
         with _engine(Path(artifact), stand_in=stand_in, threads=host.threads) as engine:
-            yield dataclasses.replace(engine, image=network.image.applied(engine.image))
+            taken = image_input.of_inputs(engine.session.inputs, network.image.layout)
+            spec = image_input.described(engine.image, taken, network.image.size)
+            yield dataclasses.replace(engine, image=network.image.applied(spec))
         return
     model = source.load_onnx(Path(artifact), network.image)
     precision = precision_of(model)
@@ -125,7 +128,7 @@ def read_data(
     if image is None and path.suffix not in {".npy", ".npz"}:
         raise BadData(
             f"the network does not say how images become its input, so '{path}' cannot be used",
-            hint="pass --input-size, --mean and --std, or give .npy/.npz arrays",
+            hint=data.how_to_describe(session.inputs),
         )
     arrays = path.suffix in {".npy", ".npz"}
     samples = samples or SampleOptions()

@@ -117,8 +117,8 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
             f"'{path.name}' does not say how an image becomes its input, so {INPUT} is left out: "
             "pass --input-size, --mean and --std"
         )
-    if model is not None and spec is not None and spec.labels and not pbtxt.labelled(model, spec):
-        notes.append(f"the {len(spec.labels)} labels do not fit the first output")
+    if model is not None and spec is not None and spec.labels and pbtxt.labelled(model, spec) is None:
+        notes.append(f"the {len(spec.labels)} labels fit no output")
     return _Cargo(path, manifest, onnx_file, model, spec, spec != own, tuple(notes))
 
 
@@ -180,7 +180,7 @@ def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]
     )
     served: Part = cargo.path if manifest is not None else _onnx(cargo, cargo.onnx)
     parts: dict[str, Part] = {f"{name}/config.pbtxt": text.encode()}
-    if cargo.spec is not None and pbtxt.labelled(cargo.model, cargo.spec):
+    if cargo.spec is not None and pbtxt.labelled(cargo.model, cargo.spec) is not None:
         parts[f"{name}/{pbtxt.LABELS}"] = _labels(cargo.spec)
     return name, {**parts, f"{name}/1/{backend.triton.file}": served}
 
@@ -205,10 +205,11 @@ def _labels(spec: InputSpec) -> bytes:
 
 
 def _classifies(model: ir.Model) -> bool:
-    """Whether the example script can run it: one float image in, (N, classes) out first."""
-    taken, dims = model.graph.inputs, graph.dims(model.graph.outputs[0])
+    """Whether the example script can run it: one image in, float or frames, scores (N, classes) out."""
     floats = {ir.DataType.FLOAT, ir.DataType.FLOAT16}
-    return len(taken) == 1 and taken[0].dtype in floats and dims is not None and len(dims) == 2  # noqa: PLR2004
+    taken = model.graph.inputs
+    scores = (v for v in model.graph.outputs if v.dtype in floats and len(graph.dims(v) or ()) == 2)  # noqa: PLR2004
+    return len(taken) == 1 and taken[0].dtype in {*floats, ir.DataType.UINT8} and any(scores)
 
 
 def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:

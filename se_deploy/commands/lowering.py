@@ -425,7 +425,7 @@ def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Sa
     if spec is None and options.data.suffix not in {".npy", ".npz"}:
         raise BadData(
             f"the graph does not say how images become its input, so '{options.data}' cannot be used",
-            hint="pass --input-size, --mean and --std, or give .npy/.npz arrays",
+            hint=data.how_to_describe(shapes.tensor_specs(model)),
         )
     return data.read(
         options.data,

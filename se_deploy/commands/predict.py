@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from se_deploy.options import HostOptions, ImageOptions
-    from se_deploy.protocols import Array, FloatArray, Progress, Session, TensorSpec
+    from se_deploy.protocols import Array, FloatArray, Progress, Session
     from se_deploy.schema.input_spec import InputSpec
 
 # FP16 probabilities of 1000 classes add up to 1 within 2**-11; rounded once more on the way out.
@@ -107,20 +107,20 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
         raise BadInput(
             f"'{artifact}' does not say how an image becomes its input '{taken.name}' "
             f"({taken.dtype} {shape_text(taken.dims)})",
-            hint="pass --input-size, --mean and --std",
+            hint=data.how_to_describe(one.session.inputs),
         )
-    if not np.issubdtype(taken.dtype, np.floating):
+    floats = np.issubdtype(taken.dtype, np.floating)
+    if not floats and taken.dtype != np.dtype(spec.element):
         raise BadInput(
-            f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, a prepared image is float",
+            f"the input '{taken.name}' of '{artifact}' takes {taken.dtype}, its input spec makes "
+            f"{spec.element}",
             hint="for other networks compare outputs with `se-deploy parity`",
         )
-    c, h, w = spec.shape
-    made = (c, h, w) if spec.layout == "NCHW" else (h, w, c)
     dims = taken.dims[1:]
-    if len(dims) != len(made) or any(d not in {None, m} for d, m in zip(dims, made, strict=True)):
+    if len(dims) != len(spec.dims) or any(d not in {None, m} for d, m in zip(dims, spec.dims, strict=True)):
         raise BadInput(
             f"the input '{taken.name}' of '{artifact}' takes {shape_text(taken.dims)}, its input spec makes "
-            f"images of {shape_text(made)}",
+            f"images of {shape_text(spec.dims)}",
             hint="name the size that the network takes with --input-size CxHxW",
         )
     return spec
@@ -128,7 +128,8 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
 
 def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> tuple[str, ...]:
     """Return which normalization nobody gave: the flags made the input spec."""
-    given = image.size is not None and (image.mean is None or image.std is None)
+    frames = one.session.inputs[0].dtype == np.uint8
+    given = not frames and image.size is not None and (image.mean is None or image.std is None)
     plain = one.image is None or (set(one.image.mean) == {0.0} and set(one.image.std) == {1.0})
     if given and plain:
         return ("--mean and --std were not both given: 0 and 1 stand for what is missing",)
@@ -136,14 +137,21 @@ def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> tuple[str, ...
 
 
 def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) -> FloatArray:
-    """Run one batch: the first output's scores, (len(names), classes)."""
+    """Run one batch: the scores of the first output that has them, (len(names), classes)."""
     taken = session.inputs[0]
     batch = np.stack([_prepared(name, spec) for name in names]).astype(taken.dtype)
     # A graph frozen at a larger batch is filled up with the last image, whose copies are dropped again.
     batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-    output = session.outputs[0]
-    scores = session.run({taken.name: batch})[output.name]
-    _check_classes(output, scores, len(batch))
+    answers = session.run({taken.name: batch})
+    output = next((o for o in session.outputs if _are_scores(answers[o.name], len(batch))), None)
+    if output is None:
+        first = session.outputs[0]
+        raise BadInput(
+            f"the output '{first.name}' is {first.dtype} {shape_text(answers[first.name].shape)}, not "
+            "(N, classes) of scores, nor is another: this is no classifier",
+            hint="predict names classes; for other networks compare outputs with `se-deploy parity`",
+        )
+    scores = answers[output.name]
     scores = scores[: len(names)].astype(np.float64)
     for name, row in zip(names, scores, strict=True):
         if not np.isfinite(row).all():
@@ -172,13 +180,9 @@ def _check_labels(spec: InputSpec, artifact: str, classes: int, *, given: bool) 
         )
 
 
-def _check_classes(output: TensorSpec, scores: Array, batch: int) -> None:
-    if scores.ndim != 2 or scores.shape[0] != batch or scores.shape[1] < 2:  # noqa: PLR2004 - (N, classes)
-        raise BadInput(
-            f"the output '{output.name}' is {scores.dtype} {shape_text(scores.shape)}, not (N, classes): "
-            "this is no classifier",
-            hint="predict names classes; for other networks compare outputs with `se-deploy parity`",
-        )
+def _are_scores(array: Array, batch: int) -> bool:
+    """Tell scores from the index of the best class, which is an integer, and from maps and boxes."""
+    return array.ndim == 2 and array.dtype.kind == "f" and array.shape[0] == batch and array.shape[1] > 1  # noqa: PLR2004 - (N, classes)
 
 
 def probabilities(scores: FloatArray) -> FloatArray:

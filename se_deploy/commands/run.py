@@ -244,12 +244,15 @@ def run(
     inspection = inspect.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
     written += [built.engine for built in engines.values()]
     reference = _reference(model, taken, options.host)
+    # A file is read as it was for the export; a network is open already.
+    as_given = options.network if taken.network is None else None
     compared = parity.parity(
         reference,
         written,
         data=data or _calibration_data(calibration, taken, folder),
         samples=SampleOptions(calibration.samples if data is None else None, calibration.skip_unreadable),
         host=options.host,
+        network=as_given,
         relative_to=folder,
         progress=progress,
     )
@@ -259,6 +262,7 @@ def run(
         reference=reference,
         host=options.host,
         timing=dataclasses.replace(options.timing, sizes=build_engine.tuned_for(options.engine.shapes)),
+        network=as_given,
         skip_missing=True,
         relative_to=folder,
         progress=progress,

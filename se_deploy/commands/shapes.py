@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from se_deploy import batching, graph
 from se_deploy.errors import BadData, BadInput
+from se_deploy.frontend import image_input
 from se_deploy.protocols import TensorSpec
 from se_deploy.schema import input_spec
 
@@ -138,17 +139,21 @@ def _own(spec: TensorSpec, figure: str, batch: int, image: InputSpec | None) -> 
     if dims and dims[0] is None:
         dims[0] = batch
     if image is not None and image.name == spec.name and len(dims) == 1 + len(image.shape):
-        c, h, w = image.shape
-        sizes = (c, h, w) if image.layout == "NCHW" else (h, w, c)
-        dims[1:] = [d if d is not None else n for d, n in zip(dims[1:], sizes, strict=True)]
+        dims[1:] = [d if d is not None else n for d, n in zip(dims[1:], image.dims, strict=True)]
     if None in dims:
         example = "x".join("?" if d is None else str(d) for d in dims)
         raise BadInput(
             f"{figure} depends on the size of input '{spec.name}', {_text(spec.dims)}, and nobody named it",
-            hint=f"give it: --input-size {_text(dims[1:])} or --opt-shapes {spec.name}:{example}, "
+            hint=f"give it: --input-size {_as_flag(spec)} or --opt-shapes {spec.name}:{example}, "
             "with numbers for the question marks",
         )
     return tuple(d for d in dims if d is not None)
+
+
+def _as_flag(spec: TensorSpec) -> str:
+    """Return the sizes behind the batch as --input-size takes them: channels first, whatever the layout."""
+    taken = image_input.of_inputs((spec,))
+    return _text(taken.dims if isinstance(taken, image_input.ImageInput) else spec.dims[1:])
 
 
 def _text(dims: Sequence[int | None]) -> str:

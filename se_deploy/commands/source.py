@@ -13,6 +13,7 @@ from se_deploy import graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadInput, BadModel
+from se_deploy.frontend import image_input
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Progress
+    from se_deploy.schema.input_spec import Layout
     from se_deploy.signature import DeclaredInput
     from se_deploy.verification import Verified
 
@@ -54,15 +56,19 @@ def is_onnx(model: str) -> bool:
 def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
     """Read an ONNX file and give it the input spec that the flags describe."""
     model = graph.load(path)
+    if image.inputs:
+        model = graph.rewrite(model, _declared(image.inputs, path)).model
     own = input_spec.read(model.metadata_props)
-    spec = image.applied(own)
+    taken = image_input.read(model, image.layout)
+    spec = image.applied(image_input.described(own, taken, image.size))
     if spec is not None and own is None and len(model.graph.inputs) == 1:
         spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is not None:
         input_spec.write(model.metadata_props, spec)
-    if image.inputs:
-        model = graph.rewrite(model, _declared(image.inputs, path)).model
-    return model if image.size is None else graph.rewrite(model, _sized(image.size)).model
+    if image.size is None:
+        return model
+    layout = taken.layout if isinstance(taken, image_input.ImageInput) else "NCHW"
+    return graph.rewrite(model, _sized(image.size, layout)).model
 
 
 def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model], int]:
@@ -95,8 +101,10 @@ def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model
     return declare_inputs
 
 
-def _sized(size: tuple[int, ...]) -> Callable[[ir.Model], int]:
+def _sized(size: tuple[int, ...], layout: Layout) -> Callable[[ir.Model], int]:
     """Return the pass that fixes the only input's free sizes behind the batch; those it has are kept."""
+    if len(size) == 3:  # noqa: PLR2004 - (C, H, W)
+        size = input_spec.in_layout((size[0], size[1], size[2]), layout)
 
     def fix_input_size(model: ir.Model) -> int:
         if len(model.graph.inputs) != 1:

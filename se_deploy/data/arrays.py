@@ -144,8 +144,22 @@ def digest(source: ArraySource, numbers: Sequence[int]) -> str:
                     f"'{array.name}' holds NaN or infinity in entry {numbers[start + bad]}",
                     hint="find out where it comes from: ranges measured on it mean nothing",
                 )
+            _refuse_loss(rows, name, array, source.dtypes[name])
             whole.update(rows.tobytes())
     return whole.hexdigest()
+
+
+def _refuse_loss(rows: Array, name: str, array: NpyFile, taken: np.dtype[np.generic]) -> None:
+    """Refuse numbers that an integer input cannot hold: cast to it they would be others. Raises: BadData."""
+    if taken.kind not in "iu" or np.can_cast(array.dtype, taken):
+        return
+    low, high = np.iinfo(taken.name).min, np.iinfo(taken.name).max
+    lost = (rows < low) | (rows > high) | (rows != np.trunc(rows))
+    if lost.any():
+        raise BadData(
+            f"'{array.name}' holds {rows[lost][0]:g}, the input '{name}' takes {taken}",
+            hint=f"save whole numbers from {low} to {high}; prepared images are for a network of floats",
+        )
 
 
 def _head(name: str, opened: Callable[[], IO[bytes]]) -> NpyFile:

@@ -52,7 +52,7 @@ class ImageSource:
     spec: InputSpec
 
     def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
-        """Return float32 (N, C, H, W), or (N, H, W, C) where the spec says so.
+        """Return float32, or uint8 frames, (N, C, H, W), or (N, H, W, C), as the spec says.
 
         Raises: BadData that names the image which cannot be read.
         """
@@ -117,7 +117,7 @@ def unreadable(
 
 
 def preprocess(image: Image.Image, spec: InputSpec) -> Array:
-    """Return one sample: float32 (C, H, W), or (H, W, C) where `spec.layout` says so.
+    """Return one sample: (C, H, W), or (H, W, C) where `spec.layout` says so, of `spec.element`.
 
     Raises: BadData where no image has as many channels as the input.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NoiseSource:
-    """Standard normal numbers, the same for the same seed and sample number."""
+    """Standard normal numbers, bytes of their whole range; the same for the same seed and sample number."""
 
     specs: tuple[TensorSpec, ...]
     seed: int
@@ -32,7 +32,10 @@ class NoiseSource:
 
     def _draw(self, spec: TensorSpec, slot: int, number: int) -> Array:
         shape = [1 if d is None else d for d in spec.dims[1:]]
-        values: Array = np.random.default_rng([self.seed, slot, number]).standard_normal(shape)
+        rng = np.random.default_rng([self.seed, slot, number])
+        if spec.dtype == np.uint8:
+            return rng.integers(0, np.iinfo(np.uint8).max, shape, np.uint8, endpoint=True)
+        values: Array = np.asarray(rng.standard_normal(shape))
         return values.astype(spec.dtype)
 
 

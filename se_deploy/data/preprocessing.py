@@ -23,10 +23,11 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _EIGHT_BIT, _SIXTEEN_BIT = 255, 65535
 
 
-def to_sample(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.float32]:
-    """Return one sample: float32 (C, H, W), or (H, W, C) where `spec.layout` says so.
+def to_sample(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.float32 | np.uint8]:
+    """Return one sample: (C, H, W), or (H, W, C) where `spec.layout` says so.
 
-    Resized, centre cropped (or padded), scaled to [0, 1], minus mean, over std. Pixels are read as they are
+    Resized, centre cropped (or padded); then float32, scaled to [0, 1], minus mean, over std, or uint8 as it
+    is where `spec.element` says so. Pixels are read as they are
     stored: a JPEG's EXIF orientation is not applied and transparency is dropped, as in both zoos.
     """
     image = eight_bit(image).convert(MODES[spec.channels])
@@ -39,9 +40,14 @@ def to_sample(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.float32]:
         )
     else:
         pixels = _bilinear(np.asarray(image, np.float32), height, width)
-    pixels = _centre(pixels.reshape(height, width, spec.channels), spec) / np.float32(_EIGHT_BIT)
-    pixels = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
-    return np.ascontiguousarray(pixels if spec.layout == "NHWC" else pixels.transpose(2, 0, 1))
+    pixels = _centre(pixels.reshape(height, width, spec.channels), spec)
+    made: npt.NDArray[np.float32 | np.uint8]
+    if spec.element == "uint8":
+        made = np.round(pixels).astype(np.uint8)  # Pillow's filters round already, the other one does not
+    else:
+        pixels = pixels / np.float32(_EIGHT_BIT)
+        made = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    return np.ascontiguousarray(made if spec.layout == "NHWC" else made.transpose(2, 0, 1))
 
 
 def eight_bit(image: Image.Image) -> Image.Image:

@@ -74,6 +74,13 @@ def read(
     )
 
 
+def how_to_describe(inputs: Sequence[TensorSpec]) -> str:
+    """Return the hint for a file that does not say how an image becomes its input."""
+    if len(inputs) == 1 and inputs[0].dtype == np.uint8:  # frames: mean and std would be refused
+        return "pass --input-size CxHxW, and --layout where the graph does not show its own"
+    return "pass --input-size, --mean and --std, or give .npy/.npz arrays"
+
+
 def pick(count: int, limit: int | None, seed: int) -> list[int]:
     """Choose at most `limit` of `count` numbers, one of each of `limit` equal stretches, ascending."""
     if limit is None or limit >= count:
@@ -94,7 +101,7 @@ def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSp
     if not isinstance(inputs[0], InputSpec):
         raise BadData(
             f"how images become the input '{inputs[0].name}' is unknown: the file carries no input spec",
-            hint="pass --input-size, --mean and --std, or export the network with se-deploy",
+            hint=how_to_describe([_tensor(spec) for spec in inputs]),
         )
     return inputs[0]
 
@@ -227,8 +234,7 @@ def _array_doubts(samples: Samples, spec: InputSpec) -> tuple[str, ...]:
     few = samples.take(pick(samples.count, plausibility.LOOKED_AT, seed=0))
     first = next(few.batches(1))
     name = spec.name if spec.name in first or len(first) > 1 else next(iter(first))
-    c, h, w = spec.shape
-    if name not in first or first[name].shape[1:] != ((h, w, c) if spec.layout == "NHWC" else (c, h, w)):
+    if name not in first or first[name].shape[1:] != spec.dims:
         return ()
     return plausibility.array_doubts((batch[name] for batch in few.batches(1)), spec)
 
@@ -236,7 +242,4 @@ def _array_doubts(samples: Samples, spec: InputSpec) -> tuple[str, ...]:
 def _tensor(spec: InputSpec | TensorSpec) -> TensorSpec:
     if isinstance(spec, TensorSpec):
         return spec
-    c, h, w = spec.shape
-    return TensorSpec(
-        spec.name, np.dtype(np.float32), (None, c, h, w) if spec.layout == "NCHW" else (None, h, w, c)
-    )
+    return TensorSpec(spec.name, np.dtype(spec.element), (None, *spec.dims))

@@ -21,12 +21,12 @@ from se_deploy.data.preprocessing import to_sample
 
 FOLDER = Path(__file__).resolve().parent
 TOP = 5
-LATER_FIELDS = {"resize_size": None, "rounding": "down", "antialias": True}
+LATER_FIELDS = {"resize_size": None, "rounding": "down", "antialias": True, "element": "float32"}
 """What an input.json from before these fields means."""
 
 
-def prepare(image: Image.Image, spec: dict[str, Any]) -> npt.NDArray[np.float32]:
-    """Return one sample, (C, H, W) or (H, W, C), as input.json says."""
+def prepare(image: Image.Image, spec: dict[str, Any]) -> npt.NDArray[np.float32 | np.uint8]:
+    """Return one sample, (C, H, W) or (H, W, C), float32 or uint8, as input.json says."""
     described: Any = SimpleNamespace(**{**LATER_FIELDS, **spec})
     return to_sample(image, described)
 
@@ -46,12 +46,15 @@ def main(images: list[str]) -> None:
     session = onnxruntime.InferenceSession(str(FOLDER / spec["onnx"]), providers=["CPUExecutionProvider"])
     taken = session.get_inputs()[0]
     half = taken.type == "tensor(float16)"
+    outputs = [output.name for output in session.get_outputs()]
     batch = taken.shape[0] if isinstance(taken.shape[0], int) else 1
     for name in images:
         with Image.open(name) as image:
-            one = prepare(image, spec).astype(np.float16 if half else np.float32)
-        scores = session.run(None, {taken.name: np.repeat(one[None], batch, axis=0)})[0][0]
-        found = probabilities(scores)
+            one = prepare(image, spec)
+        one = one.astype(np.float16) if half else one
+        answers = session.run(outputs, {taken.name: np.repeat(one[None], batch, axis=0)})
+        scores = next(a for a in answers if a.ndim == 2 and a.dtype.kind == "f")  # noqa: PLR2004 - (N, classes)
+        found = probabilities(scores[0])
         print(name)  # noqa: T201 - it is a script of its own
         for index in np.argsort(-found, kind="stable")[:TOP]:
             label = spec["labels"][index] if index < len(spec["labels"]) else ""

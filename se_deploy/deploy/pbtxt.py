@@ -82,7 +82,7 @@ def config(
     ]
     lines += [_entry("input", tensor, batch) for tensor in taken]
     for position, tensor in enumerate(given):
-        labels = LABELS if position == 0 and labelled(model, spec) else None
+        labels = LABELS if position == labelled(model, spec) else None
         lines.append(_entry("output", tensor, batch, labels))
     if batch > 1:
         lines.append("dynamic_batching { }")
@@ -92,10 +92,12 @@ def config(
     return "\n".join(lines) + "\n"
 
 
-def labelled(model: ir.Model, spec: InputSpec | None) -> bool:
-    """Whether the first output is (N, classes) with a label for each class."""
-    dims = graph.dims(model.graph.outputs[0]) or ()
-    return spec is not None and bool(spec.labels) and dims[1:] == (len(spec.labels),)
+def labelled(model: ir.Model, spec: InputSpec | None) -> int | None:
+    """Return the position of the first output that is (N, classes) with a label for each class, or None."""
+    if spec is None or not spec.labels:
+        return None
+    shapes = [graph.dims(value) or () for value in model.graph.outputs]
+    return next((i for i, dims in enumerate(shapes) if dims[1:] == (len(spec.labels),)), None)
 
 
 def _tensors(values: Iterable[ir.Value]) -> tuple[_Tensor, ...]:

@@ -26,6 +26,10 @@ Resize = Literal["shortest", "squash", "longest"]
 Interpolation = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Layout = Literal["NCHW", "NHWC"]
 Rounding = Literal["down", "nearest"]
+Element = Literal["float32", "uint8"]
+
+RAW_STD = 1 / 255
+"""The std of pixels that are fed as they are stored: over it, those in [0, 1] are 0 to 255 again."""
 
 Size = Annotated[int, Meta(ge=1)]
 T = TypeVar("T")
@@ -38,7 +42,7 @@ def _written(default: T) -> T:
 
 
 class InputSpec(Struct, frozen=True, omit_defaults=True):
-    """One image input: pixels in [0, 1] minus `mean`, over `std`, as float32 (N, C, H, W).
+    """One image input: pixels in [0, 1] minus `mean`, over `std`, as float32 (N, C, H, W), or uint8 frames.
 
     `resize` "shortest" scales the image, aspect kept, until it covers `resize_size`, then takes the centre;
     "squash" scales both sides to `resize_size`, then takes the centre; "longest" scales, aspect kept, until
@@ -60,6 +64,7 @@ class InputSpec(Struct, frozen=True, omit_defaults=True):
     resize_size: tuple[Size, Size] | None = None  # (H, W) before the crop; None: size / crop, rounded down
     rounding: Rounding = "down"  # of the side that follows from the aspect; "nearest" is timm's, of both
     antialias: bool = True  # False: bilinear as a network resizes inside itself
+    element: Element = "float32"  # "uint8": frames, 0 to 255 as stored, which the graph itself normalizes
 
     def __post_init__(self) -> None:
         """Check what fields say together. Raises: ValueError, which names the fields."""
@@ -68,11 +73,40 @@ class InputSpec(Struct, frozen=True, omit_defaults=True):
                 raise ValueError(f"its {name} is no finite number for each of {self.channels} channels")
         if not self.antialias and self.interpolation != "bilinear":
             raise ValueError(f"only bilinear exists without antialiasing, not {self.interpolation}")
+        if self.is_frames and (any(self.mean) or not all(math.isclose(s, RAW_STD) for s in self.std)):
+            raise ValueError("uint8 frames are fed as they are: their mean is 0 and their std 1/255")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return (self.channels, self.height, self.width)
+
+    @property
+    def dims(self) -> tuple[int, int, int]:
+        """The dimensions behind the batch as the graph takes them: (C, H, W) or (H, W, C)."""
+        return in_layout(self.shape, self.layout)
+
+    @property
+    def is_frames(self) -> bool:
+        """Whether pixels are fed as they are stored, 0 to 255 as uint8, without mean and std."""
+        return self.element == "uint8"
+
+
+def in_layout(shape: tuple[T, T, T], layout: Layout) -> tuple[T, T, T]:
+    """Return (C, H, W) in the order of the layout."""
+    channels, height, width = shape
+    return shape if layout == "NCHW" else (height, width, channels)
+
+
+def frames(spec: InputSpec, layout: Layout | None = None) -> InputSpec:
+    """Return `spec` for a graph that takes uint8 frames, in its own or another layout."""
+    return replace(
+        spec,
+        element="uint8",
+        layout=layout or spec.layout,
+        mean=(0.0,) * spec.channels,
+        std=(RAW_STD,) * spec.channels,
+    )
 
 
 def per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
@@ -93,7 +127,7 @@ def resized(spec: InputSpec | None, dims: Sequence[int]) -> InputSpec:
         height=height,
         width=width,
         mean=per_channel(spec.mean, channels),
-        std=per_channel(spec.std, channels),
+        std=(RAW_STD,) * channels if spec.is_frames else per_channel(spec.std, channels),
         resize_size=None if (height, width) != (spec.height, spec.width) else spec.resize_size,
     )
 

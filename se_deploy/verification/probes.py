@@ -147,8 +147,7 @@ def _given(
     for name, dims in axes.items():
         sizes: Sequence[int] = shapes.get(name, ())
         if not sizes and image is not None and image.name == name:
-            sizes = (1, image.height, image.width, image.channels)
-            sizes = sizes if image.layout == "NHWC" else (1, *image.shape)
+            sizes = (1, *image.dims)
         if len(sizes) == len(dims):
             pairs = zip(dims, sizes, strict=True)
             found |= {a: n for a, n in pairs if isinstance(a, _Axis) and not a.is_batch}

@@ -153,11 +153,11 @@ REFUSED = {
     ),
     "nan": (use_graphs.ending("nan"), BadArtifact, "NaN"),
     "bytes": (
-        use_graphs.MEANS.replace("float[{batch},3,8,8] x", "uint8[{batch},3,8,8] x")
+        use_graphs.MEANS.replace("float[{batch},3,8,8] x", "int8[{batch},3,8,8] x")
         .replace("p = ", "c = Cast<to = 1>(x)\n    p = ")
         .replace("Pool(x)", "Pool(c)"),
         BadInput,
-        "takes uint8",
+        "takes int8",
     ),
     "two inputs": (
         use_graphs.MEANS.replace("8,8] x)", "8,8] x, float[N,3] w)").replace("gain)", "w)"),
