@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,10 +17,13 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
 from se_deploy.commands import fp16, source, verifying
 from se_deploy.commands.export import export, to_schema
+from se_deploy.commands.run import RunResult
 from se_deploy.frontend import simplify
 from se_deploy.options import CalibrationOptions, RewriteOptions, TargetOptions
 from se_deploy.passes import canonical, registry
 from se_deploy.quantization import Fp16
+from se_deploy.verification import Failure, Verified
+from se_deploy.verification.verdict import NOT_FINITE
 
 AVERAGE_POOL = "squeeze-average-pool"
 
@@ -196,3 +200,18 @@ def test_a_canonical_graph_that_build_engine_makes_is_compared(net, monkeypatch,
     assert verified["taken_back"][0]["step"] == "canonical form: doubled"
     same(net, net / "net.engine.onnx")
     assert onnx.load(net / "net.engine.onnx").graph.node
+
+
+def test_a_run_fails_without_a_gate_on_what_is_not_finite_and_on_nothing_else():
+    def verdict(*measures):
+        failures = [Failure("fp16", "n", "y", measure, None, 0.0, "fp16") for measure in measures]
+        return SimpleNamespace(verified=Verified(failures=tuple(failures)))
+
+    def wrong(export, quantized, *engines):
+        result = SimpleNamespace(export=export, quantize=quantized, engines=dict(enumerate(engines)))
+        return len(RunResult.not_finite.fget(result))
+
+    fine, missed, nan_there = verdict(), verdict("largest error on noise"), verdict(f"{NOT_FINITE} on noise")
+    assert wrong(fine, None, missed, missed) == 0
+    assert wrong(fine, missed, fine) == 0
+    assert wrong(nan_there, None, fine) == wrong(fine, nan_there, fine) == wrong(fine, None, nan_there) == 1
