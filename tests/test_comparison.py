@@ -71,6 +71,21 @@ def test_accuracy_is_counted_for_both():
     assert (parity.reference_accuracy, parity.candidate_accuracy, parity.samples) == (1.0, 0.0, 16)
 
 
+def test_accuracy_is_counted_on_the_index_of_the_best_class_too():
+    data = batches(2)
+    labels = np.concatenate([b["input"].argmax(1) for b in data])
+    first = labels[0]
+    parity = comparison.compare(
+        Answers({"class": lambda v: v.argmax(1), "map": lambda v: v}),
+        Answers({"class": lambda v: np.full(len(v), first), "map": lambda v: v}),
+        data,
+        labels=labels,
+    )
+    share = (labels == first).mean()
+    assert (parity.reference_accuracy, parity.candidate_accuracy) == (1.0, pytest.approx(share))
+    assert (parity.outputs[0].discrete, parity.outputs[0].top1_agreement) == (True, pytest.approx(share))
+
+
 def test_identical_outputs_pass_every_preset():
     parity = comparison.compare(Answers({"y": lambda v: v}), Answers({"y": lambda v: v}), batches(1))
     assert parity.outputs[0].sqnr_db == comparison.IDENTICAL_DB

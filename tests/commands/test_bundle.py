@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import case_graphs
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -16,9 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from se_deploy import data, files
+from se_deploy import data, files, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.cli.main import main
 from se_deploy.commands import bundle, predict
 from se_deploy.deploy import on_device, pbtxt
@@ -120,6 +122,44 @@ def test_the_script_says_what_predict_says_without_this_package(net, tmp_path):
     assert [row.split() for row in rows] == [[f"{g.probability:.4%}", str(g.index), g.label] for g in guesses]
 
 
+def test_the_script_feeds_frames_and_reads_the_scores_behind_the_best_class(tmp_path):
+    given = case_graphs.save(case_graphs.frames(), tmp_path / "net.onnx")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcde"))
+    result = bundle.bundle(given, tmp_path / "out", image=ImageOptions(labels=labels))
+    assert result.warnings == ()
+    described = json.loads((tmp_path / "out" / "input.json").read_text())
+    assert (described["element"], described["layout"], described["height"]) == ("uint8", "NHWC", 32)
+    image = use_graphs.noise(tmp_path / "noise.png", size=(50, 40))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "out" / "predict.py"), str(image)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    pixels = np.asarray(data.preprocess(Image.open(image), codec_spec(tmp_path / "out" / "net.onnx")))
+    assert pixels.dtype == np.uint8
+    with registry.graph_runtime(SessionOptions(exact=True)).open(graph.load(given)) as session:
+        scores = session.run({"img": pixels[None]})["prob"][0]
+    rows = [row.split() for row in done.stdout.splitlines()[1:]]
+    assert [row[1:] for row in rows] == [[str(i), "abcde"[i]] for i in np.argsort(-scores)]
+    assert rows[0][0] == f"{scores.max():.4%}"
+
+
+def codec_spec(path):
+    return input_spec.read(graph.load(path).metadata_props)
+
+
+def test_labels_of_a_served_model_belong_to_its_scores(tmp_path):
+    given = case_graphs.save(case_graphs.frames(), tmp_path / "net.onnx")
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcde"))
+    bundle.bundle(given, tmp_path / "out", triton=True, image=ImageOptions(labels=labels))
+    config = parsed(tmp_path / "out" / "net" / "config.pbtxt")
+    assert [(o.name, o.label_filename) for o in config.output] == [("class", ""), ("prob", "labels.txt")]
+    assert (type_name(config.input[0]), list(config.input[0].dims)) == ("TYPE_UINT8", [32, 32, 3])
+
+
 SPECS = (
     use_graphs.spec(height=456, width=456, interpolation="bicubic"),
     use_graphs.spec(height=24, width=17, crop=0.875, rounding="nearest", layout="NHWC"),
@@ -129,6 +169,8 @@ SPECS = (
     use_graphs.spec(height=12, width=12, resize_size=(13, 13)),
     use_graphs.spec(channels=1, mean=(0.5,), std=(0.3,), height=9, width=30),
     use_graphs.spec(channels=4, mean=(0.5,) * 4, std=(0.3,) * 4),
+    input_spec.frames(use_graphs.spec(height=21, width=19, antialias=False), "NHWC"),
+    input_spec.frames(use_graphs.spec(height=24, width=17, resize="longest")),
 )
 
 ON_DEVICE = """

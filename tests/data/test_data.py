@@ -15,7 +15,7 @@ from se_deploy import data
 from se_deploy.data import reading
 from se_deploy.errors import BadData
 from se_deploy.protocols import TensorSpec
-from se_deploy.schema.input_spec import InputSpec
+from se_deploy.schema.input_spec import InputSpec, frames
 
 RGB = InputSpec("x", 3, 8, 8, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 GRAY = InputSpec("x", 1, 4, 4, (0.0,), (1.0,))
@@ -376,3 +376,44 @@ def test_webdataset_without_labels_and_what_is_no_tar(tmp_path):
     (tmp_path / "b.tar").write_bytes(b"no tar")
     with pytest.raises(BadData, match="no tar"):
         data.read(tmp_path / "b.tar", [RGB])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_frames_are_the_pixels_themselves(tmp_path, layout):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (batch,) = data.read(tmp_path, [frames(RGB, layout)]).batches(1)
+    assert batch["x"].dtype == np.uint8
+    np.testing.assert_array_equal(batch["x"][0], pixels if layout == "NHWC" else pixels.transpose(2, 0, 1))
+
+
+def test_frames_between_two_grey_levels_are_rounded():
+    two = Image.fromarray(np.array([[0, 255]], np.uint8))
+    spec = frames(InputSpec("x", 1, 1, 4, (0.0,), (1.0,), "squash", antialias=False))
+    assert data.preprocess(two, spec).ravel().tolist() == [0, 64, 191, 255]  # 63.75 and 191.25
+
+
+BYTES = TensorSpec("x", np.dtype(np.uint8), (None, 3))
+
+
+@pytest.mark.parametrize("value", [0.5, -1.0, 256.0])
+def test_numbers_that_bytes_cannot_hold_are_refused(tmp_path, value):
+    array = np.zeros((9, 3), np.float32)
+    array[7, 1] = value
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(BadData, match=rf"holds {value:g}, the input 'x' takes uint8") as e:
+        data.read(tmp_path / "a.npy", [BYTES])
+    assert "from 0 to 255" in e.value.hint
+    assert data.read(tmp_path / "a.npy", [BYTES], limit=1).count == 1  # that entry is not among the chosen
+
+
+def test_whole_numbers_are_fed_as_bytes(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[0.0, 7.0, 255.0]]))
+    fed = all_of(data.read(tmp_path / "a.npy", [BYTES]))
+    assert (fed.dtype, fed.tolist()) == (np.uint8, [[0, 7, 255]])
+
+
+def test_random_bytes_take_their_whole_range():
+    (batch,) = data.random([TensorSpec("x", np.dtype(np.uint8), (None, 4000))], count=1).batches(1)
+    assert batch["x"].dtype == np.uint8
+    assert (batch["x"].min(), batch["x"].max()) == (0, 255)

@@ -128,3 +128,36 @@ def test_another_filter_is_one_of_pillow_s_and_antialiases():
 def test_a_deviation_that_cannot_be_divided_by_is_refused(std):
     with pytest.raises(BadInput, match="is not above 0"):
         ImageOptions(std=std).applied(SPEC)
+
+
+FRAMES = input_spec.frames(SPEC, "NHWC")
+
+
+def test_frames_say_in_their_mean_and_std_that_pixels_stay_as_they_are():
+    assert (FRAMES.element, FRAMES.dims, FRAMES.labels) == ("uint8", (32, 48, 3), SPEC.labels)
+    black, white = (((pixel - FRAMES.mean[0]) / FRAMES.std[0]) for pixel in (0.0, 1.0))
+    assert (black, white) == (0.0, 255.0)
+    metadata = {}
+    input_spec.write(metadata, FRAMES)
+    assert input_spec.read(metadata) == FRAMES
+    assert "element" not in spec_text()
+
+
+def test_frames_that_are_normalized_outside_are_refused():
+    with pytest.raises(BadModel, match="their mean is 0 and their std 1/255"):
+        input_spec.read({input_spec.METADATA_KEY: spec_text(element="uint8")})
+    for flags in (ImageOptions(mean=(0.5,) * 3), ImageOptions(std=(0.5,) * 3)):
+        with pytest.raises(BadInput, match="the graph normalizes itself"):
+            flags.applied(FRAMES)
+
+
+@pytest.mark.parametrize("size", [(3, 8, 9), (1, 8, 9), (4, 8, 9)])
+def test_frames_of_another_size_are_frames(size):
+    sized = ImageOptions(size=size).applied(FRAMES)
+    assert (sized.shape, sized.element) == (size, "uint8")
+    assert (sized.mean, sized.std) == ((0.0,) * size[0], (input_spec.RAW_STD,) * size[0])
+
+
+def test_the_layout_of_a_flag_replaces_that_of_the_spec():
+    assert ImageOptions(layout="NHWC").applied(SPEC).dims == (32, 48, 3)
+    assert ImageOptions(layout="NCHW").applied(FRAMES).dims == (3, 32, 48)
