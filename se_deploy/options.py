@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from se_deploy.errors import BadInput
 from se_deploy.schema import input_spec
+from se_deploy.schema.common import OutputKind
 from se_deploy.schema.input_spec import Interpolation, Layout, Resize
 from se_deploy.signature import DeclaredInput, Feeding
 from se_deploy.targets import Target, resolve_target
@@ -27,6 +28,7 @@ DeviceChoice = Literal["cpu", "cuda"]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
 FLOAT_TYPES: tuple[FloatType, ...] = get_args(FloatType)
 DEVICES: tuple[DeviceChoice, ...] = get_args(DeviceChoice)
 RESIZES: tuple[Resize, ...] = get_args(Resize)
@@ -204,10 +206,11 @@ class Limits:
     rtol: tuple[tuple[str, float], ...] = ()
     min_cosine: float | None = None
     min_top1: float | None = None
+    min_iou: float | None = None
 
-    def without_top1(self) -> Limits:
-        """Return these limits with no floor on the top-1 agreement."""
-        return dataclasses.replace(self, min_top1=0.0)
+    def without_answers(self) -> Limits:
+        """Return these limits with no floor on agreement, nor on an IoU that is not limited here."""
+        return dataclasses.replace(self, min_top1=0.0, min_iou=self.min_iou or 0.0)
 
 
 @dataclass(frozen=True, slots=True)

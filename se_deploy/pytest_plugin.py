@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
     from se_deploy.protocols import Array, Session
+    from se_deploy.schema.common import OutputKind
 
     Artifact = str | Path | Session | Callable[..., object]
     """A path, a session, or a torch module, which is called."""
@@ -33,19 +34,24 @@ def assert_parity(
     rtol: float | None = None,
     min_cosine: float | None = None,
     min_top1: float | None = None,
+    min_iou: float | None = None,
+    kinds: Mapping[str, OutputKind] | None = None,
 ) -> None:
     """Fail the test, with what differs and by how much, unless the candidate's outputs pass the tolerance.
 
     `reference` and `candidate`: paths (ONNX file, engine, network specification), torch modules or
     sessions. `data`: an array whose first axis counts samples, a dict of arrays by input name, or a path.
+    `kinds`: what an output is, by its name, where the guess is wrong ("mask", "boxes", ...).
     """
     from se_deploy import comparison  # noqa: PLC0415
 
-    limits = comparison.tolerance(preset, atol=atol, rtol=rtol, min_cosine=min_cosine, min_top1=min_top1)
+    limits = comparison.tolerance(
+        preset, atol=atol, rtol=rtol, min_cosine=min_cosine, min_top1=min_top1, min_iou=min_iou
+    )
     with contextlib.ExitStack() as stack:
         one = stack.enter_context(_session(reference))
         other = stack.enter_context(_session(candidate))
-        parity = comparison.compare(one, other, _batches(data, one, other))
+        parity = comparison.compare(one, other, _batches(data, one, other), kinds=kinds)
     failures = [text for output in parity.outputs for text in limits.failures(output)]
     if failures:
         pytest.fail(f"no parity under preset '{preset}':\n  " + "\n  ".join(failures), pytrace=False)

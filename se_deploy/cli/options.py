@@ -417,6 +417,7 @@ _atol = repeated("--atol", Limit(), "Largest absolute error.")
 _rtol = repeated("--rtol", Limit(), "Largest error over the output's range.")
 _min_cosine = optional("--min-cosine", click.FLOAT, "Smallest cosine between outputs.")
 _min_top1 = optional("--min-top1", click.FLOAT, "Smallest share of equal answers, between 0 and 1.")
+_min_iou = optional("--min-iou", click.FLOAT, "Smallest IoU of masks and of boxes, between 0 and 1.")
 
 
 def _limits(given: Given) -> Limits:
@@ -426,7 +427,8 @@ def _limits(given: Given) -> Limits:
         rtol=_rtol.of(given),
         min_cosine=_min_cosine.of(given),
         min_top1=_min_top1.of(given),
+        min_iou=_min_iou.of(given),
     )
 
 
-limits = group("limits", _limits, _preset, _atol, _rtol, _min_cosine, _min_top1)
+limits = group("limits", _limits, _preset, _atol, _rtol, _min_cosine, _min_top1, _min_iou)

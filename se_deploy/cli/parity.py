@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.cli import options
-from se_deploy.cli.parameters import argument, arguments, command, required
-from se_deploy.cli.types import IN_FILE, IN_PATH, Model
+from se_deploy.cli.parameters import argument, arguments, command, repeated, required
+from se_deploy.cli.types import IN_FILE, IN_PATH, KindOfOutput, Model
+from se_deploy.options import OUTPUT_KINDS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
     from se_deploy.options import HostOptions, Limits, NetworkOptions, SampleOptions
+    from se_deploy.schema.common import OutputKind
 
 
 @command(
@@ -21,6 +23,11 @@ if TYPE_CHECKING:
     arguments("candidates", IN_FILE),
     required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ..."),
     options.sampled,
+    repeated(
+        "--output kinds",
+        KindOfOutput(),
+        f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}.",
+    ),
     options.limits,
     options.network,
     options.host,
@@ -33,6 +40,7 @@ def parity(
     candidates: tuple[Path, ...],
     data: Path,
     samples: SampleOptions,
+    kinds: tuple[tuple[str, OutputKind], ...],
     limits: Limits,
     network: NetworkOptions,
     host: HostOptions,
@@ -43,7 +51,8 @@ def parity(
     """Compare each of CANDIDATES with REFERENCE on the same data; exits with 3 where one fails.
 
     REFERENCE is a network specification or an ONNX file, CANDIDATES are ONNX files and engines. Without
-    --preset each candidate is held to the tolerances of its own precision.
+    --preset each candidate is held to the tolerances of its own precision. Every output is compared by what
+    it is: classes by top-1 and top-5, masks by IoU, boxes and their scores as sets.
 
     \b
     Example:
@@ -60,6 +69,7 @@ def parity(
             reference,
             candidates,
             data=data,
+            kinds=dict(kinds),
             limits=limits,
             samples=samples,
             host=host,

@@ -12,6 +12,8 @@ import click
 from se_deploy import signature
 from se_deploy.backends import registry
 from se_deploy.errors import BadInput
+from se_deploy.options import OUTPUT_KINDS
+from se_deploy.schema.common import OutputKind
 from se_deploy.signature import DeclaredInput
 from se_deploy.targets import Target, resolve_target
 
@@ -126,6 +128,24 @@ class Declared(Notation[DeclaredInput]):
             return signature.parse(str(value))
         except BadInput as e:
             self.fail(f"{e.message}; {e.hint}", param, ctx)
+
+
+class KindOfOutput(Notation[tuple[str, OutputKind]]):
+    """An output and what it is compared as: boxes:boxes, out:mask."""
+
+    name = "NAME:KIND"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, OutputKind]:
+        """Return (output name, kind); the kind stands behind the last colon."""
+        if isinstance(value, tuple):
+            return value
+        name, _, word = str(value).rpartition(":")
+        found = [kind for kind in OUTPUT_KINDS if kind == word]
+        if not name or not found:
+            self.fail(f"'{value}' is no NAME:KIND; the kinds are {', '.join(OUTPUT_KINDS)}", param, ctx)
+        return name, found[0]
 
 
 class Batch(Notation[int | None]):

@@ -13,6 +13,7 @@ from se_deploy.commands.gates import Gates, read
 from se_deploy.errors import BadArtifact, MissingRuntime
 from se_deploy.options import ImageOptions
 from se_deploy.protocols import silent
+from se_deploy.report import units
 from se_deploy.schema import results, tool_version
 from se_deploy.schema.results import Gate
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from se_deploy.commands.gates import FusionGate, LatencyGate, ParityGate, PrecisionGate
-    from se_deploy.commands.parity import Judged, ParityResult
+    from se_deploy.commands.parity import ParityResult
     from se_deploy.commands.profile import ProfileResult, Timed
     from se_deploy.protocols import Progress
     from se_deploy.schema.common import Plan
@@ -79,7 +80,7 @@ def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
     for same in gates.parity:
         progress("gates", done, total)
         parities.append(_measured_parity(same, progress))
-        outcomes += [_parity(candidate) for candidate in parities[-1].candidates]
+        outcomes += map(_parity, comparing.to_schema(parities[-1]).candidates)
         done += 1
     for fast in gates.latency:
         progress("gates", done, total)
@@ -169,6 +170,7 @@ def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:
         gate.reference,
         gate.candidates,
         data=gate.data,
+        kinds=gate.kinds,
         limits=gate.limits,
         samples=gate.samples,
         host=gate.host,
@@ -177,7 +179,7 @@ def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:
     )
 
 
-def _parity(candidate: Judged) -> Gate:
+def _parity(candidate: results.Candidate) -> Gate:
     measured = (*_measures(candidate), *filter(None, [candidate.checked_as]))
     return Gate(
         gate="parity",
@@ -187,12 +189,13 @@ def _parity(candidate: Judged) -> Gate:
     )
 
 
-def _measures(candidate: Judged) -> Sequence[str]:
-    return [
-        f"'{output.name}': largest error {output.max_abs:.3g}, cosine {output.cosine:.6f}"
-        + ("" if output.top1_agreement is None else f", top-1 agreement {output.top1_agreement:.2%}")
-        for output in candidate.parity.outputs
-    ]
+def _measures(candidate: results.Candidate) -> Sequence[str]:
+    return [f"'{output.name}': {', '.join(_words(output))}" for output in candidate.outputs]
+
+
+def _words(output: results.OutputParity) -> Sequence[str]:
+    numbers = [f"largest error {units.plain(output.max_abs)}", f"cosine {units.cosine(output.cosine)}"]
+    return [*(numbers if output.cosine is not None else ()), *units.agreements(output)]
 
 
 def _measured_latency(gate: LatencyGate, progress: Progress) -> ProfileResult:

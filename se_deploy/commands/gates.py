@@ -35,6 +35,7 @@ else:
 
 if TYPE_CHECKING:
     from se_deploy.options import Precision
+    from se_deploy.schema.common import OutputKind
 
 T = TypeVar("T", bound=Struct)
 
@@ -51,6 +52,7 @@ class ParityGate:
     reference: str
     candidates: tuple[Path, ...]
     data: Path
+    kinds: Mapping[str, OutputKind]  # by output, where the guess is overruled
     limits: Limits
     samples: SampleOptions
     host: HostOptions
@@ -159,6 +161,7 @@ def _parity(table: config.ParityTable, at: _Where) -> ParityGate:
         rtol=_limits(table.rtol),
         min_cosine=table.min_cosine,
         min_top1=table.min_top1,
+        min_iou=table.min_iou,
     )
     image = ImageOptions(
         mean=table.mean,
@@ -172,6 +175,7 @@ def _parity(table: config.ParityTable, at: _Where) -> ParityGate:
         reference=at.network("reference", table.reference),
         candidates=at.paths("candidates", table.candidates),
         data=at.path("data", table.data),
+        kinds=table.outputs,
         limits=limits,
         samples=SampleOptions(table.samples, table.skip_unreadable, table.seed),
         host=HostOptions(table.threads),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.options import HostOptions, Precision
     from se_deploy.protocols import Array, Arrays, FloatArray, Progress, Session
+    from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec
 
 _BATCH = 16
@@ -68,6 +69,7 @@ def parity(
     candidates: Sequence[str | Path],
     *,
     data: str | Path,
+    kinds: Mapping[str, OutputKind] | None = None,
     limits: Limits | None = None,
     samples: SampleOptions | None = None,
     host: HostOptions | None = None,
@@ -79,6 +81,7 @@ def parity(
 
     An ONNX file is run node by node as it stands, its FP16 tensors rounded; an engine runs itself where a GPU
     is, else through the ONNX file beside it, rounded where its plan rounds, and the result says so.
+    Every output is compared by what it is: class scores, a mask, boxes; `kinds` overrules the guess by name.
     Raises: BadData, BadModel, BadArtifact, BadInput.
     """
     limits, samples = limits or Limits(), samples or SampleOptions()
@@ -99,11 +102,11 @@ def parity(
                 size = max(frozen, default=_BATCH)  # what takes fewer at a time is fed slices
                 remembered.restart(size)
                 measured = comparison.compare(
-                    remembered, one.session, found.batches(size), labels=found.labels
+                    remembered, one.session, found.batches(size), labels=found.labels, kinds=kinds
                 )
                 accuracy = measured.reference_accuracy
                 drawn = ref.random_weights or one.random_weights
-                held = limits.without_top1() if drawn and limits.min_top1 is None else limits
+                held = limits.without_answers() if drawn and limits.min_top1 is None else limits
                 unjudged = unjudged or held is not limits
                 failures = tuple(
                     text
@@ -114,6 +117,11 @@ def parity(
                 divergence = None
                 if failures:
                     divergence = _divergence(ref, one, found, size, tolerance)
+            notes += [
+                f"output '{output.name}': neither found a box in any sample, so that none was compared"
+                for output in measured.outputs
+                if output.kind == "boxes" and output.iou is None
+            ]
             if one.checked_as:
                 notes.append(f"{name_of(candidate, relative_to)}: {one.checked_as}")
             name = name_of(candidate, relative_to)
@@ -133,8 +141,8 @@ def parity(
         progress("parity", len(candidates), len(candidates))
     if unjudged:
         notes.append(
-            "top-1 agreement is not judged: the weights are random, so that classes are near ties; "
-            "--min-top1 judges it all the same"
+            "top-1 agreement is not judged, nor are IoUs: the weights are random, so that classes are near "
+            "ties; --min-top1 and --min-iou judge them all the same"
         )
     return ParityResult(
         name_of(reference, relative_to), limits.preset or "auto", tuple(judged), accuracy, tuple(notes)
@@ -187,6 +195,11 @@ def _output(output: OutputParity, tolerance: Tolerance) -> results.OutputParity:
         cosine=finite(output.cosine),
         sqnr_db=finite(output.sqnr_db),
         top1_agreement=output.top1_agreement,
+        kind=output.kind,
+        top5_agreement=output.top5_agreement,
+        iou=output.iou,
+        agreement=output.agreement,
+        worst_cosine=finite(output.worst_cosine),
         passed=not tolerance.failures(output),
     )
 
@@ -215,6 +228,7 @@ def _tolerance(limits: Limits, precision: Precision, output: str) -> Tolerance:
         rtol=each.get(output, each.get("")),
         min_cosine=limits.min_cosine,
         min_top1=limits.min_top1,
+        min_iou=limits.min_iou,
     )
 
 

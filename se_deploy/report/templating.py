@@ -38,6 +38,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     made.filters |= units.FILTERS
+    made.filters["agreements"] = lambda output: ", ".join(units.agreements(output))
     made.globals |= {
         "change": units.change,
         "formats": units.FILTERS,

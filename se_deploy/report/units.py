@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from se_deploy.schema.results import OutputParity
+
 MISSING = "not measured"
 UNSTABLE = "unstable"
 """What stands for a timing that is no figure to rely on."""
@@ -123,6 +125,18 @@ def cosine(value: object) -> str:
     """Write a cosine so that 0.9999 and 1 differ."""
     found = number(value)
     return MISSING if found is None else f"{found:.6f}"
+
+
+def agreements(output: OutputParity) -> tuple[str, ...]:
+    """Return the shares of equal answers that an output has, in words."""
+    boxes = output.kind in {"boxes", "scores"}
+    shares = (
+        ("top-1 agreement", None if output.kind == "labels" else output.top1_agreement),
+        ("top-5 agreement", output.top5_agreement),
+        ("IoU" if boxes else "mean IoU", output.iou),
+        ("with a partner" if boxes else "equal values", output.agreement),
+    )
+    return tuple(f"{name} {percent(share)}" for name, share in shares if share is not None)
 
 
 def word(value: object) -> str:

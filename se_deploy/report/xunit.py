@@ -77,7 +77,7 @@ def _measures(output: OutputParity) -> list[str]:
         f"largest error over the output's range: {units.plain(output.max_rel)}",
         f"cosine: {units.cosine(output.cosine)}",
         f"SQNR: {units.decibel(output.sqnr_db)}",
-        f"top-1 agreement: {units.percent(output.top1_agreement)}",
+        *units.agreements(output),
     ]
 
 

@@ -18,6 +18,7 @@ Fraction = Annotated[float, Meta(ge=0, le=1)]
 Dims = tuple[int, ...]
 Precision = Literal["fp32", "fp16", "int8"]
 FusionVerdict = Literal["fused", "split", "fallback"]
+OutputKind = Literal["logits", "labels", "mask", "boxes", "scores", "embedding", "values"]
 GateName = Literal["parity", "fusion", "precision", "latency"]
 
 

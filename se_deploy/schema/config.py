@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct, field
 
-from se_deploy.schema.common import Amount, Count, Precision
+from se_deploy.schema.common import Amount, Count, OutputKind, Precision
 from se_deploy.schema.input_spec import Interpolation, Resize
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -45,6 +45,8 @@ class ParityTable(NetworkKeys, frozen=True, kw_only=True):
     rtol: Amount | Mapping[str, Amount] | None = None
     min_cosine: Amount | None = None
     min_top1: Amount | None = None
+    min_iou: Amount | None = None
+    outputs: Mapping[str, OutputKind] = field(default_factory=dict)  # what one is, where the guess is wrong
     samples: Positive | None = None
     skip_unreadable: bool = False
     mean: tuple[float, ...] | None = None

@@ -16,6 +16,7 @@ from se_deploy.schema.common import (
     FrozenRatio,
     GateName,
     KeptNode,
+    OutputKind,
     Plan,
     Precision,
     Rejected,
@@ -195,7 +196,11 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
 
 
 class OutputParity(Struct, frozen=True, kw_only=True):
-    """One output against the reference; null where a measure is no finite number or has no meaning."""
+    """One output against the reference; null where a measure is no finite number or has no meaning.
+
+    `agreement`: equal labels or pixels, or boxes with a partner; `iou`: the mean over the classes of a mask,
+    or over the boxes of both sets, 0 for one without a partner.
+    """
 
     name: str
     max_abs: float | None
@@ -204,6 +209,11 @@ class OutputParity(Struct, frozen=True, kw_only=True):
     sqnr_db: float | None
     top1_agreement: float | None
     passed: bool
+    kind: OutputKind | None = None
+    top5_agreement: float | None = None
+    iou: float | None = None
+    agreement: float | None = None
+    worst_cosine: float | None = None  # of an embedding: the sample that turned most
 
 
 class Divergence(Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from se_deploy.cli.tables.base import add, number, passed, percent, titled
 from se_deploy.errors import printable
+from se_deploy.report.units import agreements
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +28,7 @@ def parity(result: results.Parity) -> Table:
             "max rel",
             "cosine",
             "SQNR dB",
-            "top-1 same",
+            "same",
             "accuracy",
             "",
         ],
@@ -38,7 +39,7 @@ def parity(result: results.Parity) -> Table:
             add(table,
                 candidate.path, candidate.preset, output.name, number(output.max_abs),
                 number(output.max_rel), number(output.cosine, 6), number(output.sqnr_db),
-                percent(output.top1_agreement), percent(candidate.accuracy), passed(output.passed),
+                "\n".join(agreements(output)), percent(candidate.accuracy), passed(output.passed),
             )  # fmt: skip
     rounded = [f"{c.path}: {c.rounding}" for c in result.candidates if c.rounding]
     table.caption = Text(printable("\n".join(rounded))) if rounded else None
