@@ -53,7 +53,7 @@ class Parity:
 
     outputs: tuple[OutputParity, ...]
     samples: int
-    reference_accuracy: float | None = None  # top-1 against labels, of the first classifier among the outputs
+    reference_accuracy: float | None = None  # top-1 against labels, of the first output that names classes
     candidate_accuracy: float | None = None
 
 
