@@ -83,7 +83,7 @@ def test_accuracy_is_counted_on_the_index_of_the_best_class_too():
     )
     share = (labels == first).mean()
     assert (parity.reference_accuracy, parity.candidate_accuracy) == (1.0, pytest.approx(share))
-    assert (parity.outputs[0].discrete, parity.outputs[0].top1_agreement) == (True, pytest.approx(share))
+    assert (parity.outputs[0].kind, parity.outputs[0].agreement) == ("labels", pytest.approx(share))
 
 
 def test_identical_outputs_pass_every_preset():
