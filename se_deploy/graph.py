@@ -212,8 +212,32 @@ def tidy(model: ir.Model) -> ir.Model:
         if not node.name:
             node.name = f"{node.op_type}:{node.outputs[0].name}"
     common.NameFixPass()(model)
+    _type_sequences(model)
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     return model
+
+
+_SEQUENCES = frozenset({
+    "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SplitToSequence",
+    "SequenceMap", "Optional",
+})  # fmt: skip
+
+
+def _type_sequences(model: ir.Model) -> None:
+    """Give sequences and optional values the type that they have.
+
+    onnx_ir's pass that infers shapes sets element types only, which makes a tensor of what has no type yet.
+    """
+    makes = any(node.op_type in _SEQUENCES for node in model.graph.all_nodes())
+    if not makes and all(v.type is None or isinstance(v.type, ir.TensorType) for v in model.graph.inputs):
+        return
+    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(to_bytes(model)))
+    for own, other in zip(model.graphs(), inferred.graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(other)
+        for name, value in ir.convenience.create_value_mapping(own).items():
+            found = known[name].type if name in known else None
+            if value.type is None and found is not None and not isinstance(found, ir.TensorType):
+                value.type = found
 
 
 def check_structure(model: ir.Model, *, after: str) -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import helper, parser
 
 from se_deploy import graph
-from se_deploy.errors import BadModel, UnsupportedGraph
+from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.errors import BadArtifact, BadModel, UnsupportedGraph
+from se_deploy.frontend.simplify import simplify
 
 CHAIN = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,4,8,8] x) => (float[N,4,8,8] y) <float[1] unused = {1.0}> {
@@ -256,3 +259,51 @@ def test_the_bodies_of_control_flow_are_checked():
     branch[0].replace_input_with(0, ir.Value(name="stranger"))
     with pytest.raises(ValueError, match="stranger"):
         graph.check_structure(model, after="a pass")
+
+
+SEQUENCES = {
+    "inside": "y = SequenceAt(s, i) }",
+    "an output": "y = SequenceAt(s, i)\n z = SequenceInsert(s, y) }",
+    "optional": "o = Optional(s)\n z = OptionalGetElement(o)\n y = SequenceAt(z, i) }",
+    "of a branch": """z = If (c) <then_branch = t () => (seq(float[N,2]) p) { q = SequenceErase(s, i)
+                                                                            p = SequenceInsert(q, x2) },
+                              else_branch = e () => (seq(float[N,2]) r) { r = Identity(s) }>
+                   y = SequenceAt(z, i) }""",
+}
+
+
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_sequences_stay_sequences(kind, tmp_path):
+    more = ", seq(float[N,2]) z" if kind == "an output" else ""
+    text = f"""<ir_version: 8, opset_import: ["" : 18]>
+    g (float[N,4] x, float[N,2] x2, bool c) => (float[N,2] y{more}) <int64 i = {{0}}, int64 two = {{2}}> {{
+        s = SplitToSequence <axis = 1> (x, two)
+        {SEQUENCES[kind]}"""
+    onnx.save(parser.parse_model(text), tmp_path / "given.onnx")
+    graph.save(graph.load(tmp_path / "given.onnx"), tmp_path / "made.onnx")
+    made = simplify(graph.load(tmp_path / "made.onnx"))
+    assert not made.warnings
+    graph.save(made.model, tmp_path / "made.onnx")
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    feeds = {"x": x, "x2": x[:, :2], "c": np.array(False)}
+    answers = [
+        onnxruntime.InferenceSession(tmp_path / name).run(None, feeds) for name in ("given.onnx", "made.onnx")
+    ]
+    np.testing.assert_equal(answers[1], answers[0])
+    assert isinstance(answers[1][-1], list) == (kind == "an output")
+
+
+def test_a_sequence_given_from_outside_stays_one(tmp_path):
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    g (seq(float[N,2]) s) => (float[N,2] y) <int64 i = {0}> { t = Identity(s)
+        y = SequenceAt(t, i) }"""
+    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
+    assert isinstance(graph.values(model)["t"].type, ir.SequenceType)
+
+
+def test_a_sequence_cannot_be_compared_and_says_so():
+    text = """<ir_version: 8, opset_import: ["" : 18]>
+    g (float[N,4] x) => (seq(float[N,2]) s) <int64 two = {2}> { s = SplitToSequence <axis = 1> (x, two) }"""
+    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
+    with pytest.raises(BadArtifact, match=r"'s' is a seq\(tensor\(float\)\)"), OrtRuntime().open(model):
+        pass

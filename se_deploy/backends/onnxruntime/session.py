@@ -201,6 +201,11 @@ def _quiet() -> Iterator[None]:
 
 
 def _spec(arg: Any) -> TensorSpec:  # noqa: ANN401  (onnxruntime's NodeArg is untyped)
+    if not arg.type.startswith("tensor("):
+        raise BadArtifact(
+            f"'{arg.name}' is a {arg.type}: only tensors can be compared and timed",
+            hint="`se-deploy export --no-verify` writes the graph; or join a sequence into a tensor",
+        )
     if arg.type not in _DTYPES:
         raise BadArtifact(f"'{arg.name}' has element type {arg.type}", hint="export it with float inputs")
     dims = tuple(d if isinstance(d, int) else None for d in arg.shape)
