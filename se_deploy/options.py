@@ -110,6 +110,7 @@ class NetworkOptions:
     batch: int | None = None  # None: dynamic
     seed: int = 0
     image: ImageOptions = field(default_factory=ImageOptions)
+    bake_preprocessing: bool = False  # into the graph, which then takes uint8 frames (N, H, W, C)
 
 
 @dataclass(frozen=True, slots=True)

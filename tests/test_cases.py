@@ -367,3 +367,42 @@ def test_a_free_size_of_frames_is_asked_for_channels_first(folder, capsys):
         assert code == 1
         assert "--input-size 3x?x?" in hint or "--input-size CxHxW" in hint
         assert "--mean" not in hint
+
+
+PREPARED = ("--input-size", "3x16x16", "--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225")
+
+
+def test_baked_preprocessing_is_the_one_outside_in_every_precision(folder, capsys):
+    given = case_graphs.save(case_graphs.frozen_batch("N"), folder / "net.onnx")
+    pictures(folder / "pics")
+    assert run(capsys, "export", given, "-o", "plain.onnx", *PREPARED)[0] == 0
+    baked = ("export", given, *PREPARED, "--bake-preprocessing", "--json")
+    code, out, _ = run(capsys, *baked, "-o", "baked.onnx")
+    assert (code, json.loads(out)["verified"]["passed"], json.loads(out)["max_abs_error"]) == (0, True, 0.0)
+    code, out, _ = run(capsys, *baked, "-o", "half.onnx", "--fp16", "--calib-data", "pics")
+    assert (code, json.loads(out)["verified"]["passed"]) == (0, True)
+    prepares = "it prepares uint8 frames"
+    assert sum(kept["reason"].startswith(prepares) for kept in json.loads(out)["kept_fp32"]) == 5
+    half = graph.load(folder / "half.onnx")
+    assert {n.outputs[0].dtype.name for n in half.graph if n.op_type in {"Sub", "Div"}} == {"FLOAT"}
+    for reference, others in (("plain.onnx", ("baked.onnx", "half.onnx")), ("baked.onnx", ("plain.onnx",))):
+        code, out, _ = run(capsys, "parity", reference, *others, "--data", "pics", "--json")
+        candidates = json.loads(out)["candidates"]
+        assert code == 0
+        assert candidates[0]["outputs"][0]["max_abs"] == 0.0
+        assert all(one["passed"] for one in candidates)
+
+
+def test_a_run_with_baked_preprocessing_is_compared_with_what_was_given(folder, capsys):
+    given = case_graphs.save(case_graphs.frozen_batch("N"), folder / "net.onnx")
+    pictures(folder / "pics")
+    words = ("run", given, *PREPARED, "--bake-preprocessing", "--calib-data", "pics", "-o", "out")
+    code, out, err = run(capsys, *words, "--no-rewrites", "--json", *QUICK)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["parity"]["passed"] is True
+    assert found["parity"]["reference"] == str(given)
+    assert found["parity"]["candidates"][0]["outputs"][0]["max_abs"] == 0.0
+    for name in ("model.onnx", "model.int8.onnx", "model.int8.engine.onnx"):
+        dims, dtype, spec = taken(f"out/{name}")
+        assert (dims, dtype, spec.element) == ((None, 16, 16, 3), "UINT8", "uint8")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "export",
     argument("model", Model()),
     options.output_onnx,
-    options.network,
+    options.written_network,
     options.precision,
     defaulted("--io", click.Choice(FLOAT_TYPES), "fp32", "Type of inputs and outputs."),
     options.exported_target,

@@ -195,6 +195,24 @@ network = group(
 )
 """Of a command that exports, or whose reference may be a network."""
 
+_bake = switch(
+    "--bake-preprocessing",
+    "Put layout, scale, mean and std into the graph: it then takes uint8 NHWC frames.",
+)
+
+written_network = group(
+    "network",
+    lambda given: dataclasses.replace(
+        _exported(given), image=_image(given), bake_preprocessing=_bake.of(given)
+    ),
+    *_weight_flags,
+    _opset,
+    _batch,
+    image,
+    _bake,
+)
+"""Of a command that writes the network as ONNX."""
+
 predicted_network = group(
     "network",
     lambda given: dataclasses.replace(_weights(given), image=_image(given)),

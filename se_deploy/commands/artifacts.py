@@ -86,7 +86,8 @@ def opened(
         return
     if kind == "engine":
         with _engine(Path(artifact), stand_in=stand_in, threads=host.threads) as engine:
-            taken = image_input.of_inputs(engine.session.inputs, network.image.layout)
+            named = engine.image.layout if engine.image is not None and engine.image.is_frames else None
+            taken = image_input.of_inputs(engine.session.inputs, network.image.layout or named)
             spec = image_input.described(engine.image, taken, network.image.size)
             yield dataclasses.replace(engine, image=network.image.applied(spec))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ from se_deploy import batching, comparison
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts
+from se_deploy.commands.fed_frames import FedFrames
+from se_deploy.errors import BadInput
 from se_deploy.options import Limits, NetworkOptions, SampleOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, relative, results, tool_version
@@ -90,19 +93,27 @@ def parity(
     notes: list[str] = []
     accuracy, unjudged = None, False
     with artifacts.opened(reference, exact=True, host=host, network=network) as ref:
-        spec = ref.image or _first_image(candidates, network)
-        found = artifacts.read_data(Path(data), ref.session, spec, samples)
-        notes += found.warnings
-        remembered = _Remembered(ref.session)
-        sample = next(found.batches(1))
+        fed: dict[bool, _Fed] = {}
         for done, candidate in enumerate(candidates):
             progress("parity", done, len(candidates))
             with artifacts.opened(candidate, exact=True, stand_in=True, host=host, network=network) as one:
+                framed = _take_frames(one)
+                asked, answering = _alike(ref, one)
+                if framed not in fed:
+                    spec = asked.image or _first_image(candidates, network)
+                    read = artifacts.read_data(Path(data), asked.session, spec, samples)
+                    notes += [text for text in read.warnings if text not in notes]
+                    fed[framed] = _Fed(_Remembered(asked.session), read, next(read.batches(1)))
+                remembered, found = fed[framed].reference, fed[framed].samples
                 frozen = [n for s in (ref.session, one.session) if (n := batching.frozen(s.inputs))]
                 size = max(frozen, default=_BATCH)  # what takes fewer at a time is fed slices
                 remembered.restart(size)
                 measured = comparison.compare(
-                    remembered, one.session, found.batches(size), labels=found.labels, kinds=kinds
+                    remembered,
+                    answering.session,
+                    found.batches(size),
+                    labels=found.labels,
+                    kinds=kinds,
                 )
                 accuracy = measured.reference_accuracy
                 drawn = ref.random_weights or one.random_weights
@@ -115,7 +126,7 @@ def parity(
                 )
                 tolerance = _tolerance(held, one.precision, measured.outputs[0].name)
                 divergence = None
-                if failures:
+                if failures and asked is ref and answering is one:
                     divergence = _divergence(ref, one, found, size, tolerance)
             notes += [
                 f"output '{output.name}': neither found a box in any sample, so that none was compared"
@@ -135,7 +146,7 @@ def parity(
                     one.checked_as,
                     one.evaluated or one.runtime,
                     one.rounding,
-                    _shapes(sample, one.session, size),
+                    _shapes(fed[framed].sample, one.session, size),
                 )
             )
         progress("parity", len(candidates), len(candidates))
@@ -147,6 +158,41 @@ def parity(
     return ParityResult(
         name_of(reference, relative_to), limits.preset or "auto", tuple(judged), accuracy, tuple(notes)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fed:
+    """The reference, and samples as it and its candidates of one kind take them."""
+
+    reference: _Remembered
+    samples: Samples
+    sample: Arrays
+
+
+def _take_frames(one: artifacts.Opened) -> bool:
+    return one.image is not None and one.image.is_frames
+
+
+def _alike(ref: artifacts.Opened, one: artifacts.Opened) -> tuple[artifacts.Opened, artifacts.Opened]:
+    """Return both so that they take the same: where one takes frames, the other's are prepared outside.
+
+    Raises: BadInput where nothing says how.
+    """
+    if len(ref.session.inputs) != 1 or len(one.session.inputs) != 1 or _take_frames(ref) == _take_frames(one):
+        return ref, one
+    if _take_frames(one):
+        return _fed_frames(ref, one), one
+    return ref, _fed_frames(one, ref)
+
+
+def _fed_frames(floats: artifacts.Opened, frames: artifacts.Opened) -> artifacts.Opened:
+    if floats.image is None:
+        raise BadInput(
+            f"one file takes uint8 frames, and nothing says how they become the input "
+            f"'{floats.session.inputs[0].name}' of the other",
+            hint="give that file an input spec: se-deploy export FILE --input-size ... --mean ... --std ...",
+        )
+    return dataclasses.replace(floats, session=FedFrames(floats.session, floats.image), image=frames.image)
 
 
 def to_schema(result: ParityResult) -> results.Parity:

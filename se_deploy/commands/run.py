@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -35,7 +36,7 @@ from se_deploy.protocols import silent
 from se_deploy.schema import input_spec, provenance, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from se_deploy.commands.build_engine import BuildResult
     from se_deploy.commands.export import ExportResult
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.profile import ProfileResult
     from se_deploy.commands.quantize import QuantizeResult
     from se_deploy.commands.source import Source
-    from se_deploy.options import CalibrationOptions, HostOptions, Precision
+    from se_deploy.options import CalibrationOptions, Precision
     from se_deploy.protocols import Progress
 
 PACKAGES = (
@@ -208,7 +209,6 @@ def run(
         quantized = quantize.quantize(
             paths["onnx"],
             paths["int8"],
-            image=options.network.image,
             calibration=calibration,
             verify=options.verify,
             overwrite=True,
@@ -243,30 +243,27 @@ def run(
     )
     inspection = inspect.InspectResult("model.onnx", taken.model, taken.census, plans, plan_notes)
     written += [built.engine for built in engines.values()]
-    reference = _reference(model, taken, options.host)
-    # A file is read as it was for the export; a network is open already.
-    as_given = options.network if taken.network is None else None
-    compared = parity.parity(
-        reference,
-        written,
-        data=data or _calibration_data(calibration, taken, folder),
-        samples=SampleOptions(calibration.samples if data is None else None, calibration.skip_unreadable),
-        host=options.host,
-        network=as_given,
-        relative_to=folder,
-        progress=progress,
-    )
+    with _reference(model, taken, options, exact=True) as reference:
+        compared = parity.parity(
+            reference,
+            written,
+            data=data or _calibration_data(calibration, taken, folder),
+            samples=SampleOptions(calibration.samples if data is None else None, calibration.skip_unreadable),
+            host=options.host,
+            relative_to=folder,
+            progress=progress,
+        )
     steps.next()
-    timed = profile.profile(
-        written,
-        reference=reference,
-        host=options.host,
-        timing=dataclasses.replace(options.timing, sizes=build_engine.tuned_for(options.engine.shapes)),
-        network=as_given,
-        skip_missing=True,
-        relative_to=folder,
-        progress=progress,
-    )
+    with _reference(model, taken, options) as reference:
+        timed = profile.profile(
+            written,
+            reference=reference,
+            host=options.host,
+            timing=dataclasses.replace(options.timing, sizes=build_engine.tuned_for(options.engine.shapes)),
+            skip_missing=True,
+            relative_to=folder,
+            progress=progress,
+        )
     steps.next()
     notes += plan_notes
     for built in engines.values():
@@ -402,18 +399,23 @@ def _for_engine(calibration: CalibrationOptions) -> CalibrationOptions:
     return dataclasses.replace(calibration, cache=path.with_name(f"{path.stem}.engine{path.suffix}"))
 
 
-def _reference(model: str, taken: Source, host: HostOptions) -> artifacts.Opened | str:
-    """PyTorch where the network came from it, else the ONNX file that was given."""
+@contextlib.contextmanager
+def _reference(
+    model: str, taken: Source, options: RunOptions, *, exact: bool = False
+) -> Iterator[artifacts.Opened]:
+    """Open PyTorch where the network came from it, else the ONNX file given, read as the flags say."""
     if taken.network is None:
-        return model
-    session = registry.network_session(taken.network, SessionOptions(threads=host.threads))
-    spec = input_spec.read(taken.model.metadata_props)
-    return artifacts.Opened(
+        given = artifacts.opened(model, exact=exact, host=options.host, network=options.network)
+        with given as one:
+            yield dataclasses.replace(one, name=model)
+        return
+    session = registry.network_session(taken.network, SessionOptions(threads=options.host.threads))
+    yield artifacts.Opened(
         session,
         registry.reference().name,
         artifacts.cpu_name(),
         "fp32",
-        spec,
+        taken.outside or input_spec.read(taken.model.metadata_props),
         None,
         name=taken.spec,
         random_weights=provenance.are_random(taken.network.weights),

@@ -13,7 +13,7 @@ from se_deploy import graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadInput, BadModel
-from se_deploy.frontend import image_input
+from se_deploy.frontend import bake, image_input
 from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Progress
-    from se_deploy.schema.input_spec import Layout
+    from se_deploy.schema.input_spec import InputSpec, Layout
     from se_deploy.signature import DeclaredInput
     from se_deploy.verification import Verified
 
@@ -46,6 +46,7 @@ class Source:
     check: Checker | None  # for the steps that follow; None with --no-verify
     samples: Samples | None  # the user's data, where it was named
     warnings: tuple[str, ...]
+    outside: InputSpec | None = None  # how the network itself takes images, where `model` prepares them
 
 
 def is_onnx(model: str) -> bool:
@@ -59,7 +60,8 @@ def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
     if image.inputs:
         model = graph.rewrite(model, _declared(image.inputs, path)).model
     own = input_spec.read(model.metadata_props)
-    taken = image_input.read(model, image.layout)
+    named = own.layout if own is not None and own.is_frames else None
+    taken = image_input.read(model, image.layout or named)
     spec = image.applied(image_input.described(own, taken, image.size))
     if spec is not None and own is None and len(model.graph.inputs) == 1:
         spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
@@ -145,6 +147,11 @@ def read(
     else:
         from se_deploy.frontend import torch_export, zoo  # noqa: PLC0415 - an ONNX file needs no torch
 
+        if image.layout is not None:
+            raise BadInput(
+                f"--layout says how an ONNX file takes its image, and '{spec}' is a network in PyTorch",
+                hint="leave --layout out; --bake-preprocessing writes a file that takes NHWC frames",
+            )
         network = zoo.load(
             spec,
             checkpoint=options.checkpoint,
@@ -160,11 +167,17 @@ def read(
         if image_spec is not None:
             input_spec.write(given.metadata_props, image_spec)
         notes += [*network.warnings, *exported.warnings]
+    truth = None if network is None else verifying.of_session(registry.network_session(network))
+    outside: InputSpec | None = None
+    if options.bake_preprocessing:
+        plain, outside = given, input_spec.read(given.metadata_props)
+        given = bake.bake_preprocessing(plain)
+        if outside is not None:
+            truth = verifying.fed_frames(truth or verifying.of_graph(plain), outside)
     samples = None if calibration.data is None else lowering.calibration_samples(given, calibration)
     progress("check", 1, steps)
     check = None
     if verify:
-        truth = None if network is None else verifying.of_session(registry.network_session(network))
         check = verifying.checker(given, truth, samples=samples, seed=options.seed)
     progress("canonicalize", 2, steps)
     form = verifying.canonical_form(given, check, simplified=True)
@@ -188,6 +201,7 @@ def read(
         check=form.checker,
         samples=samples,
         warnings=tuple(notes),
+        outside=outside,
     )
 
 

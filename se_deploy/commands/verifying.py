@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 from se_deploy import comparison, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
+from se_deploy.commands.fed_frames import FedFrames
 from se_deploy.frontend import simplify
 from se_deploy.passes import canonical
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import onnx_ir as ir
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from se_deploy.comparison import Divergence
     from se_deploy.data import Samples
     from se_deploy.protocols import Arrays, Runtime, Session
+    from se_deploy.schema.input_spec import InputSpec
     from se_deploy.verification import Expected, Failure, Verified
 
 SIMPLIFY = "simplify"
@@ -111,6 +113,24 @@ def checker(
 def of_session(session: Session) -> Callable[[], AbstractContextManager[Session]]:
     """Return a source that is open already."""
     return lambda: contextlib.nullcontext(session)
+
+
+def of_graph(model: ir.Model) -> Callable[[], AbstractContextManager[Session]]:
+    """Return a graph, run node by node, as a source."""
+    return lambda: registry.graph_runtime(SessionOptions(exact=True)).open(model)
+
+
+def fed_frames(
+    source: Callable[[], AbstractContextManager[Session]], spec: InputSpec
+) -> Callable[[], AbstractContextManager[Session]]:
+    """Return a source of prepared images as one of frames, which `spec` prepares outside of it."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Session]:
+        with source() as session:
+            yield FedFrames(session, spec)
+
+    return opened
 
 
 @dataclass(frozen=True, slots=True)

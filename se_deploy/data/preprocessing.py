@@ -114,6 +114,8 @@ def _fill(spec: InputSpec) -> npt.NDArray[np.float32]:
     """Return what is padded with, 0 to 255 for each channel: the mean around a whole image, else black."""
     if spec.resize != "longest":
         return np.zeros(spec.channels, np.float32)
+    if spec.pad is not None:
+        return np.array(spec.pad, np.float32)
     return np.array([round(_EIGHT_BIT * mean) for mean in spec.mean], np.float32)
 
 

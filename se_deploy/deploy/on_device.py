@@ -21,7 +21,7 @@ from se_deploy.data.preprocessing import to_sample
 
 FOLDER = Path(__file__).resolve().parent
 TOP = 5
-LATER_FIELDS = {"resize_size": None, "rounding": "down", "antialias": True, "element": "float32"}
+LATER_FIELDS = {"resize_size": None, "rounding": "down", "antialias": True, "pad": None, "element": "float32"}
 """What an input.json from before these fields means."""
 
 

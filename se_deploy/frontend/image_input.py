@@ -127,7 +127,7 @@ def _decided(
         return NoImage(f"input '{name}' has not the four dimensions of an image")
     if dtype is None or (dtype.kind != "f" and dtype != np.uint8):
         return NoImage(f"input '{name}' takes {dtype}, an image is float or uint8")
-    found = (layout, "--layout says so") if layout is not None else seen or _by_size(dims)
+    found = (layout, "--layout or its input spec says so") if layout is not None else seen or _by_size(dims)
     if found is None:
         return NoImage(
             f"nothing says whether input '{name}' takes its channels first or last", unclear=dtype == np.uint8

@@ -80,7 +80,7 @@ def _told(kept: tuple[KeptFp32, ...]) -> list[str]:
     """One warning for each of the first reasons, with the first nodes that it keeps in FP32."""
     nodes: dict[str, list[str]] = {}
     for one in kept:
-        if one.reason != fp16_ranges.OF_SIZES:  # costs nothing, and no number is in doubt
+        if one.reason not in {fp16_ranges.OF_SIZES, fp16_ranges.OF_FRAMES}:  # no number is in doubt
             nodes.setdefault(one.reason, []).append(one.node)
     told = [f"{_listed(names)} stay in FP32: {reason}" for reason, names in list(nodes.items())[:_NAMED]]
     rest = list(nodes.values())[_NAMED:]

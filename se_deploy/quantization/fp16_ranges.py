@@ -55,6 +55,9 @@ _NORMALIZES = frozenset(
 _SIZES = frozenset({"Shape", "Size"})
 OF_SIZES = "it computes with sizes, and FP16 has no odd number above 2,048"
 
+_PREPARES = frozenset({"Add", "Cast", "Div", "Mul", "Sub", "Transpose"})
+OF_FRAMES = "it prepares uint8 frames, as exactly as that is done outside a graph"
+
 _DATA_DEPENDENT = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 """What comes of them may be empty, and an empty tensor has no largest value."""
 
@@ -147,6 +150,8 @@ def kept_fp32(model: ir.Model, ranges: Ranges | None) -> dict[ir.Node, str]:
     found: dict[ir.Node, str] = {}
     for node in _sizes(model):
         found[node] = OF_SIZES
+    for node in _preparing(model):
+        found[node] = OF_FRAMES
     for node in model.graph:
         for value in node.inputs:
             reason = _constant(node, value)
@@ -248,6 +253,20 @@ def _reached(start: ir.Node, step: Callable[[ir.Node], Iterable[ir.Node]]) -> li
                 found[node] = None
                 waiting.append(node)
     return list(found)
+
+
+def _preparing(model: ir.Model) -> list[ir.Node]:
+    """Return the nodes that cast, turn and normalize a uint8 input, up to the first that does more."""
+    made = {value for value in model.graph.inputs if value.dtype == ir.DataType.UINT8}
+    found = []
+    for node in model.graph:
+        inputs = [value for value in node.inputs if value is not None]
+        rest = [value for value in inputs if value not in made]
+        constants = all(graph.constant(value) is not None for value in rest)
+        if node.op_type in _PREPARES and len(rest) < len(inputs) and constants:
+            made.update(node.outputs)
+            found.append(node)
+    return found
 
 
 def _sizes(model: ir.Model) -> list[ir.Node]:

@@ -64,6 +64,8 @@ class InputSpec(Struct, frozen=True, omit_defaults=True):
     resize_size: tuple[Size, Size] | None = None  # (H, W) before the crop; None: size / crop, rounded down
     rounding: Rounding = "down"  # of the side that follows from the aspect; "nearest" is timm's, of both
     antialias: bool = True  # False: bilinear as a network resizes inside itself
+    # what "longest" pads frames with, whose mean is not known here; None: the mean
+    pad: tuple[Annotated[int, Meta(ge=0, le=255)], ...] | None = None
     element: Element = "float32"  # "uint8": frames, 0 to 255 as stored, which the graph itself normalizes
 
     def __post_init__(self) -> None:
@@ -75,6 +77,8 @@ class InputSpec(Struct, frozen=True, omit_defaults=True):
             raise ValueError(f"only bilinear exists without antialiasing, not {self.interpolation}")
         if self.is_frames and (any(self.mean) or not all(math.isclose(s, RAW_STD) for s in self.std)):
             raise ValueError("uint8 frames are fed as they are: their mean is 0 and their std 1/255")
+        if self.pad is not None and len(self.pad) != self.channels:
+            raise ValueError(f"its pad is no number for each of {self.channels} channels")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -100,12 +104,16 @@ def in_layout(shape: tuple[T, T, T], layout: Layout) -> tuple[T, T, T]:
 
 def frames(spec: InputSpec, layout: Layout | None = None) -> InputSpec:
     """Return `spec` for a graph that takes uint8 frames, in its own or another layout."""
+    pad = None
+    if spec.resize == "longest" and not spec.is_frames:
+        pad = tuple(min(max(round(255 * mean), 0), 255) for mean in spec.mean)
     return replace(
         spec,
         element="uint8",
         layout=layout or spec.layout,
         mean=(0.0,) * spec.channels,
         std=(RAW_STD,) * spec.channels,
+        pad=pad or spec.pad,
     )
 
 
@@ -128,6 +136,7 @@ def resized(spec: InputSpec | None, dims: Sequence[int]) -> InputSpec:
         width=width,
         mean=per_channel(spec.mean, channels),
         std=(RAW_STD,) * channels if spec.is_frames else per_channel(spec.std, channels),
+        pad=None if channels != spec.channels else spec.pad,
         resize_size=None if (height, width) != (spec.height, spec.width) else spec.resize_size,
     )
 

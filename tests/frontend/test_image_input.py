@@ -71,7 +71,11 @@ def test_what_is_no_image_or_unclear_says_why(x, body, said, unclear):
 
 def test_the_flag_overrules_the_graph():
     found = image_input.read(model("uint8[N,3,8,3] x", TO_FIRST.format(x="x")), "NCHW")
-    assert (found.layout, found.dims, found.reason) == ("NCHW", (3, 8, 3), "--layout says so")
+    assert (found.layout, found.dims, found.reason) == (
+        "NCHW",
+        (3, 8, 3),
+        "--layout or its input spec says so",
+    )
 
 
 def test_an_engine_is_read_by_its_sizes():
