@@ -6,6 +6,8 @@ ignored. Keys of the contract have no default; later ones have, so that older fi
 
 from __future__ import annotations
 
+import atexit
+import gc
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +50,10 @@ OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
     }
 )
 """By command, and by kind of file; "error" is what any command prints with --json where it fails."""
+
+# The interpreter's last collection may crash in msgspec's types (msgspec issue 717, 0.22 too), so that a
+# command ends with 139 in place of its exit code; what is frozen is not collected.
+atexit.register(gc.freeze)
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
