@@ -236,6 +236,14 @@ def test_a_batch_of_eight_answers_for_twenty_samples(folder, capsys):
     assert [one["samples"] for one in json.loads(out)["candidates"]] == [20, 20]
 
 
+@pytest.mark.parametrize(("reference", "fed"), [(8, 8), ("N", 4)])
+def test_fewer_samples_than_a_batch_are_the_batch_that_is_stated(folder, capsys, reference, fed):
+    given = case_graphs.save(case_graphs.frozen_batch(reference), folder / "net.onnx")
+    samples = data("four.npy", 4, 3, 16, 16)
+    _, out, _ = run(capsys, "parity", given, given, "--data", samples, "--json")
+    assert json.loads(out)["candidates"][0]["shapes"] == {"x": [fed, 3, 16, 16]}
+
+
 @pytest.mark.parametrize(("reference", "candidate", "fed"), [(8, "N", 8), ("N", 8, 8), (8, 1, 1), (1, 8, 8)])
 def test_padding_is_compared_with_nothing(folder, capsys, reference, candidate, fed):
     case_graphs.save(case_graphs.frozen_batch(reference), folder / "one.onnx")

@@ -46,6 +46,7 @@ class Engine:
     warnings: tuple[str, ...] = ()  # the compiler's own, and what was asked for and ignored
     log_errors: tuple[str, ...] = ()  # ERROR lines of a build that succeeded: mostly noise
     skipped_tactics: int = 0  # for want of memory
+    free: frozenset[str] = frozenset()  # the inputs whose sizes the graph leaves to the build
 
 
 def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile]:
@@ -70,6 +71,11 @@ def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile
             value.name, dims, given.get(value.name) or _derived(value.name, dims, spec)
         )
     return result
+
+
+def free_inputs(model: ir.Model) -> frozenset[str]:
+    """Return the inputs that have a size which the graph leaves open."""
+    return frozenset(str(value.name) for value in model.graph.inputs if None in (graph.dims(value) or ()))
 
 
 def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> Profile:

@@ -257,7 +257,9 @@ def _counted(built: Engine, model: ir.Model) -> tuple[Engine, tuple[str, ...]]:
         if done.unknown:
             what = f"{len(done.unknown)} tensors whose size the plan does not say"
             notes.append(f"planned bytes leave out {what}, among them '{done.unknown[0]}'")
-    return dataclasses.replace(built, plan=plan.per_image(opt, sizing.images(model))), tuple(notes)
+    one_size = all(profile.min == profile.max for profile in built.shapes.values())
+    launched = sizing.images(sizing.at(model, opt, batch=True) if one_size else model)
+    return dataclasses.replace(built, plan=plan.per_image(opt, launched)), tuple(notes)
 
 
 def tuned_for(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]]:

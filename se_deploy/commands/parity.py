@@ -146,7 +146,7 @@ def parity(
                     one.checked_as,
                     one.evaluated or one.runtime,
                     one.rounding,
-                    _shapes(fed[framed].sample, one.session, size),
+                    _shapes(fed[framed].sample, one.session, min(size, found.count)),
                 )
             )
         progress("parity", len(candidates), len(candidates))

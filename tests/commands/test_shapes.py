@@ -127,6 +127,18 @@ def test_an_engine_for_free_sizes_is_counted_at_the_shape_it_is_tuned_for(free, 
     assert any(one["dims"][2:] == [64, 48] for one in ranged["verified"]["inputs"])
 
 
+def test_an_engine_for_one_batch_is_counted_per_image(free, capsys):
+    counted, kernels = [], 0
+    for batch in (1, 4):
+        size = ("--opt-shapes", f"x:{batch}x3x64x48")
+        words = ("--no-rewrites", "-o", f"{batch}.engine", "--json", *size)
+        _, built = run(capsys, "build-engine", free, *words)
+        assert built["plan"]["shapes"] == {"x": [batch, 3, 64, 48]}
+        counted.append(built["plan"]["activation_bytes"])
+        kernels = built["plan"]["kernels"]
+    assert abs(counted[0] - counted[1]) <= kernels  # each kernel's bytes are rounded up
+
+
 def test_multiply_accumulates_are_those_of_the_planned_size(free):
     model = graph.load(free)
     x = PlanTensor("x", "float32", (1, 3, 8, 8))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def build_command(engine: str, onnx: str, built: Engine) -> str:
     """Return the command of NVIDIA's own tool that builds the same: precision is in the graph."""
-    free = {name: p for name, p in built.shapes.items() if p.min != p.max}
+    free = {name: p for name, p in built.shapes.items() if name in built.free}
     words = [FLAVOURS[built.runtime].tool, f"--onnx={onnx}", f"--saveEngine={engine}"]
     for option, pick in (("minShapes", "min"), ("optShapes", "opt"), ("maxShapes", "max")):
         if free:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from se_deploy import graph
-from se_deploy.backends.engine import BuildOptions, Engine, profiles
+from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
 from se_deploy.backends.tensorrt import inspector, layer_log
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
@@ -83,6 +83,7 @@ class Compiler:
             warnings=(*self._notes(plan, options), *reply["warnings"]),
             log_errors=tuple(reply["errors"]),
             skipped_tactics=reply["skipped_tactics"],
+            free=free_inputs(model),
         )
 
     def plan(

@@ -7,6 +7,7 @@ import plan_graphs
 import pytest
 
 from se_deploy.backends.engine import BuildOptions
+from se_deploy.backends.tensorrt.command import build_command
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import Profile
@@ -148,6 +149,15 @@ def test_shapes_given_are_the_shapes_built(rtx):
     made = rtx.build(plan_graphs.se_net(), options)
     assert made.shapes == {"x": wide}
     assert made.workspace_bytes == 1 << 30
+
+
+@pytest.mark.parametrize(("batch", "flagged"), [((1, 4), True), ((2, 2), True), (None, False)])
+def test_nvidias_own_command_names_the_shapes_of_what_is_free(rtx, batch, flagged):
+    dims, shapes = "1", {}
+    if batch is not None:
+        dims, shapes = "N", {"x": Profile((batch[0], 32, 14, 14), (2, 32, 14, 14), (batch[1], 32, 14, 14))}
+    built = rtx.build(plan_graphs.se_net(batch=dims), BuildOptions(shapes=shapes))
+    assert ("--optShapes=x:2x32x14x14" in build_command("e", "o", built)) == flagged
 
 
 @pytest.mark.parametrize(
