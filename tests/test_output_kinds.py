@@ -187,13 +187,21 @@ def test_a_moved_box_and_a_changed_label_are_seen():
     assert found["labels"].agreement == pytest.approx(4 / 5)
 
 
-def test_one_box_with_two_labels_goes_with_each():
+def test_equal_boxes_go_with_their_labels_and_then_with_the_nearer_scores():
     box = np.array([[0, 0, 10, 10]] * 2, np.float32)
-    want = {"boxes": box, "scores": np.float32([0.9, 0.8]), "labels": np.array([1, 2])}
-    shaken = box + np.float32([[0.01], [0.0]])
-    found = compared(want, {"boxes": shaken, "scores": want["scores"][::-1], "labels": want["labels"][::-1]})
-    assert found["labels"].agreement == 1.0
-    assert found["scores"].max_abs == 0
+    shaken = box + np.float32([[0.01], [0.0]])  # both of the reference overlap most with the second
+    want = {"boxes": box, "scores": np.float32([0.9, 0.9]), "labels": np.array([1, 2])}
+    assert compared(want, {**want, "boxes": shaken})["labels"].agreement == 1.0
+    want = {"boxes": box, "scores": np.float32([0.9, 0.8])}
+    assert compared(want, {**want, "scores": want["scores"][::-1]})["scores"].max_abs == 0
+
+
+def test_a_nan_of_one_batch_is_not_forgotten_in_the_next():
+    array = np.ones((6, 4, 5), np.float32)
+    broken = np.where(np.arange(5) == 1, np.nan, array).astype(np.float32)
+    output = compared([{"y": broken}, {"y": array}], [{"y": array}] * 2, 6)["y"]  # of the reference's own
+    assert np.isnan(output.max_abs)
+    assert all(preset.failures(output) for preset in PRESETS)
 
 
 def test_rows_that_fill_up_a_fixed_number_of_boxes_are_not_counted():
