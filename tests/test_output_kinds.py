@@ -383,6 +383,9 @@ def test_the_command_takes_another_kind(files, capsys):
     error = json.loads(out)["error"]
     assert "no output 'planes'" in error["message"]
     assert "scores, label, plane" in error["hint"]
+    code, out, _ = call(capsys, *words, "--output", "plane:mask", "--output", "plane:labels")
+    assert code == 2
+    assert "'plane' as mask and as labels" in json.loads(out)["error"]["message"]
     code, out, _ = call(capsys, *words, "--output", "plane:picture")
     assert code == 2
     assert "logits, labels, mask" in json.loads(out)["error"]["message"]

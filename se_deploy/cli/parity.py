@@ -4,17 +4,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import click
+
 from se_deploy.cli import options
-from se_deploy.cli.parameters import argument, arguments, command, repeated, required
+from se_deploy.cli.parameters import argument, arguments, command, group, repeated, required
 from se_deploy.cli.types import IN_FILE, IN_PATH, KindOfOutput, Model
 from se_deploy.options import OUTPUT_KINDS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
+    from se_deploy.cli.parameters import Given
     from se_deploy.options import HostOptions, Limits, NetworkOptions, SampleOptions
     from se_deploy.schema.common import OutputKind
+
+
+_output = repeated(
+    "--output",
+    KindOfOutput(),
+    f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}.",
+)
+
+
+def _by_name(given: Given) -> Mapping[str, OutputKind]:
+    kinds: dict[str, OutputKind] = {}
+    for name, kind in _output.of(given):
+        if kinds.setdefault(name, kind) != kind:
+            raise click.UsageError(f"--output takes '{name}' as {kinds[name]} and as {kind}")
+    return kinds
 
 
 @command(
@@ -23,11 +42,7 @@ if TYPE_CHECKING:
     arguments("candidates", IN_FILE),
     required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ..."),
     options.sampled,
-    repeated(
-        "--output kinds",
-        KindOfOutput(),
-        f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}.",
-    ),
+    group("kinds", _by_name, _output),
     options.limits,
     options.network,
     options.host,
@@ -40,7 +55,7 @@ def parity(
     candidates: tuple[Path, ...],
     data: Path,
     samples: SampleOptions,
-    kinds: tuple[tuple[str, OutputKind], ...],
+    kinds: Mapping[str, OutputKind],
     limits: Limits,
     network: NetworkOptions,
     host: HostOptions,
@@ -69,7 +84,7 @@ def parity(
             reference,
             candidates,
             data=data,
-            kinds=dict(kinds),
+            kinds=kinds,
             limits=limits,
             samples=samples,
             host=host,
