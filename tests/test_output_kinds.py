@@ -319,6 +319,12 @@ def test_what_an_output_is_taken_for(kind, outputs):
     assert kinds_of(outputs, IMAGE)[next(iter(outputs))] == kind
 
 
+def test_a_mask_of_frames_is_one_too():
+    frames = {"x": np.zeros((2, 12, 10, 3), np.uint8)}
+    assert kinds_of({"y": np.zeros((2, 5, 12, 10), np.float32)}, frames) == {"y": "mask"}
+    assert kinds_of({"y": np.zeros((2, 3, 12, 10), np.float32)}, frames) == {"y": "values"}
+
+
 @pytest.mark.parametrize(
     ("kind", "array"),
     [("logits", np.zeros(4)), ("mask", np.zeros((2, 3))), ("mask", np.zeros((2, 5, 5))),

@@ -77,7 +77,8 @@ def _is_mask(name: str, array: Array, feeds: Arrays) -> bool:
     if _MASK.search(name):
         return True
     # An output with the input's channels is a picture, one of another size is a feature map.
-    sizes = {(a.shape[1], a.shape[2:]) for a in feeds.values() if a.ndim == 4}  # noqa: PLR2004
+    inputs = [a for a in feeds.values() if a.ndim == 4]  # noqa: PLR2004
+    sizes = {one for a in inputs for one in ((a.shape[1], a.shape[2:]), (a.shape[3], a.shape[1:3]))}
     channels, size = array.shape[1], array.shape[2:]
     return channels > 1 and any(size == other and channels != c for c, other in sizes)
 
