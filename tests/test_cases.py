@@ -414,3 +414,38 @@ def test_a_run_with_baked_preprocessing_is_compared_with_what_was_given(folder, 
     for name in ("model.onnx", "model.int8.onnx", "model.int8.engine.onnx"):
         dims, dtype, spec = taken(f"out/{name}")
         assert (dims, dtype, spec.element) == ((None, 16, 16, 3), "UINT8", "uint8")
+
+
+NETWORK = """
+import torch
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = torch.nn.Conv2d(3, 8, 3), torch.nn.Linear(8, 5)
+
+    def forward(self, image):
+        return self.fc(torch.relu(self.conv(image)).mean((2, 3)))
+"""
+
+
+def test_a_run_of_a_network_compares_frames_with_what_pytorch_says_of_prepared_images(folder, capsys):
+    (folder / "net.py").write_text(NETWORK)
+    pictures(folder / "pics")
+    words = ("run", "net.py:Net", *PREPARED, "--bake-preprocessing", "--fp16", "--data", "pics", "-o", "out")
+    code, out, err = run(capsys, *words, "--no-rewrites", "--json", *QUICK)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["export"]["verified"]["passed"] is True
+    assert found["parity"]["passed"] is True
+    assert taken("out/model.fp16.engine.onnx")[:2] == ((None, 16, 16, 3), "UINT8")
+
+
+def test_a_layout_is_for_files_alone(folder, capsys):
+    (folder / "net.py").write_text(NETWORK)
+    code, out, _ = run(
+        capsys, "export", "net.py:Net", *PREPARED, "--layout", "NHWC", "-o", "x.onnx", "--json"
+    )
+    assert code == 1
+    assert "a network in PyTorch" in json.loads(out)["error"]["message"]
