@@ -88,7 +88,8 @@ def load(path: Path) -> ir.Model:
         onnx.checker.check_model(proto) if proto.ByteSize() < _MAX_PROTO_BYTES else None
     except (DecodeError, onnx.checker.ValidationError, ir.serde.SerdeError, OSError, ValueError) as e:
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint="export it again") from e
+        hint = "name an ONNX file; if this is one, it was damaged: export or copy it again"
+        raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint=hint) from e
     inline(model)
     refuse_training(model)  # before tidy, which drops the unread outputs that BatchNormalization trains by
     tidy(model)

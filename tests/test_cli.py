@@ -111,6 +111,15 @@ def test_free_sizes_of_a_file_are_settled_by_input_size(net, capsys):
     assert [dim.dim_value for dim in made] == [0, 3, 24, 20]
 
 
+@pytest.mark.parametrize("size", ["3x24x20", "4x16x16", "3x16"])
+@pytest.mark.parametrize("words", [("export", "-o", "o.onnx"), ("inspect", "--plan"), ("profile",)])
+def test_a_size_that_does_not_fit_a_file_is_refused(net, capsys, words, size):
+    command, *rest = words
+    assert f"--input-size {size} does not fit" in refused(
+        capsys, command, "net.onnx", *rest, "--input-size", size
+    )
+
+
 def test_an_existing_output_needs_overwrite(net, capsys):
     (net / "made.onnx").write_text("mine")
     assert "--overwrite" in refused(capsys, "export", "net.onnx", "-o", "made.onnx")

@@ -104,7 +104,11 @@ def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model
 
 
 def _sized(size: tuple[int, ...], layout: Layout) -> Callable[[ir.Model], int]:
-    """Return the pass that fixes the only input's free sizes behind the batch; those it has are kept."""
+    """Return the pass that fixes the only input's free sizes behind the batch.
+
+    Raises: BadInput where `size` is not what the input takes.
+    """
+    said = "x".join(map(str, size))
     if len(size) == 3:  # noqa: PLR2004 - (C, H, W)
         size = input_spec.in_layout((size[0], size[1], size[2]), layout)
 
@@ -113,10 +117,19 @@ def _sized(size: tuple[int, ...], layout: Layout) -> Callable[[ir.Model], int]:
             return 0
         value = model.graph.inputs[0]
         known = graph.dims(value)
-        if known is None or len(known) != 1 + len(size) or None not in known[1:]:
+        if known is None:
             return 0
-        kept = [was if was is not None else now for was, now in zip(known[1:], size, strict=True)]
-        value.shape = ir.Shape([value.shape[0] if value.shape else None, *kept])
+        if len(known) != 1 + len(size) or any(
+            d not in (None, n) for d, n in zip(known[1:], size, strict=True)
+        ):
+            dims = "x".join("?" if d is None else str(d) for d in known) or "scalar"
+            raise BadInput(
+                f"input '{value.name}' is {dims}, which --input-size {said} does not fit",
+                hint="give its fixed sizes as they are, without the batch; free ones are yours to settle",
+            )
+        if None not in known[1:]:
+            return 0
+        value.shape = ir.Shape([value.shape[0] if value.shape else None, *size])
         return 1
 
     return fix_input_size
