@@ -15,6 +15,7 @@ from PIL import Image
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
+from se_deploy.quantization import to_fp16
 from se_deploy.quantization.fp16_rounding import rounded
 from se_deploy.schema import input_spec
 
@@ -32,6 +33,11 @@ def run(capsys, *words):
     code = main([str(word) for word in words], standalone_mode=False)
     out, err = capsys.readouterr()
     return code or 0, out, err
+
+
+def in_fp16(proto, path):
+    """Write a graph in FP16 throughout, whatever overflows, as other tools do."""
+    graph.save(to_fp16(graph.load(case_graphs.save(proto, path))).model, path)
 
 
 def answers(path, feeds):
@@ -104,6 +110,32 @@ def test_an_eps_that_fp16_has_not_stays_in_fp32_with_its_division(folder, capsys
     feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
     with EXACT.open(rounded(graph.load(folder / "out.onnx"))) as session:
         assert np.isfinite(session.run(feeds)["y"]).all()
+
+
+def test_an_fp16_file_that_overflows_on_a_device_is_built_and_fails(folder, capsys):
+    proto = case_graphs.large_sum()
+    mean = next(node for node in proto.graph.node if node.output[0] == "p")
+    proto.graph.node.remove(
+        mean
+    )  # its factor goes into the next convolution, so that a kernel writes the sum
+    reader = next(node for node in proto.graph.node if "p" in node.input)
+    reader.input[0] = "su"
+    weights = next(one for one in proto.graph.initializer if one.name == reader.input[1])
+    scaled = onnx.numpy_helper.to_array(weights) / np.float32(112 * 112)
+    weights.CopyFrom(onnx.numpy_helper.from_array(scaled, weights.name))
+    in_fp16(proto, folder / "half.onnx")
+    with EXACT.open(graph.load(folder / "half.onnx")) as session:  # which rounds nothing between its kernels
+        assert np.isfinite(session.run({"x": np.ones((1, 3, 224, 224), np.float32)})["y"]).all()
+    code, out, err = run(capsys, "build-engine", "half.onnx", "-o", "out.engine", "--json")
+    found = json.loads(out)["verified"]
+    assert (code, found["passed"], [one["kind"] for one in found["inputs"]]) == (
+        3,
+        False,
+        ["noise", "extremes"],
+    )
+    assert "not finite" in err
+    code, out, _ = run(capsys, "build-engine", "half.onnx", "-o", "other.engine", "--no-verify", "--json")
+    assert (code, json.loads(out)["verified"]["skipped"]) == (0, True)
 
 
 @pytest.mark.parametrize("case", [case_graphs.dead_branch, case_graphs.taken_names])

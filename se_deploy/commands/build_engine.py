@@ -126,6 +126,8 @@ def build_engine(
         else:
             done = lowering.as_it_stands(given)
             verified = done.verified if verify else verification.skipped()
+            if verify and fp16_rounding.has_fp16(given):  # what a device rounds may overflow, unlike its file
+                check = verifying.checker(given, shapes=tuned_for(engine.shapes), seed=calibration.seed)
         worth = None
         if wanted == "int8" and planner is not None:
             worth = lowering.worth(

@@ -61,7 +61,7 @@ class Checker:
         preset = comparison.PRESETS[precision]
 
         def locate(feeds: Arrays) -> Divergence | None:
-            if model is self.given:
+            if model is self.given and evaluated is None:
                 return None
             return comparison.first_divergence(
                 self.given,

@@ -179,6 +179,11 @@ def _accepted(
             break
     if not found:
         reason = f": {refusal.message}" if refusal else ""
+        if not free:
+            raise UnsupportedGraph(
+                f"the graph gives no answers to compare with, on noise of its own sizes{reason}",
+                hint="repair what gives none, or turn the check off with --no-verify",
+            )
         raise UnsupportedGraph(
             f"the graph accepts none of the sizes that were tried for its free dimensions{reason}",
             hint="name sizes that it accepts with --input-size, or turn the check off with --no-verify",
