@@ -15,7 +15,7 @@ from se_deploy.backends import registry
 
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
-    "errors", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching",
+    "errors", "extras", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching",
     "signature",
     "options", "graph", "networks", "frontend", "se_blocks", "passes", "data", "calibration", "quantization",
     "advice", "fusion", "comparison", "backends", "verification",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from se_deploy import extras
 from se_deploy.backends import registry
 from se_deploy.backends.backend import Backend
 from se_deploy.errors import SeDeployError
@@ -35,8 +36,10 @@ _PACKAGES = {
     "onnx": (_VERSION.format(module="onnx"), "pip install onnx"),
     "onnx-ir": (_VERSION.format(module="onnx_ir"), "pip install onnx-ir"),
     "onnxsim": (_VERSION.format(module="onnxsim"), "pip install onnxsim"),
-    "timm": (_INSTALLED.format(package="timm"), "pip install 'se-deploy[zoo]'"),
-    "torchvision": (_INSTALLED.format(package="torchvision"), "pip install 'se-deploy[zoo]'"),
+    **{
+        name: (_INSTALLED.format(package=name), extras.INSTALL[name])
+        for name in ("onnxscript", "safetensors", "timm", "torchvision", "matplotlib")
+    },
 }
 """What is needed besides backends: how to look for it, and how to install it."""
 
@@ -50,9 +53,14 @@ major, minor = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComput
 sm = ''.join(str(m.cudaDeviceGetAttribute(k, 0)[1]) for k in (major, minor)) if ok else None
 name = m.cudaGetDeviceProperties(0)[1].name if ok else None
 name = name.decode().rstrip(chr(0)) if isinstance(name, bytes) else name
-print(json.dumps({'error': error.name, 'count': count or 0, 'sm': sm, 'name': name}))
+driver, bindings = m.cudaDriverGetVersion()[1], m.cudaRuntimeGetVersion()[1]
+print(json.dumps({'error': error.name, 'count': count or 0, 'sm': sm, 'name': name, 'driver': driver,
+                  'bindings': bindings}))
 """
-_GPU_INSTALL = "install the NVIDIA driver; pip install cuda-bindings"
+_BINDINGS = f"{extras.install('gpu')}; on a Jetson: {extras.install('jetson')}"
+_DRIVER = "install the NVIDIA driver"
+_OLD_DRIVER = "cudaErrorInsufficientDriver"
+"""What the bindings answer where the driver is older than they are, and where there is none."""
 _JETPACK = {35: "5.1", 36: "6", 38: "7.0/7.1", 39: "7.2"}
 
 
@@ -156,11 +164,23 @@ def _backend(
 def _gpu(probe: Probe) -> Finding:
     answer = probe.answer
     if answer is None:
-        return _absent(_GPU, probe.complaint, _GPU_INSTALL)
+        return _absent(_GPU, probe.complaint, _BINDINGS)
     if answer["count"]:
         return Finding(name=_GPU, state="ok", detail=f"{answer['name']}, sm{answer['sm']}")
+    driver, bindings = (_cuda(answer[of]) for of in ("driver", "bindings"))
+    if answer["error"] == _OLD_DRIVER and answer["driver"]:
+        complaint = f"the driver (CUDA up to {driver}) is too old for the bindings (CUDA {bindings})"
+        fix = f"pip install 'cuda-bindings=={driver.partition('.')[0]}.*', or install a newer driver"
+        return Finding(name=_GPU, state="broken", detail=complaint, fix=fix)
+    if not answer["driver"]:
+        return Finding(name=_GPU, state="missing", detail="no NVIDIA driver", fix=_DRIVER)
     complaint = f"no NVIDIA device can be used ({answer['error']})"
-    return Finding(name=_GPU, state="missing", detail=complaint, fix=_GPU_INSTALL)
+    return Finding(name=_GPU, state="missing", detail=complaint, fix=_DRIVER)
+
+
+def _cuda(version: int) -> str:
+    """Return a CUDA version as people write it: 12060 is 12.6."""
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def _absent(name: str, complaint: str, fix: str) -> Finding:

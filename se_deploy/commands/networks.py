@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy import networks as shipped
+from se_deploy import extras
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
 from se_deploy.schema.results import Networks, ShippedNetwork
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def networks(*, progress: Progress = silent) -> Networks:
-    """Return every network that ships, counted at its own input size."""
+    """Return every network that ships, counted at its own input size. Raises: MissingRuntime."""
+    with extras.needed_for("the list of networks that ship"):
+        from se_deploy import networks as shipped  # noqa: PLC0415 - nothing else of the tool needs torch
+
     rows = []
     for done, name in enumerate(shipped.NETWORKS):
         progress("count", done, len(shipped.NETWORKS))

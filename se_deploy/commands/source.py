@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from se_deploy import graph, se_blocks
+from se_deploy import extras, graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadInput, BadModel
@@ -158,7 +158,8 @@ def read(
     if is_onnx(spec):
         given, exporter = load_fp32(Path(spec), image), "onnx"
     else:
-        from se_deploy.frontend import torch_export, zoo  # noqa: PLC0415 - an ONNX file needs no torch
+        with extras.needed_for(f"'{spec}'"):
+            from se_deploy.frontend import torch_export, zoo  # noqa: PLC0415 - an ONNX file needs no torch
 
         if image.layout is not None:
             raise BadInput(

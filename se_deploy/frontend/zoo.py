@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from se_deploy import files
-from se_deploy.errors import BadInput, BadModel, MissingRuntime
+from se_deploy import extras, files
+from se_deploy.errors import BadInput, BadModel
 from se_deploy.frontend import public_zoos
 from se_deploy.frontend.examples import dtype_name, examples_of
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
@@ -96,7 +96,7 @@ def load(
 
     `input_size` is (C, H, W), or (C, L) and (C, D, H, W) for networks that take no images; `feeding` says it
     of networks with several inputs or other free dimensions than the batch.
-    Raises: BadModel (unknown name, wrong checkpoint), BadInput (arguments), MissingRuntime (timm).
+    Raises: BadModel (unknown name, wrong checkpoint), BadInput (arguments), MissingRuntime (an extra).
     """
     torch.manual_seed(seed)
     args = dict(model_args or {})
@@ -188,8 +188,9 @@ _SPEC_HINT = (
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError  # noqa: PLC0415 - only where such a file is read
-        from safetensors.torch import load_file  # noqa: PLC0415
+        with extras.needed_for(f"'{path}'"):
+            from safetensors import SafetensorError  # noqa: PLC0415 - only where such a file is read
+            from safetensors.torch import load_file  # noqa: PLC0415
 
         try:
             return load_file(path)
@@ -248,13 +249,9 @@ def _quiet_imports(spec: str) -> Iterator[None]:
     before = list(sys.path)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        yield
+        with extras.needed_for(f"'{spec}'"):
+            yield
     except ImportError as e:
-        extra = {"timm": "zoo", "torchvision": "zoo"}.get(e.name or "")
-        if extra:
-            raise MissingRuntime(
-                f"'{spec}' needs {e.name}, which is not installed", hint=f"pip install 'se-deploy[{extra}]'"
-            ) from e
         raise BadModel(f"'{spec}' cannot be imported: {e}", hint=_SPEC_HINT) from e
     finally:
         sys.path[:] = before

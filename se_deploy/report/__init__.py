@@ -1,7 +1,7 @@
 """Results as people and CI systems read them: HTML pages, a Markdown summary, JUnit XML.
 
 Everything works from the plain JSON objects of the contract, so that a report can be made from the files of
-a run that happened on another machine. Plots, and with them matplotlib, are imported when a page is written.
+a run that happened on another machine. matplotlib is imported when a plot is drawn.
 """
 
 from __future__ import annotations

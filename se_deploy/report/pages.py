@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from se_deploy.report import facts, tables, units
+from se_deploy import extras
+from se_deploy.report import facts, plots, tables, units
 from se_deploy.report.templating import render
 from se_deploy.schema.results import Machine, Network
 
@@ -20,11 +21,9 @@ if TYPE_CHECKING:
 
 def html(report: Run) -> str:
     """Write the page of a `run` or `demo`; what the report does not hold is called not measured."""
-    from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
-
     plans = facts.plans(report)
     blocks = tables.block_rows(report.inspect.blocks if report.inspect else (), plans)
-    waterfalls = [plots.waterfall(found, i) for i, found in enumerate(facts.waterfalls(report))]
+    drawn = [plots.waterfall(found, i) for i, found in enumerate(facts.waterfalls(report))]
     return render(
         "run.html.j2",
         {
@@ -50,12 +49,12 @@ def html(report: Run) -> str:
             "refused": facts.refused(report),
             "waterfalls": facts.waterfalls(report),
             "engines": facts.engines(report),
-            "notes": facts.notes(report),
+            "notes": (*facts.notes(report), *_left_out()),
             "latency_plot": plots.latency(facts.timings(report)),
             "error_plot": plots.errors(facts.errors(report)),
             "range_plot": plots.ranges(facts.ranges(report)),
             "curve_plot": plots.curve(facts.curve(report)),
-            "waterfall_plots": waterfalls,
+            "waterfall_plots": [plot for plot in drawn if plot],
         },
     )
 
@@ -87,8 +86,6 @@ def inspect_html(inspection: Inspect, drawings: Mapping[str, str]) -> str:
 
 def compare_html(reports: Sequence[tuple[str, Run]]) -> str:
     """Write several runs side by side; each is a name, mostly its folder, and its report."""
-    from se_deploy.report import plots  # noqa: PLC0415 - matplotlib takes a second: only for who needs it
-
     names = [name for name, _ in reports]
     artifacts = [{row.name: row for row in facts.artifacts(report)} for _, report in reports]
     rows = list(dict.fromkeys(path for run in artifacts for path in run))
@@ -114,7 +111,7 @@ def compare_html(reports: Sequence[tuple[str, Run]]) -> str:
             "plan_labels": plans,
             "versions": versions,
             "differing": [name for name in packages if len({run.get(name) for run in versions}) > 1],
-            "notes": [facts.notes(report) for _, report in reports],
+            "notes": [(*facts.notes(report), *_left_out()) for _, report in reports],
             "several_machines": len(machines) > 1,
             "plots": [
                 plots.groups(
@@ -143,6 +140,14 @@ def compare_html(reports: Sequence[tuple[str, Run]]) -> str:
             ],
         },
     )
+
+
+def _left_out() -> tuple[facts.Note, ...]:
+    """Return the note of a page without plots; none where they were drawn."""
+    if plots.available():
+        return ()
+    hint = extras.INSTALL["matplotlib"]
+    return (facts.Note("report", f"the plots were left out, matplotlib is not installed: {hint}"),)
 
 
 def _facts(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:

@@ -1,11 +1,12 @@
 """The plots of a report as inline SVG: text stays text, colours follow the page's light or dark scheme.
 
-matplotlib is imported with this module, so only what writes a page imports it. No pyplot, no global state:
-every figure is drawn under its own style, and the same numbers give the same bytes.
+matplotlib is imported when a plot is drawn; where it is not installed there is none, and the page says so. No
+pyplot, no global state: every figure is drawn under its own style, and the same numbers give the same bytes.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import math
 import re
@@ -14,10 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.style
 from markupsafe import Markup, escape
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from se_deploy.backends import registry
 from se_deploy.report import units
@@ -84,6 +82,11 @@ class Plot:
     title: str
     caption: str
     svg: Markup
+
+
+def available() -> bool:
+    """Whether plots can be drawn here; where not, every function below returns None."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 def latency(timings: Sequence[Timing]) -> Plot | None:
@@ -206,7 +209,7 @@ def ranges(found: Sequence[Range]) -> Plot | None:
     )
 
 
-def waterfall(found: Waterfall, index: int) -> Plot:
+def waterfall(found: Waterfall, index: int) -> Plot | None:
     """Draw the planned bytes that each rewrite saves, steps of one rewrite taken together.
 
     `index` tells the plots of one page apart.
@@ -336,7 +339,13 @@ def _short(name: str) -> str:
     return name if len(name) <= _NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
 
 
-def _plot(name: str, title: str, caption: str, draw: Callable[[Axes], None], *, rows: int) -> Plot:
+def _plot(name: str, title: str, caption: str, draw: Callable[[Axes], None], *, rows: int) -> Plot | None:
+    if not available():
+        return None
+    import matplotlib.style  # noqa: PLC0415 - it takes a second, and is an optional extra
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
     with matplotlib.style.context(["default", dict(_STYLE)]), warnings.catch_warnings():
         # Text is drawn by the browser with its own fonts; matplotlib only measures it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from se_deploy import extras
 from se_deploy.backends.backend import Backend, Findings, Form, Planning, SelfCheck, Triton
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from se_deploy.backends.backend import SessionOptions
     from se_deploy.protocols import Planner, Runtime
     from se_deploy.targets import Target
 
 _PROBE = """
+from importlib.metadata import distributions
 import onnxruntime as m
 from onnx import TensorProto, helper
 m.set_default_logger_severity(4)
@@ -26,14 +28,21 @@ options = m.SessionOptions()
 options.log_severity_level = 4
 works = [p for p in m.get_available_providers() if p == 'CPUExecutionProvider' or
          m.InferenceSession(model, options, providers=[p]).get_providers()[0] == p]
-print(json.dumps({'version': m.__version__, 'works': works}))
+installed = sorted({d.name for d in distributions() if d.name.lower().startswith('onnxruntime')})
+print(json.dumps({'version': m.__version__, 'works': works, 'installed': installed}))
 """
+_DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
+_INSTALL = {
+    "onnxruntime": f"{extras.install('cpu')} or, for an NVIDIA GPU, {extras.install('gpu')}; "
+    f"on a Jetson: {extras.install('jetson')}; never two of them"
+}
 _EPILOGUES = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Tanh", "LeakyRelu", "Clip", "HardSwish"})
 """What its CPU convolutions compute themselves; it has a kernel apart for anything else."""
 
 
 def _runtime(options: SessionOptions) -> Runtime:
-    from se_deploy.backends.onnxruntime.session import CPU, CUDA, OrtRuntime
+    with extras.needed_for("an ONNX graph", _INSTALL):
+        from se_deploy.backends.onnxruntime.session import CPU, CUDA, OrtRuntime
 
     return OrtRuntime(
         threads=options.threads,
@@ -45,7 +54,8 @@ def _runtime(options: SessionOptions) -> Runtime:
 
 @contextlib.contextmanager
 def _planner(target: Target | None) -> Iterator[Planner]:  # noqa: ARG001 - the CPU is its one target
-    from se_deploy.backends.onnxruntime.planner import OrtPlanner
+    with extras.needed_for("a plan for the CPU", _INSTALL):
+        from se_deploy.backends.onnxruntime.planner import OrtPlanner
 
     yield OrtPlanner()
 
@@ -69,17 +79,28 @@ def _form() -> Form:
 
 def _read(answer: Mapping[str, Any], gpu: str | None) -> Findings:  # noqa: ARG001 - each provider was tried
     works = [str(provider) for provider in answer["works"]]
+    several = [name for name in answer["installed"] if name in _DISTRIBUTIONS]
     return Findings(
-        f"{answer['version']}, providers that start: {', '.join(works)}",
+        f"{answer['version']}, providers that start: {', '.join(works)}{_clash(several)}",
         can_run=tuple(f"ONNX files by ONNX Runtime's {p.removesuffix('ExecutionProvider')}" for p in works),
+        fix=f"pip uninstall -y {' '.join(several)}, then {_INSTALL['onnxruntime']}" if several[1:] else None,
+    )
+
+
+def _clash(installed: Sequence[str]) -> str:
+    """Return what is wrong with several distributions; "" for one."""
+    return (
+        f"; {' and '.join(installed)} write into one folder: the one installed last is half of each"
+        if installed[1:]
+        else ""
     )
 
 
 BACKEND = Backend(
     name="onnxruntime",
     title="ONNX Runtime",
-    install="pip install onnxruntime-gpu",
-    packages=("onnxruntime-gpu", "onnxruntime"),
+    install=_INSTALL["onnxruntime"],
+    packages=_DISTRIBUTIONS,
     check=SelfCheck(_PROBE, _read),
     runs=frozenset({"onnx"}),
     runtime=_runtime,

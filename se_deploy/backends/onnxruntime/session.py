@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from se_deploy import graph
+from se_deploy import extras, graph
 from se_deploy.backends.onnxruntime.planner import FATAL_ONLY, REFUSALS, plan
 from se_deploy.backends.sessions import checked, shape_text, wall_times
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
@@ -79,7 +79,8 @@ class OrtRuntime:
     def _load(self, artifact: Path | ir.Model) -> ort.InferenceSession:
         if self.provider not in ort.get_available_providers():
             raise MissingRuntime(
-                f"this ONNX Runtime has no {self.provider}", hint="pip install onnxruntime-gpu"
+                f"this ONNX Runtime has no {self.provider}",
+                hint=f"pip uninstall -y onnxruntime, then {extras.install('gpu')}",
             )
         try:
             with _source(artifact) as source, _quiet():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from se_deploy import extras
 from se_deploy.backends.backend import Backend, Findings, SelfCheck
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def _session(network: Network | torch.nn.Module, options: SessionOptions) -> Session:
-    from se_deploy.backends.pytorch import session
+    with extras.needed_for("a network"):
+        from se_deploy.backends.pytorch import session
 
     return session.open_network(network, options)
 
@@ -29,7 +31,7 @@ def _read(answer: Mapping[str, Any], gpu: str | None) -> Findings:  # noqa: ARG0
 BACKEND = Backend(
     name="torch",
     title="PyTorch",
-    install="pip install torch",
+    install=extras.install("torch"),
     packages=("torch",),
     check=SelfCheck("import torch as m; print(json.dumps({'version': m.__version__}))", _read),
     network=_session,

@@ -168,7 +168,7 @@ class Compiler:
         if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
             raise BuildFailed(
                 f"TensorRT-RTX {self.version} cannot build INT8 convolutions",
-                hint="pip install 'tensorrt-rtx>=1.7', or build the FP16 network",
+                hint="pip install 'se-deploy[rtx]', or build the FP16 network",
             )
 
     def _notes(self, plan: Plan, options: BuildOptions) -> tuple[str, ...]:

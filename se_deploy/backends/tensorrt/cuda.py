@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from se_deploy import extras
 from se_deploy.errors import MissingRuntime
 
 if TYPE_CHECKING:
@@ -105,7 +106,26 @@ class Cuda:
             return int(count)
         if error == self.api.cudaError_t.cudaErrorNoDevice:
             return 0
+        if error == self.api.cudaError_t.cudaErrorInsufficientDriver:  # said without any driver too
+            self._refuse_old_driver()
         raise MissingRuntime(f"no CUDA driver: {error.name}", hint=_HINT)
+
+    def _refuse_old_driver(self) -> None:
+        """Raise MissingRuntime where a driver is older than the bindings; return where there is none."""
+        driver, bindings = (self.call(f) for f in ("cudaDriverGetVersion", "cudaRuntimeGetVersion"))
+        if driver:
+            raise MissingRuntime(
+                f"the driver is too old for these bindings: it knows CUDA up to {_release(driver)}, they are "
+                f"of CUDA {_release(bindings)}",
+                hint=f"pip install 'cuda-bindings=={driver // _MAJOR}.*', or install a newer driver",
+            )
+
+
+_MAJOR, _MINOR = 1000, 10  # CUDA writes 12.6 as 12060
+
+
+def _release(version: int) -> str:
+    return f"{version // _MAJOR}.{version % _MAJOR // _MINOR}"
 
 
 _HINT = "run on a machine with an NVIDIA GPU and its driver; `se-deploy doctor` says what is here"
@@ -118,5 +138,5 @@ def api() -> Any:  # noqa: ANN401  (the bindings are untyped)
     except ImportError as e:
         raise MissingRuntime(
             f"the CUDA bindings cannot be used: {e}",
-            hint="pip install 'cuda-bindings>=13' (12.x beside CUDA 12)",
+            hint=f"{extras.install('gpu')}; on a Jetson: {extras.install('jetson')}",
         ) from e

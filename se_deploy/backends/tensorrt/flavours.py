@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from se_deploy import extras
+
 
 @dataclass(frozen=True, slots=True)
 class Flavour:
@@ -34,7 +36,7 @@ TENSORRT = Flavour(
     name="tensorrt",
     title="TensorRT",
     module="tensorrt",
-    install="pip install 'se-deploy[tensorrt]'",
+    install=extras.install("tensorrt"),
     install_on_jetson="sudo apt-get install python3-libnvinfer, then a virtual environment that sees it: "
     "python3 -m venv --system-site-packages .venv, with the system's own python3",
     tool="trtexec",
@@ -44,7 +46,7 @@ TENSORRT_RTX = Flavour(
     name="tensorrt-rtx",
     title="TensorRT-RTX",
     module="tensorrt_rtx",
-    install="pip install 'tensorrt-rtx>=1.7'",
+    install=extras.install("rtx"),
     install_on_jetson=None,
     tool="tensorrt_rtx",
     magic=b"vtrt",
