@@ -31,8 +31,8 @@ class Cudart:
     )
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=0)  # noqa: N815
 
-    def __init__(self, *, count=1, error=Error.cudaSuccess, memory=1 << 30):
-        self.count, self.error, self.memory = count, error, memory
+    def __init__(self, *, count=1, error=Error.cudaSuccess, memory=1 << 30, driver=13050):
+        self.count, self.error, self.memory, self.driver = count, error, memory, driver
         self.taken = {}
         self.graphs = {}
         self.recording = None
@@ -45,6 +45,12 @@ class Cudart:
 
     def cudaGetDeviceCount(self):  # noqa: N802
         return self.error, self.count
+
+    def cudaDriverGetVersion(self):  # noqa: N802
+        return Error.cudaSuccess, self.driver
+
+    def cudaRuntimeGetVersion(self):  # noqa: N802
+        return Error.cudaSuccess, 13050
 
     def cudaGetDeviceProperties(self, _):  # noqa: N802
         return Error.cudaSuccess, types.SimpleNamespace(name=b"Fake GPU\0\0")

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import case_graphs
+import needs
 import numpy as np
 import onnx
 import pytest
@@ -60,7 +61,7 @@ def data(name, count, *shape):
 @pytest.mark.parametrize(
     ("x", "sizes"), [("float[N,3,h,w] x", (16, 40)), ("float[N,3,16,16] x", (16,))], ids=["free", "fixed"]
 )
-@pytest.mark.parametrize("verb", ["export", "build-engine"])
+@pytest.mark.parametrize("verb", ["export", pytest.param("build-engine", marks=needs.RTX)])
 def test_a_sum_that_is_divided_by_ten_stays_what_it_is(folder, capsys, x, sizes, verb):
     given = case_graphs.save(case_graphs.sum_by_ten(x), folder / "net.onnx")
     shapes = ("--opt-shapes", "x:1x3x32x32") if "h" in x and verb == "build-engine" else ()
@@ -84,7 +85,7 @@ def test_the_sizes_of_a_check_are_stated_and_never_one_pixel(folder, capsys):
     equal(given, folder / "out.onnx", 2, 3, 21, 34)
 
 
-@pytest.mark.parametrize("verb", ["export", "build-engine"])
+@pytest.mark.parametrize("verb", ["export", pytest.param("build-engine", marks=needs.RTX)])
 def test_a_sum_beyond_fp16_stays_in_fp32_or_becomes_a_mean(folder, capsys, verb):
     given = case_graphs.save(case_graphs.large_sum(), folder / "net.onnx")
     words = (verb, given, "--fp16", "-o", "out.engine", "--json", "--no-rewrites")

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+import needs
 import numpy as np
 import onnx
 import pytest
@@ -134,6 +135,7 @@ def test_inspect_names_the_block_of_the_file_given(net, capsys):
     assert (block["output"], block["squeeze_input"], block["params"]) == ("y", "r", 16 + 2 + 16 + 8)
 
 
+@needs.RTX
 def test_gate_fused_exits_with_three_and_still_reports(net, capsys):
     code, out, err = run(
         capsys, "inspect", "net.onnx", "--runtime", "tensorrt-rtx", "--gate", "fused", "--json"
@@ -144,6 +146,7 @@ def test_gate_fused_exits_with_three_and_still_reports(net, capsys):
     assert "failed: " in err
 
 
+@needs.RTX
 def test_quantize_build_and_parity_on_photographs(net, photos, capsys):
     spec = ["--input-size", "3x16x16", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
     code, out, _ = run(
@@ -218,6 +221,7 @@ def test_a_truncated_onnx_is_refused(net, capsys):
     assert "cut.onnx" in refused(capsys, "quantize", "cut.onnx", "--calib-data", "net.onnx", "-o", "out.onnx")
 
 
+@needs.RTX
 def test_int8_without_data_is_refused(net, capsys):
     assert "--calib-data" in refused(capsys, "build-engine", "net.onnx", "--int8", "-o", "net.engine")
 
@@ -251,6 +255,7 @@ def test_an_unknown_specification_is_refused(net, capsys):
     refused(capsys, "export", "timm:no_such_network", "-o", "o.onnx")
 
 
+@needs.TORCH
 def test_a_pickle_is_never_executed(net, capsys):
     (net / "w.pth").write_bytes(pickle.dumps(print))
     err = refused(capsys, "export", "se_deploy:se_resnet20", "--checkpoint", "w.pth", "-o", "o.onnx")
@@ -319,6 +324,7 @@ class Net(torch.nn.Module):
     ],
     ids=["declared", "sized"],
 )
+@needs.TORCH
 def test_a_network_that_takes_no_image_is_exported(net, capsys, flags, dims):
     (net / "signal.py").write_text(SIGNAL)
     code, out, err = run(capsys, "export", "signal.py:Net", "-o", "o.onnx", *flags, "--json")

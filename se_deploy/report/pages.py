@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from se_deploy.report.tables import BlockRow
     from se_deploy.schema.results import Inspect, Run
 
+_NOTHING_DRAWN = "Neither latency nor planned bytes were measured."
+
 
 def html(report: Run) -> str:
     """Write the page of a `run` or `demo`; what the report does not hold is called not measured."""
@@ -54,7 +56,7 @@ def html(report: Run) -> str:
             "error_plot": plots.errors(facts.errors(report)),
             "range_plot": plots.ranges(facts.ranges(report)),
             "curve_plot": plots.curve(facts.curve(report)),
-            "waterfall_plots": [plot for plot in drawn if plot],
+            "waterfall_plots": drawn,
         },
     )
 
@@ -113,6 +115,7 @@ def compare_html(reports: Sequence[tuple[str, Run]]) -> str:
             "differing": [name for name in packages if len({run.get(name) for run in versions}) > 1],
             "notes": [(*facts.notes(report), *_left_out()) for _, report in reports],
             "several_machines": len(machines) > 1,
+            "no_plots": _NOTHING_DRAWN if plots.available() else _left_out()[0].text,
             "plots": [
                 plots.groups(
                     "compare-latency",

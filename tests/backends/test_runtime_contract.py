@@ -5,38 +5,43 @@ import contextlib
 import numpy as np
 import plan_graphs
 import pytest
-import torch
 
+from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.backends.onnxruntime.session import CUDA, OrtRuntime
-from se_deploy.backends.pytorch.session import TorchSession, open_network
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.session import TrtRuntime
 from se_deploy.errors import BadInput, MissingRuntime
-
-
-class Net(torch.nn.Module):
-    """The same function as plan_graphs.se_net("gap", "conv", "none")."""
-
-    def __init__(self, arrays):
-        super().__init__()
-        for name, array in arrays.items():
-            self.register_buffer(name, torch.from_numpy(array))
-
-    def forward(self, x):
-        conv = torch.nn.functional.conv2d
-        m = conv(x, self.w, self.b)
-        a = conv(m.mean((2, 3), keepdim=True), self.v1, self.b1).relu()
-        return m * conv(a, self.v2, self.b2).sigmoid()
-
 
 MODEL = plan_graphs.se_net(tail="none")
 ARRAYS = {name: value.const_value.numpy().copy() for name, value in MODEL.graph.initializers.items()}
 
 
+def network():
+    """The same function as plan_graphs.se_net("gap", "conv", "none")."""
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            for name, array in ARRAYS.items():
+                self.register_buffer(name, torch.from_numpy(array))
+
+        def forward(self, x):
+            conv = torch.nn.functional.conv2d
+            m = conv(x, self.w, self.b)
+            a = conv(m.mean((2, 3), keepdim=True), self.v1, self.b1).relu()
+            return m * conv(a, self.v2, self.b2).sigmoid()
+
+    return Net()
+
+
 @contextlib.contextmanager
-def torch_session():
-    yield TorchSession(Net(ARRAYS), ["x"], ["y"], examples=[torch.zeros(2, 32, 14, 14)], threads=1)
+def torch_session(threads=1):
+    torch = pytest.importorskip("torch")
+    from se_deploy.backends.pytorch.session import TorchSession  # noqa: PLC0415 - it imports torch
+
+    yield TorchSession(network(), ["x"], ["y"], examples=[torch.zeros(2, 32, 14, 14)], threads=threads)
 
 
 @contextlib.contextmanager
@@ -131,22 +136,25 @@ def test_what_does_not_fit_is_refused_by_name(session, given, said):
 
 
 def test_torch_runs_modules_only(tmp_path):
-    session = open_network(Net(ARRAYS), SessionOptions(threads=1))
+    session = registry.network_session(network(), SessionOptions(threads=1))
     assert session.run({"input": feeds(1)["x"]})["output"].shape == (1, 32, 14, 14)
     for other in (tmp_path / "net.onnx", MODEL):
         with pytest.raises(BadInput, match="PyTorch runs modules"):
-            open_network(other, SessionOptions())
+            registry.network_session(other)
 
 
 def test_torch_puts_its_threads_back():
+    torch = pytest.importorskip("torch")
     before = torch.get_num_threads()
-    other = 1 if before > 1 else 2
-    session = TorchSession(Net(ARRAYS), ["x"], ["y"], examples=[torch.zeros(2, 32, 14, 14)], threads=other)
-    session.time(feeds(1), 1)
+    with torch_session(threads=1 if before > 1 else 2) as session:
+        session.time(feeds(1), 1)
     assert torch.get_num_threads() == before
 
 
 def test_torch_gives_every_output_of_a_nested_result():
+    torch = pytest.importorskip("torch")
+    from se_deploy.backends.pytorch.session import TorchSession  # noqa: PLC0415 - it imports torch
+
     class Several(torch.nn.Module):
         def forward(self, x):
             return {"a": x, "b": (x + 1, [x + 2])}

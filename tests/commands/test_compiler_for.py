@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import needs
 import plan_graphs
 import pytest
 
@@ -34,6 +35,7 @@ def test_where_nothing_is_installed_each_is_named_with_its_command(nothing_insta
     assert "pip install" in caught.value.hint
 
 
+@needs.RTX
 def test_a_target_that_no_compiler_here_builds_for_is_said_with_what_they_build_for():
     if importlib.util.find_spec("tensorrt") is not None:
         pytest.skip("full TensorRT is installed here, which may build for it")
@@ -43,6 +45,7 @@ def test_a_target_that_no_compiler_here_builds_for_is_said_with_what_they_build_
     assert "--runtime tensorrt" in caught.value.hint
 
 
+@needs.RTX
 def test_the_first_that_builds_for_the_targets_is_taken():
     assert (
         lowering.compiler_for(None, [resolve_target("sm86"), resolve_target("rtx-4090")]).name

@@ -8,12 +8,24 @@ from se_deploy.commands.doctor import Probe
 GONE = Probe(None, "ModuleNotFoundError: No module named 'x'")
 BACKENDS = {backend.name: backend for backend in registry.every()}
 HERE = {name: Probe({"version": "1.0"}) for name in (*doctor._PACKAGES, *BACKENDS)} | {
-    "onnxruntime": Probe({"version": "1.31", "works": ["CPUExecutionProvider"]}),
+    "onnxruntime": Probe(
+        {"version": "1.31", "works": ["CPUExecutionProvider"], "installed": ["onnxruntime"]}
+    ),
     "tensorrt-rtx": Probe({"version": "1.7", "targets": ["sm86"]}),
     "tensorrt": Probe({"version": "10.13", "strongly_typed": True}),
-    "gpu": Probe({"error": "cudaSuccess", "count": 1, "sm": "86", "name": "NVIDIA A10"}),
+    "gpu": Probe(
+        {
+            "error": "cudaSuccess",
+            "count": 1,
+            "sm": "86",
+            "name": "NVIDIA A10",
+            "driver": 13000,
+            "bindings": 13050,
+        }
+    ),
 }
-NO_GPU = Probe({"error": "cudaErrorInsufficientDriver", "count": 0, "sm": None, "name": None})
+OLD = {"error": "cudaErrorInsufficientDriver", "count": 0, "sm": None, "name": None, "bindings": 13050}
+NO_GPU = Probe(OLD | {"driver": 0})  # the bindings' error is the same without any driver
 
 
 def conclude(found, **facts):
@@ -51,6 +63,32 @@ def test_what_is_there_but_broken_is_said_to_be():
     found = conclude(HERE | {"torch": Probe(None, "ImportError: libcudnn.so.9: cannot open")})
     check = next(check for check in found.checks if check.name == "torch")
     assert (check.state, check.detail) == ("broken", "ImportError: libcudnn.so.9: cannot open")
+
+
+def test_an_old_driver_is_told_from_none():
+    without = next(check for check in conclude(HERE | {"gpu": NO_GPU}).checks if check.name == "gpu")
+    assert (without.state, without.detail) == ("missing", "no NVIDIA driver")
+    old = conclude(HERE | {"gpu": Probe(OLD | {"driver": 12060})})
+    check = next(check for check in old.checks if check.name == "gpu")
+    assert check.state == "broken"
+    assert "CUDA up to 12.6" in check.detail
+    assert "CUDA 13.5" in check.detail
+    assert "cuda-bindings==12.*" in check.fix
+    assert not any("engines" in line for line in old.can_run)
+
+
+def test_two_distributions_in_one_folder_are_said_to_exclude_each_other():
+    both = {
+        "version": "1.31",
+        "works": ["CPUExecutionProvider"],
+        "installed": ["onnxruntime", "onnxruntime-gpu"],
+    }
+    check = next(
+        check for check in conclude(HERE | {"onnxruntime": Probe(both)}).checks if check.name == "onnxruntime"
+    )
+    assert check.state == "broken"
+    assert "onnxruntime and onnxruntime-gpu write into one folder" in check.detail
+    assert check.fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu")
 
 
 def test_an_old_tensorrt_builds_nothing():

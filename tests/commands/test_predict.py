@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import needs
 import numpy as np
 import pytest
 import use_graphs
@@ -102,6 +103,7 @@ def test_flags_replace_fields_of_the_spec(net, images):
     assert darker.predictions[0].top[0].probability < 0.99
 
 
+@needs.TORCH
 def test_a_network_specification_is_asked_in_torch(images, tmp_path):
     source = tmp_path / "tiny.py"
     source.write_text(

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import needs
 import numpy as np
 import onnx
 import pytest
@@ -69,6 +70,7 @@ def _inside(folder):
         os.chdir(before)
 
 
+@needs.RTX
 def test_run_leaves_artifacts_and_a_report(made):
     files, result = made
     assert set(result) >= KEYS
@@ -87,6 +89,7 @@ def test_run_leaves_artifacts_and_a_report(made):
     assert str(files) not in json.dumps(result)
 
 
+@needs.RTX
 def test_an_engine_is_inspected_without_a_gpu(made, capsys):
     files, _ = made
     code, out, _ = call(capsys, "inspect", files / "out" / "model.fp16.engine", "--json")
@@ -103,6 +106,7 @@ def test_an_engine_is_inspected_without_a_gpu(made, capsys):
     assert "tampered.engine" in err
 
 
+@needs.RTX
 def test_runs_side_by_side(made, capsys, tmp_path):
     files, _ = made
     words = ["report", files / "out", files / "out", "-o", tmp_path / "both.html", "--json"]
@@ -115,6 +119,7 @@ def test_runs_side_by_side(made, capsys, tmp_path):
     assert "report.json" in err
 
 
+@needs.RTX
 def test_fp16_alone_needs_no_calibration(files, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(files)
     words = [
@@ -221,6 +226,7 @@ def test_no_recommendation_contradicts_a_verdict(given, words, plan):
     assert fusion == (f"{plan} splits",), "the fusion verdict is of the plan that is deployed"
 
 
+@needs.RTX
 def test_an_earlier_run_s_engines_do_not_pass_for_this_one_s(files, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(files)
     stale = [tmp_path / name for name in ("model.int8.engine", "model.int8.engine.json", "model.int8.onnx")]
@@ -251,6 +257,7 @@ def test_an_earlier_run_s_engines_do_not_pass_for_this_one_s(files, capsys, monk
     assert (tmp_path / "model.notes.txt").exists(), "files of others are kept"
 
 
+@needs.RTX
 def test_a_file_in_another_precision_is_refused_or_said_so(made, capsys, monkeypatch):
     files, _ = made
     monkeypatch.chdir(files / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import case_graphs
+import needs
 import numpy as np
 import pytest
 
@@ -70,8 +71,8 @@ def run(capsys, *words):
     "command",
     [
         ("inspect", "--plan"),
-        ("build-engine", "-o", "a.engine"),
-        ("export", "--runtime", "tensorrt-rtx", "-o", "a.onnx"),
+        pytest.param(("build-engine", "-o", "a.engine"), marks=needs.RTX),
+        pytest.param(("export", "--runtime", "tensorrt-rtx", "-o", "a.onnx"), marks=needs.RTX),
     ],
 )
 def test_a_figure_for_a_free_size_asks_for_it(free, capsys, command):
@@ -110,6 +111,7 @@ def test_a_frozen_batch_is_counted_per_image(tmp_path, monkeypatch, capsys):
     assert counted[0] == counted[1]
 
 
+@needs.RTX
 def test_an_engine_for_free_sizes_is_counted_at_the_shape_it_is_tuned_for(free, capsys):
     ranges = ("--min-shapes", "x:1x3x32x32", "--opt-shapes", "x:2x3x64x48", "--max-shapes", "x:8x3x96x96")
     _, ranged = run(capsys, "build-engine", free, "--no-rewrites", "-o", "a.engine", "--json", *ranges)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import needs
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -139,7 +140,7 @@ def worse(model, **_):
     return Fp16(made, (), ())
 
 
-@pytest.mark.parametrize("verb", ["export", "build-engine"])
+@pytest.mark.parametrize("verb", ["export", pytest.param("build-engine", marks=needs.RTX)])
 def test_a_new_nan_is_exit_three_and_says_where_it_begins(net, monkeypatch, capsys, verb):
     monkeypatch.setattr(fp16, "to_fp16", nan)
     words = (verb, "net.onnx", "-o", "out.engine", "--fp16", "--json", "--no-rewrites")
@@ -192,6 +193,7 @@ def test_the_users_data_is_run_too(net):
     assert ("data", (8, 3, 8, 8)) in {(one.kind, one.dims) for one in taken.verified.inputs}
 
 
+@needs.RTX
 def test_a_canonical_graph_that_build_engine_makes_is_compared(net, monkeypatch, capsys):
     monkeypatch.setattr(canonical, "PASSES", (*canonical.PASSES, doubled))
     code, out, _ = run(capsys, "build-engine", "net.onnx", "-o", "net.engine", "--json", "--no-rewrites")

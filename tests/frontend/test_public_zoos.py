@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("timm")
+pytest.importorskip("torchvision")
+pytest.importorskip("matplotlib")
+
 import importlib.util
 import math
 import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import timm
 import torch
 from msgspec.structs import replace

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch")
+
 import dataclasses
 import sys
 
 import numpy as np
 import onnx
-import pytest
 import torch
 from torch import nn
 

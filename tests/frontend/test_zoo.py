@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("torch")
+
 import pickle
 
-import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn

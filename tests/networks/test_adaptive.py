@@ -1,7 +1,10 @@
+import pytest
+
+pytest.importorskip("torch")
+
 import copy
 import dataclasses
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

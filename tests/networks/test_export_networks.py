@@ -1,12 +1,15 @@
 """Every network, and every kind of convolution and resampling, leaves PyTorch with its function."""
 
+import pytest
+
+pytest.importorskip("torch")
+
 import importlib.util
 import itertools
 import sys
 from pathlib import Path
 from typing import get_args
 
-import pytest
 import torch
 from torch import nn
 

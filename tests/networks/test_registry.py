@@ -1,7 +1,10 @@
+import pytest
+
+pytest.importorskip("torch")
+
 import copy
 import functools
 
-import pytest
 import torch
 from torch import nn
 

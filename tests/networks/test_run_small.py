@@ -2,6 +2,9 @@
 
 import pytest
 
+pytest.importorskip("torch")
+
+
 from se_deploy import schema
 from se_deploy.commands.run import run, to_schema
 from se_deploy.networks import NETWORKS, SqueezeExcite

@@ -1,6 +1,9 @@
+import pytest
+
+pytest.importorskip("torch")
+
 import copy
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

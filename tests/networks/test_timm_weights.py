@@ -1,11 +1,13 @@
 import pytest
+
+pytest.importorskip("torch")
+timm = pytest.importorskip("timm")
+
 import torch
 
 from se_deploy.errors import BadModel
 from se_deploy.frontend import zoo
 from se_deploy.networks import NETWORKS, resnet
-
-timm = pytest.importorskip("timm")
 
 PAIRS = {
     "se_resnet18": "legacy_seresnet18",

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 
+import needs
 import pytest
 import sample
 
@@ -10,9 +11,12 @@ from se_deploy import report
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="none of chromium, chromium-browser, google-chrome is on PATH"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        BROWSER is None, reason="none of chromium, chromium-browser, google-chrome is on PATH"
+    ),
+    needs.PLOTS,
+]
 
 
 def rendered(page, tmp_path, *flags):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import needs
 import pytest
 import sample
 from markupsafe import Markup
@@ -91,6 +92,7 @@ def without(*path):
     return given
 
 
+@needs.PLOTS
 def test_a_whole_report_shows_every_plot_and_section(page):
     assert plots_in(page) == PLOTS
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
@@ -116,7 +118,7 @@ def test_a_whole_report_shows_every_plot_and_section(page):
         "layer2.1.se.scaled", "7 fused", "2 split",
         "its gate has another source", "+157 %", "fold_batch_norm",
         "Why rewrites were not possible (1 reasons)", "no pooling",
-        "Bytes are planned, not timed", "mse, 128 samples", "99.81 %",
+        pytest.param("Bytes are planned, not timed", marks=needs.PLOTS), "mse, 128 samples", "99.81 %",
         "checked through its ONNX file model.int8.onnx", "no GPU on this machine: the engines were not timed",
         "se-deploy demo -o out/", "AMD EPYC 9R14", "2.14.1", "Deploy model.fp16.engine",
     ],
@@ -268,6 +270,7 @@ def test_every_text_is_escaped():
     assert "<script" not in report.markdown(sample.typed(given))
 
 
+@needs.PLOTS
 def test_dollars_and_foreign_letters_in_names_are_no_markup():
     for name in ("$x^2$", r"$\frac$.onnx", "\N{CJK UNIFIED IDEOGRAPH-732B}.onnx"):
         row = facts.ErrorRow(
@@ -316,6 +319,7 @@ def test_pages_can_be_read_without_seeing_them(page):
 
 @pytest.mark.parametrize("tensors", [3, 24, 25, 400])
 @pytest.mark.parametrize("clipped", [True, False])
+@needs.PLOTS
 def test_ranges_are_drawn_however_many_and_however_known(tensors, clipped):
     found = [
         results.Range(
@@ -486,6 +490,7 @@ def test_whether_int8_is_worth_it_is_said_wherever_it_was_found(monkeypatch, whe
     )
 
 
+@needs.PLOTS
 def test_energy_has_a_column_where_one_artifact_has_it(monkeypatch, page):
     draw_nothing(monkeypatch)
     assert "Power and energy were not measured" in page.words
@@ -506,6 +511,7 @@ def test_an_unstable_timing_is_no_headline_and_no_speed_up():
     assert "6.7\N{MULTIPLICATION SIGN}" not in headline
 
 
+@needs.PLOTS
 def test_an_unstable_timing_says_so_beside_its_bar():
     given = sample.report()
     given["profile"]["artifacts"][1]["stable"] = False
@@ -523,6 +529,7 @@ def test_identical_is_said_where_the_comparison_stops_counting():
     assert units.decibel(comparison.IDENTICAL_DB) == "identical"
 
 
+@needs.PLOTS
 def test_runs_side_by_side():
     other = copy.deepcopy(sample.report())
     other["machine"]["packages"]["torch"] = "2.13.0"
@@ -556,3 +563,15 @@ def test_importing_the_package_draws_nothing():
     code = f"import sys, se_deploy.report; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_without_matplotlib_the_pages_have_no_plots_and_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run = Page(report.html(sampled()))
+    both = Page(report.compare_html([("out", sampled()), ("b", sampled())]))
+    for page in (run, both):
+        assert plots_in(page) == set()
+        assert "matplotlib is not installed: pip install 'se-deploy[report]'" in page.words
+    for table in ("6.83 ms", "Every step", "Every range"):
+        assert table in run.words
+    assert "Neither latency" not in both.words

@@ -138,5 +138,5 @@ def api() -> Any:  # noqa: ANN401  (the bindings are untyped)
     except ImportError as e:
         raise MissingRuntime(
             f"the CUDA bindings cannot be used: {e}",
-            hint=f"{extras.install('gpu')}; on a Jetson: {extras.install('jetson')}",
+            hint=f"{extras.install('gpu')}, on a Jetson {extras.install('jetson')}; see `se-deploy doctor`",
         ) from e

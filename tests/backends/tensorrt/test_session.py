@@ -118,7 +118,14 @@ def test_the_device_has_a_name(machine):
     [
         ({"count": 0}, "no NVIDIA device"),
         ({"error": fake_nvidia.Error.cudaErrorNoDevice, "count": None}, "no NVIDIA device"),
-        ({"error": fake_nvidia.Error.cudaErrorInsufficientDriver, "count": None}, "no CUDA driver"),
+        (
+            {"error": fake_nvidia.Error.cudaErrorInsufficientDriver, "count": None, "driver": 0},
+            "no CUDA driver",
+        ),
+        (
+            {"error": fake_nvidia.Error.cudaErrorInsufficientDriver, "count": None, "driver": 12060},
+            r"knows CUDA up to 12\.6, they are of CUDA 13\.5",
+        ),
     ],
 )
 def test_a_machine_that_cannot_says_why(monkeypatch, machine_is, said):

@@ -1,0 +1,113 @@
+"""What an install does without is named with the extra that brings it, never a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx_ir as ir
+import plan_graphs
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from se_deploy import extras
+from se_deploy.errors import MissingRuntime
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def without(*absent, args, cwd):
+    """Run a command where Python finds none of the `absent` modules: its exit code, stdout and stderr."""
+    code = (
+        "import sys\n"
+        f"sys.modules.update(dict.fromkeys({absent!r}))\n"
+        "from se_deploy.cli import main\n"
+        f"main({list(map(str, args))!r})\n"
+    )
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def net(tmp_path):
+    ir.save(plan_graphs.se_net(), tmp_path / "net.onnx")
+    return tmp_path / "net.onnx"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["networks"],
+        ["demo", "-o", "out"],
+        ["export", "se_deploy:se_resnet20", "-o", "o.onnx"],
+        ["export", "timm:resnet18", "-o", "o.onnx"],
+        ["export", "net.pt2", "-o", "o.onnx"],
+        ["parity", "se_deploy:se_resnet20", "net.onnx", "--data", "x.npy"],
+        ["profile", "net.onnx", "--reference", "se_deploy:se_resnet20"],
+    ],
+    ids=" ".join,
+)
+def test_what_needs_torch_says_which_extra(args, net):
+    for name in ("x.npy", "net.pt2"):
+        (net.parent / name).touch()
+    code, out, _ = without("torch", args=[*args, "--json"], cwd=net.parent)
+    assert code == 1
+    error = json.loads(out)["error"]
+    assert error["kind"] == "MissingRuntime"
+    assert "needs torch" in error["message"]
+    assert error["hint"] == "pip install 'se-deploy[torch]'"
+
+
+@pytest.mark.parametrize(
+    "args", [["inspect", "net.onnx"], ["export", "net.onnx", "-o", "o.onnx"], ["doctor"]], ids=" ".join
+)
+def test_an_onnx_file_needs_no_torch(args, net):
+    code, _, err = without("torch", "matplotlib", "timm", "torchvision", args=args, cwd=net.parent)
+    assert code == 0, err
+
+
+def test_without_a_runtime_for_graphs_each_extra_that_brings_one_is_named(net):
+    code, out, _ = without("onnxruntime", args=["profile", net, "--json"], cwd=net.parent)
+    assert code == 1
+    error = json.loads(out)["error"]
+    assert error["kind"] == "MissingRuntime"
+    assert all(f"'se-deploy[{extra}]'" in error["hint"] for extra in ("cpu", "gpu", "jetson"))
+
+
+def test_a_module_that_no_extra_brings_stays_a_defect():
+    with pytest.raises(ModuleNotFoundError), extras.needed_for("this"):
+        import no_such_module  # noqa: F401, PLC0415
+
+
+def test_a_missing_part_of_an_installed_package_is_not_called_a_missing_package():
+    with pytest.raises(ModuleNotFoundError), extras.needed_for("this", {"json": "pip install json"}):
+        import json.no_such_part  # noqa: F401, PLC0415
+
+
+def test_every_command_names_an_extra_that_there_is():
+    for module, command in extras.INSTALL.items():
+        extra = command.split("[")[1].split("]")[0]
+        assert any(module in requirement for requirement in EXTRAS[extra]), module
+    with pytest.raises(MissingRuntime), extras.needed_for("this", {"no_such_module": extras.install("cpu")}):
+        import no_such_module  # noqa: F401, PLC0415
+
+
+def test_the_core_and_the_tests_bring_neither_torch_nor_a_runtime():
+    outside = ("torch", "onnxruntime", "tensorrt", "cuda", "se-deploy")
+    assert not [one for one in PROJECT["dependencies"] + EXTRAS["test"] if one.startswith(outside)]
