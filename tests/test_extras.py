@@ -1,7 +1,6 @@
 """What an install does without is named with the extra that brings it, never a traceback."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,14 +30,12 @@ def without(*absent, args, cwd):
         "from se_deploy.cli import main\n"
         f"main({list(map(str, args))!r})\n"
     )
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],
         check=False,
         capture_output=True,
         text=True,
         cwd=cwd,
-        env=os.environ | {"PYTHONPATH": path},
     )
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout, done.stderr

@@ -28,7 +28,7 @@ options = m.SessionOptions()
 options.log_severity_level = 4
 works = [p for p in m.get_available_providers() if p == 'CPUExecutionProvider' or
          m.InferenceSession(model, options, providers=[p]).get_providers()[0] == p]
-installed = sorted({d.name for d in distributions() if d.name.lower().startswith('onnxruntime')})
+installed = sorted({d.name for d in distributions() if (d.name or '').lower().startswith('onnxruntime')})
 print(json.dumps({'version': m.__version__, 'works': works, 'installed': installed}))
 """
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime")
