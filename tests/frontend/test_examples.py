@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 import numpy as np
 import torch
 from torch import nn
+from torch_nets import NETS
 
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
@@ -16,47 +17,7 @@ from se_deploy.errors import BadData, BadInput
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.signature import Feeding, parse
 
-NETS = '''
-import torch
-from torch import nn
-
-
-class SE(nn.Module):
-    def __init__(self, c, conv, dims):
-        super().__init__()
-        self.dims, self.f1, self.f2 = dims, conv(c, 4, 1), conv(4, c, 1)
-
-    def forward(self, x):
-        return x * torch.sigmoid(self.f2(torch.relu(self.f1(x.mean(self.dims, keepdim=True)))))
-
-
-class Speech(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.se = nn.Conv1d(8, 16, 5, padding=2), SE(16, nn.Conv1d, (2,))
-
-    def forward(self, feats):
-        return self.se(torch.relu(self.a(feats))).mean(2)
-
-
-class Video(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.se = nn.Conv3d(3, 8, 3, padding=1), SE(8, nn.Conv3d, (2, 3, 4))
-
-    def forward(self, clip):
-        return self.se(torch.relu(self.a(clip))).mean((2, 3, 4))
-
-
-class Two(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.se, self.m = nn.Conv2d(3, 8, 3, padding=1), SE(8, nn.Conv2d, (2, 3)), nn.Linear(7, 8)
-
-    def forward(self, image, meta):
-        return self.se(torch.relu(self.a(image))).mean((2, 3)) + self.m(meta)
-
-
+MORE = '''
 class Told(Two):
     def example_inputs(self):
         return {"image": torch.zeros(1, 3, 12, 12), "meta": torch.ones(1, 7)}
@@ -72,8 +33,8 @@ class Picky(Two):
 '''
 
 CASES = [
-    ("Speech", ["feats:Nx8xT"], [{"feats": (3, 8, 50)}, {"feats": (1, 8, 21)}]),
-    ("Video", ["clip:Nx3xTxHxW"], [{"clip": (2, 3, 5, 9, 11)}]),
+    ("Speech", ["feats:Nx16xT"], [{"feats": (3, 16, 50)}, {"feats": (1, 16, 21)}]),
+    ("Clip", ["clip:Nx3xTxHxW"], [{"clip": (2, 3, 5, 9, 11)}]),
     ("Two", ["meta:Nx7", "image:Nx3xHxW"], [{"image": (2, 3, 9, 10), "meta": (2, 7)}]),  # in any order
     ("Two", ["image:4x3x8x8", "meta:4x7"], [{"image": (4, 3, 8, 8), "meta": (4, 7)}]),  # nothing is free
 ]
@@ -81,7 +42,7 @@ CASES = [
 
 @pytest.fixture
 def nets(tmp_path, monkeypatch):
-    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "nets.py").write_text(NETS + MORE)
     monkeypatch.chdir(tmp_path)
     return "nets.py"
 
