@@ -1,4 +1,4 @@
-"""What can go wrong that the user can mend: one base class, a leaf per thing to do about it.
+"""What can go wrong that the user can put right: one base class, a leaf per thing to do about it.
 
 A message says what happened and where; the hint says what to do. Anything else (ValueError, assert) is a
 defect of this package and keeps its traceback.

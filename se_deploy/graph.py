@@ -114,7 +114,7 @@ def _refuse_huge_constants(model: ir.Model, path: Path) -> None:
         if total > MOST_CONSTANT:
             raise BadModel(
                 f"'{path}': node '{node.name}' ({node.op_type}) would make {made:,} numbers out of constants",
-                hint="no runtime can hold them: mend what computes that size, and export the network again",
+                hint="no runtime can hold them: correct what computes that size, export again",
             )
 
 

@@ -113,6 +113,15 @@ def test_an_eps_that_fp16_has_not_stays_in_fp32_with_its_division(folder, capsys
         assert np.isfinite(session.run(feeds)["y"]).all()
 
 
+def test_no_verdict_asks_for_the_flag_that_was_given(folder, capsys):
+    given = case_graphs.save(case_graphs.tiny_eps(), folder / "net.onnx")
+    code, out, _ = run(capsys, "build-engine", given, "--fp16", "-o", "out.engine", "--json", "--no-rewrites")
+    reasons = [text for block in json.loads(out)["plan"]["blocks"] for text in block["reasons"]]
+    assert code == 0
+    assert any("the graph asks for float16" in text for text in reasons)
+    assert not any("--fp16" in text for text in reasons)
+
+
 def test_an_fp16_file_that_overflows_on_a_device_is_built_and_fails(folder, capsys):
     proto = case_graphs.large_sum()
     mean = next(node for node in proto.graph.node if node.output[0] == "p")

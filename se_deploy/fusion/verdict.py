@@ -34,7 +34,7 @@ class FusionRules:
     epilogues: frozenset[str] | None = None  # kinds of kernels that its convolutions compute too; None: all
     fuses_pointwise: bool = True  # scale, residual Add and activation share a kernel
     free_copies: tuple[str, ...] = ()  # kinds of kernels that begin so are a layout that it wants
-    wider: str = "convert it with `--fp16`"  # why a kernel computes in a wider type, or what to do
+    wider: str = "a node in it stays in FP32, or the compiler has no narrower kernel"  # the cause
     respell: str | None = None  # the backend whose export respells a squeeze; None where that cannot help
 
     @property
