@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterator[tuple[str, int, ir.Model]]:
-    """Give name, number of places and FP32 graph: without rewrites, with each kind, and as searched."""
+    """Return name, number of places and FP32 graph: without rewrites, with each kind, and as searched."""
     blocks = taken.census.se
     yield "none", 0, taken.model
     computed = {r.name for r in rewrites.rewriters() if r.run_time_weights}
@@ -164,7 +164,7 @@ def time_variants(taken: Source, runtime: str, batch: int, options: argparse.Nam
 
 
 def _round(sessions: list[Session], turn: int, calls: int) -> list[float]:
-    """Give each session's median in ms; the first to be timed moves on by one every round."""
+    """Return each session's median in ms; the first to be timed moves on by one every round."""
     found = [0.0] * len(sessions)
     for k in range(len(sessions)):
         i = (k + turn) % len(sessions)

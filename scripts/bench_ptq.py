@@ -193,7 +193,7 @@ def judge(folder: Path, output: Path) -> dict[str, Any]:
 
 
 def count(model: ir.Model) -> dict[str, Any]:
-    """Give the share of convolution and FC MACs whose two operands are dequantized, and the zero points."""
+    """Return the share of convolution and FC MACs whose two operands are dequantized, and the zero points."""
     from se_deploy import graph  # noqa: PLC0415 - as above
 
     whole = inside = 0
@@ -215,7 +215,7 @@ def count(model: ir.Model) -> dict[str, Any]:
 
 
 def peak_mb() -> float:
-    """Give the largest resident size of this process so far."""
+    """Return the largest resident size of this process so far."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -56,7 +56,7 @@ class Digits:
     labels: npt.NDArray[np.uint8]
 
     def pick(self, indices: npt.NDArray[np.intp]) -> Digits:
-        """Give the digits at `indices`, in that order."""
+        """Return the digits at `indices`, in that order."""
         return Digits(self.images[indices], self.labels[indices])
 
 
@@ -183,7 +183,7 @@ def loss_of(network: nn.Module, batch: Tensor, labels: Tensor, recipe: Recipe) -
 
 @torch.inference_mode()
 def score(network: nn.Module, examples: Examples) -> float:
-    """Give the share of labels that the largest logit gets right; of a reconstruction, minus its error."""
+    """Return the share of labels that the largest logit gets right; of a reconstruction, minus its error."""
     network.eval()
     answers = torch.cat([network(batch) for batch in examples.images.split(100)])
     if answers.shape == examples.images.shape:
@@ -289,7 +289,7 @@ def plot(path: Path, history: list[Epoch], title: str) -> None:
 
 
 def is_adaptive(network: nn.Module) -> bool:
-    """Say whether a block of `network` learns its width."""
+    """Return whether a block of `network` learns its width."""
     return any(isinstance(module, AdaptiveSE) for module in network.modules())
 
 

@@ -97,7 +97,7 @@ def rounded(model: ir.Model, plan: Plan | None = None) -> ir.Model:
 
 
 class _Names:
-    """Gives names that the graph does not have."""
+    """Names that the graph does not have."""
 
     def __init__(self, taken: set[str | None]) -> None:
         self._taken = taken
