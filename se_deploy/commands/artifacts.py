@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
-from se_deploy import data, extras, fusion, graph
+from se_deploy import data, fusion, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
@@ -163,18 +163,7 @@ def _device_name(device: str) -> str:
 
 
 def _network(artifact: str, host: HostOptions, options: NetworkOptions) -> Opened:
-    with extras.needed_for(f"'{artifact}'"):
-        from se_deploy.frontend import zoo  # noqa: PLC0415 - an ONNX file needs no torch
-
-    network = zoo.load(
-        artifact,
-        checkpoint=options.checkpoint,
-        model_args=options.model_args,
-        pretrained=options.pretrained,
-        input_size=options.input_size,
-        feeding=options.feeding,
-        seed=options.seed,
-    )
+    network = source.load_network(artifact, options)
     session = registry.network_session(network, SessionOptions(threads=host.threads, device=host.device))
     return Opened(
         session,

@@ -159,22 +159,14 @@ def read(
         given, exporter = load_fp32(Path(spec), image), "onnx"
     else:
         with extras.needed_for(f"'{spec}'"):
-            from se_deploy.frontend import torch_export, zoo  # noqa: PLC0415 - an ONNX file needs no torch
+            from se_deploy.frontend import torch_export  # noqa: PLC0415 - an ONNX file needs no torch
 
         if image.layout is not None:
             raise BadInput(
                 f"--layout says how an ONNX file takes its image, and '{spec}' is a network in PyTorch",
                 hint="leave --layout out; --bake-preprocessing writes a file that takes NHWC frames",
             )
-        network = zoo.load(
-            spec,
-            checkpoint=options.checkpoint,
-            model_args=options.model_args,
-            pretrained=options.pretrained,
-            input_size=options.input_size,
-            feeding=options.feeding,
-            seed=options.seed,
-        )
+        network = load_network(spec, options)
         exported = torch_export.export(network, opset=options.opset, batch=options.batch)
         given, exporter = exported.model, exported.exporter
         image_spec = image.applied(network.image)
@@ -216,6 +208,22 @@ def read(
         samples=samples,
         warnings=tuple(notes),
         outside=outside,
+    )
+
+
+def load_network(spec: str, options: NetworkOptions) -> Network:
+    """Return the PyTorch network that `spec` names. Raises: BadModel, BadInput, BadData, MissingRuntime."""
+    with extras.needed_for(f"'{spec}'"):
+        from se_deploy.frontend import zoo  # noqa: PLC0415 - an ONNX file needs no torch
+
+    return zoo.load(
+        spec,
+        checkpoint=options.checkpoint,
+        model_args=options.model_args,
+        pretrained=options.pretrained,
+        input_size=options.input_size,
+        feeding=options.feeding,
+        seed=options.seed,
     )
 
 
