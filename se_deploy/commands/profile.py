@@ -74,7 +74,7 @@ class _Reference:
         if not base.stable:
             notes.append(f"{name}: no speed-up is known, for the reference's timing is unstable")
             return None
-        return one.throughput_per_s / base.throughput_per_s
+        return base.p50_ms / one.p50_ms  # medians: what the rule of stability is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,7 @@ def profile(
     timed: list[Timed] = []
     notes: list[str] = []
     measure = _Measure(timing or TimingOptions(), network.seed)
+    batch = _batch(batch, measure.timing.sizes)
     with contextlib.ExitStack() as stack:
         base: _Reference | None = None
         for done, artifact in enumerate(named):
@@ -188,11 +189,24 @@ def profile(
             if is_reference:
                 base = _Reference(one, measure, {size: measured})
             if not measured.stable:
-                notes.append(f"{name}: the timing is unstable, do not rely on it ({measured.rule})")
+                notes.append(f"{name}: the timing is unstable, do not rely on it")
             speedup = None if base is None or is_reference else base.speedup(name, size, measured, notes)
             timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference, used))
     progress("profile", len(named), len(named))
+    if any(not one.latency.stable for one in timed):
+        notes.append(f"timings: {latency.RULE}")
     return ProfileResult(tuple(timed), host.threads, tuple(notes))
+
+
+def _batch(asked: int, sizes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the batch to time: as asked, else as the shapes given have it. Raises: BadInput for both."""
+    given = {shape[0] for shape in sizes.values() if shape and shape[0] != 1}
+    if not given - {asked}:
+        return asked
+    if asked != 1 or len(given) > 1:
+        batches = ", ".join(map(str, sorted({asked, *given})))
+        raise BadInput(f"the shapes to time and the batch disagree: {batches}", hint="name one batch")
+    return given.pop()
 
 
 def to_schema(result: ProfileResult) -> results.Profile:

@@ -79,6 +79,8 @@ class Tolerance:
 
 def _words(miss: Miss, parity: OutputParity) -> str:
     floor = 1 - miss.limit
+    if miss.measure == "largest error" and not math.isfinite(miss.value):
+        return "it is NaN or inf where the reference is not, or the other way round"
     if miss.measure == "largest error":
         return f"largest error {miss.value:.3g} is above {miss.limit:.3g}"
     if miss.measure == "1 - cosine":

@@ -230,6 +230,21 @@ def test_a_speed_up_is_of_stable_timings_at_the_same_batch(reference, candidate,
     assert words is None or any(words in text for text in warnings)
 
 
+@pytest.mark.parametrize(
+    ("batch", "first", "timed"), [(1, 1, 1), (1, 8, 8), (8, 8, 8), (8, 1, 8), (4, 8, None)]
+)
+def test_the_batch_of_the_shapes_to_time_is_timed(batch, first, timed, monkeypatch):
+    opened = artifacts.Opened(Counted(2), "onnxruntime", "cpu", "fp32", None, None, name="net")
+    monkeypatch.setattr(artifacts, "opened", lambda _name, **_: contextlib.nullcontext(opened))
+    timing = TimingOptions(warmup_ms=0, duration_s=0, iterations=8, sizes={"x": (first, 3)})
+    if timed is None:
+        with pytest.raises(BadInput, match="disagree: 4, 8"):
+            profile(["net"], batch=batch, timing=timing)
+        return
+    (one,) = profile(["net"], batch=batch, timing=timing).artifacts
+    assert (one.batch, one.shapes["x"][0]) == (timed, timed)
+
+
 def test_latency_against_a_reference(folder):
     text = LATENCY.replace("max_p50_ms = 1e6", 'reference = "other.onnx"\nmin_speedup = 1e9')
     result = check(folder, text)
