@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 import plan_graphs
 import pytest
+from packaging.requirements import Requirement
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -108,3 +109,30 @@ def test_every_command_names_an_extra_that_there_is():
 def test_the_core_and_the_tests_bring_neither_torch_nor_a_runtime():
     outside = ("torch", "onnxruntime", "tensorrt", "cuda", "se-deploy")
     assert not [one for one in PROJECT["dependencies"] + EXTRAS["test"] if one.startswith(outside)]
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "runtime"),
+    [
+        ("linux", "x86_64", "onnxruntime-gpu"),
+        ("win32", "AMD64", "onnxruntime-gpu"),
+        ("linux", "aarch64", "onnxruntime"),
+        ("darwin", "arm64", "onnxruntime"),
+        ("darwin", "x86_64", "onnxruntime"),
+    ],
+)
+def test_all_brings_one_onnxruntime_to_every_platform(system, machine, runtime):
+    """Two of them share a folder, and the one installed last breaks the other."""
+    here = {"sys_platform": system, "platform_machine": machine}
+    wanted = [Requirement(text) for text in EXTRAS["all"]]
+    taken = [r.name for r in wanted if r.marker is None or r.marker.evaluate({**here, "extra": "all"})]
+    assert [name for name in taken if name.startswith("onnxruntime")] == [runtime]
+
+
+def test_no_extra_of_the_project_itself_stands_behind_a_marker():
+    """The build backend writes such a requirement into the metadata without its marker."""
+    nested = [
+        Requirement(text) for texts in EXTRAS.values() for text in texts if text.startswith("se-deploy[")
+    ]
+    assert nested
+    assert all(requirement.marker is None for requirement in nested)
