@@ -1,6 +1,6 @@
 """Calibration and evaluation data: whatever form it has on disk, batches by input name come out.
 
-Nothing is held in memory but the batch at hand (IDX and pickled CIFAR, whose images are tiny, keep the
+Nothing is held in memory but the batch at hand (IDX and CIFAR, whose images are tiny, keep the
 chosen ones), every chosen file is looked at before the first batch is given, and the hash says exactly
 which samples were used.
 """

@@ -1,15 +1,12 @@
-"""CIFAR-10 and CIFAR-100 as their authors ship them: binary records, or Python pickles.
+"""CIFAR-10 and CIFAR-100 in their authors' binary records.
 
-A pickle can run any code when it is loaded. These are opened by an unpickler that knows only what the files
-hold (a dictionary of numbers, bytes and one array of bytes) and refuses all else unread.
+The same data comes as Python pickles too. Those are refused: a pickle can run any code when it is loaded.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,8 +26,8 @@ _LABEL_BYTES = {10: 1, 100: 2}  # in front of each binary record; CIFAR-100: coa
 _FILES = (
     *(f"data_batch_{n}" for n in range(1, 6)), "train", "test_batch", "test",
 )  # fmt: skip
-_LABELS = (b"labels", b"fine_labels", "labels", "fine_labels")
-_HINT = "give data_batch_1 or data_batch_1.bin of CIFAR-10, train or train.bin of CIFAR-100, or their folder"
+_HINT = "give data_batch_1.bin of CIFAR-10, train.bin of CIFAR-100, or their folder"
+_PICKLED_HINT = "download its binary version (cifar-10-binary.tar.gz), or save the images as .npy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +40,23 @@ class Batch:
 
 
 def files(path: Path) -> list[Path]:
-    """Name the CIFAR files that `path` is or holds: all training files, else the test file; [] for none."""
+    """Return the CIFAR files that `path` is or holds: all training files, else the test file; [] for none.
+
+    Raises: BadData for the pickled form.
+    """
     if path.is_file():
+        if path.name in _FILES:
+            raise _pickled(path)
         return [path] if path.name.removesuffix(".bin") in _FILES else []
-    for suffix in ("", ".bin"):
-        found = [path / f"{name}{suffix}" for name in _FILES if (path / f"{name}{suffix}").is_file()]
-        training = [p for p in found if not p.name.startswith("test")]
-        if found:
-            return training or found
-    return []
+    binary = [path / f"{name}.bin" for name in _FILES if (path / f"{name}.bin").is_file()]
+    pickled = [path / name for name in _FILES if (path / name).is_file()]
+    if pickled and not binary:
+        raise _pickled(pickled[0])
+    return [p for p in binary if not p.name.startswith("test")] or binary
+
+
+def _pickled(path: Path) -> BadData:
+    return BadData(f"'{path}' is a Python pickle of CIFAR, which could run code", hint=_PICKLED_HINT)
 
 
 def images(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int]) -> Iterator[SourceImage]:
@@ -75,11 +80,7 @@ def images(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int])
 
 
 def read(path: Path) -> Batch:
-    """Read one file. Raises: BadData where it is no CIFAR file."""
-    return _binary(path) if path.suffix == ".bin" else _pickled(path)
-
-
-def _binary(path: Path) -> Batch:
+    """Return the images of one file. Raises: BadData where it is no CIFAR file."""
     data = np.frombuffer(path.read_bytes(), np.uint8)
     many = path.stem in {"train", "test"}
     head = _LABEL_BYTES[100 if many else 10]
@@ -87,49 +88,3 @@ def _binary(path: Path) -> Batch:
         raise BadData(f"'{path}' is not a whole number of CIFAR records", hint=_HINT)
     records = data.reshape(-1, head + _PIXELS)
     return Batch(path.name, records[:, head:], records[:, head - 1].astype(np.int64))
-
-
-def _pickled(path: Path) -> Batch:
-    try:
-        content: Any = _Known(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        pixels = content[b"data"] if b"data" in content else content["data"]
-        labels = np.asarray(next(content[key] for key in _LABELS if key in content))
-    except BadData:
-        raise
-    except (pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError, IndexError,
-            AttributeError, StopIteration) as e:  # fmt: skip
-        raise BadData(f"'{path}' is no CIFAR file: {e or type(e).__name__}", hint=_HINT) from e
-    fits = (
-        isinstance(pixels, np.ndarray)
-        and pixels.dtype == np.uint8
-        and pixels.shape[1:] == (_PIXELS,)
-        and labels.shape == pixels.shape[:1]
-        and labels.dtype.kind == "i"
-    )
-    if not fits:
-        raise BadData(f"'{path}' does not hold CIFAR's pixels and labels", hint=_HINT)
-    return Batch(path.name, pixels, labels.astype(np.int64))
-
-
-class _Known(pickle.Unpickler):
-    """Loads nothing but what an array of numbers is made of."""
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - what pickle declares
-        """Return one of the four known objects. Raises: BadData for any other, before it is imported."""
-        known = {
-            "multiarray._reconstruct": np.empty(0).__reduce__()[0],
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": np.dtype,
-            "_codecs.encode": _encode,
-        }
-        key = f"{module}.{name}".removeprefix("numpy.core.").removeprefix("numpy._core.")
-        if key not in known:
-            raise BadData(f"a pickle names '{module}.{name}', which no CIFAR file does", hint=_HINT)
-        return known[key]
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Do what pickles of bytes by protocol 2 ask for, and nothing else."""
-    if encoding != "latin1":
-        raise BadData(f"a pickle asks for the encoding '{encoding}'", hint=_HINT)
-    return text.encode("latin1")

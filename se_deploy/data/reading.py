@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = frozenset({
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
 KINDS = (
     "a folder of images (class folders too), a text file of paths, .npy, .npz, MNIST IDX (plain or gzip), "
-    "CIFAR-10 or CIFAR-100 (binary or Python), or WebDataset .tar"
+    "CIFAR-10 or CIFAR-100 (binary), or WebDataset .tar"
 )
 
 
