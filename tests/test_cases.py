@@ -381,6 +381,7 @@ def test_frames_are_exported_in_both_precisions_and_predicted(folder, capsys, fr
             assert guess["probability"] == pytest.approx(want[guess["index"]], abs=1e-2 if flags else 1e-6)
 
 
+@pytest.mark.slow  # a run each; the single commands are above
 def test_a_run_leads_frames_to_engines_that_keep_their_parity(folder, capsys, frames):
     given, size, _ = frames
     words = ("run", given, "--calib-data", "pics", "-o", "out", "--no-rewrites", "--json", *QUICK, *size)
@@ -472,6 +473,7 @@ class Net(torch.nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_a_network_compares_frames_with_what_pytorch_says_of_prepared_images(folder, capsys):
     (folder / "net.py").write_text(NETWORK)
     pictures(folder / "pics")

@@ -40,7 +40,7 @@ def told(capsys, *words):
     return json.loads(out)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ["speech", "two", pytest.param("clip", marks=pytest.mark.slow)])
 def test_what_is_no_image_goes_all_the_way(capsys, folder, name):
     net, declared, shapes, ranges = CASES[name]
     rng = np.random.default_rng(0)

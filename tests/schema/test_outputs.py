@@ -18,6 +18,8 @@ from se_deploy.cli import main
 from se_deploy.cli.main import COMMANDS
 from se_deploy.errors import BadInput
 
+pytestmark = pytest.mark.slow  # every command runs once
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
