@@ -26,7 +26,7 @@ from se_deploy.protocols import silent
 from se_deploy.targets import Target, resolve_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -80,7 +80,7 @@ class Compiler:
             shapes=shapes,
             seconds=reply["seconds"],
             workspace_bytes=options.workspace_bytes,
-            warnings=(*self._notes(plan, options), *reply["warnings"]),
+            warnings=(*self._notes(plan, options), *self._quoted(reply["warnings"])),
             log_errors=tuple(reply["errors"]),
             skipped_tactics=reply["skipped_tactics"],
             free=free_inputs(model),
@@ -170,6 +170,10 @@ class Compiler:
                 f"TensorRT-RTX {self.version} cannot build INT8 convolutions",
                 hint="pip install 'se-deploy[rtx]', or build the FP16 network",
             )
+
+    def _quoted(self, warnings: Sequence[str]) -> tuple[str, ...]:
+        """Return the compiler's own warnings as its words: not all are true of what was asked for."""
+        return tuple(f"{self._flavour.title} says: {text}" for text in warnings)
 
     def _notes(self, plan: Plan, options: BuildOptions) -> tuple[str, ...]:
         """Return what was asked for and ignored, and what the targets cost each other."""

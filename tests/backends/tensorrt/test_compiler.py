@@ -6,6 +6,7 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 
+from se_deploy import graph
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.tensorrt.command import build_command
 from se_deploy.backends.tensorrt.compiler import Compiler
@@ -51,6 +52,14 @@ def test_the_squeeze_copies_the_map_unless_it_is_respelled(rtx):
     gap, nhwc = (rtx.plan(plan_graphs.se_net(pool)) for pool in ("gap", "nhwc"))
     assert nhwc.kernels == gap.kernels - 1
     assert nhwc.activation_bytes < gap.activation_bytes
+
+
+def test_the_compiler_s_own_warnings_are_quoted_as_its_words(rtx):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,4] x) => (int64[N] y) { y = ArgMax<axis = 1, keepdims = 0>(x) }"""
+    built = rtx.build(graph.tidy(ir.from_onnx_text(text)))
+    assert built.warnings
+    assert all(warning.startswith("TensorRT-RTX says: ") for warning in built.warnings)
 
 
 def test_progress_is_reported_and_ends(rtx):
