@@ -34,9 +34,6 @@ class Frozen:
         self.fed.append(len(feeds["x"]))
         return {"y": self.outputs_of(feeds["x"] * feeds["a"])}
 
-    def time(self, feeds, calls):
-        raise NotImplementedError
-
 
 @given(size=st.integers(1, 5), count=st.integers(1, 13), rows=st.integers(1, 3))
 def test_every_sample_is_answered_once_and_in_order(size, count, rows):

@@ -34,9 +34,6 @@ class Answers:
     def run(self, feeds):
         return {name: f(feeds[self.input_name]) for name, f in self.functions.items()}
 
-    def time(self, feeds, calls):
-        raise NotImplementedError
-
 
 def batches(count, seed=0):
     return [{"input": x} for x in np.random.default_rng(seed).standard_normal((count, 8, 4), np.float32)]

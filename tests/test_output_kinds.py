@@ -41,9 +41,6 @@ class Given:
     def run(self, feeds):
         return self.answers[int(feeds["x"].flat[0])]
 
-    def time(self, feeds, calls):
-        raise NotImplementedError
-
 
 def compared(want, got, samples=1, **options):
     """Both as lists of batches, or as one batch; the measures by name."""

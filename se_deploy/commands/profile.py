@@ -56,7 +56,7 @@ class _Reference:
     measured: dict[int, latency.Latency]
 
     def speedup(self, name: str, size: int, one: latency.Latency, notes: list[str]) -> float | None:
-        """Return how many times as many images per second `one` does at the same batch, `size`.
+        """Return how many times as fast as the reference `one` is, by medians at the same batch, `size`.
 
         None, with a note, where the reference cannot run that batch or either timing is unstable.
         """
@@ -86,7 +86,7 @@ class Timed:
     device: str
     batch: int
     latency: latency.Latency
-    speedup: float | None  # images per second over the reference's at the same batch; None where unstable
+    speedup: float | None  # the reference's median over this one's at the same batch; None where unstable
     reference: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the inputs that were timed
 

@@ -27,6 +27,7 @@ KEYS = {
     "build-engine", "build-engines", "parity", "profile", "verdicts", "recommendation",
 }  # fmt: skip
 QUICK = ["--search-plans", "3", "--warmup-ms", "1", "--duration-s", "0.05", "--threads", "1"]
+ONLY_FP16 = ["--fp16", "--data", "photos", "--json", "--no-rewrites", *QUICK[2:]]
 
 
 @pytest.fixture(scope="module")
@@ -122,18 +123,7 @@ def test_runs_side_by_side(made, capsys, tmp_path):
 @needs.RTX
 def test_fp16_alone_needs_no_calibration(files, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(files)
-    words = [
-        "run",
-        "net.onnx",
-        "--fp16",
-        "--data",
-        "photos",
-        "-o",
-        tmp_path,
-        "--json",
-        "--no-rewrites",
-        *QUICK[2:],
-    ]
+    words = ["run", "net.onnx", *ONLY_FP16, "-o", tmp_path]
     code, out, err = call(capsys, *words)
     assert code == 0, err
     result = json.loads(out)
@@ -232,18 +222,7 @@ def test_an_earlier_run_s_engines_do_not_pass_for_this_one_s(files, capsys, monk
     stale = [tmp_path / name for name in ("model.int8.engine", "model.int8.engine.json", "model.int8.onnx")]
     for path in (*stale, tmp_path / "model.notes.txt"):
         path.write_text("earlier")
-    words = [
-        "run",
-        "net.onnx",
-        "--fp16",
-        "--data",
-        "photos",
-        "-o",
-        tmp_path,
-        "--json",
-        "--no-rewrites",
-        *QUICK[2:],
-    ]
+    words = ["run", "net.onnx", *ONLY_FP16, "-o", tmp_path]
     code, out, _ = call(capsys, *words)
     assert (code, json.loads(out)["error"]["kind"]) == (1, "OutputExists")
     code, out, err = call(capsys, *words, "--overwrite")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import project_scripts
 import pytest
 
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")
 pytest.importorskip("matplotlib")
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import timm
@@ -162,13 +160,8 @@ def test_a_torchvision_network_at_another_size_keeps_the_share_that_is_cropped()
 @pytest.fixture(scope="module")
 def preprocessing_table():
     """The script whose table is in docs/preprocessing.md."""
-    path = Path(__file__).parents[2] / "scripts" / "preprocessing_table.py"
-    spec = importlib.util.spec_from_file_location("preprocessing_table", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["preprocessing_table"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["preprocessing_table"]
+    with project_scripts.loaded("preprocessing_table") as module:
+        yield module
 
 
 def test_the_table_counts_grey_levels(preprocessing_table):

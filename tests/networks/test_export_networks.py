@@ -1,13 +1,11 @@
 """Every network, and every kind of convolution and resampling, leaves PyTorch with its function."""
 
+import project_scripts
 import pytest
 
 pytest.importorskip("torch")
 
-import importlib.util
 import itertools
-import sys
-from pathlib import Path
 from typing import get_args
 
 import torch
@@ -83,13 +81,8 @@ def test_a_network_exports_through_dynamo(name):
 @pytest.fixture(scope="module")
 def plan_networks():
     """The script whose table is in the README."""
-    path = Path(__file__).parents[2] / "scripts" / "plan_networks.py"
-    spec = importlib.util.spec_from_file_location("plan_networks", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["plan_networks"] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["plan_networks"]
+    with project_scripts.loaded("plan_networks") as module:
+        yield module
 
 
 @pytest.mark.slow
