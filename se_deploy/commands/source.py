@@ -103,6 +103,25 @@ def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model
     return declare_inputs
 
 
+def _with_batch(batch: int, spec: str) -> Callable[[ir.Model], int]:
+    """Return the pass that freezes the batch of every input. Raises: BadInput where it is another one."""
+
+    def fix_batch(model: ir.Model) -> int:
+        for value in model.graph.inputs:
+            known = graph.dims(value)
+            if not known:  # a scalar counts no samples
+                continue
+            if known[0] not in (None, batch):
+                raise BadInput(
+                    f"input '{value.name}' of '{spec}' is frozen at batch {known[0]}, not {batch}",
+                    hint="leave --batch out, or export the network again with the batch that you need",
+                )
+            value.shape = ir.Shape([batch, *list(value.shape or ())[1:]])  # free sizes keep their names
+        return 1
+
+    return fix_batch
+
+
 def _sized(size: tuple[int, ...], layout: Layout) -> Callable[[ir.Model], int]:
     """Return the pass that fixes the only input's free sizes behind the batch.
 
@@ -157,6 +176,8 @@ def read(
     notes: list[str] = []
     if is_onnx(spec):
         given, exporter = load_fp32(Path(spec), image), "onnx"
+        if options.batch is not None:
+            given = graph.rewrite(given, _with_batch(options.batch, spec)).model
     else:
         with extras.needed_for(f"'{spec}'"):
             from se_deploy.frontend import torch_export  # noqa: PLC0415 - an ONNX file needs no torch

@@ -9,10 +9,13 @@ pytest.importorskip("torch")
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 from test_cli import run as call
 from torch_nets import NETS
+
+from se_deploy import graph
 
 RANGES = ["--min-shapes", "feats:1x16x20", "--opt-shapes", "feats:1x16x40", "--max-shapes", "feats:4x16x80"]
 CASES = {
@@ -101,6 +104,19 @@ def test_a_size_that_nobody_named_is_asked_for_with_a_flag_that_helps(capsys, fo
         assert "--input-size 16x" in err or "--opt-shapes feats:" in err
     plan = told(capsys, "inspect", "net.onnx", "--plan", "--input-size", "16x40")["plans"][0]
     assert plan["shapes"]["feats"][1:] == [16, 40]
+
+
+def test_a_batch_that_is_asked_for_is_frozen_in_a_file_too(capsys, folder):
+    del folder
+    told(
+        capsys, "export", "nets.py:Two", "--input", "image:Nx3x12x12", "--input", "meta:Nx7", "-o", "net.onnx"
+    )
+    frozen = told(capsys, "export", "net.onnx", "--batch", "4", "-o", "frozen.onnx")
+    assert {one["dims"][0] for one in frozen["verified"]["inputs"]} == {4}
+    made = graph.load(Path("frozen.onnx"))
+    assert [graph.dims(value) for value in made.graph.inputs] == [(4, 3, 12, 12), (4, 7)]
+    code, _, err = call(capsys, "export", "frozen.onnx", "--batch", "2", "-o", "other.onnx")
+    assert (code, "is frozen at batch 4, not 2" in err) == (1, True), err
 
 
 def test_a_declaration_settles_the_sizes_of_a_file(capsys, folder):
