@@ -328,6 +328,7 @@ def taken(path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["pictures", "arrays"])
 def test_frames_are_quantized_built_compared_and_timed(folder, capsys, frames, source):
     given, size, pixels = frames

@@ -49,6 +49,7 @@ def mypy(folder, text):
     ).stdout
 
 
+@pytest.mark.slow  # mypy reads the whole package
 def test_a_type_checker_sees_every_verb_with_its_signature(tmp_path):
     reveal = "".join(f"reveal_type({verb})\n" for verb in se_deploy.__all__ if verb != "__version__")
     lines = [*(SCRIPT + reveal).splitlines(), *WRONG]

@@ -43,7 +43,9 @@ def told(capsys, *words):
     return json.loads(out)
 
 
-@pytest.mark.parametrize("name", ["speech", "two", pytest.param("clip", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["speech", *(pytest.param(one, marks=pytest.mark.slow) for one in ("two", "clip"))]
+)
 def test_what_is_no_image_goes_all_the_way(capsys, folder, name):
     net, declared, shapes, ranges = CASES[name]
     rng = np.random.default_rng(0)
@@ -106,6 +108,7 @@ def test_a_size_that_nobody_named_is_asked_for_with_a_flag_that_helps(capsys, fo
     assert plan["shapes"]["feats"][1:] == [16, 40]
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_asked_for_is_frozen_in_a_file_too(capsys, folder):
     del folder
     told(

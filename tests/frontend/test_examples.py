@@ -55,7 +55,7 @@ def arrays(path, image, meta):
     np.savez(path, image=np.zeros(image, np.float32), meta=np.zeros(meta, np.float32))
 
 
-@pytest.mark.parametrize("opset", [17, 20])
+@pytest.mark.parametrize("opset", [17, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "inputs", "shapes"), CASES)
 def test_both_exporters_keep_what_is_free(nets, name, inputs, shapes, opset):
     network = zoo.load(f"{nets}:{name}", feeding=declared(*inputs))
@@ -114,6 +114,7 @@ def test_examples_that_contradict_the_declaration_are_refused(nets, tmp_path):
         zoo.load(f"{nets}:Two", feeding=Feeding(example=tmp_path / "bad.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [None, 4])
 def test_programs_are_exported_with_their_own_free_sizes(tmp_path, batch):
     class Two(nn.Module):

@@ -68,6 +68,7 @@ def test_calibration_and_held_out_digits_are_disjoint_and_balanced():
     assert not any(image.tobytes() in seen for image in held_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_a_checkpoint_is_as_good_as_it_says(name):
     path = shipped(NETWORKS[name].checkpoint)

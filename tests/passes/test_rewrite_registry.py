@@ -46,6 +46,7 @@ def test_what_became_possible_is_not_called_refused():
     assert search.optimize(before, blocks, names).refused == ()
 
 
+@pytest.mark.slow
 def test_export_tells_of_a_toy(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     clip_first_block()
