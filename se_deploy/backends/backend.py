@@ -91,6 +91,7 @@ class Engines:
     command: Callable[[str, str, Engine], str]  # engine, ONNX file, build: the vendor's line for the same
     load_command: Callable[[str], str]  # engine: the vendor's line that runs it
     needs: Callable[[str, Sequence[str]], str]  # version, targets: what a device must have
+    module: str  # the Python module that loads an engine on the device
     default_targets: tuple[Target, ...] = ()  # what is built for where nothing is said; () for this device
 
 

@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from se_deploy.schema.input_spec import InputSpec
 
 README, SUMS, INPUT, SCRIPT = "README.txt", "sha256sums.txt", "input.json", "predict.py"
+RUNNER, PREPROCESSING = "run_engine.py", "preprocessing.py"
 
-_ON_DEVICE = Path(__file__).parent.parent / "deploy" / "on_device.py"
+_DEPLOY = Path(__file__).parent.parent / "deploy"
+_ON_DEVICE, _RUN_ENGINE = _DEPLOY / "on_device.py", _DEPLOY / RUNNER
 _IMPORT = "from se_deploy.data.preprocessing import to_sample\n"
+_IMPORT_BESIDE = "from preprocessing import to_sample\n"
+_LOADER, _LOADED_AS = "import tensorrt as trt\n", "import {module} as trt\n"
 
 Part = Path | bytes
 """A file to copy, or what to write."""
@@ -132,6 +136,7 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
         parts[own.name] = text.encode() if cargo.respecified else own
         if cargo.onnx is not None:
             parts[cargo.onnx.name] = cargo.onnx
+        parts |= _runner(cargo.manifest.runtime)
     elif cargo.onnx is not None:
         parts[cargo.onnx.name] = _onnx(cargo, cargo.onnx)
     if cargo.spec is not None:
@@ -151,6 +156,21 @@ def _script() -> bytes:
     assert found, f"{_ON_DEVICE.name} imports the preprocessing in another way"  # noqa: S101 - ours, not the user's
     _, _, body = Path(preprocessing.__file__).read_text("utf-8").partition("import annotations\n")
     return f"{head.rstrip()}\n{body}{tail}".encode()
+
+
+def _runner(runtime: str) -> dict[str, Part]:
+    """Return the script that runs an engine on the device, and the preprocessing that it imports.
+
+    Nothing where the backend's engines load in no Python.
+    """
+    engines = registry.get(runtime).engines
+    if engines is None:
+        return {}
+    text = _RUN_ENGINE.read_text("utf-8")
+    for line, wanted in ((_LOADER, _LOADED_AS.format(module=engines.module)), (_IMPORT, _IMPORT_BESIDE)):
+        assert line in text, f"{RUNNER} has no line {line!r}"  # noqa: S101 - ours, not the user's
+        text = text.replace(line, wanted)
+    return {RUNNER: text.encode(), PREPROCESSING: Path(preprocessing.__file__).read_bytes()}
 
 
 def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]]:
@@ -221,6 +241,8 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
         pbtxt.LABELS: "class names, one a line, in the order of the output",
         INPUT: "how an image becomes the input, as JSON",
         SCRIPT: "an example: the ONNX file on the CPU, with numpy, Pillow and onnxruntime",
+        RUNNER: "runs the engine, with numpy, Pillow and the device's own TensorRT",
+        PREPROCESSING: f"how {RUNNER} prepares an image",
     }
     if manifest is None:
         said[name] = f"the network as ONNX, opset {graph.opset(cargo.model) if cargo.model else '?'}"
@@ -239,8 +261,7 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
     elif engines is not None:
         lines.append(f"  {engines.needs(manifest.version, manifest.targets)}")
     lines += ["", "How it is run", f"  se-deploy predict {name} IMAGE.jpg"]
-    if SCRIPT in parts:
-        lines.append(f"  python3 {SCRIPT} IMAGE.jpg")
+    lines += [f"  python3 {script} IMAGE.jpg" for script in (RUNNER, SCRIPT) if script in parts]
     if manifest is not None:
         if engines is not None:
             lines.append(f"  {engines.load_command(name)}")

@@ -130,7 +130,12 @@ TENSORRT_RTX = Backend(
     has_power_meter=True,
     planning=Planning(_planner(_RTX), targets=True, decides_rewrites=True),
     engines=Engines(
-        _compiler(_RTX), _command, _load_command(_RTX), _needs_rtx, default_targets=PORTABLE_TARGETS
+        _compiler(_RTX),
+        _command,
+        _load_command(_RTX),
+        _needs_rtx,
+        _RTX.module,
+        default_targets=PORTABLE_TARGETS,
     ),
     form=_form(_RTX),
 )
@@ -147,7 +152,7 @@ TENSORRT = Backend(
     magic=_FULL.magic,
     has_power_meter=True,
     planning=Planning(_planner(_FULL), without_device=False, targets=True),
-    engines=Engines(_compiler(_FULL), _command, _load_command(_FULL), _needs_full),
+    engines=Engines(_compiler(_FULL), _command, _load_command(_FULL), _needs_full, _FULL.module),
     triton=Triton("tensorrt_plan", "tensorrt", "model.plan"),
     form=_form(_FULL),
 )

@@ -1,0 +1,115 @@
+"""A device for scripts that run in a process of their own: a TensorRT and a CUDA runtime library in a folder.
+
+The library is C, so that a call with the wrong types fails here as it would there; its device memory is host
+memory. The TensorRT module is fake_nvidia's with an engine that computes what `use_graphs.MEANS` does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import fake_nvidia
+import numpy as np
+import pytest
+
+CC = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: the CUDA library cannot be made")
+
+CUDART = """
+#include <stdlib.h>
+#include <string.h>
+static size_t taken = 0;
+int cudaMalloc(void **pointer, size_t size) {
+    const char *limit = getenv("FAKE_DEVICE_BYTES");
+    if (limit && size > strtoull(limit, 0, 10)) return 2;
+    *pointer = malloc(size); taken++; return 0;
+}
+int cudaFree(void *pointer) { free(pointer); taken--; return 0; }
+int cudaMemcpy(void *target, const void *source, size_t size, int kind) {
+    if (kind != 1 && kind != 2) return 1;
+    memcpy(target, source, size); return 0;
+}
+size_t fake_taken(void) { return taken; }
+"""
+
+MODULE = """
+import sys
+import fake_device
+module = fake_device.tensorrt(__name__, "{version}")
+globals().update(vars(module))
+"""
+
+
+class Classifier(fake_nvidia.Doubler):
+    """x: (N, 3, 8, 8) -> y: (N, 3), four times the mean of each channel, for N from 1 to 4."""
+
+    def get_tensor_shape(self, name):
+        batch = -1 if self.shape is None else self.shape[0]
+        return (batch, 3, 8, 8) if name == "x" else (batch, 3)
+
+    def create_execution_context(self, *_):
+        return Classifier(self.trt, None)
+
+    def set_input_shape(self, _, shape):
+        fits = 1 <= shape[0] <= 4 and tuple(shape[1:]) == (3, 8, 8)
+        self.shape = shape if fits else self.shape
+        return fits
+
+    def execute_async_v3(self, stream):
+        assert stream == 0
+        batch = self.shape[0]
+        x = np.ctypeslib.as_array((ctypes.c_float * (batch * 192)).from_address(self.address["x"]))
+        y = np.ctypeslib.as_array((ctypes.c_float * (batch * 3)).from_address(self.address["y"]))
+        y[:] = 4 * x.reshape(batch, 3, 64).mean(axis=2).ravel()
+        return True
+
+
+def tensorrt(name, version):
+    """The module, for scripts that make a `trt.Logger` of their own."""
+    trt = types.ModuleType(name)
+    made = fake_nvidia.tensorrt(version)
+    vars(trt).update({k: v for k, v in vars(made).items() if not k.startswith("__")})
+    trt.__version__ = version
+
+    class Logger(fake_nvidia.Logger):
+        def __init__(self, least):
+            self.least = least
+
+    class Runtime:
+        def __init__(self, log):
+            assert log.least == Logger.ERROR
+
+        def deserialize_cuda_engine(self, data):
+            return None if data.endswith(b"stale") else Classifier(trt, None)
+
+    trt.Logger, trt.Runtime = Logger, Runtime
+    return trt
+
+
+def make(folder: Path, *, module="tensorrt", version="10.3.0") -> dict[str, str]:
+    """Lay the device out in `folder`; give the environment of a script that runs on it."""
+    folder.mkdir()
+    (folder / f"{module}.py").write_text(MODULE.format(version=version))
+    (folder / "cudart.c").write_text(CUDART)
+    library = folder / "libcudart.so.12"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "cudart.c"], check=True)
+    paths = os.pathsep.join([str(folder), str(Path(__file__).parent)])
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "LD_LIBRARY_PATH": str(folder)}
+
+
+def run(script: Path, *words: object, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a script where no se_deploy can be imported."""
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['se_deploy'] = None\n"
+        "sys.argv = sys.argv[1:]\n"
+        "sys.path.insert(0, sys.argv[0].rpartition('/')[0])\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, str(script), *map(str, words)]
+    return subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
