@@ -6,7 +6,12 @@ defect of this package and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NOT_PRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -17,6 +22,12 @@ _NOT_PRINTABLE = re.compile(
 def printable(text: str) -> str:
     """Return `text` with its control characters escaped, as "\\x1b": names in files are other people's."""
     return _NOT_PRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def meant(word: str, names: Iterable[str]) -> str:
+    """Return "did you mean X? " for the name that `word` nearly is, as the beginning of a hint; else ""."""
+    near = difflib.get_close_matches(word, list(names), n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
 
 
 class SeDeployError(Exception):

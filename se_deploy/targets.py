@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +89,10 @@ def resolve_target(text: str) -> Target:
             f"'{text}': engines for the DLA are not built, it cannot run the SE gate between its layers",
             hint="build for the GPU of the module: --target orin-nx or agx-orin on the device itself",
         )
+    names = [device.name for device in DEVICES]
     raise BadInput(
         f"'{text}' is no target: neither a compute capability nor a known device",
-        hint=f"give one like sm86, or one of {', '.join(device.name for device in DEVICES)}",
+        hint=f"{meant(word, names)}give one like sm86, or one of {', '.join(names)}",
     )
 
 

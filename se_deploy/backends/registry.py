@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from se_deploy.backends.backend import Backend, SessionOptions
-from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.errors import BadInput, MissingRuntime, meant
 from se_deploy.quantization.policies import PORTABLE, Policy
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ def policy(name: str) -> Policy:
     """Return the quantization policy of this name. Raises: BadInput."""
     known = policies()
     if name not in known:
-        raise BadInput(f"there is no policy '{name}'", hint=f"choose one of {', '.join(known)}")
+        raise BadInput(
+            f"there is no policy '{name}'", hint=f"{meant(name, known)}choose one of {', '.join(known)}"
+        )
     return known[name]
 
 

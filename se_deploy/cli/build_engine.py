@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     options.verify,
     options.overwrite,
     options.reporter("parity", "fusion", "fused", "precision", benefit=True),
+    first="--output --fp16 --int8 --calib-data --runtime "
+    "--target --opt-shapes --max-shapes --workspace --overwrite",
 )
 def build_engine(
     model: Path,

@@ -8,6 +8,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, command, optional, switch
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE
 
 if TYPE_CHECKING:
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
     "bundle",
     argument("artifact", IN_FILE),
     options.output_folder,
-    switch("--triton", "Lay out a model repository for Triton Inference Server."),
-    optional("--name", click.STRING, "With --triton: the model's name; default: the file's."),
+    switch("--triton", "Lay out a model repository for Triton Inference Server.", section=Section.OUTPUT),
+    optional(
+        "--name",
+        click.STRING,
+        "With --triton: the model's name; default: the file's.",
+        section=Section.OUTPUT,
+    ),
     options.image,
     options.overwrite,
     options.reporter(),

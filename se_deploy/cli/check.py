@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import command, optional
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         "--config",
         IN_FILE,
         "Configuration; default: se-deploy.toml, or [tool.se-deploy] of pyproject.toml, in this folder.",
+        section=Section.DATA,
     ),
     options.junit,
     options.overwrite,

@@ -8,6 +8,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, command, defaulted
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import Model
 from se_deploy.options import FLOAT_TYPES
 
@@ -24,12 +25,16 @@ if TYPE_CHECKING:
     options.output_onnx,
     options.written_network,
     options.precision,
-    defaulted("--io", click.Choice(FLOAT_TYPES), "fp32", "Type of inputs and outputs."),
+    defaulted(
+        "--io", click.Choice(FLOAT_TYPES), "fp32", "Type of inputs and outputs.", section=Section.OUTPUT
+    ),
     options.exported_target,
     options.calibration,
     options.verify,
     options.overwrite,
     options.reporter("parity"),
+    first="--output --pretrained --checkpoint --input-size --batch "
+    "--fp16 --runtime --target --opset --overwrite",
 )
 def export(
     model: str,

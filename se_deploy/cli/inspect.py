@@ -8,6 +8,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, command, defaulted, optional, switch
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, IN_PATH, OUT_FILE
 from se_deploy.options import ADVICE_SAMPLES
 
@@ -21,14 +22,25 @@ if TYPE_CHECKING:
 @command(
     "inspect",
     argument("file", IN_FILE),
-    switch("--plan", "Also ask each compiler at hand what it would run."),
-    optional("--html", OUT_FILE, "Write a page with the graph around each block drawn."),
-    optional("--calib-data", IN_PATH, "Advise on each block's ratio from these samples."),
-    defaulted("--calib-samples", click.IntRange(min=2), ADVICE_SAMPLES, "Largest number of them to use."),
+    switch("--plan", "Also ask each compiler at hand what it would run.", section=Section.TARGET),
+    optional(
+        "--html", OUT_FILE, "Write a page with the graph around each block drawn.", section=Section.OUTPUT
+    ),
+    optional(
+        "--calib-data", IN_PATH, "Advise on each block's ratio from these samples.", section=Section.DATA
+    ),
+    defaulted(
+        "--calib-samples",
+        click.IntRange(min=2),
+        ADVICE_SAMPLES,
+        "Largest number of them to use.",
+        section=Section.DATA,
+    ),
     options.image,
     options.target,
     options.overwrite,
     options.reporter("fusion", "fused"),
+    first="--plan --runtime --target --html --calib-data --input-size --opt-shapes --gate --json",
 )
 def inspect(
     file: Path,

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import click
 
 from se_deploy.cli.output import EXIT_ERROR, EXIT_INTERRUPTED
-from se_deploy.errors import SeDeployError, printable
+from se_deploy.errors import SeDeployError, meant, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_USAGE = 2
+PROGRAM = "se-deploy"
+COMPLETE_VARIABLE = "_SE_DEPLOY_COMPLETE"  # as click derives it from the program's name
 
 COMMANDS = {
     # command: one line for the group's help; its module is imported only for that command
@@ -35,6 +37,7 @@ COMMANDS = {
     "predict": "Classify images with an artifact.",
     "bundle": "Gather what goes to the device.",
     "schema": "Print the JSON Schema of what a command prints.",
+    "completion": "Print the script that completes commands and flags in a shell.",
 }
 
 
@@ -53,6 +56,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"se_deploy.cli.{name}"), name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command; an unknown one names the nearest."""
+        if args[0] not in COMMANDS:
+            ctx.fail(f"No such command '{args[0]}'. {meant(args[0], COMMANDS).capitalize()}".rstrip())
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """List the commands without importing any."""
         with formatter.section("Commands"):
@@ -67,7 +78,7 @@ def _version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.group(name="se-deploy", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name=PROGRAM, cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
 )
@@ -97,7 +108,7 @@ def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> 
 def _run(words: list[str], *, as_json: bool) -> int:
     """Run a command; every way out passes here."""
     try:
-        code = commands.main(words, prog_name="se-deploy", standalone_mode=False, obj=words)
+        code = commands.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
     except SeDeployError as e:
         return _fail(e.kind, e.message, e.hint, EXIT_ERROR, as_json=as_json)
     except click.UsageError as e:

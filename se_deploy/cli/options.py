@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from se_deploy.cli.output import Reporter
-from se_deploy.cli.parameters import count, defaulted, group, on_off, optional, repeated, required, switch
+from se_deploy.cli.parameters import (
+    IGNORED,
+    count,
+    defaulted,
+    group,
+    on_off,
+    optional,
+    repeated,
+    required,
+    switch,
+)
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import (
     IN_FILE,
     IN_PATH,
@@ -23,7 +34,8 @@ from se_deploy.cli.types import (
     KeyValue,
     Limit,
     NamedDims,
-    Names,
+    PolicyName,
+    RewriteNames,
     RuntimeName,
     Share,
     TargetName,
@@ -57,23 +69,33 @@ if TYPE_CHECKING:
 
 _DATA = "images, .npy/.npz arrays, MNIST IDX, ..."
 
-output_onnx = required("-o --output", OUT_FILE, "ONNX file to write.")
-output_engine = required("-o --output", OUT_FILE, "Engine to write.")
-output_folder = required("-o --output", OUT_DIR, "Folder to fill.")
-output_page = optional("-o --output", OUT_FILE, "Write the comparison as one HTML page.")
-demo_folder = defaulted("-o --output", OUT_DIR, Path("out"), "Folder to fill.")
-overwrite = switch("--overwrite", "Replace output files that exist.")
-verify = on_off(
-    "--verify/--no-verify", "Compare what is written with what was given; without it the result says so."
+output_onnx = required("-o --output", OUT_FILE, "ONNX file to write.", section=Section.OUTPUT)
+output_engine = required("-o --output", OUT_FILE, "Engine to write.", section=Section.OUTPUT)
+output_folder = required("-o --output", OUT_DIR, "Folder to fill.", section=Section.OUTPUT)
+output_page = optional(
+    "-o --output", OUT_FILE, "Write the comparison as one HTML page.", section=Section.OUTPUT
 )
-junit = optional("--junit", OUT_FILE, "Write the verdicts as JUnit XML.")
-seed = defaulted("--seed", click.INT, 0, "Seed of everything random.")
+demo_folder = defaulted("-o --output", OUT_DIR, Path("out"), "Folder to fill.", section=Section.OUTPUT)
+overwrite = switch("--overwrite", "Replace output files that exist.", section=Section.OUTPUT)
+verify = on_off(
+    "--verify/--no-verify",
+    "Compare what is written with what was given; without it the result says so.",
+    section=Section.OUTPUT,
+)
+junit = optional("--junit", OUT_FILE, "Write the verdicts as JUnit XML.", section=Section.OUTPUT)
+seed = defaulted("--seed", click.INT, 0, "Seed of everything random.", section=Section.DATA)
 _require_benefit = switch(
     "--require-benefit", "Exit with 3 where INT8 is not planned to be cheaper than FP16."
 )
-threads = defaulted("--threads", click.IntRange(min=0), 0, "CPU threads; 0: the runtime's own choice.")
-samples = optional("--samples", click.IntRange(min=1), "Largest number of samples to use.")
-skip_unreadable = switch("--skip-unreadable", "Count unreadable files in a warning instead of failing.")
+threads = defaulted(
+    "--threads", click.IntRange(min=0), 0, "CPU threads; 0: the runtime's own choice.", section=Section.HOST
+)
+samples = optional(
+    "--samples", click.IntRange(min=1), "Largest number of samples to use.", section=Section.DATA
+)
+skip_unreadable = switch(
+    "--skip-unreadable", "Count unreadable files in a warning instead of failing.", section=Section.DATA
+)
 
 _verbose = count("-v --verbose", "Print each step on stderr.")
 _json = switch("--json as_json", "Print one JSON object on stdout.")
@@ -98,10 +120,11 @@ def reporter(*gates: str, benefit: bool = False) -> Part[Reporter]:
             quiet=_quiet.of(given),
             strict=_strict.of(given),
             gates=frozenset("fusion" if name == "fused" else name for name in asked),
+            ignored=cast("tuple[str, ...]", given[IGNORED]),
         )
 
     own = [*([gate] if gates else []), *([_require_benefit] if benefit else [])]
-    return group("reporter", make, *own, _json, _verbose, _quiet, _strict)
+    return group("reporter", make, *own, _json, _verbose, _quiet, _strict, section=Section.REPORTING)
 
 
 _device = defaulted("--device", click.Choice(DEVICES), "cpu", "Where PyTorch and ONNX Runtime run.")
@@ -111,31 +134,38 @@ def _host(given: Given) -> HostOptions:
     return HostOptions(threads.of(given), _device.of(given))
 
 
-host = group("host", _host, threads, _device)
+host = group("host", _host, threads, _device, section=Section.HOST)
 
 
 def _host_cpu(given: Given) -> HostOptions:
     return HostOptions(threads.of(given))
 
 
-host_cpu = group("host", _host_cpu, threads)
+host_cpu = group("host", _host_cpu, threads, section=Section.HOST)
 """Of a command that runs on the CPU only."""
 
-_min_shapes = repeated("--min-shapes", NamedDims(), "Smallest shape of an input.")
-_opt_shapes = repeated("--opt-shapes", NamedDims(), "Shape of an input to tune, plan and time for.")
-_max_shapes = repeated("--max-shapes", NamedDims(), "Largest shape of an input.")
+_min_shapes = repeated("--min-shapes", NamedDims(), "Smallest shape of an input.", section=Section.INPUT)
+_opt_shapes = repeated(
+    "--opt-shapes", NamedDims(), "Shape of an input to tune, plan and time for.", section=Section.INPUT
+)
+_max_shapes = repeated("--max-shapes", NamedDims(), "Largest shape of an input.", section=Section.INPUT)
 
 
 _checkpoint = optional("--checkpoint", IN_FILE, "Weights: safetensors or a .pth state dict.")
 _model_args = repeated("--model-arg model_args", KeyValue(), "Argument of the network's constructor.")
 _pretrained = switch("--pretrained", "Let timm or torchvision load its own weights.")
-_input_size = optional("--input-size", Dims(), "Size of the input, as 3x224x224.")
+_input_size = optional("--input-size", Dims(), "Size of the input, as 3x224x224.", section=Section.INPUT)
 _inputs = repeated(
-    "--input inputs", Declared(), "An input's sizes, free ones by name (N is the batch); repeatable."
+    "--input inputs",
+    Declared(),
+    "An input's sizes, free ones by name (N is the batch); repeatable.",
+    section=Section.INPUT,
 )
-_example = optional("--example", IN_FILE, "Example arrays by input name (.npz) to export with.")
-_opset = defaulted("--opset", click.IntRange(11, 26), DEFAULT_OPSET, "ONNX opset.")
-_batch = defaulted("--batch", Batch(), "dynamic", "Batch size to freeze, or dynamic.")
+_example = optional(
+    "--example", IN_FILE, "Example arrays by input name (.npz) to export with.", section=Section.INPUT
+)
+_opset = defaulted("--opset", click.IntRange(11, 26), DEFAULT_OPSET, "ONNX opset.", section=Section.OUTPUT)
+_batch = defaulted("--batch", Batch(), "dynamic", "Batch size to freeze, or dynamic.", section=Section.INPUT)
 
 
 _mean = optional("--mean", Floats(), "Mean of pixels in [0, 1], per channel, to subtract.")
@@ -143,8 +173,13 @@ _std = optional("--std", Floats(), "Standard deviation of pixels, per channel, t
 _resize = optional("--resize", click.Choice(RESIZES), "How an image gets its size.")
 _crop = optional("--crop", click.FloatRange(0, 1, min_open=True), "Fraction that the crop keeps.")
 _interpolation = optional("--interpolation", click.Choice(INTERPOLATIONS), "Filter of the resize, Pillow's.")
-_layout = optional("--layout", click.Choice(LAYOUTS), "Order of the image's dimensions, overrules the graph.")
-_labels = optional("--labels", IN_FILE, "Class names, one a line, or a JSON list.")
+_layout = optional(
+    "--layout",
+    click.Choice(LAYOUTS),
+    "Order of the image's dimensions, overrules the graph.",
+    section=Section.IMAGE,
+)
+_labels = optional("--labels", IN_FILE, "Class names, one a line, or a JSON list.", section=Section.IMAGE)
 
 
 def _image(given: Given) -> ImageOptions:
@@ -162,7 +197,18 @@ def _image(given: Given) -> ImageOptions:
 
 
 image = group(
-    "image", _image, _mean, _std, _resize, _crop, _interpolation, _layout, _labels, _input_size, _inputs
+    "image",
+    _image,
+    _mean,
+    _std,
+    _resize,
+    _crop,
+    _interpolation,
+    _layout,
+    _labels,
+    _input_size,
+    _inputs,
+    section=Section.IMAGE,
 )
 
 
@@ -185,19 +231,13 @@ _weight_flags = (
     _checkpoint, _model_args, _pretrained, _input_size, _inputs, _example, _opt_shapes, seed,
 )  # fmt: skip
 
-network = group(
-    "network",
-    lambda given: dataclasses.replace(_exported(given), image=_image(given)),
-    *_weight_flags,
-    _opset,
-    _batch,
-    image,
-)
-"""Of a command that exports, or whose reference may be a network."""
+of_export = (_opset, _batch)
+"""Flags of the graph that is written: parity and profile take them, and they have no effect there."""
 
 _bake = switch(
     "--bake-preprocessing",
     "Put layout, scale, mean and std into the graph: it then takes uint8 NHWC frames.",
+    section=Section.IMAGE,
 )
 
 written_network = group(
@@ -210,15 +250,18 @@ written_network = group(
     _batch,
     image,
     _bake,
+    section=Section.NETWORK,
 )
 """Of a command that writes the network as ONNX."""
 
-predicted_network = group(
+fed_network = group(
     "network",
     lambda given: dataclasses.replace(_weights(given), image=_image(given)),
     *_weight_flags,
     image,
+    section=Section.NETWORK,
 )
+"""Of a command that feeds data to a network and writes none."""
 
 
 def _sizes_only(given: Given) -> ImageOptions:
@@ -227,11 +270,10 @@ def _sizes_only(given: Given) -> ImageOptions:
 
 timed_network = group(
     "network",
-    lambda given: dataclasses.replace(_exported(given), image=_sizes_only(given)),
+    lambda given: dataclasses.replace(_weights(given), image=_sizes_only(given)),
     *_weight_flags,
-    _opset,
-    _batch,
     _layout,
+    section=Section.NETWORK,
 )
 """Of a command that feeds random numbers: of an image it needs the size only."""
 
@@ -254,7 +296,7 @@ def _chosen(given: Given) -> Precision | None:
     return next(iter(asked), None)
 
 
-precision = group("precision", _chosen, _precision, _fp16, _int8)
+precision = group("precision", _chosen, _precision, _fp16, _int8, section=Section.PRECISION)
 
 _runtime = defaulted("--runtime", RuntimeName(), "auto", "Runtime to serve.")
 _targets = repeated(
@@ -283,9 +325,18 @@ def _engine(given: Given) -> EngineOptions:
     return EngineOptions(_shapes(given), _workspace.of(given), _timing_cache.of(given))
 
 
-engine = group("engine", _engine, _min_shapes, _opt_shapes, _max_shapes, _workspace, _timing_cache)
+engine = group(
+    "engine",
+    _engine,
+    _min_shapes,
+    _opt_shapes,
+    _max_shapes,
+    _workspace,
+    _timing_cache,
+    section=Section.ENGINE,
+)
 
-_rewrites = optional("--rewrites", Names(), "Apply these exact rewrites only, unmeasured ones too.")
+_rewrites = optional("--rewrites", RewriteNames(), "Apply these exact rewrites only, unmeasured ones too.")
 _no_rewrites = switch("--no-rewrites", "Leave the canonical form as it is.")
 _search_plans = defaulted(
     "--search-plans",
@@ -306,8 +357,13 @@ def _rewriting(given: Given) -> RewriteOptions:
     named = [flag for flag, value in asked.items() if value]
     if len(named) > 1:
         raise click.UsageError(f"{' and '.join(named)} contradict each other")
+    names = _rewrites.of(given)
+    if names:
+        from se_deploy.passes import rewrites
+
+        rewrites.check(names)
     return RewriteOptions(
-        names=() if _no_rewrites.of(given) else _rewrites.of(given),
+        names=() if _no_rewrites.of(given) else names,
         search_plans=_search_plans.of(given),
         search_seconds=_search_seconds.of(given),
         replay=_replay.of(given),
@@ -319,7 +375,7 @@ def _planned(given: Given, rewrites: RewriteOptions | None = None) -> TargetOpti
     return TargetOptions(_runtime.of(given), _targets.of(given), rewrites or RewriteOptions(), sizes)
 
 
-target = group("target", _planned, _runtime, _targets, _opt_shapes)
+target = group("target", _planned, _runtime, _targets, _opt_shapes, section=Section.TARGET)
 
 rewritten_target = group(
     "target",
@@ -331,6 +387,7 @@ rewritten_target = group(
     _search_plans,
     _replay,
     _search_seconds,
+    section=Section.TARGET,
 )
 """Of a command that rewrites the graph for the target."""
 
@@ -345,6 +402,7 @@ exported_target = group(
     _search_plans,
     _replay,
     _search_seconds,
+    section=Section.TARGET,
 )
 """The same for a network whose sizes may be free."""
 
@@ -360,7 +418,7 @@ _exclude_nodes = optional(
     "--exclude-nodes", click.STRING, "Keep matching nodes out of INT8.", metavar="REGEX"
 )
 _allow_random = switch("--allow-random-calibration", "Without data, calibrate on noise; a warning says so.")
-_policy = optional("--policy", click.STRING, "Named placement of Q/DQ nodes; default: the target's.")
+_policy = optional("--policy", PolicyName(), "Named placement of Q/DQ nodes; default: the target's.")
 _min_sqnr = optional("--min-sqnr", click.FLOAT, "Keep layers in FP16, cheapest first, to reach this many dB.")
 _max_drop = optional(
     "--max-drop", click.FLOAT, "Keep layers in FP16 until top-1 drops by at most this many points."
@@ -400,6 +458,7 @@ calibration = group(
     _max_drop,
     _keep,
     seed,
+    section=Section.CALIBRATION,
 )
 
 _warmup_ms = defaulted("--warmup-ms", click.FloatRange(min=0), 200.0, "Untimed calls before the timed ones.")
@@ -411,7 +470,7 @@ def _timing(given: Given) -> TimingOptions:
     return TimingOptions(_warmup_ms.of(given), _duration_s.of(given), _iterations.of(given))
 
 
-timing = group("timing", _timing, _warmup_ms, _duration_s, _iterations)
+timing = group("timing", _timing, _warmup_ms, _duration_s, _iterations, section=Section.TIMING)
 
 sized_timing = group(
     "timing",
@@ -420,6 +479,7 @@ sized_timing = group(
     _warmup_ms,
     _duration_s,
     _iterations,
+    section=Section.TIMING,
 )
 """Of a command that times files whose sizes may be free."""
 
@@ -428,7 +488,7 @@ def _sampled(given: Given) -> SampleOptions:
     return SampleOptions(samples.of(given), skip_unreadable.of(given), seed.of(given))
 
 
-sampled = group("samples", _sampled, samples, skip_unreadable, seed)
+sampled = group("samples", _sampled, samples, skip_unreadable, seed, section=Section.DATA)
 
 _preset = optional("--preset", click.Choice(PRECISIONS), "Tolerances by precision.")
 _atol = repeated("--atol", Limit(), "Largest absolute error.")
@@ -449,4 +509,6 @@ def _limits(given: Given) -> Limits:
     )
 
 
-limits = group("limits", _limits, _preset, _atol, _rtol, _min_cosine, _min_top1, _min_iou)
+limits = group(
+    "limits", _limits, _preset, _atol, _rtol, _min_cosine, _min_top1, _min_iou, section=Section.LIMITS
+)

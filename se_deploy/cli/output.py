@@ -14,12 +14,12 @@ from se_deploy.errors import StrictFailure, printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from msgspec import Struct
     from rich.console import Console
     from rich.progress import TaskID
     from rich.table import Table
 
     from se_deploy.protocols import Progress
+    from se_deploy.schema.common import Result
     from se_deploy.verification import Verified
 
 EXIT_ERROR = 1
@@ -38,6 +38,7 @@ class Reporter:
     quiet: bool = False
     strict: bool = False
     gates: frozenset[str] = frozenset()  # verdicts that exit with 3 where they fail
+    ignored: tuple[str, ...] = ()  # flags that were typed and have no effect on the command
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -77,7 +78,7 @@ class Reporter:
 
     def finish(
         self,
-        payload: Struct,
+        payload: Result,
         tables: Sequence[Table],
         *,
         warnings: Sequence[str] = (),
@@ -90,10 +91,14 @@ class Reporter:
         `failed`: what fails in any case, in words; `verdicts`: what fails by --gate NAME or --strict;
         `verified`: what was written against what was given.
         """
+        in_vain = tuple(f"{flag} has no effect on this command" for flag in self.ignored)
+        warnings = [*in_vain, *warnings]
         if self.as_json:
+            from msgspec.structs import replace
+
             from se_deploy.schema import encode
 
-            click.echo(encode(payload))
+            click.echo(encode(replace(payload, warnings=(*in_vain, *payload.warnings))))
         else:
             show(tables)
         if not self.quiet:

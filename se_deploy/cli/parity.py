@@ -8,6 +8,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, arguments, command, group, repeated, required
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, IN_PATH, KindOfOutput, Model
 from se_deploy.options import OUTPUT_KINDS
 
@@ -25,6 +26,7 @@ _output = repeated(
     "--output",
     KindOfOutput(),
     f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}.",
+    section=Section.LIMITS,
 )
 
 
@@ -40,15 +42,18 @@ def _by_name(given: Given) -> Mapping[str, OutputKind]:
     "parity",
     argument("reference", Model()),
     arguments("candidates", IN_FILE),
-    required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ..."),
+    required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ...", section=Section.DATA),
     options.sampled,
     group("kinds", _by_name, _output),
     options.limits,
-    options.network,
+    options.fed_network,
     options.host,
     options.junit,
     options.overwrite,
     options.reporter(),
+    first="--data --preset --atol --min-top1 --output "
+    "--pretrained --checkpoint --input-size --samples --junit",
+    inert=options.of_export,
 )
 def parity(
     reference: str,

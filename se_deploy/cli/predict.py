@@ -8,6 +8,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, arguments, command, defaulted
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     "predict",
     argument("artifact", Model()),
     arguments("images", IN_FILE),
-    defaulted("--top", click.IntRange(min=1), 5, "Classes to list for each image."),
-    options.predicted_network,
+    defaulted("--top", click.IntRange(min=1), 5, "Classes to list for each image.", section=Section.OUTPUT),
+    options.fed_network,
     options.host_cpu,
     options.reporter(),
 )

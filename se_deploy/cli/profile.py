@@ -8,6 +8,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import arguments, command, defaulted, optional
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
 
 if TYPE_CHECKING:
@@ -20,14 +21,27 @@ if TYPE_CHECKING:
 @command(
     "profile",
     arguments("files", IN_FILE),
-    optional("--reference", Model(), "Network to compare with, as timm:NAME."),
-    defaulted("--batch-size", click.IntRange(min=1), 1, "Images a call."),
-    optional("--max-p50-ms", click.FLOAT, "With --gate latency: the slowest median that passes."),
-    optional("--min-speedup", click.FLOAT, "With --gate latency: the least speed-up that passes."),
+    optional("--reference", Model(), "Network to compare with, as timm:NAME.", section=Section.TIMING),
+    defaulted("--batch-size", click.IntRange(min=1), 1, "Images a call.", section=Section.TIMING),
+    optional(
+        "--max-p50-ms",
+        click.FLOAT,
+        "With --gate latency: the slowest median that passes.",
+        section=Section.LIMITS,
+    ),
+    optional(
+        "--min-speedup",
+        click.FLOAT,
+        "With --gate latency: the least speed-up that passes.",
+        section=Section.LIMITS,
+    ),
     options.timed_network,
     options.sized_timing,
     options.host,
     options.reporter("latency"),
+    first="--reference --batch-size --threads --duration-s --min-speedup "
+    "--max-p50-ms --gate --pretrained --input-size --json",
+    inert=options.of_export,
 )
 def profile(
     files: tuple[Path, ...],

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, command, switch
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE
 
 if TYPE_CHECKING:
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     argument("model", IN_FILE),
     options.output_onnx,
     options.image,
-    switch("--fp16", "Write the rest of the graph in FP16."),
+    switch("--fp16", "Write the rest of the graph in FP16.", section=Section.PRECISION),
     options.target,
     options.calibration,
     options.verify,
     options.overwrite,
     options.reporter("parity", benefit=True),
+    first="--output --calib-data --calib-samples --input-size --mean "
+    "--std --runtime --target --keep --overwrite",
 )
 def quantize(
     model: Path,

@@ -9,6 +9,7 @@ import click
 
 from se_deploy.cli import options
 from se_deploy.cli.parameters import argument, command, group, optional
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_PATH, Model
 from se_deploy.options import RunOptions
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from se_deploy.commands.run import RunResult
     from se_deploy.options import CalibrationOptions
 
-_data = optional("--data", IN_PATH, "Samples to measure parity on; default: the calibration data.")
+_data = optional(
+    "--data", IN_PATH, "Samples to measure parity on; default: the calibration data.", section=Section.DATA
+)
 
 
 def _options(given: Given) -> RunOptions:
@@ -55,6 +58,8 @@ def _options(given: Given) -> RunOptions:
     options.calibration,
     options.overwrite,
     options.reporter("parity", "fusion", "fused", "precision", "latency"),
+    first="--output --calib-data --data --pretrained --checkpoint "
+    "--input-size --precision --target --gate --overwrite",
 )
 def run(
     model: str,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from se_deploy import signature
 from se_deploy.backends import registry
@@ -15,7 +17,7 @@ from se_deploy.errors import BadInput
 from se_deploy.options import OUTPUT_KINDS
 from se_deploy.schema.common import OutputKind
 from se_deploy.signature import DeclaredInput
-from se_deploy.targets import Target, resolve_target
+from se_deploy.targets import DEVICES, Target, resolve_target
 
 T = TypeVar("T")
 
@@ -37,6 +39,25 @@ class Notation(click.ParamType[T]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002 - click's signature
         """Return the name; click would put it in capitals, and CXHXW is no size."""
         return self.name
+
+
+class Listed(Notation[T], ABC):
+    """A notation that takes names, which help and completion list."""
+
+    heavy = False  # whether it takes the import of graphs or backends to know the names
+
+    @abstractmethod
+    def listed(self) -> tuple[str, ...]:
+        """Return the names that it takes."""
+
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Return the names that what was typed may become."""
+        return [CompletionItem(name) for name in self.listed() if name.startswith(incomplete)]
 
 
 class Model(click.ParamType[str]):
@@ -68,10 +89,14 @@ class RuntimeName(click.ParamType[str]):
         return str(click.Choice(registry.choices()).convert(str(value), param, ctx))
 
 
-class TargetName(Notation[Target]):
+class TargetName(Listed[Target]):
     """A compute capability or a device: sm86, orin-nano."""
 
     name = "NAME"
+
+    def listed(self) -> tuple[str, ...]:
+        """Return the devices by name; every compute capability is taken too."""
+        return tuple(device.name for device in DEVICES)
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Target:  # noqa: ARG002 - click's signature
         """Return the target. Raises: BadInput, which names the devices that are known."""
@@ -250,10 +275,32 @@ class Floats(Notation[tuple[float, ...]]):
             self.fail(f"'{value}' are no numbers; write them as 0.485,0.456,0.406", param, ctx)
 
 
-class Names(Notation[tuple[str, ...]]):
-    """Names joined by commas."""
+class PolicyName(Listed[str]):
+    """A placement of Q/DQ nodes by name."""
+
+    name = "NAME"
+    heavy = True
+
+    def listed(self) -> tuple[str, ...]:
+        """Return the portable one and those of backends."""
+        return tuple(registry.policies())
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002 - click's signature
+        """Return the name. Raises: BadInput, before any work, where there is no such policy."""
+        return registry.policy(str(value)).name
+
+
+class RewriteNames(Listed[tuple[str, ...]]):
+    """Rewrites joined by commas."""
 
     name = "A,B"
+    heavy = True
+
+    def listed(self) -> tuple[str, ...]:
+        """Return every rewrite, in the order in which they are applied."""
+        from se_deploy.passes import rewrites
+
+        return rewrites.names()
 
     def convert(
         self,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import onnx_ir as ir
 
+from se_deploy.errors import BadInput, meant
 from se_deploy.se_blocks.types import SEBlock
 
 if TYPE_CHECKING:
@@ -202,6 +203,16 @@ def rewriters() -> tuple[Rewriter, ...]:
 def names() -> tuple[str, ...]:
     """The names of `rewriters()`, in their order."""
     return tuple(r.name for r in rewriters())
+
+
+def check(asked: Iterable[str]) -> None:
+    """Raise BadInput for the first name that is no rewrite."""
+    known = names()
+    for name in asked:
+        if name not in known:
+            raise BadInput(
+                f"'{name}' is no rewrite", hint=f"{meant(name, known)}choose from {', '.join(known)}"
+            )
 
 
 def every_block(model: ir.Model, blocks: Sequence[SEBlock]) -> Iterable[SEBlock]:  # noqa: ARG001 - one signature

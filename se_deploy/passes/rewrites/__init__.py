@@ -8,9 +8,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from se_deploy.passes.registry import names, rewriters
+from se_deploy.passes.registry import check, names, rewriters
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["names", "rewriters"]
+__all__ = ["check", "names", "rewriters"]

@@ -40,16 +40,13 @@ def allowed(
     if only is None:
         barred = computed if constant_weights else set()
         return tuple(r.name for r in everything if r.scope <= scope and r.name not in barred)
-    known = rewrites.names()
-    unknown = [name for name in only if name not in known]
-    if unknown:
-        raise BadInput(f"'{unknown[0]}' is no rewrite", hint=f"choose from {', '.join(known)}")
+    rewrites.check(only)
     if constant_weights and (useless := [name for name in only if name in computed]):
         raise BadInput(
             f"'{useless[0]}' computes weights per image, which this runtime's kernels cannot use",
             hint="leave it out, or choose a --runtime that builds engines",
         )
-    return tuple(name for name in known if name in only)
+    return tuple(name for name in rewrites.names() if name in only)
 
 
 def optimize(
