@@ -159,3 +159,35 @@ def test_first_divergence_names_the_first_tensor_that_differs():
         model("Tanh"), model("Tanh"), feeds, runtime=OrtRuntime(optimize=False), limit=1e-6
     )
     assert same is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 99), noise=st.floats(0.0, 2.0))
+def test_the_surest_answers_that_differ_are_kept(seed, noise):
+    data = batches(4, seed)
+    x = np.concatenate([b["input"] for b in data])
+    y = x + np.random.default_rng(seed).standard_normal(x.shape).astype(np.float32) * noise
+    parts = iter(np.split(y, 4))
+    found = comparison.compare(
+        Answers({"y": lambda v: v}), Answers({"y": lambda _: next(parts)}), data, kinds={"y": "logits"}
+    ).disagreements
+    differing = np.flatnonzero(x.argmax(1) != y.argmax(1))
+    margins = {int(i): float(x[i].max() - x[i, y[i].argmax()]) for i in differing}
+    wanted = sorted(margins, key=lambda i: (-margins[i], i))[:12]
+    assert [one.sample for one in found] == wanted
+    for one in found:
+        assert (one.reference, one.candidate) == (x[one.sample].argmax(), y[one.sample].argmax())
+        assert one.margin == pytest.approx(margins[one.sample])
+
+
+def test_labels_that_differ_are_kept_without_a_margin():
+    feeds = [{"input": np.zeros((3, 4), np.float32)}]
+    ours, theirs = (
+        Answers({"y": lambda _: np.array([1, 2, 3])}),
+        Answers({"y": lambda _: np.array([1, 5, 4])}),
+    )
+    found = comparison.compare(ours, theirs, feeds, kinds={"y": "labels"}).disagreements
+    assert [(o.sample, o.reference, o.candidate, o.margin) for o in found] == [
+        (1, 2, 5, None),
+        (2, 3, 4, None),
+    ]

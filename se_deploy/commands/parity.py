@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,14 @@ from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts
 from se_deploy.commands.fed_frames import FedFrames
+from se_deploy.data import pictures
 from se_deploy.errors import BadInput
 from se_deploy.options import Limits, NetworkOptions, SampleOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, relative, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from se_deploy.comparison import Divergence, OutputParity, Parity, Tolerance
     from se_deploy.data import Samples
@@ -44,6 +46,7 @@ class Judged:
     evaluated: str  # "engine", "plan-rounded", or the name of the backend that ran it
     rounding: str | None = None  # where its numbers were rounded to FP16, in words
     shapes: Mapping[str, tuple[int, ...]] | None = None  # of its inputs, in one call
+    pictures: tuple[bytes | None, ...] = ()  # PNG of what was fed, for each of `parity.disagreements`
 
     @property
     def passed(self) -> bool:
@@ -103,7 +106,7 @@ def parity(
                     spec = asked.image or _first_image(candidates, network)
                     read = artifacts.read_data(Path(data), asked.session, spec, samples)
                     notes += [text for text in read.warnings if text not in notes]
-                    fed[framed] = _Fed(_Remembered(asked.session), read, next(read.batches(1)))
+                    fed[framed] = _Fed(_Remembered(asked.session), read, next(read.batches(1)), spec)
                 remembered, found = fed[framed].reference, fed[framed].samples
                 frozen = [n for s in (ref.session, one.session) if (n := batching.frozen(s.inputs))]
                 size = max(frozen, default=_BATCH)  # what takes fewer at a time is fed slices
@@ -147,6 +150,7 @@ def parity(
                     one.evaluated or one.runtime,
                     one.rounding,
                     _shapes(fed[framed].sample, one.session, min(size, found.count)),
+                    tuple(_pictures(measured, found, fed[framed].image)),
                 )
             )
         progress("parity", len(candidates), len(candidates))
@@ -167,6 +171,7 @@ class _Fed:
     reference: _Remembered
     samples: Samples
     sample: Arrays
+    image: InputSpec | None  # how its pictures were prepared
 
 
 def _take_frames(one: artifacts.Opened) -> bool:
@@ -195,21 +200,33 @@ def _fed_frames(floats: artifacts.Opened, frames: artifacts.Opened) -> artifacts
     return dataclasses.replace(floats, session=FedFrames(floats.session, floats.image), image=frames.image)
 
 
-def to_schema(result: ParityResult) -> results.Parity:
-    """Return what `parity --json` prints."""
+def _pictures(measured: Parity, samples: Samples, spec: InputSpec | None) -> Iterator[bytes | None]:
+    """Yield the picture of each sample that the two disagree on; none where the data is no pictures."""
+    if spec is None:
+        return
+    for differing in measured.disagreements:
+        fed = next(samples.take([differing.sample]).batches(1))
+        array = fed.get(spec.name, next(iter(fed.values())))
+        yield pictures.thumbnail(array[0], spec)
+
+
+def to_schema(result: ParityResult, *, with_pictures: bool = False) -> results.Parity:
+    """Return what `parity --json` prints; `with_pictures`: and what it was fed where answers differ."""
     return results.Parity(
         tool_version=tool_version(),
         warnings=result.warnings,
         reference=result.reference,
         reference_accuracy=result.reference_accuracy,
         preset=result.preset,
-        candidates=tuple(map(_candidate, result.candidates)),
+        candidates=tuple(_candidate(one, with_pictures=with_pictures) for one in result.candidates),
         passed=result.passed,
     )
 
 
-def _candidate(judged: Judged) -> results.Candidate:
+def _candidate(judged: Judged, *, with_pictures: bool) -> results.Candidate:
     where = judged.divergence
+    differing = judged.parity.disagreements
+    shown = judged.pictures if with_pictures and judged.pictures else (None,) * len(differing)
     return results.Candidate(
         path=judged.path,
         passed=judged.passed,
@@ -229,6 +246,16 @@ def _candidate(judged: Judged) -> results.Candidate:
             node=where.node,
             op_type=where.op_type,
             relative_rms=finite(where.relative_rms),
+        ),
+        disagreements=tuple(
+            results.Disagreement(
+                sample=one.sample,
+                reference=one.reference,
+                candidate=one.candidate,
+                margin=finite(one.margin),
+                picture=None if png is None else f"data:image/png;base64,{base64.b64encode(png).decode()}",
+            )
+            for one, png in zip(differing, shown, strict=True)
         ),
     )
 

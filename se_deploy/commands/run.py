@@ -287,9 +287,14 @@ def run(
     _remove_stale(result, Path(model))
     made = to_schema(result)
     files.write_text(folder / "report.json", f"{schema.encode(made)}\n")
-    files.write_text(folder / "report.html", report.html(made))
+    files.write_text(folder / "report.html", report.html(made, _drawing(result.deployed)))
     steps.next()
     return result
+
+
+def _drawing(built: BuildResult) -> str | None:
+    kernels = [layer.onnx_nodes for layer in built.built.plan.layers if not layer.host_only]
+    return report.network_svg(built.lowered.model, built.lowered.blocks, kernels)
 
 
 def to_schema(result: RunResult) -> results.Run:
@@ -322,7 +327,7 @@ def to_schema(result: RunResult) -> results.Run:
         quantize=quantize.to_schema(result.quantize) if result.quantize else None,
         build_engines=engines,
         build_engine=build_engine.to_schema(result.deployed),
-        parity=parity.to_schema(result.parity),
+        parity=parity.to_schema(result.parity, with_pictures=True),
         profile=profile.to_schema(result.profile),
         verdicts=results.Verdicts(**result.verdicts),
         recommendation=result.recommendation,

@@ -10,6 +10,7 @@ import numpy as np
 
 from se_deploy import batching
 from se_deploy.comparison import detections
+from se_deploy.comparison.disagreements import Disagreement, Disagreements
 from se_deploy.comparison.kinds import kinds_of
 from se_deploy.comparison.sums import TOP, Errors, Overlap, Share, answers, in_top, largest_gap
 from se_deploy.errors import BadInput
@@ -55,6 +56,7 @@ class Parity:
     samples: int
     reference_accuracy: float | None = None  # top-1 against labels, of the first output that names classes
     candidate_accuracy: float | None = None
+    disagreements: tuple[Disagreement, ...] = ()  # of the same output, a few
 
 
 def compare(
@@ -75,6 +77,7 @@ def compare(
     feeds_as = paired([i.name for i in reference.inputs], [i.name for i in candidate.inputs], "inputs")
     meters: dict[str, _Meter] = {}
     right = np.zeros(2)
+    differing = Disagreements()
     seen = 0
     for feeds in batches:
         want = batching.run(reference, feeds)
@@ -85,6 +88,8 @@ def compare(
             meters = {name: _Meter(kind) for name, kind in kinds_of(want, feeds, kinds).items()}
         _measure(meters, want, got)
         classifier = _classifier(meters, want, count)
+        if classifier:
+            differing.add(want[classifier], got[classifier])
         if classifier and labels is not None:
             truth = labels[seen : seen + count]
             right += [(_answer(each[classifier]) == truth).sum() for each in (want, got)]
@@ -97,6 +102,7 @@ def compare(
         samples=seen,
         reference_accuracy=float(right[0] / seen) if judged else None,
         candidate_accuracy=float(right[1] / seen) if judged else None,
+        disagreements=differing.kept,
     )
 
 

@@ -13,11 +13,13 @@ from se_deploy.report.summary import markdown
 from se_deploy.report.xunit import junit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
     from se_deploy.se_blocks import SEBlock
 
-__all__ = ["block_svg", "compare_html", "html", "inspect_html", "junit", "markdown"]
+__all__ = ["block_svg", "compare_html", "html", "inspect_html", "junit", "markdown", "network_svg"]
 
 
 def block_svg(model: ir.Model, block: SEBlock) -> str:
@@ -28,3 +30,13 @@ def block_svg(model: ir.Model, block: SEBlock) -> str:
     from se_deploy.report import drawing  # noqa: PLC0415 - onnx: a page from JSON needs none
 
     return drawing.block_svg(model, block)
+
+
+def network_svg(model: ir.Model, blocks: Sequence[SEBlock], kernels: Sequence[Sequence[str]]) -> str | None:
+    """Draw a whole graph with its SE blocks and kernels, as inline SVG for `html`.
+
+    `kernels`: the node names of each kernel of a plan. None where the graph is too large to be read.
+    """
+    from se_deploy.report import drawing  # noqa: PLC0415 - onnx: a page from JSON needs none
+
+    return drawing.network_svg(model, blocks, kernels)

@@ -1,17 +1,16 @@
-"""The graph around one SE block as a small layered drawing: top to bottom, as model viewers draw it."""
+"""Graphs as layered drawings, top to bottom: around one SE block, or a whole network with its kernels."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
+from se_deploy.report.layered import BOX_HEIGHT_PX, Layout, layered
 from se_deploy.report.templating import render
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -19,8 +18,9 @@ if TYPE_CHECKING:
 
 _MOST_NEIGHBOURS = 5  # of one value; a feature map of a dense network has dozens of readers
 _LONGEST_TEXT = 26
-_LETTER_PX, _BOX_HEIGHT, _LAYER_PX, _GAP_PX, _LANE_PX, _MARGIN_PX = 6.8, 36.0, 62.0, 22.0, 10.0, 6.0
-_SWEEPS = 6
+_LETTER_PX, _INSET_PX, _SHORTEST_TEXT = 6.8, 18, 10
+_TINTS = 6  # of kernels; neighbours get different ones
+_MOST_NODES = 800  # beyond them a drawing is a megabyte, and no person reads it
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,11 @@ class _Box:
     title: str
     shape: str
     name: str
-    role: str  # CSS classes: "inside", "inside scale" or "outside"
+    role: str  # CSS classes: "inside", "inside scale" or "outside", and a kernel's tint
 
     @property
     def width(self) -> float:
-        return _LETTER_PX * max(len(self.title), len(self.shape), 10) + 18
+        return _LETTER_PX * max(len(self.title), len(self.shape), _SHORTEST_TEXT) + _INSET_PX
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +54,74 @@ def block_svg(model: ir.Model, block: SEBlock) -> str:
     Raises: ValueError where no node of the block is in `model`.
     """
     boxes, edges = _around(model, block)
-    layers = _layers([box.key for box in boxes], edges, {b.key for b in boxes if b.role == "outside"})
-    rows, links = _with_lanes(layers, edges)
-    widths = {box.key: box.width for box in boxes}
-    rows = _ordered(rows, links)
-    at = _coordinates(rows, links, widths)
-    left = min(at[key] - widths.get(key, 0.0) / 2 for row in rows for key in row) - _MARGIN_PX
-    right = max(at[key] + widths.get(key, 0.0) / 2 for row in rows for key in row) + _MARGIN_PX
-    y = {key: _MARGIN_PX + _BOX_HEIGHT / 2 + i * _LAYER_PX for i, row in enumerate(rows) for key in row}
+    outside = {box.key for box in boxes if box.role == "outside"}
+    made = layered({box.key: box.width for box in boxes}, edges, outside)
+    description = f"{block.kind} block of {block.channels} channels: {' to '.join(block.spelling)}"
+    return _drawn(f"Graph around {block.output}", description, boxes, made)
+
+
+def network_svg(model: ir.Model, blocks: Sequence[SEBlock], kernels: Sequence[Sequence[str]]) -> str | None:
+    """Draw a whole graph, its SE blocks framed, the nodes of one kernel in one tint, as inline SVG.
+
+    `kernels`: the node names of each kernel of a plan. What stays inside a kernel is a thick line: it never
+    reaches memory. None where the graph has more than 800 nodes.
+    """
+    nodes = list(model.graph)
+    if len(nodes) > _MOST_NODES:
+        return None
+    kernel = {name: i for i, names in enumerate(kernels) for name in names}
+    scales = {block.scale_node for block in blocks}
+    inside = {name for block in blocks for name in block.nodes}
+    boxes: dict[str, _Box] = {}
+    edges: dict[tuple[str, str], bool] = {}  # whether it stays inside a kernel
+    for node in nodes:
+        name = node.name or ""
+        role = "inside scale" if name in scales else "inside" if name in inside else "outside"
+        at = kernel.get(name)
+        boxes[_key(node)] = _node_box(node, role if at is None else f"{role} kernel-{at % _TINTS}")
+        for value in node.inputs:
+            if value is None or graph.constant(value) is not None:
+                continue
+            producer = value.producer()
+            source = _value_box(value) if producer is None else None
+            if source is not None:
+                boxes.setdefault(source.key, source)
+            before = None if producer is None else kernel.get(producer.name or "")
+            key = source.key if source is not None else _key(producer)  # type: ignore[arg-type] # one is there
+            edges[key, _key(node)] = before is not None and before == at
+    for value in model.graph.outputs:
+        producer = value.producer()
+        if producer is not None:
+            box = _output_box(value)
+            boxes[box.key] = box
+            edges[_key(producer), box.key] = False
+    entries = {box.key for box in boxes.values() if box.key.startswith("input ")}
+    made = layered({box.key: box.width for box in boxes.values()}, list(edges), entries)
+    count = f"{len(nodes)} nodes in {len(kernels)} kernels" if kernels else f"{len(nodes)} nodes"
+    return _drawn("The whole network", f"{count}, {len(blocks)} SE blocks", list(boxes.values()), made, edges)
+
+
+def _drawn(
+    label: str,
+    description: str,
+    boxes: Sequence[_Box],
+    made: Layout,
+    thick: Mapping[tuple[str, str], bool] | None = None,
+) -> str:
+    thick = thick or {}
     return render(
-        "block.svg.j2",
+        "graph.svg.j2",
         {
-            "output": block.output,
-            "description": f"{block.kind} block of {block.channels} channels: {' to '.join(block.spelling)}",
-            "width": right - left,
-            "height": 2 * _MARGIN_PX + _BOX_HEIGHT + (len(rows) - 1) * _LAYER_PX,
-            "box_height": _BOX_HEIGHT,
-            "boxes": [_Placed(box, at[box.key] - left, y[box.key]) for box in boxes],
-            "arrows": [_arrow(path, at, y, left) for path in _paths(edges, layers)],
+            "label": label,
+            "description": description,
+            "width": made.width,
+            "height": made.height,
+            "box_height": BOX_HEIGHT_PX,
+            "boxes": [_Placed(box, *made.centres[box.key]) for box in boxes],
+            "arrows": [
+                (path, head, " inside-kernel" if thick.get((source, target)) else "")
+                for source, target, path, head in made.arrows
+            ],
         },
     )
 
@@ -106,7 +156,7 @@ def _readers(value: ir.Value, inside: set[str]) -> list[_Box]:
     outside = dict.fromkeys(use.node for use in value.uses() if use.node.name not in inside)
     found = [_node_box(node, "outside") for node in outside]
     if value.is_graph_output():
-        found.append(_Box(f"output {value.name}", "output", _shape(value), value.name or "", "outside"))
+        found.append(_output_box(value))
     if len(found) > _MOST_NEIGHBOURS:
         rest = len(found) - _MOST_NEIGHBOURS + 1
         more = _Box(f"more {value.name}", f"{rest} more", "readers", value.name or "", "outside")
@@ -119,6 +169,10 @@ def _value_box(value: ir.Value) -> _Box:
     if producer is not None:
         return _node_box(producer, "outside")
     return _Box(f"input {value.name}", "input", _shape(value), value.name or "", "outside")
+
+
+def _output_box(value: ir.Value) -> _Box:
+    return _Box(f"output {value.name}", "output", _shape(value), value.name or "", "outside")
 
 
 def _node_box(node: ir.Node, role: str) -> _Box:
@@ -149,103 +203,3 @@ def _shape(value: ir.Value) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= _LONGEST_TEXT else text[: _LONGEST_TEXT - 1] + "…"
-
-
-def _layers(keys: Sequence[str], edges: Sequence[tuple[str, str]], outside: set[str]) -> dict[str, int]:
-    """Return each box's layer: one below its deepest source; what feeds the block alone, right above it."""
-    layer = dict.fromkeys(keys, 0)
-    for _ in keys:
-        for source, target in edges:
-            layer[target] = max(layer[target], layer[source] + 1)
-    fed = {target for _, target in edges}
-    for key in keys:
-        targets = [layer[target] for source, target in edges if source == key]
-        if key in outside and key not in fed and targets:
-            layer[key] = min(targets) - 1
-    return layer
-
-
-def _paths(edges: Iterable[tuple[str, str]], layers: dict[str, int]) -> list[list[str]]:
-    """Write every edge as its source, a lane through each layer that it passes, and its target."""
-    return [
-        [source, *(f"lane {source} {target} {i}" for i in range(layers[source] + 1, layers[target])), target]
-        for source, target in edges
-    ]
-
-
-def _with_lanes(
-    layers: dict[str, int], edges: Sequence[tuple[str, str]]
-) -> tuple[list[list[str]], list[tuple[str, str]]]:
-    """Fill the layers with boxes and lanes, and link only neighbouring layers."""
-    rows: list[list[str]] = [[] for _ in range(max(layers.values()) + 1)]
-    for key, layer in layers.items():
-        rows[layer].append(key)
-    links = []
-    for path in _paths(edges, layers):
-        for layer, key in enumerate(path[1:-1], start=layers[path[0]] + 1):
-            rows[layer].append(key)
-        links += list(pairwise(path))
-    return rows, links
-
-
-def _ordered(rows: list[list[str]], links: Sequence[tuple[str, str]]) -> list[list[str]]:
-    """Reorder each layer by the mean place of its neighbours, sweeping down and up."""
-    above, below = _neighbours(links)
-    for sweep in range(_SWEEPS):
-        place = {key: i - len(row) / 2 for row in rows for i, key in enumerate(row)}
-        near = above if sweep % 2 == 0 else below
-        for row in rows if sweep % 2 == 0 else reversed(rows):
-            wanted = {key: _mean([place[k] for k in near[key]], place[key]) for key in row}
-            row.sort(key=wanted.__getitem__)
-            place |= {key: i - len(row) / 2 for i, key in enumerate(row)}
-    return rows
-
-
-def _coordinates(
-    rows: list[list[str]], links: Sequence[tuple[str, str]], widths: dict[str, float]
-) -> dict[str, float]:
-    """Move each layer towards its neighbours without overlap; x of every centre in pixels."""
-    above, below = _neighbours(links)
-    at = dict.fromkeys((key for row in rows for key in row), 0.0)
-    for sweep in range(2 * _SWEEPS):
-        near = above if sweep % 2 == 0 else below
-        for row in rows if sweep % 2 == 0 else reversed(rows):
-            wanted = [_mean([at[k] for k in near[key]], at[key]) for key in row]
-            placed: list[float] = []
-            for i, key in enumerate(row):
-                half = widths.get(key, _LANE_PX) / 2
-                least = placed[-1] + widths.get(row[i - 1], _LANE_PX) / 2 + _GAP_PX + half if placed else None
-                placed.append(wanted[i] if least is None else max(wanted[i], least))
-            shift = _mean([w - p for w, p in zip(wanted, placed, strict=True)], 0.0)
-            at |= {key: x + shift for key, x in zip(row, placed, strict=True)}
-    return at
-
-
-def _neighbours(links: Iterable[tuple[str, str]]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    above: dict[str, list[str]] = defaultdict(list)
-    below: dict[str, list[str]] = defaultdict(list)
-    for upper, lower in links:
-        above[lower].append(upper)
-        below[upper].append(lower)
-    return above, below
-
-
-def _mean(values: Sequence[float], otherwise: float) -> float:
-    return sum(values) / len(values) if values else otherwise
-
-
-def _arrow(path: Sequence[str], at: dict[str, float], y: dict[str, float], left: float) -> tuple[str, str]:
-    """Write an edge and its head as SVG path data: out of its source, smooth through its lanes."""
-    points = [(at[key] - left, y[key]) for key in path]
-    x, top = points[0][0], points[0][1] + _BOX_HEIGHT / 2
-    text = f"M{x:.1f} {top:.1f}"
-    for i, (to_x, centre) in enumerate(points[1:], start=2):
-        last = i == len(points)
-        to_y = centre - _BOX_HEIGHT / 2 - (5 if last else 0)
-        bend = (to_y - top) / 2
-        text += f" C{x:.1f} {top + bend:.1f} {to_x:.1f} {to_y - bend:.1f} {to_x:.1f} {to_y:.1f}"
-        if not last:
-            to_y = centre + _BOX_HEIGHT / 2
-            text += f" V{to_y:.1f}"
-        x, top = to_x, to_y
-    return text, f"M{x - 3.5:.1f} {top:.1f} h7 l-3.5 5 z"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.backends import registry
+from se_deploy.report import units
 from se_deploy.report.tables import plan_label
 from se_deploy.schema.common import WaterfallStep
 
@@ -45,6 +46,24 @@ class ErrorRow:
 
     artifact: str
     measured: OutputParity
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One sample that an artifact names another class of; `picture` is a PNG as data URI."""
+
+    sample: int
+    reference: str
+    candidate: str
+    picture: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Differing:
+    """The samples that one artifact answers otherwise than the reference."""
+
+    artifact: str
+    samples: tuple[Answer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +124,65 @@ def engines(report: Run) -> Mapping[str, BuildEngine]:
 def candidates(report: Run) -> tuple[Candidate, ...]:
     """Return every artifact that was compared."""
     return report.parity.candidates if report.parity else ()
+
+
+def headline(report: Run) -> tuple[tuple[str, str], ...]:
+    """Return what the run comes to, as labels and words: of the engine that its verdicts are of."""
+    engine = report.build_engine
+    found = next((row for row in artifacts(report) if engine and row.name == engine.engine), None)
+    if engine is None or found is None:
+        return ()
+    verdict = {None: "not judged", True: "parity passed", False: "parity failed"}[found.passed]
+    if found.p50_ms is not None:
+        timing = next(t for t in timings(report) if t.path == found.name)
+        time = ("Time", f"{units.milliseconds(found.p50_ms)} on {timing.device}")
+    else:
+        where = f"{registry.title(engine.plan.runtime)}, {engine.plan.target.replace('+', ', ')}"
+        moved = f"{units.count(found.kernels, 'kernel')}, {units.size(found.activation_bytes)} per image"
+        time = ("Planned, not timed", f"{moved} ({where})")
+    return (
+        ("Engine", found.name),
+        ("Size", units.size(found.size_bytes)),
+        ("Accuracy", _accuracy_change(found, report)),
+        ("Verdict", verdict),
+        time,
+    )
+
+
+def _accuracy_change(found: Artifact, report: Run) -> str:
+    before = report.parity.reference_accuracy if report.parity else None
+    if found.accuracy is not None and before is not None:
+        points = 100 * (found.accuracy - before)
+        return f"top-1 {units.percent(found.accuracy)} ({points:+.2f} points)"
+    if found.top1_agreement is not None:
+        return f"{units.percent(found.top1_agreement)} of the answers as before"
+    return f"SQNR {units.decibel(found.sqnr_db)}"
+
+
+def disagreements(report: Run) -> tuple[Differing, ...]:
+    """Return, for each artifact, the samples that it answers otherwise than the reference, by class name."""
+    spec = report.network.input if report.network else None
+    names = spec.labels if spec else ()
+
+    def named(index: int) -> str:
+        return names[index] if 0 <= index < len(names) else str(index)
+
+    return tuple(
+        Differing(
+            one.path,
+            tuple(
+                Answer(found.sample, named(found.reference), named(found.candidate), _png(found.picture))
+                for found in one.disagreements
+            ),
+        )
+        for one in candidates(report)
+        if one.disagreements
+    )
+
+
+def _png(picture: str | None) -> str | None:
+    """Return a picture of a report that may be anybody's only where it is nothing but a PNG."""
+    return picture if picture and picture.startswith("data:image/png;base64,") else None
 
 
 def errors(report: Run) -> tuple[ErrorRow, ...]:

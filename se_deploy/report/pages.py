@@ -1,4 +1,4 @@
-"""The HTML pages: one file each, no script, nothing fetched, readable in light and dark and on a phone."""
+"""The HTML pages: one file each, nothing fetched, readable without script, in light and dark, on a phone."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 _NOTHING_DRAWN = "Neither latency nor planned bytes were measured."
 
 
-def html(report: Run) -> str:
-    """Write the page of a `run` or `demo`; what the report does not hold is called not measured."""
+def html(report: Run, network_drawing: str | None = None) -> str:
+    """Write the page of a `run` or `demo`; what the report does not hold is called not measured.
+
+    `network_drawing` is SVG from `network_svg`; it goes into the page as it is.
+    """
     plans = facts.plans(report)
     blocks = tables.block_rows(report.inspect.blocks if report.inspect else (), plans)
     drawn = [plots.waterfall(found, i) for i, found in enumerate(facts.waterfalls(report))]
@@ -33,6 +36,9 @@ def html(report: Run) -> str:
             "network": report.network or Network(),
             "machine": report.machine or Machine(),
             "verdicts": facts.verdicts(report),
+            "headline": facts.headline(report),
+            "disagreements": facts.disagreements(report),
+            "network_drawing": None if network_drawing is None else Markup(network_drawing),  # noqa: S704 - made by drawing.py
             "artifacts": facts.artifacts(report),
             "plans": tables.plan_rows(plans),
             "blocks": blocks,

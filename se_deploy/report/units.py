@@ -65,10 +65,17 @@ def amount(value: object) -> str:
     return f"{found:.0f}"
 
 
+def count(value: object, noun: str) -> str:
+    """Write a count with its noun: "1 kernel", "4 kernels"."""
+    return f"{whole(value)} {noun}" if number(value) == 1 else f"{whole(value)} {noun}s"
+
+
 def milliseconds(value: object) -> str:
-    """Write ms with three digits."""
+    """Write ms with three digits, all of them where there are more."""
     found = number(value)
-    return MISSING if found is None else f"{found:.3g} ms"
+    if found is None:
+        return MISSING
+    return f"{whole(found)} ms" if abs(found) >= _KILO else f"{found:.3g} ms"
 
 
 def seconds(value: object) -> str:

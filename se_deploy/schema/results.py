@@ -225,6 +225,16 @@ class Divergence(Struct, frozen=True, kw_only=True):
     relative_rms: float | None = None
 
 
+class Disagreement(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sample that a candidate names another class of; `picture`: what was fed, a PNG as data URI."""
+
+    sample: Count
+    reference: int
+    candidate: int
+    margin: float | None = None
+    picture: str | None = None
+
+
 class Candidate(Struct, frozen=True, kw_only=True):
     """One artifact against the reference; `checked_as` says what stood in for it, `rounding` how in FP16."""
 
@@ -240,6 +250,7 @@ class Candidate(Struct, frozen=True, kw_only=True):
     evaluated: str | None = None  # "engine", "plan-rounded", or the name of the backend that ran it
     rounding: str | None = None
     shapes: Mapping[str, Dims] | None = None
+    disagreements: tuple[Disagreement, ...] = ()
 
 
 class Parity(Result, frozen=True, kw_only=True, tag="se-deploy/parity/1"):

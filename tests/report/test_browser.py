@@ -1,54 +1,125 @@
 """The pages in a real browser; skipped, and said why, where there is none."""
 
-import shutil
-import subprocess
-
+import chromium
 import needs
 import pytest
 import sample
 
 from se_deploy import report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
 pytestmark = [
     pytest.mark.skipif(
-        BROWSER is None, reason="none of chromium, chromium-browser, google-chrome is on PATH"
+        chromium.BROWSER is None, reason="none of chromium, chromium-browser, google-chrome is on PATH"
     ),
     needs.PLOTS,
 ]
 
-
-def rendered(page, tmp_path, *flags):
-    """The page's elements after the browser has read it, and what it logged."""
-    path = tmp_path / "page.html"
-    path.write_text(page, encoding="utf-8")
-    done = subprocess.run(
-        [
-            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--no-first-run", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--v=0",
-            f"--user-data-dir={tmp_path / 'profile'}", *flags, "--dump-dom", path.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+DESK, PHONE = 1200, 400
+OVERFLOW = """
+    [...document.querySelectorAll("body *")].filter((e) => {
+        const box = e.getBoundingClientRect();
+        return box.width && box.right > innerWidth + 1 && !e.closest(".scroll, .canvas, pre");
+    }).map((e) => e.outerHTML.slice(0, 80))
+"""
+DRAWING = (
+    '<svg class="graph" viewBox="0 0 300 900" width="300" height="900"><rect width="300" height="900"/></svg>'
+)
 
 
-def test_the_report_opens_from_disk(tmp_path):
-    dom, console = rendered(report.html(sample.typed(sample.report())), tmp_path)
-    assert "<title>se-deploy: se_deploy:se_resnet20</title>" in dom
-    assert dom.count("<svg") == 5
-    assert dom.count("<section") == 8
-    assert dom.rstrip().endswith("</html>")
-    assert console == []
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with chromium.page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
-def test_two_runs_side_by_side_open_from_disk(tmp_path):
-    dom, console = rendered(
-        report.compare_html([(name, sample.typed(sample.report())) for name in "ab"]),
-        tmp_path,
-        "--window-size=420,900",
-    )
-    assert dom.count("<svg") == 2
-    assert console == []
+@pytest.fixture
+def shown(browser, tmp_path):
+    def show(page, width):
+        path = tmp_path / "page.html"
+        path.write_text(page, encoding="utf-8")
+        browser.console.clear()
+        browser.open(path.as_uri(), width=width)
+        return browser
+
+    return show
+
+
+def whole():
+    return report.html(sample.typed(sample.report()), DRAWING)
+
+
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_the_report_fits_and_nothing_complains(shown, width):
+    page = shown(whole(), width)
+    assert page.ask("document.title") == "se-deploy: se_deploy:se_resnet20"
+    assert page.ask("document.querySelectorAll('svg.plot').length") == 5
+    assert page.ask("document.querySelectorAll('section').length") == 8
+    assert page.ask("document.documentElement.scrollWidth") <= width
+    assert page.ask(OVERFLOW) == []
+    assert page.console == []
+
+
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_two_runs_side_by_side_fit(shown, width):
+    runs = [(name, sample.typed(sample.report())) for name in "ab"]
+    page = shown(report.compare_html(runs), width)
+    assert page.ask("document.querySelectorAll('svg').length") == 2
+    assert page.ask("document.documentElement.scrollWidth") <= width
+    assert page.ask(OVERFLOW) == []
+    assert page.console == []
+
+
+def test_a_table_sorts_by_what_its_cells_mean(shown):
+    page = shown(whole(), DESK)
+    table = "document.querySelector('[aria-label=\"Artifacts\"] table')"
+    headings = page.ask(f"[...{table}.tHead.rows[0].cells].map(h => h.textContent)")
+    column = headings.index("Size")
+    sizes = f"[...{table}.tBodies[0].rows].map(r => r.cells[{column}].textContent)"
+    before = page.ask(sizes)
+    assert len(set(before)) > 2
+
+    def in_bytes(words):
+        number, unit = words.split()
+        return float(number) * {"B": 1, "kB": 1e3, "MB": 1e6}[unit]
+
+    def measured(rows):
+        return [in_bytes(words) for words in rows if words[0].isdigit()]
+
+    heading = f"{table}.tHead.rows[0].cells[{column}]"
+    for order, reverse in (("ascending", False), ("descending", True)):
+        page.ask(f"{heading}.querySelector('button').click()")
+        assert page.ask(f"{heading}.getAttribute('aria-sort')") == order
+        now = page.ask(sizes)
+        assert sorted(now) == sorted(before)
+        assert measured(now) == sorted(measured(now), reverse=reverse)
+
+
+def test_a_table_is_saved_as_csv(shown):
+    page = shown(whole(), DESK)
+    page.ask("""
+        URL.createObjectURL = (blob) => { window.saved = blob.text(); return "#"; };
+        HTMLAnchorElement.prototype.click = function () { window.savedAs = this.download; };
+        document.querySelector('[aria-label="Artifacts"] + button.tool').click();
+    """)
+    text = page.ask("window.saved")
+    assert page.ask("window.savedAs") == "artifacts.csv"
+    first, *rows = text.strip().split("\r\n")
+    assert first.startswith('"Artifact","Precision","Parity","Size"')
+    assert len(rows) == page.ask("document.querySelectorAll('[aria-label=\"Artifacts\"] tbody tr').length")
+
+
+def test_the_network_is_zoomed(shown):
+    page = shown(whole(), DESK)
+    page.ask("document.getElementById('network').open = true")
+    width = "document.querySelector('.canvas svg').getBoundingClientRect().width"
+    assert page.ask(width) == 300
+    page.ask("document.querySelector('.tools button[title=Larger]').click()")
+    assert page.ask(width) == pytest.approx(420, abs=1)
+    page.ask("document.querySelector('.tools button[title=\"As wide as the page\"]').click()")
+    assert page.ask(width) == page.ask("document.querySelector('.canvas').clientWidth")
+
+
+def test_no_other_script_runs(shown):
+    page = shown(whole().replace("</main>", "<script>document.title = 'taken'</script></main>"), DESK)
+    assert page.ask("document.title") != "taken"
+    assert page.console, "the policy says so"
