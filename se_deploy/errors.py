@@ -69,6 +69,10 @@ class MissingRuntime(SeDeployError):
     """A package or a device that the request needs is not on this machine."""
 
 
+class DeviceFailed(SeDeployError):
+    """A GPU that is here refused a call: its memory is full, or the work on it failed."""
+
+
 class ExportFailed(SeDeployError):
     """Neither exporter of PyTorch could write the network as ONNX."""
 

@@ -26,6 +26,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 FloatType = Literal["fp32", "fp16"]
 DeviceChoice = Literal["cpu", "cuda"]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
+HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OUTPUT_KINDS: tuple[OutputKind, ...] = get_args(OutputKind)
@@ -35,6 +36,7 @@ RESIZES: tuple[Resize, ...] = get_args(Resize)
 INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 METHODS: tuple[Method, ...] = get_args(Method)
+COMPATIBILITIES: tuple[HardwareCompatibility, ...] = get_args(HardwareCompatibility)
 
 DEFAULT_OPSET = 20
 SEARCH_PLANS = 60
@@ -158,12 +160,33 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFeatures:
+    """What an engine may be besides its precision; docs/engine_options.md says which runtime can do what."""
+
+    tf32: bool = False  # FP32 layers may round what they read to TF32
+    optimization_level: int | None = None  # 0 to 5; None: the compiler's own
+    version_compatible: bool = False
+    hardware_compatibility: HardwareCompatibility | None = None
+    sparsity: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    dla_core: int | None = None
+    io_formats: Mapping[str, str] = field(default_factory=dict)  # by tensor: TensorRT's name of its format
+    plugins: tuple[Path, ...] = ()
+    best_of: int = 1  # builds, of which the fastest on the device is kept
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How an engine is built; every field has a default that works."""
 
     shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
     workspace_bytes: int | None = None
     timing_cache: Path | None = None  # read and written by full TensorRT; TensorRT-RTX times nothing
+    more_shapes: tuple[Mapping[str, Profile], ...] = ()  # further optimization profiles, each as `shapes`
+    io: FloatType = "fp32"  # of the float inputs and outputs of a network that is lowered
+    features: EngineFeatures = field(default_factory=EngineFeatures)
 
 
 @dataclass(frozen=True, slots=True)

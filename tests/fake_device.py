@@ -4,6 +4,7 @@ The library is C, so that a call with the wrong types fails here as it would the
 memory. The TensorRT module is fake_nvidia's with an engine that computes what `use_graphs.MEANS` does.
 """
 
+# ruff: noqa: ARG002 - the bindings' own parameters, by their own names
 from __future__ import annotations
 
 import ctypes
@@ -45,26 +46,33 @@ globals().update(vars(module))
 """
 
 
-class Classifier(fake_nvidia.Doubler):
+SIDES = (3, 8, 8)
+
+
+class Classifier(fake_nvidia.ICudaEngine):
     """x: (N, 3, 8, 8) -> y: (N, 3), four times the mean of each channel, for N from 1 to 4."""
 
     def get_tensor_shape(self, name):
-        batch = -1 if self.shape is None else self.shape[0]
-        return (batch, 3, 8, 8) if name == "x" else (batch, 3)
+        return (-1, *SIDES) if name == "x" else (-1, 3)
 
-    def create_execution_context(self, *_):
-        return Classifier(self.trt, None)
+    def create_execution_context(self, strategy=None, runtime_config=None):
+        return Context(self._trt, None)
 
-    def set_input_shape(self, _, shape):
-        fits = 1 <= shape[0] <= 4 and tuple(shape[1:]) == (3, 8, 8)
-        self.shape = shape if fits else self.shape
+
+class Context(fake_nvidia.IExecutionContext):
+    def set_input_shape(self, name, shape):
+        fits = 1 <= shape[0] <= 4 and tuple(shape[1:]) == SIDES
+        self._shape = shape if fits else self._shape
         return fits
 
-    def execute_async_v3(self, stream):
-        assert stream == 0
-        batch = self.shape[0]
-        x = np.ctypeslib.as_array((ctypes.c_float * (batch * 192)).from_address(self.address["x"]))
-        y = np.ctypeslib.as_array((ctypes.c_float * (batch * 3)).from_address(self.address["y"]))
+    def get_tensor_shape(self, name):
+        return (self._shape[0], *SIDES) if name == "x" else (self._shape[0], 3)
+
+    def execute_async_v3(self, stream_handle):
+        assert stream_handle == 0
+        batch = self._shape[0]
+        x = np.ctypeslib.as_array((ctypes.c_float * (batch * 192)).from_address(self._address["x"]))
+        y = np.ctypeslib.as_array((ctypes.c_float * (batch * 3)).from_address(self._address["y"]))
         y[:] = 4 * x.reshape(batch, 3, 64).mean(axis=2).ravel()
         return True
 
@@ -72,11 +80,12 @@ class Classifier(fake_nvidia.Doubler):
 def tensorrt(name, version):
     """The module, for scripts that make a `trt.Logger` of their own."""
     trt = types.ModuleType(name)
-    made = fake_nvidia.tensorrt(version)
+    made = fake_nvidia.tensorrt(version, rtx=name == "tensorrt_rtx")
     vars(trt).update({k: v for k, v in vars(made).items() if not k.startswith("__")})
     trt.__version__ = version
+    held = fake_nvidia.recorded(version, rtx=name == "tensorrt_rtx")["classes"]
 
-    class Logger(fake_nvidia.Logger):
+    class Logger(fake_nvidia.ILogger):
         def __init__(self, least):
             self.least = least
 
@@ -84,10 +93,12 @@ def tensorrt(name, version):
         def __init__(self, log):
             assert log.least == Logger.ERROR
 
-        def deserialize_cuda_engine(self, data):
-            return None if data.endswith(b"stale") else Classifier(trt, None)
+        def deserialize_cuda_engine(self, serialized_engine):
+            if serialized_engine.endswith(b"stale"):
+                return None
+            return fake_nvidia.held(Classifier, held["ICudaEngine"])(trt, None)
 
-    trt.Logger, trt.Runtime = Logger, Runtime
+    trt.Logger, trt.Runtime = Logger, fake_nvidia.held(Runtime, held["Runtime"])
     return trt
 
 

@@ -4,12 +4,15 @@ They keep the bindings' manners (errors are returned, builds give None, shapes a
 the code between can be followed on any machine. What they compute is y = 2 x for x (N, 3).
 """
 
+# ruff: noqa: ARG002, ARG005 - the bindings' own parameters, by their own names
 from __future__ import annotations
 
 import ctypes
 import enum
 import json
 import types
+import weakref
+from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +22,7 @@ class Error(enum.Enum):
     cudaErrorMemoryAllocation = 2  # noqa: N815
     cudaErrorInsufficientDriver = 35  # noqa: N815
     cudaErrorNoDevice = 100  # noqa: N815
+    cudaErrorIllegalAddress = 700  # noqa: N815
 
 
 class Cudart:
@@ -84,6 +88,7 @@ class Cudart:
         return (Error.cudaSuccess,)
 
     def cudaStreamEndCapture(self, _):  # noqa: N802
+        assert self.recording is not None, "nothing is being recorded"
         recorded, self.recording = self.recording, None
         self.graphs[len(self.graphs) + 1] = recorded
         return Error.cudaSuccess, len(self.graphs)
@@ -102,175 +107,372 @@ class Cudart:
         return (Error.cudaSuccess,)
 
 
-class Doubler:
-    """An engine and its context."""
+RECORDED = Path(__file__).parent / "fixtures" / "bindings"
+"""What the real bindings have: scripts/record_bindings.py."""
+
+
+def recorded(version, *, rtx=False):
+    """What the bindings of the release that `version` belongs to have."""
+    name = "rtx-1.7" if rtx else ".".join(version.split(".")[:2])
+    return json.loads((RECORDED / f"{name}.json").read_text("utf-8"))
+
+
+def held(cls, members):
+    """Return `cls` with the public members that the real class has and no other, to read or to set."""
+
+    def assign(self, name, value):
+        if not name.startswith("_") and name not in members:
+            raise AttributeError(f"{cls.__name__} of these bindings has no '{name}'")
+        object.__setattr__(self, name, value)
+
+    kept = {name: value for name, value in vars(cls).items() if name.startswith("_") or name in members}
+    kept.pop("__dict__", None)
+    kept.pop("__weakref__", None)
+    return type(cls.__name__, cls.__bases__, kept | {"__setattr__": assign})
+
+
+class ICudaEngine:
+    """y = 2 x; its ranges, and whether y's size is known beforehand, are the module's."""
 
     num_io_tensors = 2
-    names = ("x", "y")
+    weight_streaming_budget_v2 = None
 
     def __init__(self, trt, cudart):
-        self.trt, self.cudart = trt, cudart
-        self.shape, self.address = None, {}
-        self.enqueued = 0
+        self._trt, self._cudart = trt, cudart
+        self.num_optimization_profiles = len(trt._profiles)
 
-    def get_tensor_name(self, i):
-        return self.names[i]
+    @property
+    def refittable(self):
+        return self._trt._stripped
+
+    @property
+    def streamable_weights_size(self):
+        return self._trt._streamable
+
+    def get_weight_streaming_automatic_budget(self):
+        return 77
+
+    def get_tensor_name(self, index):
+        return ("x", "y")[index]
 
     def get_tensor_mode(self, name):
-        return self.trt.TensorIOMode.INPUT if name == "x" else self.trt.TensorIOMode.OUTPUT
+        return self._trt.TensorIOMode.INPUT if name == "x" else self._trt.TensorIOMode.OUTPUT
 
-    def get_tensor_dtype(self, _):
-        return "FLOAT"
+    def get_tensor_dtype(self, name):
+        return self._trt.DataType.FLOAT
 
-    def get_tensor_shape(self, _):
-        return (-1, 3) if self.shape is None else self.shape
+    def get_tensor_location(self, name):
+        return self._trt.TensorLocation.DEVICE
 
-    def get_tensor_profile_shape(self, *_):
-        return (1, 3), (1, 3), (4, 3)
+    def get_tensor_format(self, name):
+        return self._trt.TensorFormat.LINEAR
 
-    def create_execution_context(self, *config):
-        self.config = config
-        context = Doubler(self.trt, self.cudart)
-        self.trt.contexts.append(context)
+    def get_tensor_shape(self, name):
+        return (-1, 3)
+
+    def get_tensor_profile_shape(self, name, profile_index):
+        return self._trt._profiles[profile_index]
+
+    def create_execution_context(self, strategy=None, runtime_config=None):
+        if self._trt._full:
+            return None
+        self._trt.configs.append(runtime_config or strategy)  # two overloads of one parameter
+        context = self._trt.IExecutionContext(self._trt, self._cudart)
+        self._trt.contexts.append(context)
         return context
 
     def create_runtime_config(self):
-        return types.SimpleNamespace()
+        return self._trt.IRuntimeConfig()
 
-    def set_input_shape(self, _, shape):
-        fits = 1 <= shape[0] <= 4
-        self.shape = shape if fits else self.shape
+    def create_engine_inspector(self):
+        return types.SimpleNamespace(get_engine_information=lambda _: json.dumps(LAYERS))
+
+
+class IExecutionContext:
+    def __init__(self, trt, cudart):
+        self._trt, self._cudart = trt, cudart
+        self._shape, self._address, self._allocator = None, {}, None
+        self._profile, self._enqueued = 0, 0
+
+    @property
+    def active_optimization_profile(self):
+        return self._profile
+
+    def set_optimization_profile_async(self, profile_index, stream_handle):
+        self._profile = profile_index
+        return True
+
+    def set_input_shape(self, name, shape):
+        low, _, high = self._trt._profiles[self._profile]
+        fits = low[0] <= shape[0] <= high[0]
+        self._shape = shape if fits else self._shape
         return fits
 
-    def set_tensor_address(self, name, pointer):
-        self.address[name] = pointer
+    def get_tensor_shape(self, name):
+        return (-1, 3) if name == "y" and self._trt._grows else self._shape
 
-    def execute_async_v3(self, stream):
-        assert stream == 7
-        shape, x, y = self.shape, self.address["x"], self.address["y"]
+    def set_tensor_address(self, name, memory):
+        self._address[name] = memory
+        return not self._trt._deaf
+
+    def set_output_allocator(self, name, output_allocator):
+        self._allocator = output_allocator
+        return True
+
+    def execute_async_v3(self, stream_handle):
+        assert stream_handle == 7
+        self._enqueued += 1
+        if self._trt._breaks:
+            return False
+        shape = self._shape
+        if self._trt._grows:
+            pointer = self._allocator.reallocate_output("y", 0, int(np.prod(shape)) * 4, 256)
+            if not pointer:
+                return False
+            self._allocator.notify_shape("y", shape)
+            self._address["y"] = pointer
+        x, y = self._address["x"], self._address["y"]
 
         def work():
-            assert {x, y} <= set(self.cudart.taken), "the graph runs on memory that was given back"
+            assert {x, y} <= set(self._cudart.taken), "the graph runs on memory that was given back"
             size = int(np.prod(shape))
             source = np.ctypeslib.as_array((ctypes.c_float * size).from_address(x))
             np.ctypeslib.as_array((ctypes.c_float * size).from_address(y))[:] = 2 * source
 
-        self.enqueued += 1
-        if self.cudart.recording is None:
+        if self._cudart.recording is None:
             work()
         else:
-            self.cudart.recording.append(work)
+            self._cudart.recording.append(work)
         return True
 
 
-class Logger:
+class IRuntimeCache:
+    def __init__(self):
+        self._known = b""
+
+    def deserialize(self, blob):
+        self._known = bytes(blob) if bytes(blob).startswith(b"kernels") else b""
+        return bool(self._known)
+
+    def serialize(self):
+        return self._known or b"kernels"
+
+
+class IRuntimeConfig:
+    def create_runtime_cache(self):
+        return IRuntimeCache()
+
+    def set_runtime_cache(self, cache):
+        self._cache = cache
+        return True
+
+
+class ILogger:
     INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
 
 
-def tensorrt(version="10.13.3", *, rtx=False, cudart=None, loads=True, builds=True):
-    """A module such as `import tensorrt` gives; TensorRT-RTX with `rtx`."""
+INHERITED = {
+    "ILogger": ILogger,
+    **{name: type(name, (), {}) for name in ("IOutputAllocator", "IProgressMonitor")},
+}
+"""Classes that the caller inherits from."""
+
+
+def tensorrt(version="10.13.3", *, rtx=False, cudart=None, loads=True, builds=True, starts=True, **engine_is):
+    """A module such as `import tensorrt` gives; TensorRT-RTX with `rtx`.
+
+    It has what the real bindings of that release have, and nothing that they lack. `engine_is`: grows (its
+    output's size is known after the run only), deaf (it takes no memory), breaks (it does not run), full (it
+    gets no context), stripped, streamable, and its profiles.
+    """
+    has = recorded(version, rtx=rtx)
     trt = types.ModuleType("tensorrt_rtx" if rtx else "tensorrt")
     trt.__version__ = version
-    trt.ILogger = Logger
-    trt.TensorIOMode = enum.Enum("TensorIOMode", "INPUT OUTPUT")
-    trt.nptype = lambda word: {"FLOAT": np.float32}[word]
-    trt.contexts = []
-    if rtx:
-        trt.CudaGraphStrategy = enum.Enum("CudaGraphStrategy", "DISABLED WHOLE_GRAPH_CAPTURE")
-        trt.DynamicShapesKernelSpecializationStrategy = enum.Enum("Strategy", "LAZY EAGER NONE")
-
-    class Runtime:
-        def __init__(self, log):
-            self.log = log
-
-        def deserialize_cuda_engine(self, data):
-            if not loads or bytes(data).endswith(b"stale"):
-                self.log.log(Logger.ERROR, "Version tag does not match")
-                return None
-            return Inspected(trt, cudart)
-
-    trt.Runtime = Runtime
-    _add_builder(trt, builds=builds)
+    for name, members in has["enums"].items():
+        setattr(trt, name, enum.IntEnum(name, members))
+    trt.contexts, trt.configs, trt.libraries, trt.refitted = [], [], [], []
+    for name in ("grows", "deaf", "breaks", "full", "stripped"):
+        setattr(trt, f"_{name}", engine_is.pop(name, False))
+    trt._streamable = engine_is.pop("streamable", 0)
+    trt._profiles = engine_is.pop("profiles", [((1, 3), (1, 3), (4, 3))])
+    assert not engine_is
+    trt.seen = types.SimpleNamespace(flag=None, cache=None, workspace=None, profiles=[], config=None)
+    classes = _classes(trt, cudart, loads=loads, builds=builds, starts=starts)
+    for name, cls in classes.items():
+        if name in has["names"]:
+            setattr(trt, name, cls if name in INHERITED else held(cls, has["classes"].get(name, ())))
+    trt.init_libnvinfer_plugins = lambda logger, namespace: True
+    trt.get_plugin_registry = trt.IPluginRegistry
+    trt.nptype = lambda trt_type: {trt.DataType.FLOAT: np.float32}[trt_type]
     return trt
 
 
 LAYERS = {"Layers": [{"Name": "conv", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": []}]}
 
 
-class Inspected(Doubler):
-    def create_engine_inspector(self):
-        return types.SimpleNamespace(get_engine_information=lambda _: json.dumps(LAYERS))
+def _classes(trt, cudart, *, loads, builds, starts):
+    class Runtime:
+        DLA_core = 0
+        engine_host_code_allowed = False
+
+        def __init__(self, log):
+            if not starts:
+                log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+            self._log = log
+
+        def deserialize_cuda_engine(self, serialized_engine):
+            assert trt.seen.config is None or trt.seen.config() is None, "the builder is still there"
+            if not loads or bytes(serialized_engine).endswith(b"stale"):
+                self._log.log(ILogger.ERROR, "Version tag does not match")
+                return None
+            return trt.ICudaEngine(trt, cudart)
+
+    class IPluginRegistry:
+        def load_library(self, plugin_path):
+            if not plugin_path.endswith(".so"):
+                return None
+            trt.libraries.append(plugin_path)
+            return object()
+
+    class Refitter:
+        def __init__(self, engine, log):
+            pass
+
+        def get_missing_weights(self):
+            return ["w"] if trt._stripped and not trt.refitted else []
+
+        def refit_cuda_engine(self):
+            return True
+
+    class OnnxParserRefitter:
+        num_errors = 0
+
+        def __init__(self, refitter, log):
+            pass
+
+        def refit_from_file(self, model):
+            trt.refitted.append(model)
+            return Path(model).is_file()
+
+    return {
+        **INHERITED, "ICudaEngine": ICudaEngine,
+        "IExecutionContext": IExecutionContext, "IRuntimeConfig": IRuntimeConfig, "Runtime": Runtime,
+        "IPluginRegistry": IPluginRegistry, "Refitter": Refitter, "OnnxParserRefitter": OnnxParserRefitter,
+        **_building(trt, builds=builds),
+    }  # fmt: skip
 
 
-def _add_builder(trt, *, builds):
-    flags = {"STRONGLY_TYPED": 0 if trt.__version__.startswith("11") else 1}
-    trt.NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", flags)
-    trt.ProfilingVerbosity = enum.Enum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
-    trt.MemoryPoolType = enum.Enum("MemoryPoolType", "WORKSPACE")
-    trt.LayerInformationFormat = enum.Enum("LayerInformationFormat", "JSON")
-    trt.seen = types.SimpleNamespace(flag=None, cache=None, workspace=None, shapes={})
+def _building(trt, *, builds):
+    class IBuilderConfig:
+        def __init__(self):
+            self._cache = None
+            self.flags = 1 << trt.BuilderFlag.TF32  # "enabled by default"
+            trt.seen.config = weakref.ref(self)
+            trt.seen.settings = vars(self)  # which outlives the configuration
 
-    class Config:
-        def set_memory_pool_limit(self, _, size):
-            trt.seen.workspace = size
+        def set_flag(self, flag):
+            self.flags |= 1 << flag
 
-        def create_timing_cache(self, known):
-            trt.seen.cache = known
-            return known
+        def clear_flag(self, flag):
+            self.flags &= ~(1 << flag)
 
-        def set_timing_cache(self, cache, *, ignore_mismatch):
-            self.cache = cache
+        def set_memory_pool_limit(self, pool, pool_size):
+            trt.seen.workspace = pool_size
+
+        def create_timing_cache(self, serialized_timing_cache):
+            if bytes(serialized_timing_cache) == b"junk":
+                return None
+            trt.seen.cache = bytes(serialized_timing_cache)
+            return trt.seen.cache
+
+        def set_timing_cache(self, cache, ignore_mismatch):
             assert not ignore_mismatch
+            if builds == "no cache" or cache.startswith(b"of another device"):
+                return False
+            self._cache = cache
+            return True
 
         def get_timing_cache(self):
-            return types.SimpleNamespace(serialize=lambda: self.cache + b"+tactic")
+            if self._cache is None:
+                return None
+            return types.SimpleNamespace(serialize=lambda: self._cache + b"+tactic")
 
         def add_optimization_profile(self, profile):
-            return profile.index
+            return -1 if any(low > high for low, _, high in profile._shapes.values()) else 0
 
-    class Profile:
-        index = 0
+        def set_compute_capability(self, compute_capability, index):
+            return True
 
-        def set_shape(self, name, *shapes):
-            trt.seen.shapes[name] = shapes
-            self.index = -1 if shapes[0] > shapes[2] else 0
+    class IOptimizationProfile:
+        def __init__(self):
+            self._shapes = {}
+            trt.seen.profiles.append(self._shapes)
+
+        def set_shape(self, input, min, opt, max):  # noqa: A002 - the bindings' own names
+            self._shapes[input] = (min, opt, max)
+
+    class ITensor:
+        def __init__(self, name):
+            self.name, self.shape = name, (-1, 3)
+
+    class INetworkDefinition:
+        num_inputs = num_outputs = 1
+
+        def __init__(self):
+            trt.seen.tensors = {name: trt.ITensor(name) for name in "xy"}
+
+        def get_input(self, index):
+            return trt.seen.tensors["x"]
+
+        def get_output(self, index):
+            return trt.seen.tensors["y"]
 
     class Builder:
+        num_DLA_cores = 2  # noqa: N815
+
         def __init__(self, log):
             if builds == "no device":
-                log.log(Logger.ERROR, "CUDA initialization failure with error: 35")
+                log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
-            self.log = log
+            self._log = log
 
-        def create_network(self, flag):
-            trt.seen.flag = flag
-            tensor = types.SimpleNamespace(name="x", shape=(-1, 3))
-            return types.SimpleNamespace(num_inputs=1, get_input=lambda _: tensor)
+        def create_network(self, flags):
+            trt.seen.flag = flags
+            return trt.INetworkDefinition()
 
-        create_builder_config = staticmethod(Config)
-        create_optimization_profile = staticmethod(Profile)
+        def create_builder_config(self):
+            return trt.IBuilderConfig()
 
-        def build_serialized_network(self, *_):
-            self.log.log(Logger.WARNING, "a warning")
-            self.log.log(Logger.WARNING, "a warning")
-            self.log.log(Logger.VERBOSE, "Skipping tactic 0x1 due to insufficient memory")
-            self.log.log(Logger.INTERNAL_ERROR, "Thread context has not been set!")
+        def create_optimization_profile(self):
+            return trt.IOptimizationProfile()
+
+        def build_serialized_network(self, network, config):
+            self._log.log(ILogger.WARNING, "a warning")
+            self._log.log(ILogger.WARNING, "a warning")
+            self._log.log(ILogger.VERBOSE, "Skipping tactic 0x1 due to insufficient memory")
+            self._log.log(ILogger.INTERNAL_ERROR, "Thread context has not been set!")
             if not builds:
-                self.log.log(Logger.ERROR, "no tactics for node conv")
+                self._log.log(ILogger.ERROR, "no tactics for node conv")
                 return None
             return b"an engine"
 
     class OnnxParser:
         num_errors = 1
 
-        def __init__(self, *_):
+        def __init__(self, network, log):
             pass
 
-        def parse_from_file(self, path):
-            return not path.endswith("bad.onnx")
+        def parse_from_file(self, model):
+            return not model.endswith("bad.onnx")
 
-        def get_error(self, _):
+        def get_error(self, index):
             said = {"desc": "no importer", "node_name": "n_m", "node_operator": "Odd"}
             return types.SimpleNamespace(**{k: (lambda v=v: v) for k, v in said.items()})
 
-    trt.Builder, trt.OnnxParser = Builder, OnnxParser
+    return {
+        cls.__name__: cls
+        for cls in (
+            IBuilderConfig, IOptimizationProfile, ITensor, INetworkDefinition, Builder, OnnxParser,
+        )
+    }  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.options import Profile
+from se_deploy.options import EngineFeatures, Profile
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class BuildOptions:
     shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
     workspace_bytes: int | None = None
     timing_cache: Path | None = None  # read and written by a compiler that times kernels
+    more_shapes: tuple[Mapping[str, Profile], ...] = ()  # further optimization profiles, each as `shapes`
+    features: EngineFeatures = field(default_factory=EngineFeatures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Engine:
     log_errors: tuple[str, ...] = ()  # ERROR lines of a build that succeeded: mostly noise
     skipped_tactics: int = 0  # for want of memory
     free: frozenset[str] = frozenset()  # the inputs whose sizes the graph leaves to the build
+    more_shapes: tuple[Mapping[str, Profile], ...] = ()  # of every input, in each further profile
+    features: EngineFeatures = field(default_factory=EngineFeatures)
 
 
 def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile]:

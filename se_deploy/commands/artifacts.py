@@ -189,8 +189,15 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
         return
     manifest = manifests.check(path).manifest
     runtime = registry.engine_runtime(registry.get(manifest.runtime))
-    try:
-        with runtime.open(path) as session:
+    with contextlib.ExitStack() as stack:
+        reason = ""
+        try:  # the opening alone: what fails in use is no missing runtime
+            session = stack.enter_context(runtime.open(path))
+        except MissingRuntime as e:
+            if not stand_in:
+                raise
+            reason = e.message
+        if not reason:
             yield Opened(
                 session,
                 runtime.name,
@@ -201,10 +208,6 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
                 evaluated="engine",
             )
             return
-    except MissingRuntime as e:
-        if not stand_in:
-            raise
-        reason = e.message
     onnx = manifests.stand_in(path, manifest)
     model = graph.load(onnx)
     run = fp16_rounding.evaluation(model, _plan(manifest))

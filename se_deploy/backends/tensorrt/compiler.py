@@ -18,9 +18,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from se_deploy import graph
 from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
-from se_deploy.backends.tensorrt import inspector, layer_log
+from se_deploy.backends.tensorrt import features, gpu, inspector, layer_log
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
+from se_deploy.options import EngineFeatures
 from se_deploy.plan import Plan
 from se_deploy.protocols import silent
 from se_deploy.targets import Target, resolve_target
@@ -84,6 +85,8 @@ class Compiler:
             log_errors=tuple(reply["errors"]),
             skipped_tactics=reply["skipped_tactics"],
             free=free_inputs(model),
+            more_shapes=tuple(profiles(model, given) for given in options.more_shapes),
+            features=options.features,
         )
 
     def plan(
@@ -131,16 +134,19 @@ class Compiler:
         for target in targets:
             self.check_target(target)
         self._check_int8(model)
+        self._check_features(options.features)
         shapes = profiles(model, options.shapes)
+        ranges = (shapes, *(profiles(model, given) for given in options.more_shapes))
         onnx = folder / "model.onnx"
         onnx.write_bytes(graph.to_bytes(model) if data is None else data)
         request = {
             "onnx": str(onnx),
             "engine": None if engine is None else str(folder / engine),
             "targets": [target.name for target in targets] if self.targets else [],
-            "shapes": {name: [p.min, p.opt, p.max] for name, p in shapes.items()},
+            "profiles": [{name: [p.min, p.opt, p.max] for name, p in one.items()} for one in ranges],
             "workspace_bytes": options.workspace_bytes,
             "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
+            **_asked(model, options.features),
         }
         reply = self._process.ask(request, progress)
         if not reply["ok"]:
@@ -154,13 +160,20 @@ class Compiler:
     def _plan(self, reply: dict[str, Any], target: str) -> Plan:
         if reply["inspector"] is not None:
             return inspector.plan_from_inspector(reply["inspector"], version=self.version, target=target)
-        kernels = layer_log.parse_layers(reply["layers"])
+        kernels = layer_log.first_profile(layer_log.parse_layers(reply["layers"]))
         if not kernels:
             raise BuildFailed(
                 f"{self._flavour.title} {self.version} built the network but did not say what it planned",
                 hint="report it with the version of the compiler",
             )
         return Plan(self.runtime, self.version, target, kernels)
+
+    def _check_features(self, asked: EngineFeatures) -> None:
+        """Raise BadInput for what this runtime cannot do."""
+        if asked == EngineFeatures():
+            return
+        levels = self._process.capabilities["compatibility"]
+        features.check(asked, self._flavour, self.version, device=gpu.here() is not None, levels=levels)
 
     def _check_int8(self, model: ir.Model) -> None:
         if not self.targets or _version(self.version) >= _INT8_SINCE:
@@ -186,6 +199,26 @@ class Compiler:
                 "one engine for sm75 and others gives them all Turing's slower plan: build sm75 apart"
             )
         return tuple(notes)
+
+
+def _asked(model: ir.Model, asked: EngineFeatures) -> dict[str, Any]:
+    """Return what of a request is an option. Raises: BadInput for a format of a tensor that is not there."""
+    names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
+    for name in asked.io_formats:
+        if name not in names:
+            raise BadInput(
+                f"--io-format names '{name}', which is no input or output of the network",
+                hint=f"it has {', '.join(str(n) for n in names)}",
+            )
+    level = asked.hardware_compatibility
+    return {
+        "flags": features.flags(asked),
+        "optimization_level": asked.optimization_level,
+        "compatibility": None if level is None else features.level_name(level),
+        "dla_core": asked.dla_core,
+        "formats": dict(asked.io_formats),
+        "plugins": [str(path.resolve()) for path in asked.plugins],
+    }
 
 
 def _version(text: str) -> tuple[int, int]:

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import extras
-from se_deploy.errors import MissingRuntime
+from se_deploy.errors import DeviceFailed, MissingRuntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ class Cuda:
     """The first device of this machine, with one stream and the memory taken on it."""
 
     def __init__(self) -> None:
-        """Raises: MissingRuntime where there are no bindings, no driver or no device."""
+        """Raises: MissingRuntime where there are no bindings, no driver or no device; DeviceFailed."""
         self.api = api()
         count = self._asked("cudaGetDeviceCount")
         if not count:
@@ -34,12 +34,13 @@ class Cuda:
         return name.decode().rstrip("\0") if isinstance(name, bytes) else str(name)
 
     def call(self, function: str, *args: object) -> Any:  # noqa: ANN401  (the bindings are untyped)
-        """Call a function of the runtime API and give its result. Raises: MissingRuntime with its error."""
+        """Call a function of the runtime API and give its result. Raises: DeviceFailed with its error."""
         error, *results = getattr(self.api, function)(*args)
         if error != self.api.cudaError_t.cudaSuccess:
-            raise MissingRuntime(
+            full = error == self.api.cudaError_t.cudaErrorMemoryAllocation
+            raise DeviceFailed(
                 f"CUDA: {function} failed with {error.name}",
-                hint="free memory on the device, or use a smaller batch",
+                hint="free memory on the device, or use a smaller batch" if full else _FAILED,
             )
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -82,10 +83,20 @@ class Cuda:
             self.call("cudaEventDestroy", after)
 
     def capture(self, work: Callable[[], None]) -> int:
-        """Record what `work` puts on the stream as a graph; give its executable form."""
+        """Record what `work` puts on the stream as a graph; give its executable form.
+
+        Where `work` fails the recording ends with it, and the stream is of use again.
+        """
         mode = self.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.call("cudaStreamBeginCapture", self.stream, mode)
-        work()
+        try:
+            work()
+        except BaseException:
+            _, graph = self.api.cudaStreamEndCapture(self.stream)
+            if graph:
+                self.api.cudaGraphDestroy(graph)
+            self.api.cudaGetLastError()  # a broken recording leaves its error for the next call to find
+            raise
         graph = self.call("cudaStreamEndCapture", self.stream)
         try:
             executable: int = self.call("cudaGraphInstantiate", graph, 0)
@@ -94,11 +105,15 @@ class Cuda:
             self.call("cudaGraphDestroy", graph)
 
     def close(self) -> None:
-        """Free everything that was taken."""
-        self.synchronize()
+        """Free everything that was taken.
+
+        What fails here is not raised: after an error of the device every call fails, and the first was said.
+        """
+        self.api.cudaStreamSynchronize(self.stream)
         for pointer in tuple(self._taken):
-            self.give(pointer)
-        self.call("cudaStreamDestroy", self.stream)
+            self._taken.discard(pointer)
+            self.api.cudaFree(pointer)
+        self.api.cudaStreamDestroy(self.stream)
 
     def _asked(self, function: str) -> int:
         error, count = getattr(self.api, function)()
@@ -128,6 +143,7 @@ def _release(version: int) -> str:
     return f"{version // _MAJOR}.{version % _MAJOR // _MINOR}"
 
 
+_FAILED = "try again; where it fails again, build the engine again on this device, and see `nvidia-smi`"
 _HINT = "run on a machine with an NVIDIA GPU and its driver; `se-deploy doctor` says what is here"
 
 

@@ -14,7 +14,7 @@ import json
 import re
 from typing import Any
 
-from se_deploy.backends.tensorrt.layer_log import DTYPES, dtype_of, onnx_nodes
+from se_deploy.backends.tensorrt.layer_log import DTYPES, dtype_of, first_profile, onnx_nodes
 from se_deploy.errors import BadArtifact
 from se_deploy.plan import SIZE_BYTES, Kernel, Plan, PlanTensor
 
@@ -39,7 +39,7 @@ def plan_from_inspector(text: str, *, version: str, target: str) -> Plan:
             "the engine was built without detailed layer information",
             hint="build it with --profilingVerbosity=detailed, as `se-deploy build-engine` does",
         )
-    return Plan("tensorrt", version, target, tuple(_kernel(layer) for layer in layers))
+    return Plan("tensorrt", version, target, first_profile([_kernel(layer) for layer in layers]))
 
 
 def _kernel(layer: dict[str, Any]) -> Kernel:

@@ -8,9 +8,13 @@ TacticName: .., StreamId: 0, Metadata: [ONNX Layer: A][ONNX Layer: B]`. Names ma
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from se_deploy.errors import BuildFailed
 from se_deploy.plan import SIZE_BYTES, Kernel, PlanTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DTYPES = {
     "float": "float32", "fp32": "float32", "half": "float16", "fp16": "float16", "bf16": "bfloat16",
@@ -37,6 +41,9 @@ _LAYOUTS: dict[tuple[int, ...], str] = {
     (3, 0, 2, 1): "nhwc",
 }  # by the rank of each dimension's stride
 _ONNX_LAYER = "[ONNX Layer: "
+_OTHER_PROFILE = re.compile(r" \[profile [1-9]\d*\]")
+_COMPILED_GRAPH = re.compile(r"_(myl\d+)_\d+$")
+"""How the compiler ends the names of all kernels of one graph, which is of one profile."""
 
 
 def parse_layers(log: str) -> tuple[Kernel, ...]:
@@ -46,6 +53,26 @@ def parse_layers(log: str) -> tuple[Kernel, ...]:
     """
     lines = [line for line in log.splitlines() if line.startswith("Name: ") and ", LayerType: " in line]
     return tuple(_kernel(line) for line in lines)
+
+
+def first_profile(kernels: Sequence[Kernel]) -> tuple[Kernel, ...]:
+    """Return the kernels of the first optimization profile: each has its own, in one list.
+
+    Names and tensors of the others say "[profile 1]"; a kernel between them is known by its graph.
+    """
+    others = [k for k in kernels if any(map(_OTHER_PROFILE.search, _named(k)))]
+    graphs = {match[1] for k in others if (match := _COMPILED_GRAPH.search(k.name))}
+    apart = {id(kernel) for kernel in others}
+
+    def is_first(kernel: Kernel) -> bool:
+        match = _COMPILED_GRAPH.search(kernel.name)
+        return id(kernel) not in apart and (match is None or match[1] not in graphs)
+
+    return tuple(filter(is_first, kernels))
+
+
+def _named(kernel: Kernel) -> list[str]:
+    return [kernel.name, *(tensor.name for tensor in (*kernel.inputs, *kernel.outputs))]
 
 
 def dtype_of(word: str) -> str:

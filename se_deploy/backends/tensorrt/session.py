@@ -1,13 +1,11 @@
 """TensorRT and TensorRT-RTX engines on the device: one class, given the imported module.
 
-Device memory is taken once and kept, so that timed calls copy nothing. TensorRT-RTX compiles its kernels when
-the context is made; EAGER makes it finish before the first call, so that no fallback kernel is timed.
+Device memory is taken once and kept, so that timed calls copy nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from se_deploy.backends.sessions import checked, shape_text
+from se_deploy.backends.tensorrt import layouts, loading
 from se_deploy.backends.tensorrt.cuda import Cuda
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT_RTX
-from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
+from se_deploy.backends.tensorrt.outputs import output_allocator
+from se_deploy.errors import BadArtifact, BadInput, DeviceFailed
 from se_deploy.protocols import TensorSpec
 
 if TYPE_CHECKING:
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.backends.tensorrt.loading import Loaded
     from se_deploy.protocols import Array, Arrays, FloatArray
+
+
+def kernel_cache(path: Path) -> Path:
+    """Return where TensorRT-RTX keeps what it compiled for an engine: OUT.engine.cache beside OUT.engine."""
+    return path.with_name(f"{path.name}.cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,7 @@ class TrtRuntime:
 
     name: str = TENSORRT_RTX.name
     cuda_graph: bool = False  # record each shape's launches once and replay them
+    plugins: tuple[Path, ...] = ()  # shared libraries with plug-ins that the engine has
 
     @property
     def device(self) -> str:
@@ -50,15 +57,16 @@ class TrtRuntime:
         """Load an engine.
 
         Raises: BadArtifact where it is none, or not for this version and device; MissingRuntime without a
-        driver, a device or the module.
+        driver, a device or the module; DeviceFailed where the device has no memory for it.
         """
         if not isinstance(artifact, Path):
             raise BadArtifact("a graph is no engine", hint="build one with `se-deploy build-engine`")
         data = _read(artifact, self.name)
         cuda = Cuda()
         try:
-            trt = _module(self.name)
-            session = TrtSession(trt, _load(trt, artifact, data), cuda, cuda_graph=self.cuda_graph)
+            loaded = loading.load(loading.module(self.name), artifact, data, self.plugins)
+            context = loading.context(loaded, cuda_graph=self.cuda_graph, kept=kernel_cache(artifact))
+            session = TrtSession(loaded, context, cuda, cuda_graph=self.cuda_graph)
             try:
                 yield session
             finally:
@@ -67,22 +75,29 @@ class TrtRuntime:
             cuda.close()
 
 
+_AGAIN = "build the engine again on this device, with the version that runs it"
+
+
 class TrtSession:
     """A loaded engine (protocols.Session)."""
 
-    def __init__(self, trt: Any, engine: Any, cuda: Cuda, *, cuda_graph: bool = False) -> None:  # noqa: ANN401
-        """`trt`: the module; `engine`: deserialized on the device of `cuda`."""
-        self._trt = trt
-        self._engine = engine
+    def __init__(self, loaded: Loaded, context: Any, cuda: Cuda, *, cuda_graph: bool = False) -> None:  # noqa: ANN401
+        """`context`: of the engine in `loaded`, which is on the device of `cuda`."""
+        self._loaded = loaded  # the engine lives as long as its runtime does
+        self._trt = trt = loaded.trt
+        self._engine = engine = loaded.engine
         self._cuda = cuda
         self._own_graphs = cuda_graph and not hasattr(trt, "CudaGraphStrategy")
-        self._context = _context(trt, engine, cuda_graph=cuda_graph)
+        self._context = context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         taken = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._inputs = tuple(self._spec(name) for name in taken)
         self._outputs = tuple(self._spec(name) for name in names if name not in taken)
+        self._layouts = {n: layouts.layout_of(engine.get_tensor_format(n).name, n) for n in names}
         self._memory: dict[str, tuple[int, int]] = {}  # name -> pointer, bytes
         self._graphs: dict[tuple[tuple[int, ...], ...], int] = {}  # input shapes -> executable
+        self._grown = output_allocator(trt, cuda)
+        self._growing: frozenset[str] = frozenset()  # outputs of the shapes bound that the run itself sizes
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -96,12 +111,15 @@ class TrtSession:
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """Compute every output for one batch. Raises: BadInput where the feeds do not fit."""
-        results = self._bind(feeds)
+        self._bind(feeds)
         self._enqueue()
+        self._cuda.synchronize()  # what sizes itself has its size now
+        results = {spec.name: self._host_array(spec) for spec in self._outputs}
         for name, array in results.items():
-            self._cuda.download(self._memory[name][0], array)
+            grown = name in self._growing
+            self._cuda.download(self._grown.pointer(name) if grown else self._memory[name][0], array)
         self._cuda.synchronize()
-        return results
+        return {name: self._unpacked(name, array) for name, array in results.items()}
 
     def time(self, feeds: Arrays, calls: int) -> FloatArray:
         """Time each call in ms between two events on the device, shape (calls,); nothing is copied."""
@@ -112,12 +130,16 @@ class TrtSession:
 
     def close(self) -> None:
         """Destroy recorded graphs and the context, before the memory that they use is given back."""
-        self._drop_graphs()
+        with contextlib.suppress(
+            DeviceFailed
+        ):  # after an error of the device, which was said, all calls fail
+            self._drop_graphs()
         self._context = None
 
-    def _bind(self, feeds: Arrays) -> dict[str, Array]:
-        """Upload the inputs and give empty host arrays for the outputs; both have their device memory."""
+    def _bind(self, feeds: Arrays) -> None:
+        """Upload the inputs and take memory for the outputs."""
         arrays = checked(feeds, self._inputs)
+        self._choose_profile(arrays)
         for name, array in arrays.items():
             if not self._context.set_input_shape(name, tuple(array.shape)):
                 raise BadInput(
@@ -125,13 +147,52 @@ class TrtSession:
                     f"{self._range(name)}",
                     hint="use another batch, or build with --min-shapes and --max-shapes",
                 )
-            self._cuda.upload(array, self._pointer(name, array.nbytes))
-        results = {}
+            layout = self._layouts[name]
+            laid = array if layout is None else layout.packed(array)
+            self._cuda.upload(laid, self._pointer(name, laid.nbytes))
+        self._growing = frozenset(s.name for s in self._outputs if min(self._shape(s.name), default=0) < 0)
         for spec in self._outputs:
-            shape = tuple(self._context.get_tensor_shape(spec.name))
-            results[spec.name] = np.empty(shape, spec.dtype)
-            self._pointer(spec.name, math.prod(shape) * spec.dtype.itemsize)
-        return results
+            if spec.name not in self._growing:
+                shape = self._laid(spec.name, self._shape(spec.name))
+                self._pointer(spec.name, math.prod(shape) * spec.dtype.itemsize)
+            elif not self._context.set_output_allocator(spec.name, self._grown):
+                raise DeviceFailed(f"the engine takes no allocator for its output '{spec.name}'", hint=_AGAIN)
+
+    def _choose_profile(self, arrays: Arrays) -> None:
+        """Make the first profile that the shapes fit the active one; where none does the engine refuses."""
+        if self._engine.num_optimization_profiles < 2:  # noqa: PLR2004 - nothing to choose from
+            return
+        fitting = (
+            k
+            for k in range(self._engine.num_optimization_profiles)
+            if all(self._fits(name, array.shape, k) for name, array in arrays.items())
+        )
+        chosen = next(fitting, self._context.active_optimization_profile)
+        if chosen == self._context.active_optimization_profile:
+            return
+        self._cuda.synchronize()
+        if not self._context.set_optimization_profile_async(chosen, int(self._cuda.stream)):
+            raise DeviceFailed(f"the engine does not change to its profile {chosen}", hint=_AGAIN)
+
+    def _fits(self, name: str, shape: tuple[int, ...], profile: int) -> bool:
+        low, _, high = self._engine.get_tensor_profile_shape(name, profile)
+        return all(a <= n <= b for a, n, b in zip(tuple(low), shape, tuple(high), strict=True))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Return an output's shape for the inputs bound; below 0 what only the run knows."""
+        return tuple(self._context.get_tensor_shape(name))
+
+    def _laid(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        layout = self._layouts[name]
+        return shape if layout is None else layout.shape(shape)
+
+    def _host_array(self, spec: TensorSpec) -> Array:
+        shape = self._grown.shapes[spec.name] if spec.name in self._growing else self._shape(spec.name)
+        return np.empty(self._laid(spec.name, shape), spec.dtype)
+
+    def _unpacked(self, name: str, array: Array) -> Array:
+        layout = self._layouts[name]
+        return array if layout is None else layout.unpacked(array, self._shape(name)[1])
 
     def _pointer(self, name: str, size_bytes: int) -> int:
         pointer, capacity = self._memory.get(name, (0, 0))
@@ -142,18 +203,21 @@ class TrtSession:
                 self._cuda.give(pointer)
             pointer = self._cuda.take(size_bytes)
             self._memory[name] = (pointer, size_bytes)
-        self._context.set_tensor_address(name, pointer)
+        if not self._context.set_tensor_address(name, pointer):
+            raise DeviceFailed(f"the engine takes no memory for '{name}'", hint=_AGAIN)
         return pointer
 
     def _drop_graphs(self) -> None:
         """Recorded graphs hold addresses: drop them before memory moves."""
+        if not self._graphs:
+            return
         self._cuda.synchronize()
         for executable in self._graphs.values():
             self._cuda.call("cudaGraphExecDestroy", executable)
         self._graphs.clear()
 
     def _launcher(self, feeds: Arrays) -> Any:  # noqa: ANN401  (a callable without arguments)
-        if not self._own_graphs:
+        if not self._own_graphs or self._growing:  # a recording has fixed sizes
             return self._enqueue
         key = tuple(tuple(feeds[spec.name].shape) for spec in self._inputs)
         if key not in self._graphs:
@@ -163,8 +227,13 @@ class TrtSession:
         return lambda: self._cuda.call("cudaGraphLaunch", self._graphs[key], self._cuda.stream)
 
     def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(int(self._cuda.stream)):
-            raise BadArtifact("the engine does not run on this device", hint="build it again on this device")
+        done = self._context.execute_async_v3(int(self._cuda.stream))
+        if self._grown.refused is not None:
+            raise self._grown.refused
+        if not done:
+            raise DeviceFailed(
+                f"the engine does not run on this device: {self._loaded.log.reason()}", hint=_AGAIN
+            )
 
     def _spec(self, name: str) -> TensorSpec:
         dims = tuple(None if d < 0 else int(d) for d in self._engine.get_tensor_shape(name))
@@ -174,11 +243,19 @@ class TrtSession:
             raise BadArtifact(
                 f"'{name}' has an element type that numpy lacks", hint="build it with FP32 inputs and outputs"
             ) from e
+        if self._engine.get_tensor_location(name) != self._trt.TensorLocation.DEVICE:
+            raise BadArtifact(
+                f"'{name}' is a shape that lies in host memory, which is not fed here",
+                hint="export the network with that shape as a constant",
+            )
         return TensorSpec(name, dtype, dims)
 
     def _range(self, name: str) -> str:
-        low, _, high = self._engine.get_tensor_profile_shape(name, 0)
-        return f"{shape_text(tuple(low))} to {shape_text(tuple(high))}"
+        ranges = []
+        for profile in range(self._engine.num_optimization_profiles):
+            low, _, high = self._engine.get_tensor_profile_shape(name, profile)
+            ranges.append(f"{shape_text(tuple(low))} to {shape_text(tuple(high))}")
+        return " or ".join(ranges)
 
 
 def _read(path: Path, runtime: str) -> bytes:
@@ -192,54 +269,3 @@ def _read(path: Path, runtime: str) -> bytes:
             f"'{path}' is no {flavour.title} engine", hint="build one with `se-deploy build-engine`"
         )
     return data
-
-
-def _module(runtime: str) -> Any:  # noqa: ANN401  (the modules are untyped)
-    flavour = FLAVOURS[runtime]
-    try:
-        return importlib.import_module(flavour.module)
-    except (ImportError, OSError) as e:
-        raise MissingRuntime(flavour.absent(str(e)), hint=flavour.hint) from e
-
-
-def _load(trt: Any, path: Path, data: bytes) -> Any:  # noqa: ANN401
-    log = _logger(trt)
-    engine = trt.Runtime(log).deserialize_cuda_engine(data)
-    if engine is None:
-        reason = "; ".join(log.errors[:2]) or "it gives no reason"
-        raise BadArtifact(
-            f"'{path}' cannot be loaded by {trt.__name__} {trt.__version__} on this device: {reason}",
-            hint="build the engine again with this version, for this device",
-        )
-    return engine
-
-
-def _context(trt: Any, engine: Any, *, cuda_graph: bool) -> Any:  # noqa: ANN401
-    """Make an execution context; on TensorRT-RTX this compiles its kernels."""
-    if hasattr(trt, "CudaGraphStrategy"):
-        config = engine.create_runtime_config()
-        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.dynamic_shapes_kernel_specialization_strategy = eager
-        if cuda_graph:
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        context = engine.create_execution_context(config)
-    else:
-        context = engine.create_execution_context()
-    if context is None:
-        raise MissingRuntime("the device has no memory for the engine", hint="free memory on the device")
-    return context
-
-
-def _logger(trt: Any) -> Any:  # noqa: ANN401
-    """Make a logger of the module's own class that keeps what went wrong."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # the base comes from the module given
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:  # noqa: ANN401
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()

@@ -5,8 +5,10 @@ lost, and nothing but replies reaches the caller. It imports nothing of this pac
 time that the compiler's own module takes.
 
     argv     the module: tensorrt or tensorrt_rtx
-    first    {"version", "targets", "strongly_typed", "device"} or {"missing"}
-    request  {"onnx": path, "engine": path | null, "targets", "shapes", "workspace_bytes", "timing_cache"}
+    first    {"version", "targets", "strongly_typed", "device", "flags", "compatibility"} or {"missing"}
+    request  {"onnx": path, "engine": path | null, "targets", "profiles": [{input: [min, opt, max]}],
+             "workspace_bytes", "timing_cache", "flags", "optimization_level", "compatibility", "dla_core",
+             "formats": {tensor: format}, "plugins": [path]}
     replies  {"progress": [step, done, total]} any number of times, then
              {"ok", "reason", "layers", "inspector", "warnings", "errors", "skipped_tactics", "seconds"}
 """
@@ -40,10 +42,14 @@ def main() -> None:
     except (ImportError, OSError) as e:
         send({"missing": str(e)})
         return
-    builder = Builder(trt, send)
-    send(builder.capabilities())
+    worker = Builder(trt, send)
+    send(worker.capabilities())
     for line in sys.stdin:
-        send(builder.build(json.loads(line)))
+        send(worker.build(json.loads(line)))
+
+
+class Refused(Exception):
+    """A request that cannot be built, in words."""
 
 
 class Builder:
@@ -64,87 +70,153 @@ class Builder:
             "targets": targets,
             "strongly_typed": hasattr(self.trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"),
             "device": _device() if compute is None else "",  # TensorRT-RTX needs none
+            "flags": list(self.trt.BuilderFlag.__members__),
+            "compatibility": list(self.trt.HardwareCompatibilityLevel.__members__),
         }
 
     def build(self, request: dict[str, Any]) -> dict[str, Any]:
         """Build one engine; a refusal is a reply, not an exception."""
-        trt, start = self.trt, time.perf_counter()
+        start = time.perf_counter()
         self.log.clear()
         try:
-            builder = trt.Builder(self.log)
-        except TypeError:  # what the bindings raise where the library has no device to build on
-            return self._failed("no NVIDIA device to build on: " + self._reason("the library did not start"))
-        flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-        network = builder.create_network(flag)
-        parser = trt.OnnxParser(network, self.log)
-        if not parser.parse_from_file(request["onnx"]):
-            problems = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-            return self._failed("; ".join(problems) or self._reason("the parser gave no reason"))
-        config = self._config(builder, network, request)
-        if isinstance(config, str):
-            return self._failed(config)
-        engine = builder.build_serialized_network(network, config)
-        if engine is None:
-            return self._failed(self._reason("the compiler gave no reason"))
-        data = memoryview(engine)
-        if request["engine"] is not None:
-            Path(request["engine"]).write_bytes(data)
-        self._keep_timing_cache(config, request["timing_cache"])
+            serialized = self._serialized(request)
+        except Refused as e:
+            return {"ok": False, "reason": str(e), **self._messages()}
+        inspected = None
+        if not hasattr(self.trt, "ComputeCapability"):  # TensorRT-RTX loads none without a device
+            inspected = self._inspect(
+                memoryview(serialized), host_code="VERSION_COMPATIBLE" in request["flags"]
+            )
         return {
             "ok": True,
             "reason": "",
             "layers": self.log.layers,
-            "inspector": None if hasattr(trt, "ComputeCapability") else self._inspect(data),
+            "inspector": inspected,
             "seconds": time.perf_counter() - start,
             **self._messages(),
         }
 
+    def _serialized(self, request: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Build an engine and write it; builder and network are gone when this returns, with their memory."""
+        trt = self.trt
+        trt.init_libnvinfer_plugins(self.log, "")
+        for library in request["plugins"]:
+            if trt.get_plugin_registry().load_library(library) is None:
+                raise Refused(f"'{library}' cannot be loaded as plug-ins: " + self._reason("no reason given"))
+        try:
+            builder = trt.Builder(self.log)
+        except TypeError as e:  # what the bindings raise where the library has no device to build on
+            started = self._reason("the library did not start")
+            raise Refused(f"no NVIDIA device to build on: {started}") from e
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        if network is None:
+            raise Refused(self._reason("the compiler makes no strongly typed network"))
+        parser = trt.OnnxParser(network, self.log)
+        if not parser.parse_from_file(request["onnx"]):
+            problems = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+            raise Refused("; ".join(problems) or self._reason("the parser gave no reason"))
+        config = self._config(builder, network, request)
+        serialized = builder.build_serialized_network(network, config)
+        if serialized is None:
+            raise Refused(self._reason("the compiler gave no reason"))
+        if request["engine"] is not None:
+            Path(request["engine"]).write_bytes(memoryview(serialized))
+        self._keep_timing_cache(config, request["timing_cache"])
+        return serialized
+
     def _config(self, builder: Any, network: Any, request: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Return the builder's configuration, or the reason why there is none."""
+        """Return the builder's configuration. Raises: Refused."""
         trt = self.trt
         config = builder.create_builder_config()
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the layer list is not written
+        config.progress_monitor = _monitor(trt, self.send)
+        config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and no FP32 any more
+        for name in request["flags"]:
+            config.set_flag(getattr(trt.BuilderFlag, name))
         if request["workspace_bytes"] is not None:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request["workspace_bytes"])
-        if hasattr(trt, "ComputeCapability") and request["targets"]:
+        if request["optimization_level"] is not None:
+            config.builder_optimization_level = request["optimization_level"]
+        if request["compatibility"] is not None:
+            level = getattr(trt.HardwareCompatibilityLevel, request["compatibility"])
+            config.hardware_compatibility_level = level
+        if request["dla_core"] is not None:
+            self._use_dla(builder, config, request["dla_core"])
+        if hasattr(trt, "ComputeCapability"):
             config.num_compute_capabilities = len(request["targets"])
             for i, target in enumerate(request["targets"]):
                 config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), i)
         elif request["timing_cache"] is not None:  # TensorRT-RTX has no tactics to time at build
-            cache = Path(request["timing_cache"])
-            known = cache.read_bytes() if cache.exists() else b""
-            config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-        if hasattr(trt, "IProgressMonitor"):
-            config.progress_monitor = _monitor(trt, self.send)
-        profile, dynamic = builder.create_optimization_profile(), False
-        for i in range(network.num_inputs):
-            tensor = network.get_input(i)
-            if min(tuple(tensor.shape), default=0) >= 0:
-                continue
-            dynamic = True
-            profile.set_shape(tensor.name, *(tuple(dims) for dims in request["shapes"][tensor.name]))
-        if dynamic and config.add_optimization_profile(profile) < 0:
-            return self._reason("the shapes do not fit the network's inputs")
+            self._read_timing_cache(config, request["timing_cache"])
+        for tensor in _tensors(network):
+            if tensor.name in request["formats"]:
+                form = getattr(trt.TensorFormat, request["formats"][tensor.name])
+                tensor.allowed_formats = 1 << int(form)
+        self._add_profiles(builder, network, config, request["profiles"])
         return config
 
+    def _use_dla(self, builder: Any, config: Any, core: int) -> None:  # noqa: ANN401
+        """Let every layer that the DLA takes run there, and the rest on the GPU."""
+        cores = builder.num_DLA_cores
+        if core >= cores:
+            has = f"{cores} DLA cores" if cores else "no DLA core"
+            raise Refused(f"--dla-core {core}: this device has {has}")
+        config.default_device_type = self.trt.DeviceType.DLA
+        config.DLA_core = core
+        config.set_flag(self.trt.BuilderFlag.GPU_FALLBACK)
+
+    def _add_profiles(self, builder: Any, network: Any, config: Any, profiles: list[dict[str, Any]]) -> None:  # noqa: ANN401
+        """Add the ranges of what the network leaves free."""
+        inputs = [network.get_input(i) for i in range(network.num_inputs)]
+        free = [tensor for tensor in inputs if min(tuple(tensor.shape), default=0) < 0]
+        for shapes in profiles if free else ():
+            profile = builder.create_optimization_profile()
+            for tensor in free:
+                profile.set_shape(tensor.name, *(tuple(dims) for dims in shapes[tensor.name]))
+            if config.add_optimization_profile(profile) < 0:
+                raise Refused(self._reason("the shapes do not fit the network's inputs"))
+
+    def _read_timing_cache(self, config: Any, path: str) -> None:  # noqa: ANN401
+        """Start from what is known; a cache of another device or version is left out, which is said."""
+        file = Path(path)
+        known = file.read_bytes() if file.exists() else b""
+        cache = config.create_timing_cache(known)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+        empty = config.create_timing_cache(b"")
+        taken = empty is not None and config.set_timing_cache(empty, ignore_mismatch=False)
+        rest = "it is replaced" if taken else "nothing is kept"
+        self.log.warnings.append(f"the timing cache '{path}' is not of this device and version: {rest}")
+
     def _keep_timing_cache(self, config: Any, path: str | None) -> None:  # noqa: ANN401
+        """Write what was timed; where there is nothing to write the engine is built all the same."""
         if path is None or hasattr(self.trt, "ComputeCapability"):
             return
+        cache = config.get_timing_cache()
+        if cache is None:
+            self.log.warnings.append(f"the timing cache '{path}' was not written: there is none")
+            return
         part = Path(f"{path}.{os.getpid()}.part")
-        part.write_bytes(memoryview(config.get_timing_cache().serialize()))
-        part.replace(path)
+        try:
+            part.write_bytes(bytes(memoryview(cache.serialize())))
+            part.replace(path)
+        except OSError as e:
+            self.log.warnings.append(f"the timing cache '{path}' was not written: {e.strerror}")
 
-    def _inspect(self, data: memoryview) -> str | None:
+    def _inspect(self, data: memoryview, *, host_code: bool) -> str | None:
         """Return the engine inspector's JSON, which takes a device; None where the engine does not load."""
-        engine = self.trt.Runtime(self.log).deserialize_cuda_engine(data)
+        try:
+            runtime = self.trt.Runtime(self.log)
+        except TypeError:  # what the bindings raise where the library gives no runtime
+            return None
+        if host_code:
+            runtime.engine_host_code_allowed = True  # of the lean runtime in it, built a moment ago
+        engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             return None
         inspector = engine.create_engine_inspector()
         text: str = inspector.get_engine_information(self.trt.LayerInformationFormat.JSON)
         return text
-
-    def _failed(self, reason: str) -> dict[str, Any]:
-        return {"ok": False, "reason": reason, **self._messages()}
 
     def _messages(self) -> dict[str, Any]:
         return {
@@ -172,6 +244,12 @@ def _device() -> str:
             return ""
         parts.append(value)
     return f"sm{parts[0]}{parts[1]}"
+
+
+def _tensors(network: Any) -> list[Any]:  # noqa: ANN401
+    """Return the network's inputs, then its outputs."""
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    return [*inputs, *(network.get_output(i) for i in range(network.num_outputs))]
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401

@@ -4,10 +4,9 @@ import fake_nvidia
 import numpy as np
 import pytest
 
-from se_deploy.backends.tensorrt import cuda
-from se_deploy.backends.tensorrt import session as trt
-from se_deploy.backends.tensorrt.session import TrtRuntime
-from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
+from se_deploy.backends.tensorrt import cuda, loading
+from se_deploy.backends.tensorrt.session import TrtRuntime, kernel_cache
+from se_deploy.errors import BadArtifact, BadInput, CannotWrite, DeviceFailed, MissingRuntime
 
 
 @pytest.fixture
@@ -21,8 +20,20 @@ def machine(monkeypatch):
 def module(request, machine, monkeypatch):
     made = fake_nvidia.tensorrt(rtx=request.param == "tensorrt-rtx", cudart=machine)
     made.runtime = request.param
-    monkeypatch.setattr(trt, "_module", lambda _: made)
+    monkeypatch.setattr(loading, "module", lambda _: made)
     return made
+
+
+@pytest.fixture
+def opened(machine, monkeypatch, path):
+    """Open an engine of full TensorRT that is as described."""
+
+    def opening(*, cuda_graph=False, **engine_is):
+        made = fake_nvidia.tensorrt(cudart=machine, **engine_is)
+        monkeypatch.setattr(loading, "module", lambda _: made)
+        return made, TrtRuntime("tensorrt", cuda_graph=cuda_graph).open(path)
+
+    return opening
 
 
 @pytest.fixture
@@ -67,13 +78,13 @@ def test_outside_the_engines_range_is_refused_with_the_range(module, path):
 def test_timed_calls_copy_nothing(module, machine, path, monkeypatch):
     with TrtRuntime(module.runtime).open(path) as session:
         session.run({"x": x(2)})
-        before = module.contexts[0].enqueued
+        before = module.contexts[0]._enqueued
         copies = []
         monkeypatch.setattr(
             machine, "cudaMemcpyAsync", lambda *args: copies.append(args) or (fake_nvidia.Error(0),)
         )
         assert session.time({"x": x(2)}, 5).tolist() == [1.5] * 5
-        assert module.contexts[0].enqueued == before + 5
+        assert module.contexts[0]._enqueued == before + 5
         assert len(copies) == 1  # the input, before the clock starts
 
 
@@ -88,15 +99,135 @@ def test_a_recorded_graph_is_replayed_and_dropped_when_memory_moves(module, mach
     assert not machine.graphs
 
 
-def test_rtx_compiles_before_the_first_call(machine, monkeypatch, path):
-    made = fake_nvidia.tensorrt(rtx=True, cudart=machine)
-    engine = fake_nvidia.Doubler(made, machine)
-    monkeypatch.setattr(trt, "_module", lambda _: made)
-    monkeypatch.setattr(trt, "_load", lambda *_: engine)
+@pytest.fixture
+def rtx(machine, monkeypatch):
+    made = fake_nvidia.tensorrt("1.7.1", rtx=True, cudart=machine)
+    monkeypatch.setattr(loading, "module", lambda _: made)
+    return made
+
+
+def test_rtx_compiles_before_the_first_call(rtx, path):
     with TrtRuntime("tensorrt-rtx", cuda_graph=True).open(path):
-        (config,) = engine.config
+        (config,) = rtx.configs
     assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
     assert config.cuda_graph_strategy.name == "WHOLE_GRAPH_CAPTURE"
+
+
+@pytest.mark.parametrize(("before", "used"), [(None, b""), (b"kernels 1", b"kernels 1"), (b"old", b"")])
+def test_what_rtx_compiled_is_kept_beside_the_engine(rtx, path, before, used):
+    cache = kernel_cache(path)
+    if before is not None:
+        cache.write_bytes(before)
+    with TrtRuntime("tensorrt-rtx").open(path) as session:
+        session.run({"x": x(1)})
+    assert rtx.configs[0]._cache._known == used
+    assert cache.read_bytes() == (used or b"kernels")
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_kernels(rtx, path, monkeypatch):
+    def refuse(*_):
+        raise CannotWrite("read only", hint="")
+
+    monkeypatch.setattr(loading.files, "write_bytes", refuse)
+    with TrtRuntime("tensorrt-rtx").open(path) as session:
+        np.testing.assert_array_equal(session.run({"x": x(1)})["y"], 2 * x(1))
+
+
+def test_outputs_that_size_themselves_grow_and_are_read_whole(opened, machine):
+    _, opening = opened(grows=True, cuda_graph=True)
+    with opening as session:
+        for batch in (1, 4, 2):
+            np.testing.assert_array_equal(session.run({"x": x(batch)})["y"], 2 * x(batch))
+        session.time({"x": x(2)}, 2)
+        assert not machine.launches, "a recording has fixed sizes"
+    assert not machine.taken
+
+
+def test_a_full_device_within_a_run_is_the_devices_error(opened, machine):
+    _, opening = opened(grows=True)
+    with opening as session:
+        machine.memory = 20
+        with pytest.raises(DeviceFailed, match="cudaMalloc failed with cudaErrorMemoryAllocation"):
+            session.run({"x": x(2)})
+
+
+@pytest.mark.parametrize(
+    ("engine_is", "said"),
+    [
+        ("deaf", "takes no memory for 'x'"),
+        ("breaks", "does not run on this device"),
+        ("full", "no execution"),
+    ],
+)
+def test_what_an_engine_refuses_is_an_error(opened, machine, engine_is, said):
+    _, opening = opened(**{engine_is: True})
+    with pytest.raises(DeviceFailed, match=said), opening as session:
+        session.run({"x": x(1)})
+    assert not machine.taken
+
+
+def test_the_profile_that_fits_is_the_active_one(opened):
+    profiles = [((1, 3), (1, 3), (4, 3)), ((5, 3), (8, 3), (8, 3))]
+    made, opening = opened(profiles=profiles)
+    with opening as session:
+        for batch, profile in ((2, 0), (8, 1), (5, 1), (4, 0)):
+            np.testing.assert_array_equal(session.run({"x": x(batch)})["y"], 2 * x(batch))
+            assert made.contexts[0].active_optimization_profile == profile
+        with pytest.raises(BadInput, match="range, 1x3 to 4x3 or 5x3 to 8x3"):
+            session.run({"x": x(9)})
+
+
+def test_a_runtime_that_does_not_start_says_why(opened):
+    _, opening = opened(starts=False)
+    with pytest.raises(MissingRuntime, match="does not start here: CUDA initialization failure"), opening:
+        pass
+
+
+def test_plug_ins_are_loaded_before_the_engine(module, path, tmp_path):
+    good, bad = tmp_path / "libboxes.so", tmp_path / "readme.txt"
+    with TrtRuntime(module.runtime, plugins=(good,)).open(path):
+        assert module.libraries == [str(good)]
+    with (
+        pytest.raises(BadInput, match=r"readme\.txt' cannot be loaded as plug-ins"),
+        TrtRuntime(module.runtime, plugins=(bad,)).open(path),
+    ):
+        pass
+
+
+def test_an_error_of_the_device_is_itself_and_no_missing_runtime(module, machine, path, monkeypatch):
+    broken = (fake_nvidia.Error.cudaErrorIllegalAddress,)
+    monkeypatch.setattr(machine, "cudaMemcpyAsync", lambda *_: broken)
+    with (
+        pytest.raises(DeviceFailed, match="cudaMemcpyAsync"),
+        TrtRuntime(module.runtime).open(path) as session,
+    ):
+        session.run({"x": x(1)})
+    assert not issubclass(DeviceFailed, MissingRuntime)
+
+
+def test_a_failed_recording_ends(module, machine, path):
+    device = cuda.Cuda()
+
+    def fail():
+        raise BadInput("no", hint="")
+
+    with pytest.raises(BadInput):
+        device.capture(fail)
+    assert machine.recording is None
+    assert device.capture(lambda: None) in machine.graphs
+
+
+def test_closing_after_an_error_hides_nothing(machine, monkeypatch):
+    device = cuda.Cuda()
+    device.take(8)
+    monkeypatch.setattr(
+        machine,
+        "cudaStreamSynchronize",
+        lambda *_: (fake_nvidia.Error.cudaErrorIllegalAddress,),
+        raising=False,
+    )
+    device.close()
+    assert not machine.taken
 
 
 def test_an_engine_of_another_version_says_so(module, machine, path):
@@ -137,8 +268,9 @@ def test_a_machine_that_cannot_says_why(monkeypatch, machine_is, said):
 def test_a_full_device_is_an_error_that_names_the_call(monkeypatch):
     monkeypatch.setattr(cuda, "api", lambda: fake_nvidia.Cudart(memory=10))
     device = cuda.Cuda()
-    with pytest.raises(MissingRuntime, match="cudaMalloc failed with cudaErrorMemoryAllocation"):
+    with pytest.raises(DeviceFailed, match="cudaMalloc failed with cudaErrorMemoryAllocation") as caught:
         device.take(11)
+    assert "free memory" in caught.value.hint
     device.close()
 
 
