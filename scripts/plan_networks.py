@@ -55,7 +55,7 @@ def row(name: str, opset: int, plans: int, planner: Planner) -> Row:
     """
     start = time.perf_counter()
     facts = networks.describe(name)
-    exported = torch_export.export(zoo.load(f"se_deploy:{name}"), opset=opset)
+    exported = torch_export.export(zoo.load(f"se_deploy:{name}", input_size=facts.input_size), opset=opset)
     made = canonical.canonicalize(exported.model).model
     low = lowering.lowered(
         made,
@@ -78,7 +78,7 @@ def row(name: str, opset: int, plans: int, planner: Planner) -> Row:
         params=facts.params,
         macs=facts.macs,
         blocks=facts.blocks,
-        found=len(se_blocks.detect(made).se),
+        found=len(se_blocks.detect(made).blocks),
         fused=said.count("fused"),
         split=said.count("split"),
         fallback=said.count("fallback"),

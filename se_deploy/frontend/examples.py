@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from se_deploy.protocols import Array
 
-_BATCH_SIZE = 2  # a batch of 1 is specialized by torch.export
+EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
 _TRIED_SIZES = (64, 96, 128, 224, 48, 32, 256, 16, 8, 512)
 """For free dimensions that nobody gave a size: common sizes first, multiples of what networks stride by."""
 _LARGEST_INTEGER = 4  # of random integer inputs: they are mostly lengths and indices of small tables
@@ -52,12 +52,12 @@ def examples_of(
                 f"'{spec}' does not say what it is fed",
                 hint="pass --input-size, as in 3x224x224 or 80x200, or --input NAME:DIMS for each input",
             )
-        random = torch.randn(_BATCH_SIZE, *dims, generator=torch.Generator().manual_seed(seed))
+        random = torch.randn(EXAMPLE_BATCH, *dims, generator=torch.Generator().manual_seed(seed))
         return Examples((random,), ())
     declared = feeding.inputs or tuple(_declared(name, array) for name, array in arrays.items())
     declared = _in_order(module, declared)
     sizes = {**_sizes(declared, arrays), **feeding.sizes}
-    sizes.setdefault(BATCH, _BATCH_SIZE)
+    sizes.setdefault(BATCH, EXAMPLE_BATCH)
     unknown = [name for name in free_names(declared) if name not in sizes]
     if not unknown:
         return Examples(_tensors(declared, arrays, sizes, seed), declared)

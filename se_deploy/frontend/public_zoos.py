@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from se_deploy.schema.input_spec import Interpolation
+    from se_deploy.signature import DeclaredInput
 
 INPUT_NAME = "input"
 _NEAR_MISSES = 5
@@ -38,6 +39,8 @@ class Built:
     module: nn.Module
     image: InputSpec | None  # None where it is fed no single images, or nobody says how
     warnings: tuple[str, ...] = ()
+    declared: DeclaredInput | None = None  # where it leaves more sizes free than the batch
+    size: tuple[int, ...] = ()  # behind the batch, where `declared` says that others do as well
 
 
 def from_timm(

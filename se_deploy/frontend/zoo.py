@@ -14,8 +14,9 @@ import pickle
 import struct
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,7 +27,7 @@ from torch.utils import _pytree as pytree
 from se_deploy import extras, files
 from se_deploy.errors import BadInput, BadModel
 from se_deploy.frontend import public_zoos
-from se_deploy.frontend.examples import dtype_name, examples_of
+from se_deploy.frontend.examples import EXAMPLE_BATCH, dtype_name, examples_of
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
 from se_deploy.schema import input_spec, provenance
 from se_deploy.schema.input_spec import InputSpec
@@ -134,10 +135,11 @@ def load(
     frozen = _freeze(module)
     if input_size is not None and (image is None or input_size != image.shape):
         image = _image_of_size(image, input_size)
+    feeding = _fed(built, feeding or Feeding(), input_size)
     dims = input_size or (image.shape if image else None)
-    found = examples_of(module, spec, feeding or Feeding(), dims, seed)
+    found = examples_of(module, spec, feeding, dims, seed)
     if found.declared:
-        image = image_of(found.declared, image)
+        image = image_of(found.declared, image, feeding.sizes)
     return Network(
         spec=spec,
         module=module,
@@ -263,22 +265,37 @@ def _from_registry(name: str, args: dict[str, Any], *, input_size: tuple[int, ..
     entry = networks.NETWORKS.get(name)
     if entry is None:
         raise BadModel(f"no network '{name}' ships", hint="`se-deploy networks` lists the ones that do")
-    channels, height, width = entry.input_size
+    channels, *sides = entry.input_size
     if input_size is not None and input_size[0] != channels:
         args.setdefault("in_channels", input_size[0])
     channels = int(args.get("in_channels", channels))
     with public_zoos.constructor(f"se_deploy:{name}"):
         module = entry.build(**args)
-    image = InputSpec(
-        name=INPUT_NAME,
-        channels=channels,
-        height=height,
-        width=width,
-        mean=input_spec.per_channel(entry.mean, channels),
-        std=input_spec.per_channel(entry.std, channels),
-        labels=tuple(entry.labels),
-    )
-    return Built(module, image)
+    declared = None
+    if entry.free:
+        dims = [own or size for own, size in zip(entry.free, (channels, *sides), strict=True)]
+        declared = DeclaredInput(entry.input_name, (BATCH, *dims))
+    image = None
+    if len(sides) == 2:  # noqa: PLR2004 - (H, W)
+        image = InputSpec(
+            name=INPUT_NAME,
+            channels=channels,
+            height=sides[0],
+            width=sides[1],
+            mean=input_spec.per_channel(entry.mean, channels),
+            std=input_spec.per_channel(entry.std, channels),
+            labels=tuple(entry.labels),
+        )
+    return Built(module, image, declared=declared, size=(channels, *sides))
+
+
+def _fed(built: Built, feeding: Feeding, input_size: tuple[int, ...] | None) -> Feeding:
+    """Return how a network is fed: as the user says, else as the network itself leaves its sizes free."""
+    one = built.declared
+    if one is None or feeding.inputs or feeding.example is not None or input_size is not None:
+        return feeding
+    shape = feeding.shapes.get(one.name, (EXAMPLE_BATCH, *built.size))
+    return replace(feeding, inputs=(one,), shapes={**feeding.shapes, one.name: shape})
 
 
 def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
@@ -354,15 +371,23 @@ def _declared_by(
     return tuple(declared)
 
 
-def image_of(declared: Sequence[DeclaredInput], known: InputSpec | None) -> InputSpec | None:
-    """Return the input spec where the inputs are one float image (N, C, H, W) of fixed size; None elsewhere.
+def image_of(
+    declared: Sequence[DeclaredInput],
+    known: InputSpec | None,
+    named: Mapping[str, int] = MappingProxyType({}),
+) -> InputSpec | None:
+    """Return the input spec where the inputs are one float image (N, C, H, W); None elsewhere.
 
-    `known`: what is known of its preprocessing.
+    `known`: what is known of its preprocessing. Free sizes are those `named`, else `known`'s own.
     """
     if len(declared) != 1 or declared[0].dtype != "float32":
         return None
     _, *rest = declared[0].dims or (BATCH,)
-    sizes = tuple(dim for dim in rest if isinstance(dim, int))
+    own = known.shape if known is not None and len(known.shape) == len(rest) else (None,) * len(rest)
+    found = [
+        dim if isinstance(dim, int) else named.get(dim, size) for dim, size in zip(rest, own, strict=True)
+    ]
+    sizes = tuple(dim for dim in found if dim is not None)
     if len(sizes) != len(rest):
         return None
     if known is not None and known.shape == sizes:

@@ -29,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one image costs: convolutions and matrix products, and each SE block's squeeze and scale."""
+    """What one sample costs: convolutions and matrix products, and each SE block's squeeze and scale."""
 
     params: int
     macs: int
@@ -42,9 +42,9 @@ class Description:
 
     name: str
     params: int
-    macs: int  # for one image of `input_size`
+    macs: int  # for one sample of `input_size`
     blocks: int
-    input_size: tuple[int, int, int]  # (C, H, W)
+    input_size: tuple[int, ...]  # (C, H, W), (C, T) of a signal
     reference: str
 
 
@@ -60,8 +60,8 @@ def describe(name: str) -> Description:
     return Description(name, spent.params, spent.macs, spent.blocks, entry.input_size, entry.reference)
 
 
-def count(network: nn.Module, input_size: tuple[int, int, int]) -> Cost:
-    """Count parameters, multiply-accumulates for one image (C, H, W) and SE blocks.
+def count(network: nn.Module, input_size: tuple[int, ...]) -> Cost:
+    """Count parameters, multiply-accumulates for one image (C, H, W) or signal (C, T), and SE blocks.
 
     As in Hu et al., table 2: a squeeze adds each value once and a scale multiplies it once; activations,
     BatchNorm and pools cost nothing.
@@ -114,5 +114,5 @@ def excitation_weights(network: nn.Module) -> int:
         for block in network.modules()
         if isinstance(block, SqueezeExcite)
         for layer in block.excitation.children()
-        if isinstance(layer, (nn.Conv2d, nn.Linear))
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
     )

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 Form = Literal["conv", "linear"]
 SEFactory = Callable[[int], nn.Module]
 """Channels of the tensor to recalibrate -> the block that does it."""
+_CONVS: Mapping[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_NORMS: Mapping[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d,
+}  # fmt: skip
 
 
 class SEArgs(TypedDict, total=False):
@@ -35,6 +39,7 @@ class SEArgs(TypedDict, total=False):
     norm: bool
     depth: int
     residual: bool
+    axes: int
 
 
 class OnePlusTanh(nn.Module):
@@ -80,7 +85,8 @@ def hidden_units(channels: int, ratio: float, divisor: int = 1) -> int:
 class SqueezeExcite(nn.Module):
     """y = x * gate(fc_n(... act(fc_1(mean over H and W of x)))).
 
-    Shapes: x, y (N, C, H, W); squeeze and gate (N, C, 1, 1); hidden (N, R, 1, 1) with R = C/ratio.
+    Shapes: x, y (N, C, H, W); squeeze and gate (N, C, 1, 1); hidden (N, R, 1, 1) with R = C/ratio. `axes` is
+    how many follow the channels: 2, or 1 of a signal (N, C, T) and 3 of a clip (N, C, T, H, W).
     `form` spells the learned layers as 1x1 convolutions or as Linear on (N, C): same function, and a
     state dict of one loads into the other. `depth` is the number of learned layers (2 in Hu et al.; 2N in
     deep excitation, the inner ones R to R). `norm` puts BatchNorm behind each layer but the last.
@@ -101,6 +107,7 @@ class SqueezeExcite(nn.Module):
         norm: bool = False,
         depth: int = 2,
         residual: bool = False,
+        axes: int = 2,
     ) -> None:
         """`hidden`: R itself, instead of `ratio` and `divisor`. Raises ValueError for unknown choices."""
         super().__init__()
@@ -108,6 +115,9 @@ class SqueezeExcite(nn.Module):
             raise ValueError(f"depth {depth}: an excitation has at least two layers")
         if form not in ("conv", "linear"):
             raise ValueError(f"form '{form}': one of conv, linear")
+        if axes not in _CONVS:
+            raise ValueError(f"{axes} axes: one of {', '.join(map(str, _CONVS))}")
+        self.axes = axes
         self.channels = channels
         self.hidden = hidden_units(channels, ratio, divisor) if hidden is None else hidden
         self.form = form
@@ -116,10 +126,10 @@ class SqueezeExcite(nn.Module):
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for index in range(1, depth + 1):
             with_bias = bias and not (norm and index < depth)
-            layers[f"fc{index}"] = _layer(widths[index - 1], widths[index], form, bias=with_bias)
+            layers[f"fc{index}"] = _layer(widths[index - 1], widths[index], form, axes, bias=with_bias)
             if index < depth:
                 if norm:
-                    layers[f"norm{index}"] = _norm(widths[index], form)
+                    layers[f"norm{index}"] = _norm(widths[index], form, axes)
                 layers[f"act{index}"] = choose(ACTIVATIONS, activation, "activation")
         self.excitation = nn.Sequential(layers)
         self.gate = choose(GATES, gate, "gate")
@@ -129,7 +139,8 @@ class SqueezeExcite(nn.Module):
         """Recalibrate the channels of x (N, C, H, W)."""
         gate: Tensor = self.gate(self.excite(x))
         if self.form == "linear":
-            gate = gate.unsqueeze(2).unsqueeze(3)
+            for axis in self._pooled:
+                gate = gate.unsqueeze(axis)
         return x + x * gate if self.residual else x * gate
 
     def weight_of(self, layer: int) -> Tensor:
@@ -144,7 +155,11 @@ class SqueezeExcite(nn.Module):
 
     def squeezed(self, x: Tensor) -> Tensor:
         """Average over H and W: (N, C, H, W) -> (N, C, 1, 1), or (N, C) in the linear form."""
-        return x.mean((2, 3), keepdim=self.form == "conv")
+        return x.mean(self._pooled, keepdim=self.form == "conv")
+
+    @property
+    def _pooled(self) -> tuple[int, ...]:
+        return tuple(range(2, 2 + self.axes))
 
 
 def choose(table: Mapping[str, Callable[[], nn.Module]], name: str, what: str) -> nn.Module:
@@ -159,11 +174,11 @@ def with_form(block: SqueezeExcite, form: Form) -> SqueezeExcite:
     other = copy.deepcopy(block)
     other.form = form
     for name, layer in block.excitation.named_children():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if isinstance(layer, (_CONVS[block.axes], nn.Linear)):
             rows, columns = layer.weight.shape[:2]
-            spelled = _layer(columns, rows, form, bias=layer.bias is not None)
-        elif isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            spelled = _norm(layer.num_features, form)
+            spelled = _layer(columns, rows, form, block.axes, bias=layer.bias is not None)
+        elif isinstance(layer, (nn.BatchNorm1d, _NORMS[block.axes])):
+            spelled = _norm(layer.num_features, form, block.axes)
         else:
             continue
         setattr(other.excitation, name, spelled.to(block.weight_of(1)).train(block.training))
@@ -174,7 +189,7 @@ def with_form(block: SqueezeExcite, form: Form) -> SqueezeExcite:
 def initialize(network: nn.Module) -> None:
     """Draw weights as He et al. do (arXiv:1502.01852); BatchNorm starts as the identity."""
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -206,18 +221,18 @@ def conv_norm(
     return layers
 
 
-def _layer(inputs: int, outputs: int, form: Form, *, bias: bool) -> nn.Module:
+def _layer(inputs: int, outputs: int, form: Form, axes: int, *, bias: bool) -> nn.Module:
     if form == "linear":
         return nn.Linear(inputs, outputs, bias=bias)
-    return nn.Conv2d(inputs, outputs, 1, bias=bias)
+    return _CONVS[axes](inputs, outputs, 1, bias=bias)
 
 
-def _norm(features: int, form: Form) -> nn.Module:
-    return nn.BatchNorm1d(features) if form == "linear" else nn.BatchNorm2d(features)
+def _norm(features: int, form: Form, axes: int) -> nn.Module:
+    return nn.BatchNorm1d(features) if form == "linear" else _NORMS[axes](features)
 
 
 def _fit_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Reshape the matrices of the other form, (R, C) or (R, C, 1, 1), to the one that `module` holds."""
+    """Reshape the matrices of the other form, (R, C) or (R, C, 1, ...), to the one that `module` holds."""
     for name, parameter in module.named_parameters():
         value = state.get(prefix + name)
         if value is not None and matrix_shape(value) == matrix_shape(parameter):
@@ -225,6 +240,6 @@ def _fit_weights(module: nn.Module, state: dict[str, Any], prefix: str, *_: obje
 
 
 def matrix_shape(value: Tensor) -> tuple[int, ...]:
-    """Return (R, C) for (R, C) and (R, C, 1, 1), any other shape as it is."""
+    """Return (R, C) for (R, C), (R, C, 1), (R, C, 1, 1) and so on, any other shape as it is."""
     shape = tuple(value.shape)
-    return shape[:2] if shape[2:] == (1, 1) else shape
+    return shape[:2] if set(shape[2:]) == {1} else shape

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from se_deploy.networks import autoencoder, coatnet, inception, mobilenet, resnet, vgg
+from se_deploy.networks import (
+    autoencoder,
+    coatnet,
+    ecapa,
+    inception,
+    mobilenet,
+    res2net,
+    resnet,
+    unet,
+    vgg,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,16 +32,18 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A network that ships; it expects pixels in [0, 1] minus `mean`, over `std`, as (N, C, H, W)."""
+    """A network that ships; an image is pixels in [0, 1] minus `mean`, over `std`, as (N, C, H, W)."""
 
     name: str
     build: Callable[..., nn.Module]  # keyword arguments only, all with defaults: what --model-arg gives
-    input_size: tuple[int, int, int]  # (C, H, W)
-    mean: tuple[float, ...]
+    input_size: tuple[int, ...]  # (C, H, W), or (C, T) of a signal
+    mean: tuple[float, ...]  # () of a signal
     std: tuple[float, ...]
     reference: str
     labels: tuple[str, ...] = ()
     checkpoint: str | None = None  # a file of the shipped calibration folder
+    input_name: str = "input"
+    free: tuple[str | None, ...] = ()  # the name of each size that may be any other; (): none may
 
 
 def _digits(build: Callable[..., nn.Module], reference: str, checkpoint: str | None = None) -> Entry:
@@ -47,10 +59,15 @@ def _pixels(build: Callable[..., nn.Module], reference: str) -> Entry:
     return Entry(build.__name__, build, (1, 32, 32), (0.0,), (1.0,), reference)
 
 
+def _speech(build: Callable[..., nn.Module], reference: str) -> Entry:
+    return Entry(build.__name__, build, (80, 200), (), (), reference, input_name="feats", free=(None, "T"))
+
+
 _HU = "Hu et al. 2018, arXiv:1709.01507"
 _HE = f"He et al. 2016, arXiv:1512.03385; {_HU}"
 _XIE = f"Xie et al. 2017, arXiv:1611.05431; {_HU}"
 _MOBILE = "Howard et al. 2019, arXiv:1905.02244"
+_ECAPA = "Desplanques et al. 2020, arXiv:2005.07143"
 _ENTRIES = (
     _digits(resnet.se_resnet20, _HE, "se_resnet20_digits.safetensors"),
     _digits(resnet.se_resnet56, _HE),
@@ -75,5 +92,17 @@ _ENTRIES = (
     _pixels(autoencoder.se_autoencoder, _HU),
     _pixels(autoencoder.se_vae, f"Kingma and Welling 2014, arXiv:1312.6114; {_HU}"),
     _digits(coatnet.se_coatnet_small, "Dai et al. 2021, arXiv:2106.04803"),
+    _imagenet(res2net.se_res2net50, f"Gao et al. 2019, arXiv:1904.01169; {_HU}"),
+    _speech(ecapa.ecapa_tdnn, _ECAPA),
+    _speech(ecapa.ecapa_tdnn_1024, _ECAPA),
+    Entry(
+        "scse_unet",
+        unet.scse_unet,
+        (1, 256, 256),
+        (0.0,),
+        (1.0,),
+        "Roy et al. 2018, arXiv:1803.02579",
+        free=(None, "H", "W"),
+    ),
 )
 NETWORKS: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from se_deploy import networks
-from se_deploy.networks import NETWORKS, accounting, inception, resnet, vgg
+from se_deploy.networks import NETWORKS, accounting, inception, res2net, resnet, vgg
 from se_deploy.networks.accounting import Stage
 
 NAMES = [
@@ -35,6 +35,10 @@ NAMES = [
     "se_autoencoder",
     "se_vae",
     "se_coatnet_small",
+    "se_res2net50",
+    "ecapa_tdnn",
+    "ecapa_tdnn_1024",
+    "scse_unet",
 ]
 described = functools.cache(networks.describe)
 SMALL = [name for name, entry in NETWORKS.items() if entry.input_size[1] == 32]
@@ -43,6 +47,7 @@ HU = "arXiv:1709.01507, table 2"
 HU_154 = "arXiv:1709.01507, section 6.2; Caffe weights of hujie-frank/SENet"
 CADENE = "pretrained-models.pytorch, which holds the authors' Caffe weights"
 MOBILE = "arXiv:1905.02244, tables 3 and 4"
+ECAPA = "arXiv:2005.07143, table 1"
 # name, exact parameters, published parameters in millions, published GMACs, source
 PUBLISHED = [
     ("se_resnet50", 28_088_024, 28.1, 3.87, HU),
@@ -57,6 +62,9 @@ PUBLISHED = [
     ("se_vgg16", None, None, 15.48, HU),
     ("mobilenet_v3_small", 2_542_856, 2.5, 0.056, MOBILE),
     ("mobilenet_v3_large", 5_483_032, 5.4, 0.219, MOBILE),
+    ("ecapa_tdnn", 6_191_104, 6.2, None, ECAPA),
+    ("ecapa_tdnn_1024", 14_657_472, 14.7, None, ECAPA),
+    ("scse_unet", 2_086_876, 2.1, None, "arXiv:1808.08127, and 3.3e4 of scSE"),
 ]
 PUBLISHED_MACS = 0.02  # they are rounded to two or three digits, and do not all count squeezes alike
 PUBLISHED_PARAMS = 0.02  # two digits: "2.5 M", and "5.4 M" for 5.48 M
@@ -94,6 +102,7 @@ def test_macs_agree_to_the_digit_where_the_count_is_hu_et_als(name, published):
         (inception.se_inception_v3, 299, 23_834_568, 5.71, "Inception-v3: torchvision, without its head"),
         (inception.se_bn_inception, 224, 11_285_224, 2.03, "BN-Inception: " + CADENE + " less its biases"),
         (vgg.se_vgg16, 224, 138_361_768, 15.47, "VGG-16 with BatchNorm: torchvision's less its biases"),
+        (res2net.se_res2net50, 224, 25_699_120, 4.26, "Res2Net-50 26w x 4s: timm's count; arXiv:1904.01169"),
     ],
 )
 def test_without_blocks_the_networks_are_the_plain_ones(build, size, params, gmacs, source):
@@ -144,6 +153,17 @@ def test_the_ratio_of_sixteen_costs_se_resnet50_two_and_a_half_million():
     with torch.device("meta"):
         stages = accounting.stages(NETWORKS["se_resnet50"].build())
     assert round(accounting.extra_parameters(stages, 16) / 1e6, 1) == 2.5
+
+
+def test_the_blocks_of_se_res2net_cost_what_those_of_se_resnet_do():
+    """The paper has no count with blocks: it is Res2Net-50's, Hu et al.'s formula, and the biases."""
+    with torch.device("meta"):
+        network, plain = NETWORKS["se_res2net50"].build(), res2net.se_res2net50(placement="none")
+    stages = accounting.stages(network)
+    assert stages == (Stage(3, 256), Stage(4, 512), Stage(6, 1024), Stage(3, 2048))
+    biases = sum(stage.blocks * (stage.channels + stage.channels // 16) for stage in stages)
+    count = [sum(part.numel() for part in each.parameters()) for each in (network, plain)]
+    assert count[0] == count[1] + accounting.extra_parameters(stages, 16) + biases
 
 
 @pytest.mark.parametrize("layers", [2, 3, 4, 6])
