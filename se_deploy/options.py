@@ -108,7 +108,7 @@ class NetworkOptions:
     pretrained: bool = False
     input_size: tuple[int, ...] | None = None
     feeding: Feeding = field(default_factory=Feeding)  # where no image size says it
-    opset: int = DEFAULT_OPSET
+    opset: int | None = None  # None: DEFAULT_OPSET, and that of an ONNX file as it is
     batch: int | None = None  # None: dynamic
     seed: int = 0
     image: ImageOptions = field(default_factory=ImageOptions)

@@ -178,6 +178,13 @@ def _conv_bias_reshaped(net, y, i, o):
     return net.op("Add", net.op("Reshape", net.weight(o), net.ints(1, o, *_ones(net))), y)
 
 
+def _conv_bias_of_paddle(net, y, i, o):
+    """As Paddle2ONNX writes it: the shape of the bias is an Identity of a constant."""
+    y = net.op("Conv", y, net.weight(o, i, *_ones(net)))
+    shape = net.op("Identity", net.ints(1, o, *_ones(net)))
+    return net.op("Add", y, net.op("Reshape", net.weight(o), shape))
+
+
 def _ones(net):
     return [1] * len(net.recipe.spatial)
 
@@ -214,6 +221,7 @@ LAYERS = {
     "conv": _conv,
     "conv-bias-add": _conv_bias_add,
     "conv-bias-reshaped": _conv_bias_reshaped,
+    "conv-bias-of-paddle": _conv_bias_of_paddle,
     "gemm": _gemm,
     "gemm-scaled": _gemm_scaled,
     "matmul": _matmul,

@@ -17,8 +17,8 @@ PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "extras", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching",
     "signature",
-    "options", "graph", "networks", "frontend", "se_blocks", "passes", "data", "calibration", "quantization",
-    "advice", "fusion", "comparison", "backends", "verification",
+    "options", "graph", "opsets", "networks", "frontend", "se_blocks", "passes", "data", "calibration",
+    "quantization", "advice", "fusion", "comparison", "backends", "verification",
     "profiling", "deploy", "report", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")

@@ -164,7 +164,12 @@ _inputs = repeated(
 _example = optional(
     "--example", IN_FILE, "Example arrays by input name (.npz) to export with.", section=Section.INPUT
 )
-_opset = defaulted("--opset", click.IntRange(11, 26), DEFAULT_OPSET, "ONNX opset.", section=Section.OUTPUT)
+_opset = optional(
+    "--opset",
+    click.IntRange(11, 26),
+    f"Operator set to write; default: {DEFAULT_OPSET}, or that of the ONNX file.",
+    section=Section.OUTPUT,
+)
 _batch = defaulted("--batch", Batch(), "dynamic", "Batch size to freeze, or dynamic.", section=Section.INPUT)
 
 

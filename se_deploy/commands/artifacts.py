@@ -111,6 +111,11 @@ def opened(
         )
 
 
+def unused(network: NetworkOptions) -> list[str]:
+    """Return what to warn of where artifacts are only run: an operator set is for what is written."""
+    return [] if network.opset is None else [f"--opset {network.opset} was not used: nothing is written here"]
+
+
 def precision_of(model: ir.Model) -> Precision:
     """Read a graph's precision off its tensors: Q/DQ nodes, FP16 weights, or neither."""
     if any(node.op_type == "QuantizeLinear" for node in model.graph):

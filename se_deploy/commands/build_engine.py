@@ -92,10 +92,11 @@ def build_engine(
     output = Path(output)
     for path in (output, manifests.path_of(output), onnx_path(output)):
         files.claim(path, overwrite=overwrite)
-    given = source.load_onnx(Path(model), image or ImageOptions())
+    lifted = source.converted(source.load_onnx(Path(model), image or ImageOptions()), str(model))
+    given = lifted.model
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
-    notes = _fitting(Path(model), stored, wanted, calibration)
+    notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration))
     to = lowering.destination(target_options(target))
     backend = lowering.compiler_for(to.backend, to.targets)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
@@ -107,7 +108,11 @@ def build_engine(
                 samples = lowering.calibration_samples(given, calibration)
             if verify:
                 check = verifying.checker(
-                    given, samples=samples, shapes=tuned_for(engine.shapes), seed=calibration.seed
+                    given,
+                    lifted.truth,
+                    samples=samples,
+                    shapes=tuned_for(engine.shapes),
+                    seed=calibration.seed,
                 )
             form = verifying.canonical_form(given, check)
             done = lowering.lowered(

@@ -105,7 +105,8 @@ def inspect(
             )
         return EngineInspection(str(file), *manifests.check(path))
     read = source.load_onnx if calib_data is None else source.load_fp32
-    model = read(path, image or ImageOptions())
+    lifted = source.converted(read(path, image or ImageOptions()), str(file))
+    model = lifted.model
     census = se_blocks.detect(model)
     plans, notes = planned(model, census, target_options(target), progress) if plan else ((), ())
     advised = None
@@ -113,7 +114,7 @@ def inspect(
         samples = lowering.calibration_samples(model, CalibrationOptions(Path(calib_data), calib_samples))
         advised = advice.advise(model, samples, registry.graph_runtime(), progress=progress)
         notes = (*notes, *samples.warnings, *advised.warnings)
-    return InspectResult(str(file), model, census, plans, notes, advised)
+    return InspectResult(str(file), model, census, plans, (*lifted.warnings, *notes), advised)
 
 
 def planned(

@@ -93,7 +93,7 @@ def parity(
     limits, samples = limits or Limits(), samples or SampleOptions()
     network = network or NetworkOptions()
     judged: list[Judged] = []
-    notes: list[str] = []
+    notes = artifacts.unused(network)
     accuracy, unjudged = None, False
     with artifacts.opened(reference, exact=True, host=host, network=network) as ref:
         fed: dict[bool, _Fed] = {}

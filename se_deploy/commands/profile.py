@@ -165,7 +165,7 @@ def profile(
     if not named:
         raise BadInput("there is nothing to measure", hint="name an ONNX file or an engine")
     timed: list[Timed] = []
-    notes: list[str] = []
+    notes = artifacts.unused(network)
     measure = _Measure(timing or TimingOptions(), network.seed)
     batch = _batch(batch, measure.timing.sizes)
     with contextlib.ExitStack() as stack:

@@ -53,10 +53,13 @@ def quantize(
     """
     output = Path(output)
     files.claim(output, overwrite=overwrite)
-    given = source.load_fp32(Path(model), image or ImageOptions())
+    lifted = source.converted(source.load_fp32(Path(model), image or ImageOptions()), str(model))
+    given = lifted.model
     calibration = calibration or CalibrationOptions()
     samples = lowering.calibration_samples(given, calibration)
-    check = verifying.checker(given, samples=samples, seed=calibration.seed) if verify else None
+    check = None
+    if verify:
+        check = verifying.checker(given, lifted.truth, samples=samples, seed=calibration.seed)
     form = verifying.canonical_form(given, check)
     to = lowering.destination(dataclasses.replace(target_options(target), rewrites=RewriteOptions(names=())))
     with lowering.planner_for(to) as planner:
@@ -78,7 +81,8 @@ def quantize(
         )
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)
-    return QuantizeResult(output, done, worth, verified, (*form.warnings, *done.warnings, *verified.warnings))
+    notes = (*lifted.warnings, *form.warnings, *done.warnings, *verified.warnings)
+    return QuantizeResult(output, done, worth, verified, notes)
 
 
 def to_schema(result: QuantizeResult) -> results.Quantize:

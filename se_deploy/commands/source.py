@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from se_deploy import extras, graph, se_blocks
+from se_deploy import extras, graph, opsets, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadInput, BadModel
 from se_deploy.frontend import bake, image_input
-from se_deploy.options import CalibrationOptions, ImageOptions, NetworkOptions
+from se_deploy.options import DEFAULT_OPSET, CalibrationOptions, ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from se_deploy.commands.verifying import Checker
+    from se_deploy.commands.verifying import Checker, Truth
     from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Progress
@@ -57,6 +57,7 @@ def is_onnx(model: str) -> bool:
 def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
     """Read an ONNX file and give it the input spec that the flags describe."""
     model = graph.load(path)
+    opsets.refuse_unknown(model, str(path))
     if image.inputs:
         model = graph.rewrite(model, _declared(image.inputs, path)).model
     own = input_spec.read(model.metadata_props)
@@ -101,6 +102,29 @@ def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model
         return len(inputs)
 
     return declare_inputs
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A graph in an operator set that every step works on, and whether it came so."""
+
+    model: ir.Model
+    truth: Truth | None  # what it must equal: the graph as it came; None where nothing was converted
+    warnings: tuple[str, ...]
+
+
+def converted(model: ir.Model, name: str, wanted: int | None = None) -> Converted:
+    """Bring a graph to operator set `wanted`, or out of one that is too old for the tool to work on.
+
+    Raises: UnsupportedGraph where onnx cannot convert it.
+    """
+    before = graph.opset(model)
+    version = max(before, opsets.OWN) if wanted is None else wanted
+    if version == before:
+        return Converted(model, None, ())
+    made = opsets.converted(model, version)
+    note = f"'{name}' has operator set {before}: onnx's version converter brought it to {version}"
+    return Converted(made, verifying.of_graph(model), (note,))
 
 
 def _with_batch(batch: int, spec: str) -> Callable[[ir.Model], int]:
@@ -174,10 +198,13 @@ def read(
     progress("export", 0, steps)
     network: Network | None = None
     notes: list[str] = []
+    truth: Truth | None
     if is_onnx(spec):
         given, exporter = load_fp32(Path(spec), image), "onnx"
         if options.batch is not None:
             given = graph.rewrite(given, _with_batch(options.batch, spec)).model
+        lifted = converted(given, spec, options.opset)
+        given, truth, notes = lifted.model, lifted.truth, [*lifted.warnings]
     else:
         with extras.needed_for(f"'{spec}'"):
             from se_deploy.frontend import torch_export  # noqa: PLC0415 - an ONNX file needs no torch
@@ -188,13 +215,13 @@ def read(
                 hint="leave --layout out; --bake-preprocessing writes a file that takes NHWC frames",
             )
         network = load_network(spec, options)
-        exported = torch_export.export(network, opset=options.opset, batch=options.batch)
+        exported = torch_export.export(network, opset=options.opset or DEFAULT_OPSET, batch=options.batch)
         given, exporter = exported.model, exported.exporter
         image_spec = image.applied(network.image)
         if image_spec is not None:
             input_spec.write(given.metadata_props, image_spec)
         notes += [*network.warnings, *exported.warnings]
-    truth = None if network is None else verifying.of_session(registry.network_session(network))
+        truth = verifying.of_session(registry.network_session(network))
     outside: InputSpec | None = None
     if options.bake_preprocessing:
         plain, outside = given, input_spec.read(given.metadata_props)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.verification import Expected, Failure, Verified
 
+    Truth = Callable[[], AbstractContextManager[Session]]
+    """Opens what a graph must equal."""
+
 SIMPLIFY = "simplify"
 _DATA_ROWS = 8
 """Samples of the user's own that a check runs: a few show a fault, `parity` measures on all."""
@@ -87,7 +90,7 @@ class Checker:
 
 def checker(
     given: ir.Model,
-    source: Callable[[], AbstractContextManager[Session]] | None = None,
+    source: Truth | None = None,
     *,
     samples: Samples | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -110,19 +113,17 @@ def checker(
     return Checker(given, verification.expect(source or (lambda: exact.open(given)), probes), exact)
 
 
-def of_session(session: Session) -> Callable[[], AbstractContextManager[Session]]:
+def of_session(session: Session) -> Truth:
     """Return a source that is open already."""
     return lambda: contextlib.nullcontext(session)
 
 
-def of_graph(model: ir.Model) -> Callable[[], AbstractContextManager[Session]]:
+def of_graph(model: ir.Model) -> Truth:
     """Return a graph, run node by node, as a source."""
     return lambda: registry.graph_runtime(SessionOptions(exact=True)).open(model)
 
 
-def fed_frames(
-    source: Callable[[], AbstractContextManager[Session]], spec: InputSpec
-) -> Callable[[], AbstractContextManager[Session]]:
+def fed_frames(source: Truth, spec: InputSpec) -> Truth:
     """Return a source of prepared images as one of frames, which `spec` prepares outside of it."""
 
     @contextlib.contextmanager

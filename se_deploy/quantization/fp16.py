@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
-from se_deploy import graph
+from se_deploy import graph, opsets
 from se_deploy.passes.canonical.fold import fold_affine
-from se_deploy.quantization import fp16_ranges, opsets
+from se_deploy.quantization import fp16_ranges
 from se_deploy.quantization.fp16_ranges import LARGEST, KeptFp32
 
 if TYPE_CHECKING:

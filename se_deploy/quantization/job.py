@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from se_deploy import calibration, graph, se_blocks
+from se_deploy import calibration, graph, opsets, se_blocks
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.passes.canonical.fold import fold_affine
-from se_deploy.quantization import layer_cost, layers, opsets
+from se_deploy.quantization import layer_cost, layers
 from se_deploy.quantization.evaluator import Evaluation, Evaluator
 from se_deploy.quantization.layers import FloatLayer, Layer
 

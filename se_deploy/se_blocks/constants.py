@@ -99,10 +99,29 @@ class Constants:
         """A constant's array; None for what depends on the graph's inputs."""
         if value is None or (array := graph.constant(value)) is not None:
             return None if value is None else array
-        if value not in self._known:
-            self._known[value] = None  # stands while the inputs are looked at
-            self._known[value] = self._computed(value)
+        waiting = [value]  # no recursion: a network is deeper than Python's stack
+        while waiting:
+            first = self._unsettled_input(waiting[-1])
+            if first is not None:
+                waiting.append(first)
+            else:
+                last = waiting.pop()
+                self._known[last] = self._computed(last)
         return self._known[value]
+
+    def _unsettled_input(self, value: ir.Value) -> ir.Value | None:
+        """Return the first input that `value` must wait for; None where it can be settled now."""
+        node = value.producer()
+        if value in self._known or node is None or not is_computable(node):
+            return None
+        for one in node.inputs:
+            if one is None or ir.convenience.get_const_tensor(one) is not None:
+                continue
+            if one not in self._known:
+                return one
+            if self._known[one] is None:
+                return None
+        return None
 
     def scalar(self, value: ir.Value | None) -> float | None:
         """The number of a constant of one element, else None."""
@@ -114,9 +133,9 @@ class Constants:
 
     def _computed(self, value: ir.Value) -> Array | None:
         node = value.producer()
-        if node is None or not is_computable(node):
-            return None
-        arrays = [self.array(v) for v in node.inputs]
+        if value in self._known or node is None or not is_computable(node):
+            return self._known.get(value)
+        arrays = [graph.constant(v) if v not in self._known else self._known[v] for v in node.inputs]
         if any(a is None and v is not None for a, v in zip(arrays, node.inputs, strict=True)):
             return None
         made = compute(node, arrays, self._opset)

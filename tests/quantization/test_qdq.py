@@ -7,8 +7,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from layer_graphs import conv, image, layer_for, model_of, run, weights
 
-from se_deploy import graph
-from se_deploy.quantization import QuantParams, opsets, qdq, to_qdq
+from se_deploy import graph, opsets
+from se_deploy.quantization import QuantParams, qdq, to_qdq
 
 REORDERED = {"rtol": 1e-4, "atol": 1e-4}  # the same float32 sums in another order
 
