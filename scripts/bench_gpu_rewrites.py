@@ -1,7 +1,7 @@
 """Time every exact rewrite on a real GPU: what the plan promises in bytes against what the clock says.
 
     python scripts/bench_gpu_rewrites.py [--networks timm:seresnet50,timm:efficientnet_b0]
-        [--runtimes tensorrt-rtx,tensorrt] [--batches 1,8] [--target sm86] [--rounds 15] [--calls 50]
+        [--runtimes tensorrt-rtx,tensorrt] [--batches 1,8] [--target NAME] [--rounds 15] [--calls 50]
         [--search-plans 60] [--output FILE.json]
 
 Each variant is the FP16 network with one kind of rewrite wherever it is possible, or with what the search
@@ -26,6 +26,7 @@ import numpy as np
 
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.onnxruntime.session import OrtRuntime
+from se_deploy.backends.tensorrt import gpu
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.backends.tensorrt.session import TrtRuntime
@@ -201,7 +202,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--networks", default=NETWORKS, help="specs, comma-separated")
     parser.add_argument("--runtimes", default="tensorrt-rtx,tensorrt")
     parser.add_argument("--batches", default="1,8")
-    parser.add_argument("--target", default="sm86", help="of TensorRT-RTX; the GPU's own")
+    here = gpu.here()
+    default = "sm86" if here is None else f"sm{here.sm}"
+    parser.add_argument("--target", default=default, help="what engines are built for; default: the GPU here")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--calls", type=int, default=50, help="per variant and round")
     parser.add_argument("--search-plans", type=int, default=60)

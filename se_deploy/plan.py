@@ -44,6 +44,7 @@ class Kernel:
     onnx_nodes: tuple[str, ...]  # names of the ONNX nodes computed in it
     constants: tuple[PlanTensor, ...] = ()
     host_only: bool = False  # computes shapes; no kernel is launched
+    opaque: bool = False  # a part of the network whose kernels, and what they compute in, are not shown
     images: int = 1  # that the tensors' dims count; figures are per image
 
     @property

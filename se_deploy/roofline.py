@@ -23,9 +23,10 @@ def roofline_ms(
     """Estimate the ms of one image: a kernel takes what its bytes or its arithmetic take, at least a launch.
 
     `macs`: multiply-accumulates by ONNX node name. None where the device's figures are not known.
+    FP32 counts as FP32, not as TF32: engines are built without TF32 unless it is asked for.
     An estimate from a plan, to compare two plans by; not a latency.
     """
-    if device.memory_gb_s is None or device.fp16_tflops is None:
+    if not device.has_figures or device.memory_gb_s is None:
         return None
     total = 0.0
     counted: set[str] = set()
@@ -36,15 +37,20 @@ def roofline_ms(
         counted |= nodes
         moved = kernel.activation_bytes + sum(t.size_bytes for t in kernel.constants)
         operations = 2 * sum(macs.get(node, 0) for node in nodes)
-        rate = _rate_tops(kernel, device.fp16_tflops, device.int8_tops)
+        rate = _rate_tops(kernel, device)
         seconds = max(moved / (device.memory_gb_s * 1e9), operations / (rate * 1e12))
         total += max(seconds * 1e3, launch_us / 1e3)
     return total
 
 
-def _rate_tops(kernel: Kernel, fp16: float, int8: float | None) -> float:
-    """Return the rate of a kernel by what it reads: INT8, FP16, or FP32 as TF32, half of FP16."""
+def _rate_tops(kernel: Kernel, device: Device) -> float:
+    """Return the rate of a kernel by what it reads: INT8, FP16 and BF16, or FP32."""
     types = {tensor.dtype for tensor in kernel.inputs}
-    if "int8" in types and int8 is not None:
-        return int8
-    return fp16 if types & {"int8", "float16", "bfloat16"} else fp16 / 2
+    rate = device.fp32_tflops
+    if types & {"float16", "bfloat16"}:
+        rate = device.fp16_tflops
+    if "int8" in types:
+        rate = device.int8_tops
+    if rate is None:
+        raise ValueError(f"the figures of {device.title} are not known")
+    return rate

@@ -21,8 +21,14 @@ class Device:
     memory_gb_s: float | None = None
     fp16_tflops: float | None = None  # accumulated in FP32, as convolutions are
     int8_tops: float | None = None
+    fp32_tflops: float | None = None  # of the CUDA cores: TF32 is another precision, which Turing lacks
     dla_cores: int = 0
     source: str | None = None  # of the figures
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether a roofline can be computed of it."""
+        return None not in {self.memory_gb_s, self.fp16_tflops, self.int8_tops, self.fp32_tflops}
 
     @property
     def is_jetson(self) -> bool:
@@ -45,29 +51,38 @@ class Target:
 
 
 _JETSON_SMS = frozenset({53, 62, 72, 87, 101, 110})
-_LIGHTNING = "NVIDIA data sheets, by way of Lightning's table"
-_ORIN_NANO = "NVIDIA's AI TOPS (sparse INT8), halved for dense, quartered for FP16; published bandwidth"
+_LIGHTNING = "NVIDIA data sheets, by way of Lightning's table; FP32 as CUDA cores x 2 x boost clock"
+_ORIN_NANO = (
+    "NVIDIA's AI TOPS (sparse INT8), halved for dense, quartered for FP16; published bandwidth; FP32 as CUDA "
+    "cores x 2 x clock"
+)
 
 DEVICES = (
-    Device("t4", "Tesla T4", 75, 320, 65, 130, source=_LIGHTNING),
-    Device("a100", "A100 40 GB", 80, 1555, 312, 624, source=_LIGHTNING),
-    Device("rtx-3060", "GeForce RTX 3060 12 GB", 86, 360, 25.5, 102, source="28 SM x 512 FMA x 1.777 GHz"),
-    Device("rtx-3090", "GeForce RTX 3090", 86, 936.2, 71, 285, source="82 SM x 512 FMA x 1.695 GHz"),
-    Device("a10", "A10", 86, 600, 125, 250, source=f"{_LIGHTNING}; INT8 as twice FP16"),
-    Device("rtx-4090", "GeForce RTX 4090", 89, 1008, 165.2, 660.6, source="hmc-tech.com's comparison"),
-    Device("l4", "L4", 89, 300, 121, 242, source=_LIGHTNING),
-    Device("h100", "H100 SXM", 90, None, 989.5, 1979, source=_LIGHTNING),
-    Device("rtx-5090", "GeForce RTX 5090", 120, 1792, 209.5, 838, source="published FP16 rate, halved"),
+    Device("t4", "Tesla T4", 75, 320, 65, 130, 8.1, source=_LIGHTNING),
+    Device("a100", "A100 40 GB", 80, 1555, 312, 624, 19.5, source=_LIGHTNING),
+    Device(
+        "rtx-3060", "GeForce RTX 3060 12 GB", 86, 360, 25.5, 102, 12.7, source="28 SM x 512 FMA x 1.777 GHz"
+    ),
+    Device("rtx-3090", "GeForce RTX 3090", 86, 936.2, 71, 285, 35.6, source="82 SM x 512 FMA x 1.695 GHz"),
+    Device("a10", "A10", 86, 600, 125, 250, 31.2, source=f"{_LIGHTNING}; INT8 as twice FP16"),
+    Device("rtx-4090", "GeForce RTX 4090", 89, 1008, 165.2, 660.6, 82.6, source="hmc-tech.com's comparison"),
+    Device("l4", "L4", 89, 300, 121, 242, 30.3, source=_LIGHTNING),
+    Device(
+        "h100", "H100 SXM", 90, 3350, 989.5, 1979, 66.9, source=f"{_LIGHTNING}; bandwidth by its data sheet"
+    ),
+    Device(
+        "rtx-5090", "GeForce RTX 5090", 120, 1792, 209.5, 838, 104.9, source="published FP16 rate, halved"
+    ),
     Device("xavier-nx", "Jetson Xavier NX", 72, dla_cores=2),
     Device("agx-xavier", "Jetson AGX Xavier", 72, dla_cores=2),
-    Device("orin-nano", "Jetson Orin Nano 8 GB", 87, 68, 10, 20, source=_ORIN_NANO),
-    Device("orin-nano-super", "Jetson Orin Nano 8 GB Super", 87, 102, 17, 33, source=_ORIN_NANO),
+    Device("orin-nano", "Jetson Orin Nano 8 GB", 87, 68, 10, 20, 1.3, source=_ORIN_NANO),
+    Device("orin-nano-super", "Jetson Orin Nano 8 GB Super", 87, 102, 17, 33, 2.1, source=_ORIN_NANO),
     Device("orin-nx", "Jetson Orin NX 16 GB", 87, dla_cores=2),
-    Device("agx-orin", "Jetson AGX Orin 64 GB", 87, None, 42.6, 85, 2, "NVIDIA's DLA software page"),
+    Device("agx-orin", "Jetson AGX Orin 64 GB", 87, None, 42.6, 85, 5.3, 2, "NVIDIA's DLA software page"),
     Device("thor", "Jetson Thor T5000", 110),
 )
 """Bandwidths and rates that could not be traced to a source are left out: Xavier, Orin NX, Thor, and the
-bandwidths of AGX Orin and H100."""
+bandwidth of AGX Orin."""
 
 
 def resolve_target(text: str) -> Target:
@@ -96,8 +111,10 @@ def resolve_target(text: str) -> Target:
     )
 
 
-def typical(target: str) -> Device:
-    """Return a device with known figures for a plan's target ("sm86"): the slowest of them, or of all."""
-    known = [d for d in DEVICES if None not in {d.memory_gb_s, d.fp16_tflops, d.int8_tops}]
-    alike = [d for d in known if f"sm{d.sm}" == target] or known
-    return min(alike, key=lambda d: d.fp16_tflops or 0.0)
+def figures(target: str) -> Device | None:
+    """Return a device that stands for a plan's target ("sm86"): the slowest of it whose figures are known.
+
+    None where there is none: the figures of another capability would be another device's.
+    """
+    alike = [d for d in DEVICES if f"sm{d.sm}" == target and d.has_figures]
+    return min(alike, key=lambda d: d.fp16_tflops or 0.0, default=None)

@@ -33,6 +33,12 @@ class Cudart:
     cudaMemcpyKind = types.SimpleNamespace(  # noqa: N815
         cudaMemcpyHostToDevice="h2d", cudaMemcpyDeviceToHost="d2h"
     )
+    cudaDeviceAttr = types.SimpleNamespace(  # noqa: N815
+        cudaDevAttrComputeCapabilityMajor=75,
+        cudaDevAttrComputeCapabilityMinor=76,
+        cudaDevAttrMemoryClockRate=36,
+        cudaDevAttrGlobalMemoryBusWidth=37,
+    )
     cudaStreamCaptureMode = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=0)  # noqa: N815
 
     def __init__(self, *, count=1, error=Error.cudaSuccess, memory=1 << 30, driver=13050):
@@ -41,6 +47,7 @@ class Cudart:
         self.graphs = {}
         self.recording = None
         self.launches = []
+        self.attributes = {75: 9, 76: 0, 36: 2_619_000, 37: 5120}  # an H100's
 
     def __getattr__(self, name):
         if not name.startswith("cuda"):
@@ -58,6 +65,11 @@ class Cudart:
 
     def cudaGetDeviceProperties(self, _):  # noqa: N802
         return Error.cudaSuccess, types.SimpleNamespace(name=b"Fake GPU\0\0")
+
+    def cudaDeviceGetAttribute(self, kind, _):  # noqa: N802
+        if kind not in self.attributes:
+            return Error.cudaErrorIllegalAddress, None
+        return Error.cudaSuccess, self.attributes[kind]
 
     def cudaStreamCreateWithFlags(self, _):  # noqa: N802
         return Error.cudaSuccess, 7

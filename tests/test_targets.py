@@ -15,8 +15,15 @@ def test_every_device_is_found_by_name_and_title(device):
 
 @pytest.mark.parametrize("device", targets.DEVICES, ids=lambda d: d.name)
 def test_no_figure_stands_without_its_source(device):
-    figures = (device.memory_gb_s, device.fp16_tflops, device.int8_tops)
-    assert device.source is not None or figures == (None, None, None)
+    figures = (device.memory_gb_s, device.fp16_tflops, device.int8_tops, device.fp32_tflops)
+    assert device.source is not None or set(figures) == {None}
+
+
+@pytest.mark.parametrize("device", [d for d in targets.DEVICES if d.has_figures], ids=lambda d: d.name)
+def test_fp32_is_that_of_the_cuda_cores_and_not_tf32(device):
+    """TF32 is half of FP16 on matrix units, and Turing has none of it: no rate of it stands in the table."""
+    assert device.fp32_tflops <= 0.51 * device.fp16_tflops
+    assert targets.figures("sm75").fp32_tflops < 10
 
 
 @given(st.integers(5, 12), st.integers(0, 9))
@@ -57,7 +64,9 @@ def test_jetson_modules_are_known_as_such():
     }
 
 
-DEVICE = targets.Device("d", "D", 86, memory_gb_s=100, fp16_tflops=10, int8_tops=20, source="test")
+DEVICE = targets.Device(
+    "d", "D", 86, memory_gb_s=100, fp16_tflops=10, int8_tops=20, fp32_tflops=2.5, source="test"
+)
 
 
 def plan(*kernels):
@@ -80,7 +89,9 @@ def test_a_kernel_takes_its_bytes_its_arithmetic_or_a_launch():
     assert roofline.roofline_ms(plan(kernel("s", "int64", 1, host_only=True)), {}, DEVICE) == 0
 
 
-@pytest.mark.parametrize(("dtype", "ms"), [("int8", 0.5), ("float16", 1.0), ("float32", 2.0)])
+@pytest.mark.parametrize(
+    ("dtype", "ms"), [("int8", 0.5), ("float16", 1.0), ("bfloat16", 1.0), ("float32", 4.0)]
+)
 def test_the_rate_is_that_of_the_type(dtype, ms):
     found = roofline.roofline_ms(plan(kernel("b", dtype, 1, weights=1)), {"b": 5_000_000_000}, DEVICE)
     assert found == pytest.approx(ms)
@@ -97,7 +108,13 @@ def test_nothing_is_computed_from_figures_that_are_not_known():
     assert roofline.roofline_ms(plan(), {}, targets.resolve_target("thor").device) is None
 
 
-def test_a_target_without_a_device_stands_for_a_slow_one_of_its_kind():
-    assert targets.typical("sm86").name == "rtx-3060"
-    assert targets.typical("sm87").name == "orin-nano"
-    assert targets.typical("sm72").name == "orin-nano", "nothing is known of Xavier"
+@pytest.mark.parametrize(
+    ("target", "device"), [("sm86", "rtx-3060"), ("sm87", "orin-nano"), ("sm90", "h100"), ("sm75", "t4")]
+)
+def test_a_target_without_a_device_stands_for_a_slow_one_of_its_kind(target, device):
+    assert targets.figures(target).name == device
+
+
+@pytest.mark.parametrize("target", ["sm72", "sm100", "sm103", "sm110", "sm121", "sm130", "cpu"])
+def test_no_target_borrows_the_figures_of_another(target):
+    assert targets.figures(target) is None

@@ -83,6 +83,10 @@ class Planning:
     decides_rewrites: bool = False  # whether a plan is quick and true enough to choose rewrites by
 
 
+def _nowhere() -> None:
+    """Return no GPU."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engines:
     """How a backend builds engines, and what can be said of one without loading it."""
@@ -92,7 +96,8 @@ class Engines:
     load_command: Callable[[str], str]  # engine: the vendor's line that runs it
     needs: Callable[[str, Sequence[str]], str]  # version, targets: what a device must have
     module: str  # the Python module that loads an engine on the device
-    default_targets: tuple[Target, ...] = ()  # what is built for where nothing is said; () for this device
+    default_targets: Callable[[], tuple[Target, ...]] = tuple  # where nothing is said; () for this device
+    here: Callable[[], Target | None] = _nowhere  # the GPU at hand, called by its own name
 
 
 @dataclass(frozen=True, slots=True)

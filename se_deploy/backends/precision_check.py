@@ -33,9 +33,11 @@ class PlanPrecision:
     """What a plan computes in, as fractions of the multiply-accumulates of convolutions, FCs and products."""
 
     precision: PrecisionName  # the graph's narrowest type if the plan holds it, else what most runs in
-    planned: Mapping[PrecisionName, float]
-    asked: Mapping[PrecisionName, float]  # the same by the graph's own types
+    planned: Mapping[PrecisionName, float]  # without what is not visible
+    asked: Mapping[PrecisionName, float]  # all of it, by the graph's own types
     fallen: tuple[str, ...]  # nodes that the plan runs in a wider type than the graph has
+    hidden: tuple[str, ...] = ()  # kernels that do not show what they compute in
+    hidden_share: float = 0.0  # what they hold
 
     def failures(self, requested: PrecisionName) -> tuple[str, ...]:
         """Return why the plan is not in the precision requested; empty where it is."""
@@ -48,23 +50,41 @@ class PlanPrecision:
         fell = f"{len(self.fallen)} layers fell back{some}"
         return (f"{requested} was asked for, but the plan runs in {self.precision}: {shares}; {fell}",)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to warn of: the part of the network whose precision nobody sees."""
+        if not self.hidden:
+            return ()
+        more = f" and {len(self.hidden) - 1} more" if len(self.hidden) > 1 else ""
+        share = f"the precision of {self.hidden_share:.0%} of the multiply-accumulates is not visible"
+        return (
+            f"{share}: it is inside '{self.hidden[0]}'{more}, which the compiler shows from outside only",
+        )
+
 
 def planned_precision(plan: Plan, model: ir.Model) -> PlanPrecision:
     """Return what `plan`, made for `model`, computes its convolutions, FCs and matrix products in."""
     layers = {n.name: n for n in model.graph if n.op_type in _LAYERS and n.name and graph.macs(n)}
+    homes = {name: _kernels(name, plan) for name in layers}
+    dark = [name for name, kernels in homes.items() if any(kernel.opaque for kernel in kernels)]
     asked = {name: _asked(node) for name, node in layers.items()}
-    planned = {name: _planned(name, plan, asked[name]) for name in layers}
+    planned = {name: _planned(homes[name], asked[name]) for name in layers if name not in dark}
     weights = {name: graph.macs(node) for name, node in layers.items()}
     shares_asked, shares = _shares(asked, weights), _shares(planned, weights)
     narrowest: PrecisionName = next((p for p in _ORDER if shares_asked[p] > 0), _ORDER[-1])
-    held = sum(shares[p] for p in _ORDER[: _ORDER.index(narrowest) + 1]) >= _HELD * shares_asked[narrowest]
+    to_hold = _shares({name: asked[name] for name in planned}, weights)[narrowest]
+    held = sum(shares[p] for p in _ORDER[: _ORDER.index(narrowest) + 1]) >= _HELD * to_hold
     wider = _ORDER[_ORDER.index(narrowest) + 1 :]
     most = max(wider or _ORDER, key=lambda p: shares[p])
     return PlanPrecision(
         precision=narrowest if held else most,
         planned=shares,
         asked=shares_asked,
-        fallen=tuple(n for n in layers if _ORDER.index(planned[n]) > _ORDER.index(asked[n])),
+        fallen=tuple(n for n in planned if _ORDER.index(planned[n]) > _ORDER.index(asked[n])),
+        hidden=tuple(
+            dict.fromkeys(k.name for name in layers if name in dark for k in homes[name] if k.opaque)
+        ),
+        hidden_share=1 - sum(shares.values()) if layers else 0.0,
     )
 
 
@@ -77,9 +97,15 @@ def _asked(node: ir.Node) -> PrecisionName:
     return "fp32" if dtype is None or _NARROW.get(dtype.name.lower()) != "fp16" else "fp16"
 
 
-def _planned(name: str, plan: Plan, asked: PrecisionName) -> PrecisionName:
+def _kernels(name: str, plan: Plan) -> list[Kernel]:
+    """Return the kernels that compute a layer; where none names it, those that may: the opaque ones."""
+    launched = [kernel for kernel in plan.layers if not kernel.host_only]
+    named = [kernel for kernel in launched if name in kernel.onnx_nodes]
+    return named or [kernel for kernel in launched if kernel.opaque]
+
+
+def _planned(kernels: list[Kernel], asked: PrecisionName) -> PrecisionName:
     """Return the type that the kernel of a layer reads; the graph's where the compiler names no kernel."""
-    kernels = [k for k in plan.layers if name in k.onnx_nodes and not k.host_only]
     main = [k for k in kernels if k.constants] or kernels
     if not main:
         return asked
@@ -94,5 +120,5 @@ def _reads(kernel: Kernel) -> PrecisionName:
 def _shares(
     precisions: Mapping[str, PrecisionName], weights: Mapping[str, int]
 ) -> dict[PrecisionName, float]:
-    total = sum(weights.values()) or 1
+    total = sum(weights.values()) or 1  # of every layer, also of those that are not in `precisions`
     return {p: sum(weights[n] for n, q in precisions.items() if q == p) / total for p in _ORDER}

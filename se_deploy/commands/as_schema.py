@@ -90,7 +90,7 @@ def worth(found: Worth | None) -> common.Worth | None:
         int8_kernels=found.int8.kernels,
         fp16_ms=found.fp16_ms,
         int8_ms=found.int8_ms,
-        device=found.device.name,
+        device=found.device.name if found.device else None,
         recommended="int8" if found.worth_it else "fp16",
         reason=found.reason,
     )

@@ -11,7 +11,7 @@ from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import precision_check
 from se_deploy.backends.engine import BuildOptions
-from se_deploy.commands import artifacts, as_schema, lowering, source, verifying
+from se_deploy.commands import artifacts, as_schema, compilers, lowering, source, verifying
 from se_deploy.commands import shapes as sizing
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options
@@ -98,7 +98,7 @@ def build_engine(
     wanted: Precision = precision or stored
     notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration))
     to = lowering.destination(target_options(target))
-    backend = lowering.compiler_for(to.backend, to.targets)
+    backend = compilers.compiler_for(to.backend, to.targets)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
     check = None
     with lowering.planner_for(to) as planner:
@@ -198,8 +198,10 @@ def finish(
 
     `check` verifies the graph's precision, rounded to FP16 where the plan rounds; None does not.
     """
-    engines = lowering.engines_of(backend)
-    options = dataclasses.replace(options, targets=options.targets or engines.default_targets)
+    engines = compilers.engines_of(backend)
+    built_for = compilers.targets_for(backend, options.targets)
+    elsewhere = () if options.targets else compilers.runs_elsewhere(backend, built_for)
+    options = dataclasses.replace(options, targets=built_for)
     compiler = engines.compiler()
     try:
         built = compiler.build(done.model, options, progress=progress)
@@ -234,6 +236,8 @@ def finish(
         *notes,
         *done.warnings,
         *built.warnings,
+        *elsewhere,
+        *found.notes,
         *sizes_unknown,
         *(worth.warnings if worth else ()),
         *verified.warnings,

@@ -11,7 +11,7 @@ from msgspec import convert
 
 from se_deploy import files, graph, verification
 from se_deploy.backends import registry
-from se_deploy.commands import as_schema, lowering, source
+from se_deploy.commands import as_schema, compilers, lowering, source
 from se_deploy.options import CalibrationOptions, target_options
 from se_deploy.passes import search
 from se_deploy.protocols import silent
@@ -63,7 +63,7 @@ def export(
     files.claim(output, overwrite=overwrite)
     to = lowering.destination(target_options(target))
     if to.targets and to.backend is None:
-        to = dataclasses.replace(to, backend=lowering.compiler_for(None, to.targets))
+        to = dataclasses.replace(to, backend=compilers.compiler_for(None, to.targets))
     calibration = calibration or CalibrationOptions()
     taken = source.read(
         str(model), options=network, calibration=calibration, verify=verify, progress=progress

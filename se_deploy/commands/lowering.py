@@ -11,21 +11,21 @@ from se_deploy import data, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import fp16, shapes
-from se_deploy.errors import BadData, BadInput, MissingRuntime, SeDeployError
+from se_deploy.errors import BadData
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import TensorSpec, silent
-from se_deploy.quantization import fp16_rounding, to_fp16
+from se_deploy.quantization import fp16_rounding, layer_cost, to_fp16
 from se_deploy.roofline import roofline_ms
 from se_deploy.schema import input_spec
-from se_deploy.targets import typical
+from se_deploy.targets import figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
 
-    from se_deploy.backends.backend import Backend, Engines
+    from se_deploy.backends.backend import Backend
     from se_deploy.commands.verifying import Checker
     from se_deploy.options import CalibrationOptions, FloatType, Precision, RewriteOptions, TargetOptions
     from se_deploy.passes.search import SearchResult
@@ -67,54 +67,6 @@ class Destination:
 def destination(options: TargetOptions) -> Destination:
     """Return what `options` name. Raises: BadInput or MissingRuntime for a runtime that is not here."""
     return Destination(registry.chosen(options.runtime), options.targets, options.rewrites, options.sizes)
-
-
-def compiler_for(asked: Backend | None, targets: Sequence[Target]) -> Backend:
-    """Return the backend that builds: the one asked for, else the first here that builds for the targets.
-
-    Raises: BadInput for a backend that builds nothing; where nothing was asked for and nothing here builds
-    for the targets, BadInput or MissingRuntime with what each backend says.
-    """
-    if asked is not None:
-        engines_of(asked)
-        return asked
-    refusals: dict[str, SeDeployError] = {}
-    for name in registry.names():
-        try:
-            backend = registry.get(name)
-            if backend.engines is None:
-                continue
-            compiler = backend.engines.compiler()
-        except MissingRuntime as e:
-            refusals[name] = e
-            continue
-        try:
-            for target in targets:
-                compiler.check_target(target)
-        except BadInput as e:
-            refusals[name] = e
-            continue
-        finally:
-            compiler.close()
-        return backend
-    first = next(iter(refusals.values()))
-    message = "; ".join(e.message for e in refusals.values())
-    kind = BadInput if any(isinstance(e, BadInput) for e in refusals.values()) else MissingRuntime
-    raise kind(f"nothing here builds an engine for {_these(targets)}: {message}", hint=first.hint)
-
-
-def _these(targets: Sequence[Target]) -> str:
-    return ", ".join(target.called for target in targets) or "any target"
-
-
-def engines_of(backend: Backend) -> Engines:
-    """Return how `backend` builds engines. Raises: BadInput where it builds none."""
-    if backend.engines is None:
-        builders = " or ".join(b.name for b in registry.every() if b.engines is not None)
-        raise BadInput(
-            f"{backend.title} builds no engine", hint=f"use --runtime {builders}, or run the file as it is"
-        )
-    return backend.engines
 
 
 @contextlib.contextmanager
@@ -178,7 +130,7 @@ def optimized(
 def _cost(model: ir.Model, targets: Sequence[Target]) -> Callable[[Plan], float]:
     """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
     device = targets[0].device if targets else None
-    if device is None or device.memory_gb_s is None or device.fp16_tflops is None:
+    if device is None or not device.has_figures:
         return search.planned_bytes
     known = device
     counted: dict[tuple[object, ...], Mapping[str, int]] = {}  # by the sizes of a plan: one entry
@@ -334,14 +286,15 @@ class Worth:
 
     int8: Plan
     fp16: Plan
-    device: Device  # whose roofline it is
-    int8_ms: float  # per image
-    fp16_ms: float
+    device: Device | None = None  # whose roofline it is; None where no figures are known of the target
+    int8_ms: float | None = None  # per image
+    fp16_ms: float | None = None
 
     @property
     def worth_it(self) -> bool:
-        """Whether INT8 is planned to move fewer bytes and to take less time."""
-        return self.int8.activation_bytes < self.fp16.activation_bytes and self.int8_ms < self.fp16_ms
+        """Whether INT8 is planned to move fewer bytes, and to take less time where a roofline says it."""
+        less = self.int8.activation_bytes < self.fp16.activation_bytes
+        return less and (self.int8_ms is None or self.fp16_ms is None or self.int8_ms < self.fp16_ms)
 
     @property
     def reason(self) -> str:
@@ -349,12 +302,15 @@ class Worth:
         a, b = self.int8, self.fp16
         less = a.activation_bytes < b.activation_bytes
         bytes_a, bytes_b = _distinct(a.activation_bytes / 1e6, b.activation_bytes / 1e6, digits=2)
-        ms_a, ms_b = _distinct(self.int8_ms, self.fp16_ms, digits=3)
-        also = (" and takes less time" if self.worth_it else " but takes no less time") if less else ""
+        also, roofline = "", f"no roofline: no figures are known of {a.target}"
+        if self.device is not None and self.int8_ms is not None and self.fp16_ms is not None:
+            ms_a, ms_b = _distinct(self.int8_ms, self.fp16_ms, digits=3)
+            also = (" and takes less time" if self.worth_it else " but takes no less time") if less else ""
+            roofline = f"{ms_a} against {ms_b} ms by the roofline of {self.device.title}"
         return (
             f"the INT8 plan moves {'less' if less else 'no less'} than the FP16 plan{also}: "
             f"{bytes_a} MB in {a.kernels} kernels against {bytes_b} MB in {b.kernels} kernels per image, "
-            f"{ms_a} against {ms_b} ms by the roofline of {self.device.title} "
+            f"{roofline} "
             f"({a.runtime} {a.version}, {a.target}; planned, not timed)"
         )
 
@@ -387,13 +343,16 @@ def worth(
 ) -> Worth:
     """Plan both forms; `built` is an FP16 plan of the same network at hand, and counts where it is cheaper.
 
-    The roofline is that of the device named, or of one that the plan's target stands for.
+    The roofline is that of the device named, or of one that stands for the plan's target; without figures of
+    either there is none, and bytes decide.
     Raises: BuildFailed.
     """
     plan = planner.plan(int8)
-    device = quantization.roofline_device(targets) or typical(plan.target)
+    device = quantization.roofline_device(targets) or figures(plan.target)
     macs = shapes.macs(fp16, plan)
     others = [planner.plan(fp16), *([built] if built is not None and plan.target in built.targets else [])]
+    if device is None:
+        return Worth(plan, min(others, key=lambda other: other.activation_bytes))
     times = [_milliseconds(other, macs, device) for other in others]
     best = min(range(len(others)), key=times.__getitem__)
     return Worth(plan, others[best], device, _milliseconds(plan, macs, device), times[best])
@@ -456,7 +415,7 @@ def quantized(
         goal=quantization.AccuracyGoal(calibration.min_sqnr_db, calibration.max_drop_points),
         device=quantization.roofline_device(to.targets),
     )
-    return quantization.quantize(
+    done = quantization.quantize(
         model,
         samples,
         runtime=registry.graph_runtime(SessionOptions(threads=1, exact=True)),
@@ -466,3 +425,11 @@ def quantized(
         calib_cache=calibration.cache,
         progress=progress,
     )
+    if to.targets and options.device is None and (options.goal.asked or options.float_macs):
+        named = ", ".join(target.called for target in to.targets)
+        ranked = (
+            f"no figures are known of {named}: which layers stay in FP16 is ranked by another device's "
+            f"roofline, that of {layer_cost.DEFAULT_DEVICE}"
+        )
+        return dataclasses.replace(done, warnings=(*done.warnings, ranked))
+    return done

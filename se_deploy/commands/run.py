@@ -20,6 +20,7 @@ from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import (
     artifacts,
     build_engine,
+    compilers,
     export,
     fp16,
     inspect,
@@ -218,7 +219,7 @@ def run(
         notes += quantized.warnings
     steps.next()
     target = options.target
-    compiler = lowering.compiler_for(registry.chosen(target.runtime), target.targets)
+    compiler = compilers.compiler_for(registry.chosen(target.runtime), target.targets)
     target = dataclasses.replace(target, runtime=compiler.name)
     engines: dict[Precision, BuildResult] = {}
     for name in ENGINES[precision]:

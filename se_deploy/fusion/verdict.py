@@ -138,7 +138,7 @@ class _Evaluator:
             kernel = self.kernels.launches[i]
             read = [t for t in kernel.inputs if _is_wider(t, asked) and not self._dequantized(t)]
             wide = read + [t for t in kernel.outputs if _is_wider(t, asked)]
-            if wide and kernel.onnx_nodes:
+            if wide and kernel.onnx_nodes and not kernel.opaque:  # at whose edges other types may be
                 reasons.append(
                     f"{self._title(kernel)} works on {wide[0].dtype}, the graph asks for {asked}: "
                     f"{self.rules.wider}"

@@ -75,3 +75,13 @@ def test_the_roofline_is_that_of_the_device_named():
     fast = lowering.worth(INT8, FP16, planner=planner, targets=[resolve_target("a100")])
     assert (slow.device.name, fast.device.name) == ("orin-nano", "a100")
     assert slow.int8_ms > fast.int8_ms
+
+
+@pytest.mark.parametrize(("int8", "fp16", "worth_it"), [(8000, 9000, True), (9000, 9000, False)])
+def test_without_figures_of_the_target_there_is_no_roofline(int8, fp16, worth_it):
+    planner = Plans(plan(10, int8, "sm100"), plan(10, fp16, "sm100"))
+    found = lowering.worth(INT8, FP16, planner=planner, targets=[resolve_target("sm100")])
+    assert (found.device, found.int8_ms, found.worth_it) == (None, None, worth_it)
+    assert "no roofline: no figures are known of sm100" in found.reason
+    assert "Orin" not in found.reason
+    assert as_schema.worth(found).device is None

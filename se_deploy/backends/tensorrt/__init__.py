@@ -9,7 +9,7 @@ from se_deploy.backends.backend import Backend, Engines, Findings, Form, Plannin
 from se_deploy.backends.tensorrt.flavours import TENSORRT as _FULL
 from se_deploy.backends.tensorrt.flavours import TENSORRT_RTX as _RTX
 from se_deploy.backends.tensorrt.policies import POLICIES
-from se_deploy.targets import resolve_target
+from se_deploy.targets import Device, Target, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.tensorrt.flavours import Flavour
     from se_deploy.protocols import Planner, Runtime
-    from se_deploy.targets import Target
 
 PORTABLE_TARGETS = tuple(map(resolve_target, ("sm80", "sm86", "sm89", "sm120")))
 """What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
+
+_APART = frozenset({"sm75", "sm121"})
+"""What TensorRT-RTX builds for besides: by default only on such a machine, and for it alone."""
 
 _SUFFIXES = (".engine", ".plan", ".trt")
 _PROBE_FULL = """
@@ -67,6 +69,20 @@ def _planner(flavour: Flavour) -> Callable[[Target | None], AbstractContextManag
             planner.close()
 
     return started
+
+
+def _here() -> Target | None:
+    from se_deploy.backends.tensorrt import gpu
+
+    found = gpu.here()
+    if found is None:
+        return None
+    return Target(f"sm{found.sm}", found.sm, Device(found.name, found.name, found.sm, found.memory_gb_s))
+
+
+def _rtx_targets() -> tuple[Target, ...]:
+    here = _here()
+    return (here,) if here is not None and here.name in _APART else PORTABLE_TARGETS
 
 
 def _command(engine: str, onnx: str, built: Engine) -> str:
@@ -135,7 +151,8 @@ TENSORRT_RTX = Backend(
         _load_command(_RTX),
         _needs_rtx,
         _RTX.module,
-        default_targets=PORTABLE_TARGETS,
+        default_targets=_rtx_targets,
+        here=_here,
     ),
     form=_form(_RTX),
 )
@@ -152,7 +169,7 @@ TENSORRT = Backend(
     magic=_FULL.magic,
     has_power_meter=True,
     planning=Planning(_planner(_FULL), without_device=False, targets=True),
-    engines=Engines(_compiler(_FULL), _command, _load_command(_FULL), _needs_full, _FULL.module),
+    engines=Engines(_compiler(_FULL), _command, _load_command(_FULL), _needs_full, _FULL.module, here=_here),
     triton=Triton("tensorrt_plan", "tensorrt", "model.plan"),
     form=_form(_FULL),
 )

@@ -19,6 +19,8 @@ from se_deploy.errors import BadArtifact
 from se_deploy.plan import SIZE_BYTES, Kernel, Plan, PlanTensor
 
 _NO_LAUNCH = frozenset({"shape_call", "noop", "constant", "signal", "wait", "assertion"})
+_OPAQUE = frozenset({"myelin", "myelin_v2"})
+"""Layers that are whole subgraphs, named {ForeignNode[first...last]}: only their edges are shown."""
 _LANES = {"two": 2, "four": 4, "sixteen": 16, "thirty-two": 32}
 _WRAPPERS = re.compile(r"\b(?:PWN|ForeignNode)\(|[()]")  # PWN(PWN(Sigmoid_1), Mul_2): fused pointwise nodes
 
@@ -52,6 +54,7 @@ def _kernel(layer: dict[str, Any]) -> Kernel:
         onnx_nodes=_nodes(layer),
         constants=_constants(layer),
         host_only=kind.lower() in _NO_LAUNCH,
+        opaque=kind.lower() in _OPAQUE or "ForeignNode[" in str(layer["Name"]),
     )
 
 

@@ -102,6 +102,64 @@ def test_float_kernels_under_an_fp16_graph_are_a_fallback():
     assert "works on float32, the graph asks for float16" in verdict.reasons[0]
 
 
+def tensor(name, dtype, dims):
+    return {"Name": name, "Dimensions": dims, "Format/Datatype": f"Row major linear {dtype}"}
+
+
+def node_layer(name, kind, dtype, metadata=None):
+    given, made = ([tensor(f"{name}.{edge}", dtype, [1, 32, 14, 14])] for edge in "xy")
+    layer = {"Name": name, "LayerType": kind, "Inputs": given, "Outputs": made}
+    return layer if metadata is None else layer | {"Metadata": metadata}
+
+
+@pytest.mark.parametrize(
+    "subgraph",
+    [
+        node_layer("{ForeignNode[n_m...n_y]}", "Myelin", "FP32"),
+        node_layer(
+            "{ForeignNode[n_m...n_y]}",
+            "Myelin",
+            "FP32",
+            "\x1f".join(f"[ONNX Layer: {n}]" for n in ("n_m", "n_p", "n_f1", "n_f2", "n_y")),
+        ),
+        node_layer("{ForeignNode[n_m + n_y]}", "kgen", "FP32"),
+    ],
+    ids=["named", "with metadata", "of another kind"],
+)
+@pytest.mark.parametrize("dtype", ["float16", "float"])
+def test_a_subgraph_that_shows_its_edges_only_is_not_visible(subgraph, dtype):
+    """Its FP32 edges say nothing of its inside: no false verdict either way, and the layer is named."""
+    model = plan_graphs.se_net(dtype=dtype)
+    read = plan_from_inspector(json.dumps({"Layers": [subgraph]}), version="10.3", target="sm87")
+    found = precision_check.planned_precision(read, model)
+    asked = "fp16" if dtype == "float16" else "fp32"
+    assert (found.precision, found.failures(asked), found.fallen) == (asked, (), ())
+    (said,) = found.notes
+    assert "precision of 100% of the multiply-accumulates is not visible: it is inside '{ForeignNode[" in said
+    (verdict,) = fusion.verdicts(
+        read, [plan_graphs.block(model)], model, registry.get("tensorrt").form().fusion
+    )
+    assert verdict.verdict != "fallback"
+
+
+def test_what_is_visible_is_judged_beside_what_is_not():
+    """The convolution outside of the subgraph fell back: that is seen."""
+    fell = node_layer("n_m", "CaskConvolution", "FP32", "[ONNX Layer: n_m]")
+    inside = "[ONNX Layer: n_f1]\x1f[ONNX Layer: n_f2]"
+    rest = node_layer("{ForeignNode[n_p...n_y]}", "Myelin", "FP32", inside)
+    read = plan_from_inspector(json.dumps({"Layers": [fell, rest]}), version="10.3", target="sm87")
+    found = precision_check.planned_precision(read, plan_graphs.se_net(dtype="float16"))
+    assert (found.precision, found.fallen) == ("fp32", ("n_m",))
+    assert found.hidden == ("{ForeignNode[n_p...n_y]}",)
+    assert 0 < found.hidden_share < 0.1
+
+
+def test_of_several_profiles_the_plan_is_the_first_ones():
+    layers = [node_layer(name, "kgen", "FP32", "[ONNX Layer: n_m]") for name in ("n_m", "n_m [profile 1]")]
+    read = plan_from_inspector(json.dumps({"Layers": layers}), version="10.3", target="sm87")
+    assert [layer.name for layer in read.layers] == ["n_m"]
+
+
 def test_found_precision_of_every_form():
     quantized = plan_graphs.quantized_net(per_channel=False, dtype="float16")
     half = plan_graphs.se_net(dtype="float16")
