@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     options.reporter(),
 )
 def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Reporter) -> None:
-    """Evaluate every gate of the configuration: parity, fusion, precision, latency; 3 where one fails.
+    """Evaluate every gate of the configuration: parity, fusion, precision, latency, chain; 3 where one fails.
 
     \b
     Example of se-deploy.toml:
@@ -46,6 +46,9 @@ def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Re
         files = ["net.onnx"]
         reference = "timm:seresnet50"
         min_speedup = 1.2         # or max_p50_ms
+        [chain]                   # INT8 by TensorRT's published rules
+        files = ["net.int8.onnx"]
+        allow_breaks = 0
     \b
     Sections repeat as [[parity]]; paths are relative to the file.
     \b

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     options.image,
     options.target,
     options.overwrite,
-    options.reporter("fusion", "fused"),
+    options.reporter("fusion", "fused", "chain"),
     first="--plan --runtime --target --html --calib-data --input-size --opt-shapes --gate --json",
 )
 def inspect(
@@ -55,12 +55,15 @@ def inspect(
 ) -> None:
     """Show the SE blocks of an ONNX file, with --plan whether they fuse; or what an engine holds.
 
+    Of a file with Q/DQ, whatever wrote it: how far INT8 layers follow on each other, and what breaks them.
+
     Reading an engine needs no GPU: its manifest is checked against its bytes.
 
     \b
     Examples:
         se-deploy inspect net.onnx --plan
         se-deploy inspect net.onnx --plan --gate fused
+        se-deploy inspect net.int8.onnx --gate chain
         se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
     from se_deploy import files, report
@@ -89,5 +92,5 @@ def inspect(
         payload,
         graphs.inspected(payload),
         warnings=result.warnings,
-        verdicts={"fusion": result.fusion_failures},
+        verdicts={"fusion": result.fusion_failures, "chain": result.chain_failures},
     )

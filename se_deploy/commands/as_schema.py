@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, TypedDict
 
 from msgspec import convert
 
-from se_deploy.schema import common
+from se_deploy.schema import common, results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from se_deploy.commands.lowering import Worth
     from se_deploy.passes.search import SearchResult
+    from se_deploy.quantization.chain import Chain
     from se_deploy.quantization.fp16_ranges import KeptFp32
     from se_deploy.se_blocks import Census, SEBlock
 
@@ -77,6 +78,33 @@ def fp16(kept: Sequence[KeptFp32], unchecked: tuple[str, ...], rounding: str | N
     """Return what stays in FP32 within FP16, what could not be checked, and where numbers were rounded."""
     nodes = tuple(convert(one, common.KeptNode, from_attributes=True) for one in kept)
     return {"kept_fp32": nodes, "unchecked": unchecked, "rounding": rounding}
+
+
+def chain(found: Chain | None) -> results.Chain | None:
+    """Return the chain of INT8 layers; None where nothing is quantized."""
+    if found is None:
+        return None
+    return results.Chain(
+        int8_layers=len(found.int8),
+        unbroken=found.unbroken,
+        breaks=tuple(
+            results.ChainBreak(
+                node=one.node,
+                cause=one.cause,
+                source=one.rule.source,
+                rule=one.rule.name,
+                says=one.rule.says,
+                evidence=one.rule.evidence,
+                layers=one.layers,
+            )
+            for one in found.breaks
+        ),
+        ends=tuple(convert(one, results.ChainEnd, from_attributes=True) for one in found.ends),
+        float_layers=found.in_float,
+        unbroken_fraction=found.unbroken_fraction,
+        int8_macs_fraction=found.int8_macs_fraction,
+        int8_bytes_fraction=found.int8_bytes_fraction,
+    )
 
 
 def worth(found: Worth | None) -> common.Worth | None:

@@ -10,9 +10,10 @@ from se_deploy.commands import artifacts, inspect, source
 from se_deploy.commands import parity as comparing
 from se_deploy.commands import profile as timing
 from se_deploy.commands.gates import Gates, read
-from se_deploy.errors import BadArtifact, MissingRuntime
+from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.options import ImageOptions
 from se_deploy.protocols import silent
+from se_deploy.quantization import chain
 from se_deploy.report import units
 from se_deploy.schema import results, tool_version
 from se_deploy.schema.results import Gate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from se_deploy.commands.gates import FusionGate, LatencyGate, ParityGate, PrecisionGate
+    from se_deploy.commands.gates import ChainGate, FusionGate, LatencyGate, ParityGate, PrecisionGate
     from se_deploy.commands.parity import ParityResult
     from se_deploy.commands.profile import ProfileResult, Timed
     from se_deploy.protocols import Progress
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckResult", "check", "read", "to_schema"]
 
-_SHOWN = 5  # blocks that are named one by one in a failed fusion gate
+_SHOWN = 5  # blocks, or breaks, that are named one by one in a failed gate
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,18 @@ def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
 
     Raises: what parity, inspect and profile raise: a gate that cannot be judged is an error, not a pass.
     """
-    total = len(gates.precision) + len(gates.fusion) + len(gates.parity) + len(gates.latency)
+    every = (gates.precision, gates.chain, gates.fusion, gates.parity, gates.latency)
+    total = sum(map(len, every))
     done = 0
     outcomes: list[Gate] = []
     warnings: list[str] = []
     for required in gates.precision:
         progress("gates", done, total)
         outcomes.append(_precision(required, warnings))
+        done += 1
+    for whole in gates.chain:
+        progress("gates", done, total)
+        outcomes += [_chain(whole, file) for file in whole.files]
         done += 1
     for fusion in gates.fusion:
         progress("gates", done, total)
@@ -127,6 +133,22 @@ def _precision(gate: PrecisionGate, warnings: list[str]) -> Gate:
         passed=found == gate.precision,
         details=(f"{where} in {found.upper()}, {gate.precision.upper()} is required",),
     )
+
+
+def _chain(gate: ChainGate, file: Path) -> Gate:
+    """Hold the breaks of a Q/DQ file's INT8 chain against how many are allowed."""
+    found = chain.lint(source.load_onnx(file, ImageOptions()))
+    if found is None:
+        raise BadInput(f"nothing in '{file}' is quantized", hint="give the file that `quantize` wrote")
+    counted = (
+        f"{found.unbroken} of {len(found.int8)} INT8 layers are unbroken, {len(found.breaks)} breaks "
+        f"({gate.allow_breaks} are allowed; published rules, nothing was built)"
+    )
+    passed = len(found.breaks) <= gate.allow_breaks
+    shown = [f"'{one.node}': {one.cause} ({one.rule.source})" for one in found.breaks[:_SHOWN]]
+    if len(found.breaks) > _SHOWN:
+        shown.append(f"and {len(found.breaks) - _SHOWN} more")
+    return Gate(gate="chain", name=str(file), passed=passed, details=(counted, *([] if passed else shown)))
 
 
 def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progress) -> Gate:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=Struct)
 
 CONFIG, PYPROJECT = "se-deploy.toml", "pyproject.toml"
-SECTIONS = ("parity", "fusion", "precision", "latency")
+SECTIONS = ("parity", "fusion", "precision", "latency", "chain")
 
 _TIMING = TimingOptions()
 
@@ -91,6 +91,14 @@ class LatencyGate:
 
 
 @dataclass(frozen=True, slots=True)
+class ChainGate:
+    """Q/DQ files whose INT8 layers have to follow on each other in INT8."""
+
+    files: tuple[Path, ...]
+    allow_breaks: int  # per file
+
+
+@dataclass(frozen=True, slots=True)
 class Gates:
     """Everything that a configuration asks for."""
 
@@ -99,6 +107,7 @@ class Gates:
     fusion: tuple[FusionGate, ...] = ()
     precision: tuple[PrecisionGate, ...] = ()
     latency: tuple[LatencyGate, ...] = ()
+    chain: tuple[ChainGate, ...] = ()
 
 
 def read(file: Path | None = None) -> Gates:
@@ -127,8 +136,12 @@ def read(file: Path | None = None) -> Gates:
             for gate in _precision(*one)
         ),
         latency=tuple(_latency(*one) for one in _tables(file, values, "latency", config.LatencyTable)),
+        chain=tuple(
+            ChainGate(at.paths("files", table.files), table.allow_breaks)
+            for table, at in _tables(file, values, "chain", config.ChainTable)
+        ),
     )
-    if not (gates.parity or gates.fusion or gates.precision or gates.latency):
+    if not (gates.parity or gates.fusion or gates.precision or gates.latency or gates.chain):
         raise BadInput(
             f"'{file}' lists nothing to check",
             hint=f"add a section: {', '.join(f'[{s}]' for s in SECTIONS)}",

@@ -15,6 +15,7 @@ from se_deploy.commands import artifacts, as_schema, lowering, shapes, source
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
+from se_deploy.quantization import chain as chains
 from se_deploy.schema import results, tool_version
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class InspectResult:
     plans: tuple[Planned, ...]
     warnings: tuple[str, ...]
     advice: advice.AdviceResult | None = None  # None where no data was given
+    chain: chains.Chain | None = None  # of INT8 layers; None where nothing is quantized
 
     @property
     def fusion_failures(self) -> tuple[str, ...]:
@@ -60,6 +62,15 @@ class InspectResult:
             for v in p.verdicts
             if v.verdict != "fused"
         )
+
+    @property
+    def chain_failures(self) -> tuple[str, ...]:
+        """Name what breaks the chain of INT8 layers."""
+        return tuple(f"the INT8 chain breaks at '{b.node}': {b.cause}" for b in self._breaks)
+
+    @property
+    def _breaks(self) -> tuple[chains.Break, ...]:
+        return self.chain.breaks if self.chain else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,11 @@ class EngineInspection:
             for b in (self.manifest.plan.blocks if self.manifest.plan else ())
             if b.verdict != "fused"
         )
+
+    @property
+    def chain_failures(self) -> tuple[str, ...]:
+        """An engine has no Q/DQ left to judge: its plan says what runs in INT8."""
+        return ()
 
 
 def inspect(
@@ -114,7 +130,8 @@ def inspect(
         samples = lowering.calibration_samples(model, CalibrationOptions(Path(calib_data), calib_samples))
         advised = advice.advise(model, samples, registry.graph_runtime(), progress=progress)
         notes = (*notes, *samples.warnings, *advised.warnings)
-    return InspectResult(str(file), model, census, plans, (*lifted.warnings, *notes), advised)
+    warnings = (*lifted.warnings, *notes)
+    return InspectResult(str(file), model, census, plans, warnings, advised, chains.lint(model))
 
 
 def planned(
@@ -197,4 +214,5 @@ def to_schema(result: InspectResult | EngineInspection) -> results.Inspect:
         plans=plans,
         totals=plans[0].totals if plans else None,
         advice=advised,
+        chain=as_schema.chain(result.chain),
     )

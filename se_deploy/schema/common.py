@@ -19,7 +19,7 @@ Dims = tuple[int, ...]
 Precision = Literal["fp32", "fp16", "int8"]
 FusionVerdict = Literal["fused", "split", "fallback"]
 OutputKind = Literal["logits", "labels", "mask", "boxes", "scores", "embedding", "values"]
-GateName = Literal["parity", "fusion", "precision", "latency"]
+GateName = Literal["parity", "fusion", "precision", "latency", "chain"]
 
 
 class Result(Struct, frozen=True, kw_only=True, tag_field="schema"):

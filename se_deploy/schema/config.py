@@ -65,6 +65,13 @@ class FusionTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     allow_split: Count = 0
 
 
+class ChainTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Q/DQ files whose INT8 layers have to follow on each other in INT8."""
+
+    files: Texts
+    allow_breaks: Count = 0
+
+
 class PrecisionTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The precision that each file has to run in."""
 

@@ -103,19 +103,36 @@ class SEParams(Struct, frozen=True, kw_only=True):
 
 
 class ChainBreak(Struct, frozen=True, kw_only=True):
-    """Where a chain of INT8 layers leaves INT8."""
+    """Where a chain of INT8 layers leaves INT8, by which published rule, and how sure that is."""
 
     node: str
     cause: str
     source: str | None
+    rule: str | None = None
+    says: str | None = None  # the rule in words
+    evidence: str | None = None  # "documented, not measured", or what was measured
+    layers: tuple[str, ...] = ()  # the INT8 layers that read or write floats for it
+
+
+class ChainEnd(Struct, frozen=True, kw_only=True):
+    """Where a chain ends by the network's own making, or at a layer left in float: no break."""
+
+    node: str
+    cause: str
+    layers: tuple[str, ...] = ()
 
 
 class Chain(Struct, frozen=True, kw_only=True):
-    """How far INT8 layers of a Q/DQ file follow on each other in INT8."""
+    """How far INT8 layers of a Q/DQ file follow on each other in INT8, by TensorRT's published rules."""
 
     int8_layers: Count
     unbroken: Count
     breaks: tuple[ChainBreak, ...]
+    ends: tuple[ChainEnd, ...] = ()
+    float_layers: tuple[str, ...] = ()
+    unbroken_fraction: Fraction | None = None  # of the INT8 layers
+    int8_macs_fraction: Fraction | None = None  # of all layers with constant weights
+    int8_bytes_fraction: Fraction | None = None  # of the activations that kernels read and write
 
 
 class Inspect(Result, frozen=True, kw_only=True, tag="se-deploy/inspect/1"):

@@ -7,8 +7,11 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import use_graphs
+from chain_graphs import FIRST, float_conv, last
+from chain_graphs import model as chain_graph
 from msgspec.structs import replace
 
+from se_deploy import graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.cli.main import main
 from se_deploy.commands import artifacts
@@ -374,3 +377,27 @@ def test_the_command_passes_with_0_and_refuses_with_1_and_2(folder, capsys):
     (folder / "v.xml").touch()
     code, out, _ = run(capsys, "check", "--junit", "v.xml", "--json")
     assert (code, json.loads(out)["error"]["kind"]) == (1, "OutputExists")
+
+
+def test_a_broken_int8_chain_fails_and_a_whole_one_passes(tmp_path):
+    whole = FIRST + " r = Relu(a) " + last("r")
+    broken = FIRST + " r = Relu(a) m = Mul(r, c_m) " + last("m")
+    for name, body in (("whole", whole), ("broken", broken)):
+        graph.save(chain_graph(body), tmp_path / f"{name}.onnx")
+    config = tmp_path / "se-deploy.toml"
+    config.write_text('[chain]\nfiles = ["whole.onnx", "broken.onnx"]\n')
+    result = verb.check(verb.read(config))
+    assert [(outcome.gate, outcome.passed) for outcome in result.outcomes] == [
+        ("chain", True),
+        ("chain", False),
+    ]
+    assert "docs.nvidia.com" in " ".join(result.failures)
+    config.write_text('[chain]\nfiles = "broken.onnx"\nallow_breaks = 1\n')
+    assert verb.check(verb.read(config)).passed
+
+
+def test_a_float_file_cannot_pass_the_chain_gate(tmp_path):
+    graph.save(chain_graph(float_conv("x", "y")), tmp_path / "float.onnx")
+    (tmp_path / "se-deploy.toml").write_text('[chain]\nfiles = "float.onnx"\n')
+    with pytest.raises(BadInput, match="is quantized"):
+        verb.check(verb.read(tmp_path / "se-deploy.toml"))

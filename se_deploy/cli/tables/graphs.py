@@ -19,7 +19,7 @@ VERDICT_STYLE = {"fused": "green", "split": "yellow", "fallback": "red"}
 
 def inspected(result: results.Inspect) -> list[Table]:
     """Return all that `inspect` shows."""
-    tables = [blocks(result), *plans(result), *reasons(result)]
+    tables = [blocks(result), *plans(result), *reasons(result), *chain(result.chain)]
     return [*tables, *advice(result.advice)] if result.advice else tables
 
 
@@ -101,6 +101,40 @@ def refused(result: results.Export) -> list[Table]:
     for (name, reason), outputs in grouped.items():
         add(table, name, reason, ", ".join(outputs))
     return [table]
+
+
+def chain(found: results.Chain | None) -> list[Table]:
+    """Return how far INT8 layers follow on each other, what breaks them and where the network ends them."""
+    if found is None:
+        return []
+    summary = titled("INT8 by TensorRT's published rules; nothing was built or timed", ["", ""])
+    rows = {
+        "layers in INT8": f"{found.int8_layers}, {len(found.float_layers)} in float",
+        "unbroken": f"{found.unbroken} ({percent(found.unbroken_fraction)})",
+        "multiply-accumulates in INT8": percent(found.int8_macs_fraction),
+        "activation bytes in INT8": percent(found.int8_bytes_fraction),
+        "breaks": str(len(found.breaks)),
+    }
+    for name, value in rows.items():
+        add(summary, name, value)
+    tables = [summary]
+    if found.breaks:
+        table = titled("What breaks the INT8 chain", ["node", "cause", "layers", "rule"])
+        for one in found.breaks:
+            add(table, one.node, one.cause, ", ".join(one.layers), one.rule)
+        broken = titled("The rules", ["rule", "says", "source", "evidence"])
+        for one in {one.rule: one for one in found.breaks}.values():
+            add(broken, one.rule, one.says, one.source, one.evidence)
+        tables += [table, broken]
+    if found.ends:
+        table = titled("Where the network itself ends it", ["cause", "nodes"])
+        grouped: dict[str, list[str]] = {}
+        for end in found.ends:
+            grouped.setdefault(end.cause, []).append(end.node)
+        for cause, nodes in grouped.items():
+            add(table, cause, ", ".join(nodes))
+        tables.append(table)
+    return tables
 
 
 def advice(found: results.Advice) -> list[Table]:
