@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from se_deploy.backends import keeping
 from se_deploy.cli.output import EXIT_ERROR, EXIT_INTERRUPTED
 from se_deploy.errors import SeDeployError, meant, printable
 
@@ -108,7 +109,8 @@ def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> 
 def _run(words: list[str], *, as_json: bool) -> int:
     """Run a command; every way out passes here."""
     try:
-        code = commands.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
+        with keeping.kept():
+            code = commands.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
     except SeDeployError as e:
         return _fail(e.kind, e.message, e.hint, EXIT_ERROR, as_json=as_json)
     except click.UsageError as e:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, fusion, graph, verification
+from se_deploy.backends import keeping, precision_check
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends import precision_check
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import artifacts, as_schema, compilers, lowering, source, verifying
 from se_deploy.commands import shapes as sizing
@@ -68,6 +68,7 @@ class BuildResult:
         )
 
 
+@keeping.kept()
 def build_engine(
     model: str | Path,
     output: str | Path,

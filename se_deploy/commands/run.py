@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import files, graph, report, schema
+from se_deploy.backends import keeping, registry
 from se_deploy.backends import manifest as manifests
-from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import (
     artifacts,
@@ -159,6 +159,7 @@ class RunResult:
         return f"deploy the {name.upper()} engine: {why}"
 
 
+@keeping.kept()
 def run(
     model: str | Path,
     folder: str | Path,

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from se_deploy import graph
+from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
 from se_deploy.backends.tensorrt import features, gpu, inspector, layer_log
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
@@ -52,7 +53,7 @@ class Compiler:
         """
         self.runtime = runtime
         self._flavour = FLAVOURS[runtime]
-        self._process = _Process(self._flavour)
+        self._process = keeping.take(runtime, lambda: _Process(self._flavour))
         self.version: str = self._process.capabilities["version"]
         self.targets: tuple[str, ...] = tuple(self._process.capabilities["targets"])  # () where this device
         self.device: str = self._process.capabilities["device"]  # "sm87"; "" where it does not matter
@@ -117,8 +118,8 @@ class Compiler:
         )
 
     def close(self) -> None:
-        """End the compiler's process; the next build starts another."""
-        self._process.end()
+        """Give the compiler's process back: it ends, or serves the next compiler (`keeping.kept`)."""
+        keeping.give_back(self.runtime, self._process)
 
     def _ask(
         self,

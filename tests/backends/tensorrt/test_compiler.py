@@ -1,12 +1,14 @@
 import importlib.util
 import os
 import signal
+import time
 
 import onnx_ir as ir
 import plan_graphs
 import pytest
 
 from se_deploy import graph
+from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.tensorrt.command import build_command
 from se_deploy.backends.tensorrt.compiler import Compiler
@@ -145,6 +147,31 @@ def test_an_interrupt_ends_the_compiler():
     with pytest.raises(KeyboardInterrupt):
         compiler.build(plan_graphs.se_net(), progress=interrupt)
     assert not compiler._process.alive
+
+
+def test_one_process_serves_the_compilers_of_a_command_one_after_the_other():
+    with keeping.kept():
+        with keeping.kept():
+            first = Compiler("tensorrt-rtx")
+            beside = Compiler("tensorrt-rtx")
+            assert beside._process.pid != first._process.pid
+            first.close()
+            second = Compiler("tensorrt-rtx")
+            assert second._process.pid == first._process.pid
+            assert second.plan(plan_graphs.se_net()).kernels > 0
+            second.close()
+        assert second._process.alive, "the outer scope goes on"
+        os.kill(second._process.pid, signal.SIGKILL)
+        while second._process.alive:
+            time.sleep(0.01)
+        third = Compiler("tensorrt-rtx")
+        assert third._process.pid != first._process.pid, "a dead one serves nobody"
+        third.close()
+        assert third._process.alive
+    assert not third._process.alive
+    assert beside._process.alive, "it was not given back"
+    beside.close()
+    assert not beside._process.alive, "outside a scope it ends at once"
 
 
 def test_int8_needs_a_compiler_that_can(rtx, monkeypatch):
