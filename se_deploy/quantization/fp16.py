@@ -105,15 +105,12 @@ class _Losses:
         self.under: list[str] = []
 
     def convert(self, name: str, array: Array, *, scale: bool) -> Array:
-        wide = array.astype(np.float64)
-        if scale:
-            wide = np.maximum(wide, SMALLEST_SCALE)
-        big = np.isfinite(wide) & (np.abs(wide) > LARGEST)
-        if big.any() or np.isinf(wide).any():
+        wide = np.maximum(array, np.float32(SMALLEST_SCALE)) if scale else array
+        if (np.abs(wide) > LARGEST).any():
             self.over.append(name)
             wide = np.clip(wide, -LARGEST, LARGEST)
         half = wide.astype(np.float16)
-        if ((half == 0) & (wide != 0)).any():
+        if np.count_nonzero(half) < np.count_nonzero(wide):
             self.under.append(name)
         return half
 
@@ -137,8 +134,9 @@ def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> i
     for node in nodes:
         if node not in kept:
             changed += _retype(node)
+    names = graph.value_names(model)
     for value in list(model.graph.initializers.values()):
-        changed += _convert_constant(model, value, kept, losses)
+        changed += _convert_constant(model, value, kept, losses, names)
     if io == "fp16":
         for value in model.graph.inputs:
             if value.dtype == ir.DataType.FLOAT:
@@ -202,7 +200,9 @@ def _retype(node: ir.Node) -> int:
     return changed
 
 
-def _convert_constant(model: ir.Model, value: ir.Value, kept: set[ir.Node], losses: _Losses) -> int:
+def _convert_constant(
+    model: ir.Model, value: ir.Value, kept: set[ir.Node], losses: _Losses, names: set[str]
+) -> int:
     """Connect the readers of a float32 constant to a float16 one; those that stay float32 keep the old."""
     if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.is_graph_output():
         return 0
@@ -222,7 +222,8 @@ def _convert_constant(model: ir.Model, value: ir.Value, kept: set[ir.Node], loss
     half = losses.convert(name, value.const_value.numpy(), scale=scale)
     if len(converted) == len(uses) and not value.is_graph_input():
         model.graph.initializers.pop(name)
-    new = graph.initializer(model, name, half)
+        names.discard(name)
+    new = graph.initializer(model, name, half, names)
     for use in converted:
         use.node.replace_input_with(use.idx, new)
     return 1
