@@ -75,12 +75,20 @@ class Planner(Protocol):
         """Plan `model`. Raises BuildFailed with the compiler's reason."""
 
 
+OVERALL = "all steps"
+"""The step that counts the others, where a command knows how many there are."""
+
+
 class Progress(Protocol):
-    """How a long step says how far it is; the command line draws a bar."""
+    """How a long step says how far it is; the command line shows it.
 
-    def __call__(self, step: str, done: int, total: int) -> None:
-        """`done` of `total` units of `step` are finished."""
+    A step begins when it is first named, and is done when `done` reaches `total`; what is named in between is
+    part of it.
+    """
+
+    def __call__(self, step: str, done: int, total: int, found: str = "") -> None:
+        """`done` of `total` units of `step` are finished; `found`: what it found, once it is done."""
 
 
-def silent(step: str, done: int, total: int) -> None:
+def silent(step: str, done: int, total: int, found: str = "") -> None:
     """Report progress to nobody: the library's default."""

@@ -78,7 +78,7 @@ def refused(capsys, *words):
     before = set(Path().iterdir())
     code, out, err = run(capsys, *words)
     assert code == 1, err
-    assert err.startswith("error: ")
+    assert "\nerror: " in f"\n{err}"  # behind the steps that were done
     assert "hint: " in err
     assert "Traceback" not in out + err
     assert set(Path().iterdir()) == before, "a file was left behind"

@@ -78,4 +78,5 @@ def build_engine(
             "fusion": result.fusion_failures,
             "benefit": result.worth.failures if result.worth else (),
         },
+        then=["bundle", output, "-o", "to-the-device"],
     )

@@ -23,4 +23,4 @@ def doctor(reporter: Reporter) -> None:
     from se_deploy.commands.doctor import diagnose
 
     result = diagnose()
-    reporter.finish(result, lists.doctor(result))
+    reporter.finish(result, lists.doctor(result), then=["demo", "-o", "out"])

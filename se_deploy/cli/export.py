@@ -75,6 +75,7 @@ def export(
             progress=progress,
         )
     payload = verb.to_schema(result)
+    half = ["--fp16"] if precision in {None, "fp32"} else []
     reporter.finish(
         payload,
         [
@@ -84,4 +85,5 @@ def export(
         ],
         warnings=result.warnings,
         verified=result.verified,
+        then=["build-engine", output, *half, "-o", output.with_suffix(".engine")],
     )

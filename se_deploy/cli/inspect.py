@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
+    from se_deploy.commands.inspect import EngineInspection, InspectResult
     from se_deploy.options import ImageOptions, TargetOptions
 
 
@@ -93,4 +94,18 @@ def inspect(
         graphs.inspected(payload),
         warnings=result.warnings,
         verdicts={"fusion": result.fusion_failures, "chain": result.chain_failures},
+        then=_then(file, result),
     )
+
+
+def _then(file: Path, result: InspectResult | EngineInspection) -> list[str | Path]:
+    """Return what to type next."""
+    from se_deploy.commands import artifacts
+    from se_deploy.commands import inspect as verb
+
+    if isinstance(result, verb.EngineInspection):
+        return ["bundle", file, "-o", "to-the-device"]
+    if not result.plans:
+        return ["inspect", file, "--plan"]
+    half = ["--fp16"] if artifacts.precision_of(result.model) == "fp32" else []
+    return ["build-engine", file, *half, "-o", file.with_suffix(".engine")]

@@ -24,4 +24,9 @@ def networks(reporter: Reporter) -> None:
 
     with reporter.progress() as progress:
         result = verb.networks(progress=progress)
-    reporter.finish(result, [lists.networks(result)])
+    example = result.networks[0].name
+    reporter.finish(
+        result,
+        [lists.networks(result)],
+        then=["export", f"se_deploy:{example}", "-o", f"{example}.onnx"],
+    )

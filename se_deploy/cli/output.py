@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from se_deploy.cli import progress
 from se_deploy.errors import StrictFailure, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from rich.console import Console
-    from rich.progress import TaskID
-    from rich.table import Table
 
+    from se_deploy.cli.tables.base import Grid
     from se_deploy.protocols import Progress
     from se_deploy.schema.common import Result
     from se_deploy.verification import Verified
@@ -26,7 +29,7 @@ EXIT_ERROR = 1
 EXIT_GATE = 3
 EXIT_INTERRUPTED = 130
 
-_PIPED_WIDTH = 160  # of a table that goes to a file or another program
+_PIPED_WIDTH = 120  # of a table that goes to a file or another program, where COLUMNS does not say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,54 +45,35 @@ class Reporter:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[Progress]:
-        """Show a bar per step on a terminal's stderr; nothing elsewhere, but for -v a line a step.
+        """Show each step on stderr, unless -q; -v shows the parts of steps too.
 
         Stdout is for the result: what a user's network prints meanwhile goes to stderr.
         """
-        with contextlib.redirect_stdout(sys.stderr), self._bars() as report:
-            yield report
+        with contextlib.redirect_stdout(sys.stderr):
+            if self.quiet:
+                from se_deploy.protocols import silent
 
-    @contextlib.contextmanager
-    def _bars(self) -> Iterator[Progress]:
-        if self.quiet or not (sys.stderr.isatty() or self.verbose):
-            yield _silent
-            return
-        if not sys.stderr.isatty():
-            yield _lines()
-            return
-        from rich import progress
-
-        columns = (
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(),
-        )
-        with progress.Progress(*columns, console=console(stderr=True), transient=True) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def report(step: str, done: int, total: int) -> None:
-                if step not in tasks:
-                    tasks[step] = bars.add_task(printable(step), total=total)
-                bars.update(tasks[step], completed=done, total=total)
-
-            yield report
+                yield silent
+                return
+            with progress.shown(verbose=bool(self.verbose)) as report:
+                yield report
 
     def finish(
         self,
         payload: Result,
-        tables: Sequence[Table],
+        tables: Sequence[Grid | str],
         *,
         warnings: Sequence[str] = (),
         failed: Sequence[str] = (),
         verdicts: Mapping[str, Sequence[str]] | None = None,
         verified: Verified | None = None,
+        then: Sequence[str | Path] = (),
     ) -> None:
         """Print the result, then the warnings, then end: 3 for a failed gate, an error under --strict.
 
         `failed`: what fails in any case, in words; `verdicts`: what fails by --gate NAME or --strict;
-        `verified`: what was written against what was given.
+        `verified`: what was written against what was given; `then`: the words of the command
+        to type next.
         """
         in_vain = tuple(f"{flag} has no effect on this command" for flag in self.ignored)
         warnings = [*in_vain, *warnings]
@@ -122,6 +106,8 @@ class Reporter:
                 click.echo(f"error: {printable(error.message)}", err=True)
                 _leave(EXIT_ERROR)
             raise error
+        if then and not (self.quiet or self.as_json):
+            click.echo(f"next: {printable(shlex.join(['se-deploy', *map(str, then)]))}", err=True)
 
     def judges(self, verdict: str) -> bool:
         """Whether a verdict decides the exit code, by --gate or --strict."""
@@ -137,37 +123,25 @@ class Reporter:
         return [failure.text for failure in failures]
 
 
-def console(*, stderr: bool = False) -> Console:
-    """Return a console; tables keep their width when they are piped, and brackets are no markup."""
+def console() -> Console:
+    """Return stdout as a console; brackets are no markup."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(
-        stderr=stderr, width=None if stream.isatty() else _PIPED_WIDTH, highlight=False, markup=False
-    )
+    told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal()
+    return Console(file=sys.stdout, width=None if told else _PIPED_WIDTH, highlight=False, markup=False)
 
 
-def show(tables: Sequence[Table]) -> None:
-    """Print tables on stdout."""
+def show(tables: Sequence[Grid | str]) -> None:
+    """Print tables, and lines between them, on stdout."""
     out = console()
-    for table in tables:
-        out.print(table)
+    for i, table in enumerate(tables):
+        if isinstance(table, str):
+            out.print(printable(table))
+            continue
+        if i:
+            out.print()
+        out.print(table.fitted(out))
 
 
 def _leave(code: int) -> NoReturn:
     raise click.exceptions.Exit(code)
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Show nothing."""
-
-
-def _lines() -> Progress:
-    seen: set[str] = set()
-
-    def report(step: str, done: int, total: int) -> None:  # noqa: ARG001 - Progress's signature
-        if step not in seen:
-            seen.add(step)
-            click.echo(f"{printable(step)} ...", err=True)
-
-    return report

@@ -97,6 +97,7 @@ def parity(
             progress=progress,
         )
     payload = verb.to_schema(result)
+    graphs = [path for path in candidates if path.suffix == ".onnx"]
     if junit:
         files.write_text(junit, report.junit(payload))
     reporter.finish(
@@ -104,4 +105,5 @@ def parity(
         [measurements.parity(payload)],
         warnings=result.warnings,
         failed=[f"{c.path}: {text}" for c in result.candidates for text in c.failures],
+        then=["profile", *graphs] if graphs else (),
     )

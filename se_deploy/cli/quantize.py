@@ -69,4 +69,5 @@ def quantize(
         warnings=result.warnings,
         verified=result.verified,
         verdicts={"benefit": result.worth.failures if result.worth else ()},
+        then=["parity", model, output, "--data", calibration.data] if calibration.data else (),
     )

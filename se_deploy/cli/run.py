@@ -110,4 +110,5 @@ def finish(reporter: Reporter, result: RunResult) -> None:
         warnings=result.warnings,
         failed=result.not_finite,
         verdicts=result.failures,
+        then=["bundle", result.deployed.engine, "-o", "to-the-device"] if result.recommended else (),
     )

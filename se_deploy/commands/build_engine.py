@@ -93,8 +93,10 @@ def build_engine(
     output = Path(output)
     for path in (output, manifests.path_of(output), onnx_path(output)):
         files.claim(path, overwrite=overwrite)
+    progress("read", 0, 1)
     lifted = source.converted(source.load_onnx(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
+    progress("read", 1, 1, f"{given.graph.num_nodes()} nodes")
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
     notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration))
@@ -115,7 +117,10 @@ def build_engine(
                     shapes=tuned_for(engine.shapes),
                     seed=calibration.seed,
                 )
+            progress("canonical form", 0, 1)
             form = verifying.canonical_form(given, check)
+            nodes = form.model.graph.num_nodes()
+            progress("canonical form", 1, 1, f"{nodes} nodes, {form.verified.summary}")
             done = lowering.lowered(
                 form.model,
                 precision=wanted,
@@ -136,6 +141,7 @@ def build_engine(
                 check = verifying.checker(given, shapes=tuned_for(engine.shapes), seed=calibration.seed)
         worth = None
         if wanted == "int8" and planner is not None:
+            progress("weigh INT8 against FP16", 0, 1)
             worth = lowering.worth(
                 done.model,
                 lowering.half(without_qdq(done.rewritten)),
@@ -143,6 +149,7 @@ def build_engine(
                 targets=to.targets,
                 built=fp16_plan,
             )
+            progress("weigh INT8 against FP16", 1, 1)
     return finish(
         done,
         output,
@@ -204,17 +211,22 @@ def finish(
     elsewhere = () if options.targets else compilers.runs_elsewhere(backend, built_for)
     options = dataclasses.replace(options, targets=built_for)
     compiler = engines.compiler()
+    step = f"build the {wanted.upper()} engine"
+    progress(step, 0, 1)
     try:
         built = compiler.build(done.model, options, progress=progress)
     finally:
         compiler.close()
+    progress(step, 1, 1, f"{built.plan.kernels} kernels, {len(built.data) / 1e6:.1f} MB")
     built, sizes_unknown = _counted(built, done.model)
     found = precision_check.planned_precision(built.plan, done.model)
     verdicts = fusion.verdicts(built.plan, done.blocks, done.model, backend.form().fusion)
     if check is not None:
+        progress("compare with the source", 0, 1)
         run = fp16_rounding.evaluation(done.model, built.plan)
         verified = verified.joined(lowering.precision_verified(done.model, run, check, wanted))
         done = dataclasses.replace(done, rounding=run.rounding)
+        progress("compare with the source", 1, 1, verified.summary)
     onnx = onnx_path(output)
     graph.save(done.model, onnx)
     files.write_bytes(output, built.data)

@@ -169,12 +169,14 @@ def lowered(
     precision itself, by the plan that is yet to be made (`precision_verified`).
     Raises: BadData where INT8 has no calibration data.
     """
+    progress("rewrites", 0, 1)
     found = optimized(model, precision=precision, to=to, planner=planner, progress=progress)
     verified = verification.skipped() if check is None else verification.Verified()
     if found is not None and found.choices and check is not None:
         found, verified = _right(found, model, check)
         if planner is not None and verified.taken_back:
             found = _replanned(found, planner, precision, _cost(model, to.targets))
+    progress("rewrites", 1, 1, f"{len(found.choices)} applied" if found else "none asked for")
     form = found.model if found else model
     blocks = _blocks(model, form)
     notes = list(found.warnings) if found else []
@@ -183,6 +185,7 @@ def lowered(
     kept: tuple[KeptFp32, ...] = ()
     unchecked: tuple[str, ...] = ()
     if precision == "fp16":
+        progress("to FP16", 0, 1)
         probes = None if check is None else check.expected.probes
         half_way = fp16.half(
             form,
@@ -192,16 +195,21 @@ def lowered(
         )
         final, kept, unchecked = half_way.model, half_way.kept, half_way.unchecked
         notes += half_way.warnings
+        progress("to FP16", 1, 1, f"{len(kept)} nodes stay in FP32")
     if precision == "int8":
+        progress("quantize", 0, 1)
         samples = samples or calibration_samples(form, calibration)
         made = quantized(form, samples, to=to, calibration=calibration, base=base, progress=progress)
         final, kept, unchecked = made.model, made.kept_fp32, made.unchecked
         notes += made.warnings
+        progress("quantize", 1, 1, f"{100 * made.macs_int8_fraction:.1f} % of the arithmetic in INT8")
     notes += unchecked_notes(unchecked)
     rounding = None
     if check is not None and not planned:
+        progress("compare with the source", 0, 1)
         run = fp16_rounding.evaluation(final)
         verified = verified.joined(precision_verified(final, run, check, precision))
+        progress("compare with the source", 1, 1, verified.summary)
         rounding = run.rounding
     return Lowered(
         final,

@@ -53,14 +53,19 @@ def quantize(
     """
     output = Path(output)
     files.claim(output, overwrite=overwrite)
+    progress("read", 0, 1)
     lifted = source.converted(source.load_fp32(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
     calibration = calibration or CalibrationOptions()
     samples = lowering.calibration_samples(given, calibration)
+    progress("read", 1, 1, f"{given.graph.num_nodes()} nodes, {samples.count} samples")
     check = None
     if verify:
         check = verifying.checker(given, lifted.truth, samples=samples, seed=calibration.seed)
+    progress("canonical form", 0, 1)
     form = verifying.canonical_form(given, check)
+    nodes = form.model.graph.num_nodes()
+    progress("canonical form", 1, 1, f"{nodes} nodes, {form.verified.summary}")
     to = lowering.destination(dataclasses.replace(target_options(target), rewrites=RewriteOptions(names=())))
     with lowering.planner_for(to) as planner:
         done = lowering.lowered(

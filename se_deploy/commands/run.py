@@ -33,7 +33,7 @@ from se_deploy.commands import (
 )
 from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import RunOptions, SampleOptions, TargetOptions
-from se_deploy.protocols import silent
+from se_deploy.protocols import OVERALL, silent
 from se_deploy.schema import input_spec, provenance, results, tool_version
 
 if TYPE_CHECKING:
@@ -201,8 +201,10 @@ def run(
     written = [paths["onnx"]]
     if precision != "fp32":
         seen = lowering.range_samples(taken.model, _with_data(calibration, data))
+        progress("to FP16", 0, 1)
         half = fp16.half(taken.model, samples=seen)
         graph.save(half.model, paths["fp16"])
+        progress("to FP16", 1, 1, f"{len(half.kept)} nodes stay in FP32")
         written.append(paths["fp16"])
         notes += [*half.warnings, *lowering.unchecked_notes(half.unchecked)]
     steps.next()
@@ -287,9 +289,11 @@ def run(
         tuple(dict.fromkeys(notes)),
     )
     _remove_stale(result, Path(model))
+    progress("report", 0, 1)
     made = to_schema(result)
     files.write_text(folder / "report.json", f"{schema.encode(made)}\n")
     files.write_text(folder / "report.html", report.html(made, _drawing(result.deployed)))
+    progress("report", 1, 1)
     steps.next()
     return result
 
@@ -357,7 +361,7 @@ class _Steps:
         self._progress, self._total, self._done = progress, total, 0
 
     def next(self) -> None:
-        self._progress("all steps", self._done, self._total)
+        self._progress(OVERALL, self._done, self._total)
         self._done += 1
 
 

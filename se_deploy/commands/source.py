@@ -194,8 +194,8 @@ def read(
     options = options or NetworkOptions()
     image = options.image
     calibration = calibration or CalibrationOptions()
-    steps = 4
-    progress("export", 0, steps)
+    first = "read" if is_onnx(spec) else "export"
+    progress(first, 0, 1)
     network: Network | None = None
     notes: list[str] = []
     truth: Truth | None
@@ -229,19 +229,21 @@ def read(
         if outside is not None:
             truth = verifying.fed_frames(truth or verifying.of_graph(plain), outside)
     samples = None if calibration.data is None else lowering.calibration_samples(given, calibration)
-    progress("check", 1, steps)
+    progress(first, 1, 1, f"{given.graph.num_nodes()} nodes")
     check = None
     if verify:
+        progress("the source's answers", 0, 1)
         check = verifying.checker(given, truth, samples=samples, seed=options.seed)
-    progress("canonicalize", 2, steps)
+        progress("the source's answers", 1, 1)
+    progress("canonical form", 0, 1)
     form = verifying.canonical_form(given, check, simplified=True)
-    progress("census", 3, steps)
+    progress("canonical form", 1, 1, f"{form.model.graph.num_nodes()} nodes, {form.verified.summary}")
     notes += form.warnings
     left = sum(node.op_type in {"BatchNormalization", "Dropout"} for node in form.model.graph)
     if left:
         notes.append(f"{left} BatchNormalization or Dropout nodes could not be folded away")
     census = se_blocks.detect(form.model)
-    progress("census", steps, steps)
+    progress("census", 1, 1, f"{len(census.se)} SE blocks")
     return Source(
         spec=spec,
         model=form.model,

@@ -112,6 +112,16 @@ class Verified:
         return tuple(f for f in self.failures if f.preset is not None)
 
     @property
+    def summary(self) -> str:
+        """What came of it in a few words, for a line of progress."""
+        if self.skipped:
+            return "not compared"
+        if self.max_abs_error is None:
+            return "nothing to compare"
+        wrong = f"{len(self.failures)} outputs differ, " if self.failures else ""
+        return f"{wrong}largest error {self.max_abs_error:.1e}"
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Everything that a user must hear of and that is no failure by itself."""
         if self.skipped:

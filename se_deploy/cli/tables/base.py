@@ -1,9 +1,13 @@
-"""What all tables share: their look, and how numbers and verdicts are written."""
+"""What all tables share: their look, how they fit a terminal, and how numbers and verdicts are written."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -12,6 +16,69 @@ from se_deploy.errors import printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.console import Console
+
+PLAIN_FROM, PLAIN_BELOW = 1e-4, 1e9
+"""Between these a number is written without an exponent."""
+
+
+@dataclass
+class Grid:
+    """A table before it is known how wide the terminal is."""
+
+    title: str
+    columns: tuple[str, ...]
+    right: frozenset[int] = frozenset()  # columns of numbers
+    spare: tuple[int, ...] = ()  # columns that may be left out, the first of them first
+    caption: str = ""
+    rows: list[tuple[Text, ...]] = field(default_factory=list)
+    ends: set[int] = field(default_factory=set)  # how many rows there were when a section ended
+
+    def add(self, *cells: str | Text | None) -> None:
+        """Add a row; None is a dash, text from files is escaped, and rich reads no markup in it."""
+        given = ("-" if cell is None else cell for cell in cells)
+        self.rows.append(tuple(Text(printable(cell)) if isinstance(cell, str) else cell for cell in given))
+
+    def add_section(self) -> None:
+        """End a group of rows."""
+        self.ends.add(len(self.rows))
+
+    def fitted(self, console: Console) -> Table:
+        """Return the table for this console: spare columns are left out until it fits."""
+        left_out: set[int] = set()
+        waiting = list(self.spare)
+        while True:
+            table = self._drawn(left_out)
+            natural = Measurement.get(console, console.options.update(width=10_000), table).maximum
+            if natural <= console.width or not waiting:
+                if left_out:
+                    table.caption = Text("\n".join(filter(None, (self.caption, self._said(left_out)))))
+                return table
+            left_out.add(waiting.pop(0))
+
+    def _said(self, left_out: set[int]) -> str:
+        names = ", ".join(self.columns[i] for i in sorted(left_out))
+        return f"not shown for want of width: {names} (--json has all)"
+
+    def _drawn(self, left_out: set[int]) -> Table:
+        table = Table(
+            title=Text(printable(self.title), style="bold"),
+            title_justify="left",
+            caption=Text(printable(self.caption)) if self.caption else None,
+            caption_justify="left",
+            header_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            show_header=any(self.columns),
+        )
+        kept = [i for i in range(len(self.columns)) if i not in left_out]
+        for i in kept:
+            name = Text(printable(self.columns[i]))
+            table.add_column(name, justify="right" if i in self.right else "left", overflow="fold")
+        for n, row in enumerate(self.rows, 1):
+            table.add_row(*(row[i] for i in kept), end_section=n in self.ends)
+        return table
+
 
 def megabytes(size: float | None) -> str:
     """Bytes as megabytes (10^6), as plans are compared."""
@@ -19,8 +86,15 @@ def megabytes(size: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number, or a dash where it was not measured."""
-    return "-" if value is None else f"{value:.{digits}g}"
+    """A number of so many digits, or a dash where it was not measured; whole digits are never cut."""
+    if value is None:
+        return "-"
+    size = abs(value)
+    if not math.isfinite(value) or (size and not PLAIN_FROM <= size < PLAIN_BELOW):
+        return f"{value:.{digits}g}"
+    decimals = digits - 1 - (math.floor(math.log10(size)) if size else 0)
+    text = f"{value:,.{max(decimals, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def percent(value: float | None) -> str:
@@ -35,25 +109,16 @@ def passed(value: bool | None) -> Text:
     return Text("pass", style="green") if value else Text("FAIL", style="bold red")
 
 
-def titled(title: str, columns: Sequence[str], *, right: Sequence[int] = ()) -> Table:
-    """Return an empty table; columns without any name have no header, those at `right` hold numbers."""
-    table = Table(
-        title=Text(printable(title)),
-        title_justify="left",
-        header_style="bold",
-        pad_edge=False,
-        show_header=any(columns),
-    )
-    for i, column in enumerate(columns):
-        table.add_column(Text(printable(column)), justify="right" if i in right else "left", overflow="fold")
-    return table
+def titled(
+    title: str, columns: Sequence[str], *, right: Sequence[int] = (), spare: Sequence[int] = ()
+) -> Grid:
+    """Return an empty table; columns without any name have no header, those at `right` hold numbers.
+
+    `spare`: columns that are left out where the terminal is too narrow, the first of them first.
+    """
+    return Grid(title, tuple(columns), frozenset(right), tuple(spare))
 
 
-def add(table: Table, *cells: str | Text | None) -> None:
-    """Add a row; None is a dash, text from files is escaped, and rich reads no markup in it."""
-    table.add_row(
-        *(
-            Text(printable(cell)) if isinstance(cell, str) else cell
-            for cell in ("-" if cell is None else cell for cell in cells)
-        )
-    )
+def add(table: Grid, *cells: str | Text | None) -> None:
+    """Add a row to a table."""
+    table.add(*cells)

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from se_deploy.cli.tables.base import add, megabytes, number, percent, titled
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema import results
 
 
-def exported(result: results.Export) -> Table:
+def exported(result: results.Export) -> Grid:
     """Return what `export` did."""
     table = titled(f"Exported {result.onnx}", ["", ""])
     rows = {
@@ -28,7 +27,7 @@ def exported(result: results.Export) -> Table:
     return table
 
 
-def quantized(result: results.Quantize) -> Table:
+def quantized(result: results.Quantize) -> Grid:
     """Return what `quantize` did."""
     table = titled(f"Quantized {result.onnx}", ["", ""])
     sqnr = result.sqnr_db
@@ -46,7 +45,7 @@ def quantized(result: results.Quantize) -> Table:
     return table
 
 
-def built(result: results.BuildEngine) -> Table:
+def built(result: results.BuildEngine) -> Grid:
     """Return what `build-engine` built."""
     plan = result.plan
     table = titled(f"Built {result.engine}", ["", ""])
@@ -65,7 +64,7 @@ def built(result: results.BuildEngine) -> Table:
     return table
 
 
-def bundled(result: results.Bundle) -> Table:
+def bundled(result: results.Bundle) -> Grid:
     """Return the files of a bundle."""
     table = titled(f"{len(result.files)} files in {result.folder}", ["file"])
     for name in result.files:

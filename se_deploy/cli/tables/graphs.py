@@ -9,21 +9,20 @@ from rich.text import Text
 from se_deploy.cli.tables.base import add, megabytes, number, percent, titled
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema import results
 
 
 VERDICT_STYLE = {"fused": "green", "split": "yellow", "fallback": "red"}
 
 
-def inspected(result: results.Inspect) -> list[Table]:
+def inspected(result: results.Inspect) -> list[Grid]:
     """Return all that `inspect` shows."""
     tables = [blocks(result), *plans(result), *reasons(result), *chain(result.chain)]
     return [*tables, *advice(result.advice)] if result.advice else tables
 
 
-def blocks(result: results.Inspect | results.Export) -> Table:
+def blocks(result: results.Inspect | results.Export) -> Grid:
     """Return the census, with each plan's verdict beside its block."""
     plans = result.plans
     verdicts = [{b.output: b for b in plan.blocks} for plan in plans]
@@ -32,6 +31,7 @@ def blocks(result: results.Inspect | results.Export) -> Table:
         f"{len(result.blocks)} channel-attention blocks",
         [*heads, *(f"{plan.runtime} {plan.target}" for plan in plans), "output"],
         right=(0, 2, 3, 4, 10),
+        spare=(7, 8, 9, 10, 6, 5, 4),
     )
     for i, block in enumerate(result.blocks, 1):
         cells: list[str | Text | None] = [
@@ -43,13 +43,13 @@ def blocks(result: results.Inspect | results.Export) -> Table:
         ]  # fmt: skip
         for verdict in verdicts:
             found = verdict.get(block.output)
-            word = "-" if found is None else f"{found.verdict} ({found.kernels} k)"
+            word = "-" if found is None else f"{found.verdict}, {found.kernels} kernels"
             cells.append(Text(word, style=VERDICT_STYLE.get(found.verdict, "") if found else ""))
         add(table, *cells, block.output)
     return table
 
 
-def reasons(result: results.Inspect) -> list[Table]:
+def reasons(result: results.Inspect) -> list[Grid]:
     """List why a block is split, and which candidates are no blocks."""
     tables = []
     for plan in result.plans:
@@ -71,7 +71,7 @@ def reasons(result: results.Inspect) -> list[Table]:
     return tables
 
 
-def plans(result: results.Inspect) -> list[Table]:
+def plans(result: results.Inspect) -> list[Grid]:
     """Return the totals of each plan; none where nothing was planned."""
     if not result.plans:
         return []
@@ -79,6 +79,7 @@ def plans(result: results.Inspect) -> list[Table]:
         "Plans: bytes are planned per image, not timed",
         ["compiler", "target", "precision", "kernels", "activations MB", "weights MB", "SE kernels", "SE MB"],
         right=(3, 4, 5, 6, 7),
+        spare=(5, 7, 2),
     )
     for plan in result.plans:
         add(table,
@@ -90,7 +91,7 @@ def plans(result: results.Inspect) -> list[Table]:
     return [table]
 
 
-def refused(result: results.Export) -> list[Table]:
+def refused(result: results.Export) -> list[Grid]:
     """Return why a rewrite was not possible at a block, blocks of one reason in one row."""
     grouped: dict[tuple[str, str], list[str]] = {}
     for name, block, reason in result.refused:
@@ -103,7 +104,7 @@ def refused(result: results.Export) -> list[Table]:
     return [table]
 
 
-def chain(found: results.Chain | None) -> list[Table]:
+def chain(found: results.Chain | None) -> list[Grid]:
     """Return how far INT8 layers follow on each other, what breaks them and where the network ends them."""
     if found is None:
         return []
@@ -137,7 +138,7 @@ def chain(found: results.Chain | None) -> list[Table]:
     return tables
 
 
-def advice(found: results.Advice) -> list[Table]:
+def advice(found: results.Advice) -> list[Grid]:
     """Return what the data says of each block's width, and of which blocks it cannot say anything."""
     table = titled(
         f"Widths that {found.samples} samples ask for: the suggested one is the smallest that moves the "
@@ -147,6 +148,7 @@ def advice(found: results.Advice) -> list[Table]:
             "suggested R", "C/R", "gate error", "others",
         ],
         right=(1, 2, 3, 5, 7, 8, 9),
+        spare=(10, 6, 3, 5, 4),
     )  # fmt: skip
     for block in found.blocks:
         widths: dict[int | None, results.Width] = {width.hidden: width for width in block.widths}

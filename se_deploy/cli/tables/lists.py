@@ -9,17 +9,17 @@ from rich.text import Text
 from se_deploy.cli.tables.base import add, percent, titled
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema.results import Doctor, Networks, Predict
 
 
-def networks(result: Networks) -> Table:
+def networks(result: Networks) -> Grid:
     """Return the networks that ship."""
     table = titled(
         "SE networks that ship: se_deploy:NAME",
         ["name", "input", "params", "MACs", "SE blocks", "reference"],
         right=(2, 3, 4),
+        spare=(5, 1),
     )
     for row in result.networks:
         add(table,
@@ -29,7 +29,7 @@ def networks(result: Networks) -> Table:
     return table
 
 
-def doctor(result: Doctor) -> list[Table]:
+def doctor(result: Doctor) -> list[Grid]:
     """Return every check, and what follows from them."""
     table = titled("This machine", ["what", "state", "detail", "hint"])
     style = {"ok": "green", "missing": "yellow", "broken": "red"}
@@ -42,7 +42,7 @@ def doctor(result: Doctor) -> list[Table]:
     return [table, follows]
 
 
-def predicted(result: Predict) -> Table:
+def predicted(result: Predict) -> Grid:
     """Return a row per image and class, the image named once."""
     table = titled(
         f"{result.artifact} in {result.runtime}", ["image", "class", "label", "probability"], right=(3,)

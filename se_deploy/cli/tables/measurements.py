@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from se_deploy.cli.tables.base import add, number, passed, percent, titled
-from se_deploy.errors import printable
 from se_deploy.report.units import agreements
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema import results
 
 
-def parity(result: results.Parity) -> Table:
+def parity(result: results.Parity) -> Grid:
     """Return one row per candidate and output."""
     table = titled(
         f"Parity with {result.reference}",
@@ -30,9 +26,10 @@ def parity(result: results.Parity) -> Table:
             "SQNR dB",
             "same",
             "accuracy",
-            "",
+            "verdict",
         ],
         right=(3, 4, 5, 6, 7, 8),
+        spare=(4, 5, 1, 2),
     )
     for candidate in result.candidates:
         for output in candidate.outputs:
@@ -42,16 +39,17 @@ def parity(result: results.Parity) -> Table:
                 "\n".join(agreements(output)), percent(candidate.accuracy), passed(output.passed),
             )  # fmt: skip
     rounded = [f"{c.path}: {c.rounding}" for c in result.candidates if c.rounding]
-    table.caption = Text(printable("\n".join(rounded))) if rounded else None
+    table.caption = "\n".join(rounded)
     return table
 
 
-def profile(result: results.Profile) -> Table:
+def profile(result: results.Profile) -> Grid:
     """Return one row per artifact."""
     table = titled(
         "Latency (ms per call)",
         ["artifact", "runtime", "device", "batch", "p50", "p90", "p99", "per second", "speed-up", "stable"],
         right=(3, 4, 5, 6, 7, 8),
+        spare=(2, 5, 6, 1),
     )
     for a in result.artifacts:
         add(table,
@@ -63,7 +61,7 @@ def profile(result: results.Profile) -> Table:
     return table
 
 
-def checked(result: results.Check) -> Table:
+def checked(result: results.Check) -> Grid:
     """Return a row per gate and file: what was measured, or why it failed."""
     table = titled(f"Gates of {result.config}", ["gate", "file", "", "measured"])
     for gate in result.gates:

@@ -10,20 +10,28 @@ from se_deploy.schema import results
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.table import Table
+    from se_deploy.cli.tables.base import Grid
 
 
-def run(result: results.Run, folder: Path) -> list[Table]:
-    """Return the summary of a run: an artifact a row, the verdicts, and where the report is."""
-    verdicts = titled("Verdicts", ["parity", "fusion", "precision", "latency", "recommendation"])
+def run(result: results.Run, folder: Path) -> list[Grid | str]:
+    """Return the summary of a run: what to deploy, then an artifact a row, the verdicts, the report."""
     v = result.verdicts or results.Verdicts()
-    add(verdicts, *map(passed, (v.parity, v.fusion, v.precision, v.latency)), result.recommendation)
-    files = titled("Files", ["report", "folder"])
-    add(files, str(folder / result.report), str(folder))
-    return [_artifacts(result), verdicts, files]
+    verdicts = {"parity": v.parity, "fusion": v.fusion, "precision": v.precision, "latency": v.latency}
+    said = ", ".join(f"{name} {_verdict(value)}" for name, value in verdicts.items())
+    recommended = result.recommendation or "none"
+    return [
+        f"Recommendation: {recommended}",
+        _artifacts(result),
+        f"Verdicts: {said}",
+        f"Report: {folder / result.report}",
+    ]
 
 
-def _artifacts(result: results.Run) -> Table:
+def _verdict(value: bool | None) -> str:
+    return "not judged" if value is None else "pass" if value else "FAIL"
+
+
+def _artifacts(result: results.Run) -> Grid:
     network = result.network or results.Network(spec="")
     table = titled(
         f"{network.spec} ({network.weights})",
@@ -39,6 +47,7 @@ def _artifacts(result: results.Run) -> Table:
             "parity",
         ],
         right=(1, 2, 4, 5, 6, 7),
+        spare=(2, 7, 5),
     )
     timed = _timed(result)
     engines = {e.engine: e for e in result.build_engines.values()}
@@ -63,7 +72,7 @@ def _artifacts(result: results.Run) -> Table:
     return table
 
 
-def side_by_side(report: results.Report) -> Table:
+def side_by_side(report: results.Report) -> Grid:
     """Return several runs, an artifact a row."""
     table = titled("Runs", ["run", "artifact", "top-1", "SQNR dB", "p50 ms", "parity"], right=(2, 3, 4))
     for run in report.runs:
