@@ -73,6 +73,10 @@ class DeviceFailed(SeDeployError):
     """A GPU that is here refused a call: its memory is full, or the work on it failed."""
 
 
+class RemoteFailed(SeDeployError):
+    """A device that cannot be reached, lacks se-deploy, or whose line broke."""
+
+
 class ExportFailed(SeDeployError):
     """Neither exporter of PyTorch could write the network as ONNX."""
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx_ir.passes import common
 
 from se_deploy import files
@@ -95,6 +96,19 @@ def load(path: Path) -> ir.Model:
     tidy(model)
     _refuse_huge_constants(model, path)
     return model
+
+
+def weight_files(path: Path) -> tuple[str, ...]:
+    """Return the files that hold an ONNX file's weights, by their names from its folder; mostly none.
+
+    Raises: BadModel where it cannot be read.
+    """
+    try:
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+    except (DecodeError, OSError) as e:
+        raise BadModel(f"'{path}' cannot be read as ONNX: {e}", hint="export or copy it again") from e
+    outside = [tensor for tensor in tensors if uses_external_data(tensor)]
+    return tuple(sorted({ExternalDataInfo(tensor).location for tensor in outside}))
 
 
 def _refuse_huge_constants(model: ir.Model, path: Path) -> None:

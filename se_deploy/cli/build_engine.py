@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.cli import options
+from se_deploy.cli import remote as elsewhere
 from se_deploy.cli.parameters import argument, command
 from se_deploy.cli.types import IN_FILE
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
+    from se_deploy.commands.remote import Remote
     from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, Precision, TargetOptions
 
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     options.calibration,
     options.verify,
     options.overwrite,
+    elsewhere.remote,
     options.reporter("parity", "fusion", "fused", "precision", benefit=True),
     first="--output --fp16 --int8 --calib-data --runtime "
     "--target --opt-shapes --max-shapes --workspace --overwrite",
@@ -40,6 +43,7 @@ def build_engine(
     calibration: CalibrationOptions,
     verify: bool,
     overwrite: bool,
+    remote: Remote | None,
     reporter: Reporter,
 ) -> None:
     """Build a TensorRT engine from MODEL.onnx, with a manifest, and check its precision.
@@ -53,7 +57,11 @@ def build_engine(
     """
     from se_deploy.cli.tables import files
     from se_deploy.commands import build_engine as verb
+    from se_deploy.schema import results
 
+    if remote is not None:
+        elsewhere.finish(remote, results.BuildEngine, files.built, reporter)
+        return
     with reporter.progress() as progress:
         result = verb.build_engine(
             model,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
+TYPED = "se_deploy.typed"
+"""Where a context keeps the words of its command as they were typed."""
+
 Given = Mapping[str, object]
 """What click parsed, by its own name of the parameter; and what `IGNORED` names."""
 
@@ -75,6 +78,11 @@ class Command(click.Command):
         """Write the options by section."""
         options = [parameter for parameter in self.get_params(ctx) if isinstance(parameter, click.Option)]
         sections.write(ctx, formatter, options, self.sections, self.first)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words as they were typed, for a command that may run elsewhere."""
+        ctx.meta[TYPED] = tuple(args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> object:
         """Make the parts and call the function."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from se_deploy.cli import options
+from se_deploy.cli import remote as elsewhere
 from se_deploy.cli.parameters import argument, arguments, command, group, repeated, required
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, IN_PATH, KindOfOutput, Model
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from se_deploy.cli.output import Reporter
     from se_deploy.cli.parameters import Given
+    from se_deploy.commands.remote import Remote
     from se_deploy.options import HostOptions, Limits, NetworkOptions, SampleOptions
     from se_deploy.schema.common import OutputKind
 
@@ -50,6 +52,7 @@ def _by_name(given: Given) -> Mapping[str, OutputKind]:
     options.host,
     options.junit,
     options.overwrite,
+    elsewhere.remote,
     options.reporter(),
     first="--data --preset --atol --min-top1 --output "
     "--pretrained --checkpoint --input-size --samples --junit",
@@ -66,6 +69,7 @@ def parity(
     host: HostOptions,
     junit: Path | None,
     overwrite: bool,
+    remote: Remote | None,
     reporter: Reporter,
 ) -> None:
     """Compare each of CANDIDATES with REFERENCE on the same data; exits with 3 where one fails.
@@ -81,7 +85,11 @@ def parity(
     from se_deploy import files, report
     from se_deploy.cli.tables import measurements
     from se_deploy.commands import parity as verb
+    from se_deploy.schema import results
 
+    if remote is not None:
+        elsewhere.finish(remote, results.Parity, measurements.parity, reporter)
+        return
     if junit:
         files.claim(junit, overwrite=overwrite)
     with reporter.progress() as progress:

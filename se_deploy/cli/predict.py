@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from se_deploy.cli import options
+from se_deploy.cli import remote as elsewhere
 from se_deploy.cli.parameters import argument, arguments, command, defaulted
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
+    from se_deploy.commands.remote import Remote
     from se_deploy.options import HostOptions, NetworkOptions
 
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     defaulted("--top", click.IntRange(min=1), 5, "Classes to list for each image.", section=Section.OUTPUT),
     options.fed_network,
     options.host_cpu,
+    elsewhere.remote,
     options.reporter(),
 )
 def predict(
@@ -33,6 +36,7 @@ def predict(
     top: int,
     network: NetworkOptions,
     host: HostOptions,
+    remote: Remote | None,
     reporter: Reporter,
 ) -> None:
     """List the classes that ARTIFACT finds most probable in each of IMAGES.
@@ -47,6 +51,37 @@ def predict(
     from se_deploy.cli.tables import lists
     from se_deploy.commands import predict as verb
 
+    if remote is not None:
+        _predict_there(remote, artifact, images, top=top, network=network, reporter=reporter)
+        return
     with reporter.progress() as progress:
         result = verb.predict(artifact, images, top=top, host=host, network=network, progress=progress)
     reporter.finish(result, [lists.predicted(result)], warnings=result.warnings)
+
+
+def _predict_there(
+    remote: Remote,
+    artifact: str,
+    images: tuple[Path, ...],
+    *,
+    top: int,
+    network: NetworkOptions,
+    reporter: Reporter,
+) -> None:
+    """Predict on a device: by its se-deploy, or where it has none by the script that a bundle holds."""
+    from pathlib import Path
+
+    from se_deploy import schema
+    from se_deploy.cli.tables import lists
+    from se_deploy.commands import artifacts
+    from se_deploy.commands import remote as verb
+
+    try:
+        elsewhere.finish(remote, schema.results.Predict, lists.predicted, reporter)
+    except verb.NotInstalled as missing:
+        if artifacts.kind_of(artifact) != "engine":
+            raise
+        result = verb.predict_by_script(
+            remote, Path(artifact), images, top=top, image=network.image, missing=missing, talk=elsewhere.talk
+        )
+        reporter.finish(result, [lists.predicted(result)], warnings=result.warnings)

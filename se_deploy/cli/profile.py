@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from se_deploy.cli import options
+from se_deploy.cli import remote as elsewhere
 from se_deploy.cli.parameters import arguments, command, defaulted, optional
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
+    from se_deploy.commands.remote import Remote
     from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     options.timed_network,
     options.sized_timing,
     options.host,
+    elsewhere.remote,
     options.reporter("latency"),
     first="--reference --batch-size --threads --duration-s --min-speedup "
     "--max-p50-ms --gate --pretrained --input-size --json",
@@ -52,6 +55,7 @@ def profile(
     network: NetworkOptions,
     timing: TimingOptions,
     host: HostOptions,
+    remote: Remote | None,
     reporter: Reporter,
 ) -> None:
     """Measure the latency of ONNX files and engines, and the speed-up over PyTorch.
@@ -65,7 +69,11 @@ def profile(
     """
     from se_deploy.cli.tables import measurements
     from se_deploy.commands import profile as verb
+    from se_deploy.schema import results
 
+    if remote is not None:
+        elsewhere.finish(remote, results.Profile, measurements.profile, reporter)
+        return
     with reporter.progress() as progress:
         result = verb.profile(
             files,

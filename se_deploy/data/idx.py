@@ -49,16 +49,21 @@ def pixels(path: Path, numbers: list[int]) -> dict[int, bytes]:
     return found
 
 
+def labels_path(path: Path) -> Path | None:
+    """Return the file of labels beside a file of images, by its name; None where there is none."""
+    name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    if name == path.name:
+        return None
+    stem = name.removesuffix(".gz")
+    return next((p for p in (path.with_name(stem), path.with_name(f"{stem}.gz")) if p.exists()), None)
+
+
 def labels_beside(path: Path, count: int) -> IntArray | None:
     """Read the labels of `path` from the file beside it whose name says so; None where there is none.
 
     Raises: BadData where it is there and does not fit.
     """
-    name = path.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
-    if name == path.name:
-        return None
-    stem = name.removesuffix(".gz")
-    beside = next((p for p in (path.with_name(stem), path.with_name(f"{stem}.gz")) if p.exists()), None)
+    beside = labels_path(path)
     if beside is None:
         return None
     with _open(beside) as file:

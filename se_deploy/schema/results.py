@@ -210,6 +210,7 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
     kept_fp32: tuple[KeptNode, ...] = ()
     unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
     rounding: str | None = None  # where the numbers that were verified are rounded to FP16
+    remote: str | None = None  # the host that it ran on, as --remote names it; null: this machine
 
 
 class OutputParity(Struct, frozen=True, kw_only=True):
@@ -278,6 +279,7 @@ class Parity(Result, frozen=True, kw_only=True, tag="se-deploy/parity/1"):
     passed: bool
     reference: str | None = None
     reference_accuracy: float | None = None
+    remote: str | None = None  # the host that it ran on, as --remote names it; null: this machine
 
 
 class LayerTime(Struct, frozen=True, kw_only=True):
@@ -319,6 +321,7 @@ class Profile(Result, frozen=True, kw_only=True, tag="se-deploy/profile/1"):
 
     artifacts: tuple[Timing, ...]
     threads: Count | None = None
+    remote: str | None = None  # the host that it ran on, as --remote names it; null: this machine
 
 
 class Network(Struct, frozen=True, kw_only=True):
@@ -457,6 +460,7 @@ class Predict(Result, frozen=True, kw_only=True, tag="se-deploy/predict/1"):
     runtime: str
     device: str
     predictions: tuple[Prediction, ...]
+    remote: str | None = None  # the host that it ran on, as --remote names it; null: this machine
 
 
 class Bundle(Result, frozen=True, kw_only=True, tag="se-deploy/bundle/1"):
