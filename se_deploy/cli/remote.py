@@ -9,16 +9,16 @@ import click
 
 from se_deploy.cli.output import show
 from se_deploy.cli.parameters import TYPED, group, optional
+from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
 from se_deploy.errors import BadInput, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from rich.table import Table
-
     from se_deploy.cli.output import Reporter
     from se_deploy.cli.parameters import Given
+    from se_deploy.cli.tables.base import Grid
     from se_deploy.commands.remote import Remote, Word
     from se_deploy.commands.remote_files import Read, Written
     from se_deploy.schema import results
@@ -47,10 +47,10 @@ def _remote(given: Given) -> Remote | None:
     return Remote(Host(name, _config.of(given)), _program.of(given))
 
 
-remote = group("remote", _remote, _host, _program, _config)
+remote = group("remote", _remote, _host, _program, _config, section=Section.DEVICE)
 
 
-def finish(where: Remote, kind: type[R], table: Callable[[R], Table], reporter: Reporter) -> None:
+def finish(where: Remote, kind: type[R], table: Callable[[R], Grid], reporter: Reporter) -> None:
     """Run the current command on a device, print its result as if it had run here, and end as it ended."""
     from se_deploy import errors, schema
     from se_deploy.commands import remote as verb

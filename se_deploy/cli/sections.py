@@ -40,6 +40,7 @@ class Section(Enum):
     CALIBRATION = "INT8 and its calibration"
     LIMITS = "Tolerances"
     TIMING = "Timing"
+    DEVICE = "On another machine"
     HOST = "This machine"
     REPORTING = "Messages and exit code"
 
