@@ -131,16 +131,16 @@ def read_data(
     samples: SampleOptions | None = None,
 ) -> data.Samples:
     """Read samples for a session: images by its input spec, arrays as they are. Raises: BadData."""
-    if image is None and path.suffix not in {".npy", ".npz"}:
+    prepared = data.is_prepared(path, session.inputs)
+    if image is None and not prepared:
         raise BadData(
             f"the network does not say how images become its input, so '{path}' cannot be used",
             hint=data.how_to_describe(session.inputs),
         )
-    arrays = path.suffix in {".npy", ".npz"}
     samples = samples or SampleOptions()
     return data.read(
         path,
-        list(session.inputs) if arrays or image is None else [image],
+        list(session.inputs) if prepared or image is None else [image],
         image=image,
         limit=samples.limit,
         skip_unreadable=samples.skip_unreadable,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Literal
 
 from se_deploy import calibration, verification
@@ -69,5 +68,7 @@ def _batches(model: ir.Model, samples: Samples) -> Iterator[Arrays]:
     size = frozen or _BATCH
     count = min(samples.count, max(_SAMPLES, size))
     some = samples.take([i * samples.count // count for i in range(count)])
-    whole = some.count // size if frozen else None  # a frozen graph takes whole batches only
-    yield from itertools.islice(some.batches(size), whole)
+    for feeds in some.batches(size):
+        rows = {len(array) for array in feeds.values()}
+        if not frozen or rows == {size}:  # a frozen graph takes whole batches only
+            yield feeds

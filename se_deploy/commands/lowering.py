@@ -14,7 +14,7 @@ from se_deploy.commands import fp16, shapes
 from se_deploy.errors import BadData
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
-from se_deploy.protocols import TensorSpec, silent
+from se_deploy.protocols import silent
 from se_deploy.quantization import fp16_rounding, layer_cost, to_fp16
 from se_deploy.roofline import roofline_ms
 from se_deploy.schema import input_spec
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.quantization.fp16_ranges import KeptFp32
-    from se_deploy.schema.input_spec import InputSpec
     from se_deploy.targets import Device, Target
     from se_deploy.verification import Failure, Verified
 
@@ -381,22 +380,24 @@ def range_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples 
 def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
     """Read the calibration data by the graph's own input spec. Raises: BadData."""
     spec = input_spec.read(model.metadata_props)
-    specs: list[InputSpec | TensorSpec] = [spec] if spec else list(shapes.tensor_specs(model))
+    taken = shapes.tensor_specs(model)
     if options.data is None:
         if not options.allow_random:
             raise BadData(
                 "INT8 needs calibration data, and random data would ruin the answers",
                 hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
             )
-        return data.random(shapes.tensor_specs(model), count=options.samples or 32, seed=options.seed)
-    if spec is None and options.data.suffix not in {".npy", ".npz"}:
+        return data.random(taken, count=options.samples or 32, seed=options.seed)
+    prepared = data.is_prepared(options.data, taken)
+    if spec is None and not prepared:
         raise BadData(
             f"the graph does not say how images become its input, so '{options.data}' cannot be used",
-            hint=data.how_to_describe(shapes.tensor_specs(model)),
+            hint=data.how_to_describe(taken),
         )
     return data.read(
         options.data,
-        specs,
+        taken if prepared or spec is None else [spec],
+        image=spec,
         limit=options.samples,
         skip_unreadable=options.skip_unreadable,
         seed=options.seed,

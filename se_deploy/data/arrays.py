@@ -140,24 +140,32 @@ def digest(source: ArraySource, numbers: Sequence[int]) -> str:
             rows = array.rows(numbers[start : start + step])
             if array.dtype.kind == "f" and not np.isfinite(rows).all():
                 bad = np.flatnonzero(~np.isfinite(rows).reshape(len(rows), -1).all(axis=1))[0]
-                raise BadData(
-                    f"'{array.name}' holds NaN or infinity in entry {numbers[start + bad]}",
-                    hint="find out where it comes from: ranges measured on it mean nothing",
+                refuse_not_finite(
+                    rows, f"'{array.name}' holds NaN or infinity in entry {numbers[start + bad]}"
                 )
-            _refuse_loss(rows, name, array, source.dtypes[name])
+            refuse_loss(rows, array.name, name, source.dtypes[name])
             whole.update(rows.tobytes())
     return whole.hexdigest()
 
 
-def _refuse_loss(rows: Array, name: str, array: NpyFile, taken: np.dtype[np.generic]) -> None:
-    """Refuse numbers that an integer input cannot hold: cast to it they would be others. Raises: BadData."""
-    if taken.kind not in "iu" or np.can_cast(array.dtype, taken):
+def refuse_not_finite(rows: Array, what: str) -> None:
+    """Raise BadData with the text `what` where numbers are not finite."""
+    if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+        raise BadData(what, hint="find out where it comes from: ranges measured on it mean nothing")
+
+
+def refuse_loss(rows: Array, file: str, name: str, taken: np.dtype[np.generic]) -> None:
+    """Refuse numbers that the integer input `name` cannot hold: cast to it they would be others.
+
+    Raises: BadData.
+    """
+    if taken.kind not in "iu" or np.can_cast(rows.dtype, taken):
         return
     low, high = np.iinfo(taken.name).min, np.iinfo(taken.name).max
     lost = (rows < low) | (rows > high) | (rows != np.trunc(rows))
     if lost.any():
         raise BadData(
-            f"'{array.name}' holds {rows[lost][0]:g}, the input '{name}' takes {taken}",
+            f"'{file}' holds {rows[lost][0]:g}, the input '{name}' takes {taken}",
             hint=f"save whole numbers from {low} to {high}; prepared images are for a network of floats",
         )
 

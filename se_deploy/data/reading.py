@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from se_deploy.data import arrays, cifar, idx, images, plausibility, webdataset
+from se_deploy.data import array_folder, arrays, cifar, clips, idx, images, plausibility, waves, webdataset
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
 from se_deploy.errors import BadData
@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from se_deploy.data.samples import Source
+
+PreparedKind = Literal["arrays", "folder of arrays", "recordings", "clips"]
+"""Data that no input spec has to prepare."""
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
 })  # fmt: skip
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
 KINDS = (
-    "a folder of images (class folders too), a text file of paths, .npy, .npz, MNIST IDX (plain or gzip), "
-    "CIFAR-10 or CIFAR-100 (binary), or WebDataset .tar"
+    "a folder of images (class folders too), a text file of paths, .npy, .npz, a folder of .npy files or of "
+    "WAV files, folders of frames, MNIST IDX (plain or gzip), CIFAR-10 or CIFAR-100 (binary), or WebDataset "
+    ".tar"
 )
+ARRAY_SUFFIXES = frozenset({".npy", ".npz"})
 
 
 def read(
@@ -39,7 +45,8 @@ def read(
 ) -> Samples:
     """Open calibration or evaluation data, choose at most `limit` samples and look at each of them.
 
-    Images need one InputSpec, which says how they are prepared; arrays are fed as they are. A limit picks
+    Images need one InputSpec, which says how they are prepared; arrays and recordings are fed as they are,
+    frames of a clip as pixels in [0, 1]. A limit picks
     one sample out of each of `limit` equal stretches of the sorted data, so that every class folder keeps
     its share: the first of each with seed 0, a random one otherwise. Arrays that do not look like what the
     network's input spec (`image`, or the one among `inputs`) makes of images are warned of.
@@ -48,7 +55,10 @@ def read(
     """
     if not path.exists():
         raise BadData(f"'{path}' does not exist", hint=f"name {KINDS}")
-    if path.suffix in {".npy", ".npz"}:
+    kind = _prepared_kind(path, [_tensor(spec) for spec in inputs])
+    if kind in {"folder of arrays", "recordings", "clips"}:
+        return _read_files(kind, path, [_tensor(spec) for spec in inputs], limit, seed)
+    if kind == "arrays":
         samples = _read_arrays(path, inputs, limit, seed)
         wanted = image or next((spec for spec in inputs if isinstance(spec, InputSpec)), None)
         doubts = _array_doubts(samples, wanted) if wanted else ()
@@ -74,6 +84,11 @@ def read(
     )
 
 
+def is_prepared(path: Path, inputs: Sequence[TensorSpec]) -> bool:
+    """Whether data needs no input spec: arrays, recordings, and frames for a network of clips."""
+    return _prepared_kind(path, inputs) is not None
+
+
 def how_to_describe(inputs: Sequence[TensorSpec]) -> str:
     """Return the hint for a file that does not say how an image becomes its input."""
     if len(inputs) == 1 and inputs[0].dtype == np.uint8:  # frames: mean and std would be refused
@@ -90,6 +105,64 @@ def pick(count: int, limit: int | None, seed: int) -> list[int]:
     inside = np.zeros(limit) if seed == 0 else np.random.default_rng(seed).random(limit)
     edges = np.arange(limit + 1) * count // limit
     return [int(n) for n in edges[:-1] + np.floor(inside * (edges[1:] - edges[:-1]))]
+
+
+def _prepared_kind(path: Path, inputs: Sequence[TensorSpec]) -> PreparedKind | None:
+    if path.suffix in ARRAY_SUFFIXES:
+        return "arrays"
+    if path.suffix.lower() == waves.SUFFIX:
+        return "recordings"
+    if not path.is_dir():
+        return None
+    found = {p.suffix.lower() for p in path.rglob("*") if not p.name.startswith(".")}
+    if found & IMAGE_SUFFIXES:  # arrays beside images are their labels or the like
+        return "clips" if len(inputs) == 1 and len(inputs[0].dims) == clips.AXES else None
+    if {".npy", waves.SUFFIX} <= found:
+        raise BadData(f"'{path}' holds both .npy and WAV files", hint="give a folder with one of them")
+    if ".npy" in found:
+        return "folder of arrays"
+    return "recordings" if waves.SUFFIX in found else None
+
+
+def _read_files(
+    kind: PreparedKind, path: Path, specs: Sequence[TensorSpec], limit: int | None, seed: int
+) -> Samples:
+    """Open data of which every file, or every folder of frames, is one sample."""
+    if kind == "folder of arrays":
+        found = array_folder.find(path, specs)
+        opened = array_folder.open_samples([found[n] for n in pick(len(found), limit, seed)], specs)
+        return _of_files(
+            array_folder.FolderSource(opened, tuple(specs)),
+            array_folder.digest(opened, specs),
+            [array_folder.shapes(one, specs) for one in opened],
+        )
+    if len(specs) != 1:
+        raise BadData(
+            f"'{path}' holds {kind}, the network has {len(specs)} inputs",
+            hint="give an .npz with one array per input, by name, or a folder of .npy files for each",
+        )
+    if kind == "clips":
+        every = clips.find(path, specs[0], IMAGE_SUFFIXES)
+        chosen = tuple(every[n] for n in pick(len(every), limit, seed))
+        shapes = [clips.shape_of(clip, specs[0]) for clip in chosen]
+        source = clips.ClipSource(chosen, specs[0])
+        return _of_files(source, clips.digest(chosen), shapes, clips.warnings(specs[0]))
+    sounds = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() == ".wav")
+    root = path.parent if path.is_file() else path
+    numbers = pick(len(sounds), limit, seed)
+    heads = tuple(waves.open_wave(sounds[n], sounds[n].relative_to(root).as_posix()) for n in numbers)
+    waves.check(heads, specs[0])
+    return _of_files(waves.WaveSource(heads, specs[0]), waves.digest(heads), [one.frames for one in heads])
+
+
+def _of_files(
+    source: Source, sha256: str, shapes: Sequence[object], warnings: tuple[str, ...] = ()
+) -> Samples:
+    if not shapes:
+        raise BadData("the folder holds no sample", hint=f"name {KINDS}")
+    alike = len(set(shapes)) == 1
+    numbers = tuple(range(len(shapes)))
+    return Samples(source, numbers, None, sha256, warnings, None if alike else tuple(shapes))
 
 
 def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -33,6 +34,7 @@ class Samples:
     labels: IntArray | None  # (count,) class indices of the chosen samples, None where there are none
     sha256: str  # over the chosen samples' names and content, and how they are prepared
     warnings: tuple[str, ...] = ()
+    shapes: tuple[object, ...] | None = None  # of each chosen sample; None: all have the same
 
     @property
     def count(self) -> int:
@@ -40,9 +42,18 @@ class Samples:
         return len(self.chosen)
 
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
-        """Yield the samples in order, `size` at a time by input name; the last batch may be smaller."""
-        for start in range(0, self.count, size):
-            yield self.source.fetch(self.chosen[start : start + size])
+        """Yield the samples in order, at most `size` at a time by input name.
+
+        Fewer come last, and where the next sample has another shape: those cannot be one array.
+        """
+        start = 0
+        while start < self.count:
+            end = min(start + size, self.count)
+            if self.shapes is not None:
+                same = (shape == self.shapes[start] for shape in self.shapes[start:end])
+                end = start + sum(itertools.takewhile(bool, same))
+            yield self.source.fetch(self.chosen[start:end])
+            start = end
 
     def take(self, positions: Sequence[int]) -> Samples:
         """Keep the samples at these positions, in this order; the hash stays that of the whole."""
@@ -50,6 +61,7 @@ class Samples:
             self,
             chosen=tuple(self.chosen[p] for p in positions),
             labels=None if self.labels is None else self.labels[list(positions)],
+            shapes=None if self.shapes is None else tuple(self.shapes[p] for p in positions),
         )
 
     def split(self, every: int, block: int = 1) -> tuple[Samples, Samples]:
