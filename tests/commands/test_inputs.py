@@ -12,6 +12,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
+from PIL import Image
+from recordings import record
 from test_cli import run as call
 from torch_nets import NETS
 
@@ -132,3 +135,69 @@ def test_a_declaration_settles_the_sizes_of_a_file(capsys, folder):
         assert (code, words in err) == (1, True), err
     code, _, err = call(capsys, "export", "nets.py:Speech", "--input", "feats:Nx16x", "-o", "wrong.onnx")
     assert code == 2
+
+
+WAVE = """
+<ir_version: 8, opset_import: ["" : 17]>
+agraph (float[n, 1, l] wave) => (float[n, 6] y) {
+    c = Conv<strides = [4]>(wave, w)
+    r = Relu(c)
+    p = GlobalAveragePool(r)
+    s = Conv(p, s1)
+    t = Relu(s)
+    u = Conv(t, s2)
+    g = Sigmoid(u)
+    m = Mul(r, g)
+    z = GlobalAveragePool(m)
+    y = Flatten(z)
+}
+"""
+
+
+def test_recordings_of_any_length_calibrate_and_compare(capsys, folder):
+    proto = onnx.parser.parse_model(WAVE)
+    rng = np.random.default_rng(0)
+    for name, shape in {"w": (6, 1, 9), "s1": (2, 6, 1), "s2": (6, 2, 1)}.items():
+        array = rng.standard_normal(shape, np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, "net.onnx")
+    for i, length in enumerate((400, 400, 300, 500, 500)):
+        record(folder / "speech" / f"{i}.wav", rng.integers(-20_000, 20_000, length))
+    told(capsys, "quantize", "net.onnx", "--calib-data", "speech", "-o", "int8.onnx")
+    found = told(capsys, "parity", "net.onnx", "int8.onnx", "--data", "speech", "--min-top1", "0")
+    (candidate,) = found["candidates"]
+    assert (candidate["samples"], candidate["passed"]) == (5, True)
+    one = told(capsys, "parity", "net.onnx", "int8.onnx", "--data", "speech/3.wav", "--min-top1", "0")
+    assert one["candidates"][0]["shapes"] == {"wave": [1, 1, 500]}
+    code, _, err = call(capsys, "parity", "net.onnx", "int8.onnx", "--data", "speech", "--samples", "0")
+    assert code == 2, err
+
+
+def test_features_are_the_users(capsys, folder):
+    told(capsys, "export", "nets.py:Speech", "--input", "feats:Nx16xT", "-o", "net.onnx", "--opset", "17")
+    record(folder / "speech" / "a.wav", np.zeros(400))
+    code, _, err = call(capsys, "quantize", "net.onnx", "--calib-data", "speech", "-o", "int8.onnx")
+    assert (code, "takes (N, 16, ?) of float32, no waveform" in err) == (1, True), err
+    assert "compute the network's own features" in err
+    (folder / "feats").mkdir()
+    for i, frames in enumerate((30, 30, 50)):
+        np.save(folder / "feats" / f"{i}.npy", np.random.default_rng(i).standard_normal((16, frames)))
+    made = told(capsys, "quantize", "net.onnx", "--calib-data", "feats", "-o", "int8.onnx")
+    assert made["samples"] + 1 >= 3, "one may be held back"
+
+
+@pytest.mark.slow
+def test_folders_of_frames_are_clips(capsys, folder):
+    sized = ["--input", "clip:Nx3x4x12x12", "--opset", "17"]
+    told(capsys, "export", "nets.py:Clip", *sized, "-o", "net.onnx")
+    rng = np.random.default_rng(0)
+    for clip in ("a", "b", "c"):
+        (folder / "film" / clip).mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8)).save(f"film/{clip}/{i}.jpg")
+    half = told(capsys, "export", "net.onnx", "--fp16", "-o", "half.onnx")
+    assert half["verified"]["passed"]
+    found = told(capsys, "parity", "net.onnx", "half.onnx", "--data", "film")
+    (candidate,) = found["candidates"]
+    assert (candidate["samples"], candidate["shapes"]) == (3, {"clip": [3, 3, 4, 12, 12]})
+    assert any("pixels in [0, 1]" in text for text in found["warnings"])

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import wave
-
 import numpy as np
 import pytest
 from PIL import Image
+from recordings import record
 
 from se_deploy import data
 from se_deploy.errors import BadData
@@ -15,20 +14,6 @@ from se_deploy.protocols import TensorSpec
 RAW = TensorSpec("wave", np.dtype(np.float32), (None, None))
 FEATS = TensorSpec("feats", np.dtype(np.float32), (None, 4, None))
 CLIP = TensorSpec("clip", np.dtype(np.float32), (None, 3, 4, 6, 8))
-
-
-def record(path, numbers, *, width=2, rate=16_000):
-    """Write integers (frames, channels) as PCM."""
-    numbers = np.asarray(numbers)
-    numbers = numbers if numbers.ndim > 1 else numbers[:, None]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(numbers.shape[1])
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        low = numbers.astype("<i8").reshape(-1, 1).view(np.uint8)[:, :width]
-        file.writeframes(low.tobytes())
-    return path
 
 
 def first(samples):
