@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from se_deploy.comparison import Divergence
     from se_deploy.data import Samples
     from se_deploy.protocols import Arrays, Runtime, Session
+    from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.verification import Expected, Failure, Verified
 
@@ -46,6 +47,7 @@ class Checker:
     given: ir.Model  # the graph that the steps start from; names the node where a difference begins
     expected: Expected
     runtime: Runtime
+    kinds: Mapping[str, OutputKind] | None = None  # what outputs are, where the user says it
 
     def verify(
         self,
@@ -84,7 +86,12 @@ class Checker:
         """Return a checker against the graph's own answers, where those differ from its source's."""
         return dataclasses.replace(
             self,
-            expected=verification.expect(lambda: self.runtime.open(self.given), self.expected.probes),
+            expected=verification.expect(
+                lambda: self.runtime.open(self.given),
+                self.expected.probes,
+                found=verification.found_by(self.given),
+                kinds=self.kinds,
+            ),
         )
 
 
@@ -94,11 +101,13 @@ def checker(
     *,
     samples: Samples | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
+    kinds: Mapping[str, OutputKind] | None = None,
     seed: int = 0,
 ) -> Checker:
     """Choose inputs that `given` accepts and ask its source for the answers; `source` None is itself.
 
-    Raises: UnsupportedGraph where no inputs can be found.
+    `kinds` says what outputs are, where the guess is wrong.
+    Raises: UnsupportedGraph where no inputs can be found; BadInput where `kinds` fits no output.
     """
     exact = registry.graph_runtime(SessionOptions(exact=True))
     with exact.open(given) as session:
@@ -110,7 +119,10 @@ def checker(
             data=None if samples is None else next(samples.batches(min(_DATA_ROWS, samples.count))),
             seed=seed,
         )
-    return Checker(given, verification.expect(source or (lambda: exact.open(given)), probes), exact)
+    expected = verification.expect(
+        source or (lambda: exact.open(given)), probes, found=verification.found_by(given), kinds=kinds
+    )
+    return Checker(given, expected, exact, kinds)
 
 
 def of_session(session: Session) -> Truth:

@@ -62,6 +62,10 @@ def _goes_with(name: str, other: str, want: Arrays, got: Arrays) -> bool:
 def _matched(
     name: str, beside: tuple[str, ...], kinds: Mapping[str, OutputKind], want: Arrays, got: Arrays
 ) -> dict[str, Compared]:
+    axes = want[name].ndim - 1
+    for key in (name, *beside):
+        if want[key].ndim != got[key].ndim or want[key].shape[axes:] != got[key].shape[axes:]:
+            raise _shapes(key, want[key], got[key])
     form = boxes.form_of(want[name].reshape(-1, boxes.COORDINATES))
     if form is None:
         raise BadInput(
@@ -111,20 +115,25 @@ def _alone(name: str, kind: OutputKind, want: Array, got: Array) -> Compared:
         return Compared(want, got, 0 if kind == "scores" else None)
     if want.ndim and want.ndim == got.ndim and want.shape[1:] == got.shape[1:]:
         if kind == "scores":
-            few = min(len(want), len(got))
-            a, b = (-np.sort(-each.astype(np.float64), axis=0)[:few] for each in (want, got))
-            return Compared(a, b, abs(len(want) - len(got)))
+            return best_first(want, got)
         if kind == "labels":
-            return _as_multisets(want, got)
+            return as_multisets(want, got)
     raise _shapes(name, want, got)
 
 
-def _as_multisets(want: Array, got: Array) -> Compared:
+def best_first(want: Array, got: Array) -> Compared:
+    """Return the best scores of both, in order; unmatched is by how many more one has."""
+    few = min(len(want), len(got))
+    a, b = (-np.sort(-each.astype(np.float64), axis=0)[:few] for each in (want, got))
+    return Compared(a, b, abs(len(want) - len(got)))
+
+
+def as_multisets(want: Array, got: Array) -> Compared:
     """Return the rows that both have, on both sides; unmatched is the number of values in all others."""
-    one, other = (Counter(map(tuple, each.reshape(len(each), -1).tolist())) for each in (want, got))
+    width = math.prod(want.shape[1:])
+    one, other = (Counter(map(tuple, each.reshape(len(each), width).tolist())) for each in (want, got))
     shared = [*(one & other).elements()]
     rows = np.array(shared, want.dtype).reshape(len(shared), *want.shape[1:])
-    width = math.prod(want.shape[1:])
     return Compared(rows, rows, (len(want) + len(got) - 2 * len(rows)) * width)
 
 

@@ -40,7 +40,8 @@ class Disagreements:
         """Add one batch of class scores (N, classes), or of labels (N,)."""
         scored = want.ndim == _SCORES
         ours, theirs = (want.argmax(1), got.argmax(1)) if scored else (want, got)
-        for row in np.flatnonzero(ours != theirs).tolist():
+        both = np.isfinite(ours) & np.isfinite(theirs)  # labels written as floats may be NaN: no class
+        for row in np.flatnonzero((ours != theirs) & both).tolist():
             a, b = int(ours[row]), int(theirs[row])
             margin = float(want[row, a]) - float(want[row, b]) if scored else None
             found = Disagreement(self._seen + row, a, b, margin)

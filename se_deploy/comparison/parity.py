@@ -115,6 +115,19 @@ def measured(name: str, pairs: Iterable[tuple[Array, Array]]) -> OutputParity:
     return (meter or _Meter("values")).parity(name)
 
 
+def measured_together(
+    kinds: Mapping[str, OutputKind], pairs: Iterable[tuple[Arrays, Arrays]]
+) -> dict[str, OutputParity]:
+    """Measure outputs of known kinds from the (reference's, candidate's) answers to several batches.
+
+    Boxes are matched first, and their scores and labels with them. Raises: BadInput for other shapes.
+    """
+    meters = {name: _Meter(kind) for name, kind in kinds.items()}
+    for want, got in pairs:
+        _measure(meters, {name: want[name] for name in kinds}, {name: got[name] for name in kinds})
+    return {name: meter.parity(name) for name, meter in meters.items()}
+
+
 def _measure(meters: Mapping[str, _Meter], want: Arrays, got: Arrays) -> None:
     """Add one batch to every output's sums: what belongs to boxes goes with them as they are matched."""
     kinds = {name: meter.kind for name, meter in meters.items()}

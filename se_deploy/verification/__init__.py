@@ -6,6 +6,7 @@ what a step made of the source; `keep_right` takes guilty parts of a step back.
 
 from __future__ import annotations
 
+from se_deploy.verification.found import found_by
 from se_deploy.verification.probes import Probe, choose, noise
 from se_deploy.verification.verdict import (
     CheckInput,
@@ -21,6 +22,6 @@ from se_deploy.verification.verdict import (
 )
 
 __all__ = [
-    "CheckInput", "Expected", "Failure", "Kept", "Probe", "Verified", "choose", "expect", "keep_right",
-    "noise", "skipped", "to_schema", "verify",
+    "CheckInput", "Expected", "Failure", "Kept", "Probe", "Verified", "choose", "expect", "found_by",
+    "keep_right", "noise", "skipped", "to_schema", "verify",
 ]  # fmt: skip

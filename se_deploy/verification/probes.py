@@ -15,9 +15,10 @@ import numpy as np
 
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.schema.input_spec import IMAGENET_MEAN, IMAGENET_STD
+from se_deploy.verification.found import found_by
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -84,7 +85,7 @@ def choose(
     Raises: UnsupportedGraph where no size that was tried is accepted.
     """
     axes = _axes(model, session)
-    maker = _Maker(session, session.inputs, axes, image, seed)
+    maker = _Maker(session, session.inputs, axes, image, seed, found=found_by(model))
     batches = [axis for axis in _all(axes) if axis.is_batch]
     free = [axis for axis in _all(axes) if not axis.is_batch]
     given = _given(axes, image, shapes or {})
@@ -265,9 +266,11 @@ class _Maker:
         axes: Mapping[str, tuple[_Axis | int, ...]],
         image: InputSpec | None,
         seed: int,
+        *,
+        found: Collection[str] = (),
     ) -> None:
         self.session, self.inputs, self.axes = session, inputs, axes
-        self.image, self.seed = image, seed
+        self.image, self.seed, self.found = image, seed, found
 
     def shape(self, spec: TensorSpec, chosen: _Chosen) -> tuple[int, ...]:
         return tuple(a if isinstance(a, int) else chosen.sizes[a] for a in self.axes[spec.name])
@@ -277,6 +280,8 @@ class _Maker:
         if self.session is None:
             raise ValueError("there is no session to try the sizes on")
         for name, array in self.session.run(self.noise(chosen, 0)).items():
+            if array.size == 0 and name in self.found:
+                continue  # a detector may find nothing in noise
             if array.size == 0 or (array.dtype.kind == "f" and not np.isfinite(array).any()):
                 raise BadInput(f"output '{name}' is empty or not finite", hint="name a larger --input-size")
 

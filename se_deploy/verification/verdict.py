@@ -9,7 +9,7 @@ black and white images only to staying finite: a NaN or inf that the source does
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
@@ -19,28 +19,19 @@ from msgspec.structs import replace
 from se_deploy import batching, comparison
 from se_deploy.errors import BadInput
 from se_deploy.schema import common, finite
+from se_deploy.verification import distances, sets
+from se_deploy.verification.distances import Wrong
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from se_deploy.comparison import Divergence, Tolerance
     from se_deploy.protocols import Array, Arrays, Session
+    from se_deploy.schema.common import OutputKind
     from se_deploy.verification.probes import Probe
 
 T = TypeVar("T")
-
-REORDERED = 1e-4
-"""Largest error over the output's largest magnitude: the same FP32 sums in another order, grown by layers."""
-RESOLUTION = 1e-6
-"""Error that FP32 makes on values around 1: random inputs may leave a sigmoid's output hardly above it."""
-_SMALL = 1e-2
-"""Share of a small output's magnitude that RESOLUTION may make up at most: its size was no accident."""
-_LAST_BITS = 2.0**-21
-"""Change of the input, over its largest magnitude, that shows how far rounding alone may move the answer."""
-_ROUNDINGS = 16
-"""How much more than one such change the roundings of all layers together may move the answer."""
-_PERTURBATIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +164,8 @@ class Expected:
     probes: tuple[Probe, ...]
     answers: tuple[Arrays, ...]  # by output name, one for each probe
     opened: Callable[[], AbstractContextManager[Session]]  # the source, to be asked again
+    # the outputs whose rows may come in any order and number
+    sets: Mapping[str, OutputKind] = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[CheckInput, ...]:
@@ -184,11 +177,21 @@ class Expected:
         )
 
 
-def expect(opened: Callable[[], AbstractContextManager[Session]], probes: Sequence[Probe]) -> Expected:
-    """Run the source on every probe. Raises: BadInput where it refuses one."""
+def expect(
+    opened: Callable[[], AbstractContextManager[Session]],
+    probes: Sequence[Probe],
+    *,
+    found: Collection[str] = (),
+    kinds: Mapping[str, OutputKind] | None = None,
+) -> Expected:
+    """Run the source on every probe.
+
+    `found`: outputs whose rows the network finds, by name; `kinds` says what outputs are, where the guess is
+    wrong. Raises: BadInput where the source refuses a probe, or `kinds` does not fit.
+    """
     with opened() as session:
         answers = tuple(_asked(session, probe.feeds) for probe in probes)
-    return Expected(tuple(probes), answers, opened)
+    return Expected(tuple(probes), answers, opened, sets.kinds_of_sets(probes, answers, found, kinds))
 
 
 def verify(
@@ -214,23 +217,74 @@ def verify(
             broken = Failure(step, None, _names(made), f"refused for {shown}: {e.message}", None, 0.0)
             return Verified(inputs, (broken,))
     names = list(expected.answers[0])
-    judged = [_finite(expected, answers, name) or _shaped(expected, answers, name) for name in names]
-    for i, name in enumerate(names):
-        if judged[i] is None:
-            judge = _exact if tolerance is None else _near
-            judged[i] = judge(expected, answers, name, tolerance)
+    judge = _exact if tolerance is None else _near
+    as_sets = _as_sets(expected, answers, tolerance)
+    judged = {
+        name: as_sets.wrong[name]
+        if name in as_sets.wrong
+        else _finite(expected, answers, name)
+        or _shaped(expected, answers, name)
+        or judge(expected, answers, name, tolerance)
+        for name in names
+    }
     failures = [
         _failure(step, name, wrong, locate(wrong.feeds))
-        for name, wrong in zip(names, judged, strict=True)
+        for name, wrong in judged.items()
         if wrong is not None
     ]
+    together = list(zip(expected.answers, answers, strict=True))
+    compared = _side_by_side(expected, together, as_sets.wrong)
     return Verified(
         inputs,
         tuple(failures),
-        notes=_uncompared(expected, names),
-        max_abs_error=_largest(expected, answers, names, relative=False),
-        max_rel_error=_largest(expected, answers, names, relative=True),
+        notes=(*_uncompared(expected, names), *sets.not_found(expected.sets, together), *as_sets.notes),
+        max_abs_error=_largest(compared, relative=False),
+        max_rel_error=_largest(compared, relative=True),
     )
+
+
+def _as_sets(expected: Expected, answers: Sequence[Arrays], tolerance: Tolerance | None) -> sets.Judged:
+    """Judge as sets what may be one and is not the same row by row; nothing where all of it is."""
+    kinds = expected.sets
+    if all(_same_rows(expected, answers, name) for name in kinds):
+        return sets.Judged({})
+    if tolerance is not None:
+        taken = _like_data(expected)
+        pairs = [(expected.answers[i], answers[i]) for i in taken]
+        return sets.near(kinds, [expected.probes[i] for i in taken], pairs, tolerance)
+    again = []
+    with expected.opened() as session:
+        for probe in expected.probes:
+            seeds = range(distances.PERTURBATIONS)
+            again.append([_asked(session, distances.perturbed(probe.feeds, seed)) for seed in seeds])
+    return sets.judged(kinds, expected.probes, list(zip(expected.answers, answers, strict=True)), again)
+
+
+def _same_rows(expected: Expected, answers: Sequence[Arrays], name: str) -> bool:
+    pairs = [(want[name], got[name]) for want, got in zip(expected.answers, answers, strict=True)]
+    return all(
+        want.shape == got.shape
+        and np.array_equal(np.isfinite(want), np.isfinite(got))
+        and distances.distance(want, got)
+        <= (distances.rounding(distances.largest(want)) if want.dtype.kind == "f" else 0)
+        for want, got in pairs
+    )
+
+
+def _side_by_side(
+    expected: Expected, together: Sequence[tuple[Arrays, Arrays]], as_sets: Collection[str]
+) -> list[tuple[Array, Array]]:
+    """Return what was compared with what, over all probes and real outputs."""
+    found = []
+    for want, got in together:
+        aligned = sets.side_by_side(expected.sets, want, got) if as_sets else None
+        for name in want:
+            x, y = want[name], got[name]
+            if name in as_sets and aligned is not None:
+                x, y = aligned[name].reference, aligned[name].candidate
+            if x.dtype.kind == "f" and x.shape == y.shape:
+                found.append((x, y))
+    return found
 
 
 def _larger(one: float | None, other: float | None) -> float | None:
@@ -239,31 +293,16 @@ def _larger(one: float | None, other: float | None) -> float | None:
     return max(known, default=None, key=lambda e: math.inf if math.isnan(e) else e)
 
 
-def _largest(
-    expected: Expected, answers: Sequence[Arrays], names: Sequence[str], *, relative: bool
-) -> float | None:
+def _largest(pairs: Iterable[tuple[Array, Array]], *, relative: bool) -> float | None:
     """Return the largest error of all real outputs; None where there is none to compare."""
     worst: float | None = None
-    for want, got in zip(expected.answers, answers, strict=True):
-        for name in names:
-            x, y = want[name], got[name]
-            if x.dtype.kind == "f" and x.shape == y.shape:
-                worst = _larger(worst, _distance(x, y) / ((_reach(x) or 1.0) if relative else 1.0))
+    for want, got in pairs:
+        reach = (distances.largest(want) or 1.0) if relative else 1.0
+        worst = _larger(worst, distances.distance(want, got) / reach)
     return worst
 
 
-@dataclass(frozen=True, slots=True)
-class _Wrong:
-    """The worst probe of one output."""
-
-    feeds: Arrays
-    measure: str
-    error: float | None
-    limit: float
-    preset: str | None = None
-
-
-def _failure(step: str, output: str, wrong: _Wrong, begins: Divergence | None) -> Failure:
+def _failure(step: str, output: str, wrong: Wrong, begins: Divergence | None) -> Failure:
     node, tensor = (None, None) if begins is None else (begins.node, begins.tensor)
     return Failure(step, node, output, wrong.measure, wrong.error, wrong.limit, wrong.preset, tensor)
 
@@ -282,61 +321,40 @@ def _names(session: Session) -> str:
     return ", ".join(spec.name for spec in session.outputs)
 
 
-def _shaped(expected: Expected, answers: Sequence[Arrays], name: str) -> _Wrong | None:
+def _shaped(expected: Expected, answers: Sequence[Arrays], name: str) -> Wrong | None:
     for probe, want, got in zip(expected.probes, expected.answers, answers, strict=True):
         if want[name].shape != got[name].shape:
             shapes = [" x ".join(map(str, a[name].shape)) for a in (got, want)]
-            return _Wrong(probe.feeds, f"of shape {shapes[0]} instead of {shapes[1]}", None, 0.0)
+            return Wrong(probe.feeds, f"of shape {shapes[0]} instead of {shapes[1]}", None, 0.0)
     return None
 
 
-def _finite(expected: Expected, answers: Sequence[Arrays], name: str) -> _Wrong | None:
+def _finite(expected: Expected, answers: Sequence[Arrays], name: str) -> Wrong | None:
     """Find a NaN or inf where the source has a number."""
     for probe, want, got in zip(expected.probes, expected.answers, answers, strict=True):
         x, y = want[name], got[name]
         if y.dtype.kind == "f" and x.shape == y.shape and (np.isfinite(x) & ~np.isfinite(y)).any():
-            return _Wrong(probe.feeds, f"{NOT_FINITE} on {probe.kind}, where the source is", None, 0.0)
+            return Wrong(probe.feeds, f"{NOT_FINITE} on {probe.kind}, where the source is", None, 0.0)
     return None
 
 
 def _exact(
     expected: Expected, answers: Sequence[Arrays], name: str, _tolerance: Tolerance | None
-) -> _Wrong | None:
+) -> Wrong | None:
     """Hold one output to FP32 rounding; integers and booleans to equality."""
-    worst: _Wrong | None = None
+    worst: Wrong | None = None
     for number, probe in enumerate(expected.probes):
         want, got = expected.answers[number][name], answers[number][name]
-        error = _distance(want, got)
+        error = distances.distance(want, got)
         numbers = want.dtype.kind == "f"
-        limit = _rounding(_reach(want)) if numbers else 0.0
+        limit = distances.rounding(distances.largest(want)) if numbers else 0.0
         if error <= limit:
             continue
-        limit = max(limit, _ROUNDINGS * _sensitivity(expected, number, name))
+        limit = max(limit, distances.ROUNDINGS * _sensitivity(expected, number, name))
         if error > limit and (worst is None or error - limit > (worst.error or 0.0) - worst.limit):
             measure = "largest error" if numbers else "share of other values"
-            worst = _Wrong(probe.feeds, f"{measure} on {probe.kind}", error, limit)
+            worst = Wrong(probe.feeds, f"{measure} on {probe.kind}", error, limit)
     return worst
-
-
-def _rounding(reach: float) -> float:
-    """Return the error that rounding may make in an output whose largest magnitude is `reach`."""
-    return max(REORDERED * reach, min(RESOLUTION, _SMALL * reach) if reach else RESOLUTION)
-
-
-def _distance(want: Array, got: Array) -> float:
-    """Return the largest error where the source is finite; of integers the share that differs."""
-    if want.size == 0:
-        return 0.0
-    if want.dtype.kind != "f":
-        return float((want != got).mean())
-    at = np.isfinite(want)
-    gap = np.abs(want[at].astype(np.float64) - got[at].astype(np.float64))
-    return float(gap.max()) if gap.size else 0.0
-
-
-def _reach(array: Array) -> float:
-    finite = np.abs(array[np.isfinite(array)])
-    return float(finite.max()) if finite.size else 0.0
 
 
 def _sensitivity(expected: Expected, number: int, name: str) -> float:
@@ -344,47 +362,38 @@ def _sensitivity(expected: Expected, number: int, name: str) -> float:
     feeds = expected.probes[number].feeds
     moved = 0.0
     with expected.opened() as session:
-        for seed in range(_PERTURBATIONS):
-            rng = np.random.default_rng(seed)
-            other = _asked(session, {k: _perturbed(v, rng) for k, v in feeds.items()})[name]
-            moved = max(moved, _distance(expected.answers[number][name], other))
+        for seed in range(distances.PERTURBATIONS):
+            other = _asked(session, distances.perturbed(feeds, seed))[name]
+            moved = max(moved, distances.distance(expected.answers[number][name], other))
     return moved
-
-
-def _perturbed(array: Array, rng: np.random.Generator) -> Array:
-    if array.dtype.kind != "f" or not array.size:
-        return array
-    step = (_reach(array) or 1.0) * _LAST_BITS
-    moved: Array = array + step * rng.uniform(-1, 1, array.shape)
-    return np.asarray(moved).astype(array.dtype)
 
 
 def _near(
     expected: Expected, answers: Sequence[Arrays], name: str, tolerance: Tolerance | None
-) -> _Wrong | None:
+) -> Wrong | None:
     """Hold one output to a precision's tolerances, on what is like real samples."""
     if tolerance is None:
         raise ValueError("a step that claims no exactness needs a tolerance")
-    taken = [i for i, probe in enumerate(expected.probes) if probe.kind == "data"]
-    taken = taken or [i for i, probe in enumerate(expected.probes) if probe.kind == "noise"]
+    taken = _like_data(expected)
     pairs = [(expected.answers[i][name], answers[i][name]) for i in taken]
-    misses = tolerance.misses(comparison.measured(name, [_masked(*pair) for pair in pairs]))
+    misses = tolerance.misses(comparison.measured(name, [distances.masked(*pair) for pair in pairs]))
     if not misses:
         return None
     miss = misses[0]
     kind = expected.probes[taken[0]].kind
     error = miss.value if math.isfinite(miss.value) else None
-    return _Wrong(
+    return Wrong(
         expected.probes[taken[0]].feeds, f"{miss.measure} on {kind}", error, miss.limit, tolerance.preset
     )
 
 
-def _masked(want: Array, got: Array) -> tuple[Array, Array]:
-    """Leave out what the source itself has no number for."""
-    if want.dtype.kind != "f" or np.isfinite(want).all():
-        return want, got
-    at = np.isfinite(want)
-    return np.where(at, want, 0), np.where(at, got, 0)
+def _like_data(expected: Expected) -> list[int]:
+    """Return the numbers of the probes that are like real samples: the user's, else noise."""
+    for kind in ("data", "noise"):
+        taken = [i for i, probe in enumerate(expected.probes) if probe.kind == kind]
+        if taken:
+            return taken
+    return []
 
 
 def _uncompared(expected: Expected, names: Iterable[str]) -> tuple[str, ...]:
@@ -393,6 +402,7 @@ def _uncompared(expected: Expected, names: Iterable[str]) -> tuple[str, ...]:
         f"output '{name}' of the source is not finite on any check input: nothing was compared"
         for name in names
         if all(a[name].dtype.kind == "f" and not np.isfinite(a[name]).any() for a in expected.answers)
+        and (name not in expected.sets or any(a[name].size for a in expected.answers))
     )
 
 
