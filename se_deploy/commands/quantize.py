@@ -13,6 +13,7 @@ from se_deploy import files, graph, verification
 from se_deploy.commands import as_schema, lowering, source, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
+from se_deploy.quantization import chain
 from se_deploy.schema import common, finite, relative, results, tool_version
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def to_schema(result: QuantizeResult) -> results.Quantize:
         sqnr_db={name: finite(value) for name, value in made.sqnr_db.items()},
         macs_int8_fraction=made.macs_int8_fraction,
         worth=as_schema.worth(result.worth),
+        chain=as_schema.chain(chain.lint(result.lowered.model)),
         curve=tuple(
             results.CurvePoint(
                 macs_fp16_fraction=1 - point.macs_int8_fraction,

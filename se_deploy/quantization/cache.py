@@ -10,9 +10,9 @@ import numpy as np
 
 from se_deploy import calibration, files, graph
 from se_deploy.errors import BadInput
-from se_deploy.quantization.qdq import QuantParams
+from se_deploy.quantization.qdq import Beside, QuantParams
 from se_deploy.schema import encode, load
-from se_deploy.schema.files import CalibratedTensor, CalibrationCache, Stamp
+from se_deploy.schema.files import CalibratedBeside, CalibratedTensor, CalibrationCache, Stamp
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,6 +82,10 @@ def write(path: Path, cache: Cache) -> None:
                 mean=cache.moments[name].mean,
                 variance=cache.moments[name].variance,
                 reason=params.reason,
+                beside=tuple(
+                    CalibratedBeside(tensor=one.tensor, scale=one.scale, readers=one.readers)
+                    for one in params.beside
+                ),
             )
             for name, params in cache.params.items()
         },
@@ -123,4 +127,5 @@ def _params(entry: CalibratedTensor) -> QuantParams:
         None if entry.divisor is None else np.asarray(entry.divisor, np.float32),
         residual=entry.residual,
         reason=entry.reason,
+        beside=tuple(Beside(one.tensor, one.scale, one.readers) for one in entry.beside),
     )

@@ -24,6 +24,7 @@ class Policy:
     offset_folding: OffsetFolding = "all"
     channel_equalization: bool = True
     quantize_residual: bool = False  # the tensor that a residual Add reads is quantized once for all readers
+    whole_chain: bool = False  # summands and poolings read INT8 too, and Concats one scale: nothing breaks it
     float_macs: float = 0.0  # share of MACs that may stay in float, spent where INT8 hurts most
     base_precision: Literal["fp32", "fp16"] = "fp32"  # of what is not INT8, where nothing else is asked
 

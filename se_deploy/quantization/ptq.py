@@ -18,6 +18,7 @@ from se_deploy.quantization import (
     fp16_rounding,
     gptq,
     mixed_precision,
+    placement,
     qdq,
     qparams,
     rounding,
@@ -222,7 +223,9 @@ def _notes(
 
 def _calibrated(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Plan]:
     """Return parameters of all tensors by the method that is evaluated best, and the plan with them."""
-    axes = {layer.tensor: layer.channel_axis for layer in job.layers}
+    placed = placement.place(job.model, job.layers) if job.policy.whole_chain else placement.Placement()
+    axes = {pair.tensor: 1 for pair in placed.pairs}
+    axes |= {layer.tensor: layer.channel_axis for layer in job.layers}
     asked = job.options.method
     # Where channels are equalized clipping pays seldom, and is looked at closely only on request.
     tails = asked != "minmax" and (asked is not None or not job.policy.channel_equalization)
@@ -240,16 +243,20 @@ def _calibrated(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Plan
         if (reason := scales.out_of_range(float(seen.low.min()), float(seen.high.max()), qdq.HIGHEST_LEVEL))
     }
     job = job.without_tensors(float_tensors)
+    placed = placed.without(float_tensors)
     residual = _residual_tensors(job)
+    tied = residual | placed.tied
+    adds: set[str] = set() if job.policy.whole_chain else residual  # else pairs are placed one by one
     methods = (asked,) if asked else calibration.METHODS
-    choices = _choices(job, statistics, methods, residual)
+    choices = _choices(job, statistics, methods, tied)
     best: tuple[Method, dict[str, QuantParams], Plan] | None = None
     likely = _likely(job, choices, methods)
     for i, method in enumerate(likely):
         params = {
-            tensor: dataclasses.replace(by_method[method].params, residual=tensor in residual)
+            tensor: dataclasses.replace(by_method[method].params, residual=tensor in adds)
             for tensor, by_method in choices.items()
         }
+        params = placement.with_pairs(params, placed, job.layers, statistics, method)
         ranked = sensitivity.rank(job.layers, _predicted(job, params, statistics), _macs_of)
         in_float = sensitivity.within_budget(ranked, job.float_budget())
         plan = job.evaluated(mixed_precision.without(_rounded(job, params, statistics), in_float))

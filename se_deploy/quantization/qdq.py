@@ -33,6 +33,15 @@ LOWEST_LEVEL, HIGHEST_LEVEL = -128, 127
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """A tensor that operators other than layers read quantized too, so that a chain of INT8 is whole."""
+
+    tensor: str
+    scale: float
+    readers: tuple[str, ...]  # names of nodes
+
+
+@dataclass(frozen=True, slots=True)
 class QuantParams:
     """How an activation is quantized: q = clip(round(((x - offset) / equalization) / scale), -128, 127)."""
 
@@ -41,6 +50,7 @@ class QuantParams:
     equalization: Array | None = None  # (C,) float32, positive; None: 1
     residual: bool = False  # Adds read the tensor quantized too; needs neither offset nor equalization
     reason: str | None = None  # why the scale does not come from the data
+    beside: tuple[Beside, ...] = ()  # what is quantized for the sake of this tensor's readers
 
     @property
     def low(self) -> float:
@@ -97,6 +107,7 @@ def write(model: ir.Model, layers: Sequence[QuantizedLayer]) -> int:
     writer = _Writer(model)
     for node in nodes:
         writer.quantize(node, by_node[node.name or ""])
+    writer.quantize_beside([one for layer in layers for one in layer.params.beside])
     return len(nodes)
 
 
@@ -210,6 +221,7 @@ class _Writer:
             nonlocal value
             made = ir.node(op, [value, *others])
             made.outputs[0].type = ir.TensorType(dtype)
+            made.outputs[0].shape = None if padding is not None else x.shape
             value = made.outputs[0]
             nodes.append(made)
 
@@ -232,6 +244,40 @@ class _Writer:
         if params.residual:
             _share_with_adds(self.model, x, value, nodes)
         return value
+
+    def quantize_beside(self, tensors: Sequence[Beside]) -> None:
+        """Let operators other than layers read quantized tensors; a layer's own pair serves them too."""
+        values, nodes = graph.values(self.model), {node.name: node for node in self.model.graph}
+        for tensor, scale in dict.fromkeys((one.tensor, one.scale) for one in tensors):
+            x = values[tensor]
+            made = self._pair(x, scale)
+            for name in {n: None for one in tensors if one.tensor == tensor for n in one.readers}:
+                for slot, value in enumerate(nodes[name].inputs):
+                    if value is x:
+                        nodes[name].replace_input_with(slot, made)
+
+    def _pair(self, x: ir.Value, scale: float) -> ir.Value:
+        """Return `x` dequantized, right behind what makes it: by the pair that is there, or a new one."""
+        plain = (x, scale, None, None, None)
+        key = next((key for key in self.quantized if key[:-1] == plain), None)
+        if key is not None:
+            dequantize = self.quantized[key].producer()
+            quantize = None if dequantize is None else given(dequantize, 0).producer()
+            if dequantize is None or quantize is None:
+                raise ValueError(f"the pair on '{x.name}' is gone")
+            pair = [quantize, dequantize]
+            self.model.graph.remove(pair)
+        else:
+            by = self.constant(f"{x.name}_scale", np.array(scale, np.float32))
+            quantize = ir.node("QuantizeLinear", [x, by, self.zero])
+            quantize.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+            dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], by, self.zero])
+            dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+            pair = [quantize, dequantize]
+            quantize.outputs[0].shape = dequantize.outputs[0].shape = x.shape
+            self.quantized[(x, scale, None, None, None, False)] = dequantize.outputs[0]
+        graph.insert_after(x, pair)
+        return dequantize.outputs[0]
 
     def _quantize_weights(self, node: ir.Node, layer: QuantizedLayer) -> None:
         weight = given(node, 1)

@@ -73,6 +73,14 @@ class Stamp(Struct, frozen=True, kw_only=True):
     version: str
 
 
+class CalibratedBeside(Struct, frozen=True, kw_only=True):
+    """A tensor that operators other than layers read quantized, for the sake of a layer's input."""
+
+    tensor: str
+    scale: Scale
+    readers: tuple[str, ...]
+
+
 class CalibratedTensor(Struct, frozen=True, kw_only=True):
     """One tensor: q = clip(round(((x - offset) / divisor) / scale), -128, 127), per channel where listed."""
 
@@ -85,6 +93,7 @@ class CalibratedTensor(Struct, frozen=True, kw_only=True):
     mean: tuple[Finite, ...]
     variance: tuple[Annotated[float, Meta(ge=0, le=LARGEST_FLOAT)], ...]
     reason: str | None = None  # why the scale does not come from the data
+    beside: tuple[CalibratedBeside, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the range is none reversed, and what is listed has a value for each channel.

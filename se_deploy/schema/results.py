@@ -188,6 +188,7 @@ class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     kept_fp32: tuple[KeptNode, ...] = ()
     unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
     rounding: str | None = None  # where the SQNR's numbers are rounded to FP16
+    chain: Chain | None = None
     verified: Verified | None = None
 
 

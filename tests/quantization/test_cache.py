@@ -56,6 +56,7 @@ def test_a_cache_of_an_earlier_version_is_read(path):
     assert content.pop("float_tensors") == {}
     assert set(content) == {"schema", "stamp", "method", "noise", "tensors"}
     assert content["tensors"]["x"].pop("reason") is None
+    assert content["tensors"]["x"].pop("beside") == []
     assert set(content["tensors"]["x"]) == {
         "scale", "low", "high", "offset", "divisor", "residual", "mean", "variance",
     }  # fmt: skip

@@ -25,6 +25,7 @@ TENSORRT = Policy(
     offset_folding="none",
     channel_equalization=False,
     quantize_residual=True,
+    whole_chain=True,
     float_macs=FLOAT_MACS,
     base_precision="fp16",
 )

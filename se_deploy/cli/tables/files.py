@@ -38,11 +38,19 @@ def quantized(result: results.Quantize) -> Grid:
         "tensors in INT8": str(len(result.quantized)),
         "layers kept": str(len(result.kept)),
         "multiply-accumulates in INT8": percent(result.macs_int8_fraction),
+        "INT8 chain by TensorRT's published rules": _chain(result.chain),
         "SQNR on samples held back": ", ".join(f"{k}: {number(v)} dB" for k, v in sqnr.items()),
     }
     for name, value in rows.items():
         add(table, name, value)
     return table
+
+
+def _chain(found: results.Chain | None) -> str:
+    if found is None:
+        return "-"
+    whole = f"{found.unbroken} of {found.int8_layers} layers unbroken"
+    return f"{whole}, {percent(found.int8_bytes_fraction)} of activation bytes in INT8"
 
 
 def built(result: results.BuildEngine) -> Grid:

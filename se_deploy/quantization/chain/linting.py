@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING
 from se_deploy import graph
 from se_deploy.quantization.chain import kernels as fusing
 from se_deploy.quantization.chain import modelled, pairs, spelling
-from se_deploy.quantization.chain.findings import Chain, merged_breaks, merged_ends
+from se_deploy.quantization.chain.findings import Break, Chain, End, merged_breaks, merged_ends
 from se_deploy.quantization.chain.reading import reading_breaks
 from se_deploy.quantization.chain.writing import Writing
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+def lint_breaks(model: ir.Model) -> tuple[Break, ...]:
+    """Return only what breaks the chain of a graph."""
+    return _judged(fusing.of(model))[0]
 
 
 def lint(model: ir.Model) -> Chain | None:
@@ -23,21 +28,31 @@ def lint(model: ir.Model) -> Chain | None:
     if not any(spelling.is_quantize(node) or spelling.is_dequantize(node) for node in model.graph):
         return None
     found = fusing.of(model)
+    breaks, ends = _judged(found)
     layers = [kernel.layer for kernel in found.all if kernel.layer is not None]
     asked = [layer for layer in layers if fusing.is_asked(layer, found.storage)]
-    writing = Writing(found)
-    for layer in asked:
-        writing.follow(layer)
-    writing.pads()
-    breaks = [b for layer in layers for b in reading_breaks(layer, found.storage)]
     int8 = {layer.name for layer in asked if fusing.is_int8(layer, found.storage)}
     macs = {layer.name: graph.macs(layer.node) for layer in layers}
     names = {layer.name for layer in asked}
     return Chain(
         int8=tuple(layer.name for layer in asked),
         in_float=tuple(layer.name for layer in layers if layer.name not in names),
-        breaks=merged_breaks([*breaks, *writing.breaks, *pairs.misplaced(found)]),
-        ends=merged_ends(writing.ends),
+        breaks=breaks,
+        ends=ends,
         int8_macs_fraction=sum(n for name, n in macs.items() if name in int8) / max(1, sum(macs.values())),
         int8_bytes_fraction=modelled.int8_bytes_fraction(modelled.planned(found)),
+    )
+
+
+def _judged(found: fusing.Kernels) -> tuple[tuple[Break, ...], tuple[End, ...]]:
+    layers = [kernel.layer for kernel in found.all if kernel.layer is not None]
+    writing = Writing(found)
+    for layer in layers:
+        if fusing.is_asked(layer, found.storage):
+            writing.follow(layer)
+    writing.pads()
+    breaks = [b for layer in layers for b in reading_breaks(layer, found.storage)]
+    return (
+        merged_breaks([*breaks, *writing.breaks, *pairs.misplaced(found)]),
+        merged_ends(writing.ends),
     )

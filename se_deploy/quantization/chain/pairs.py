@@ -55,7 +55,8 @@ def _rule(found: Kernels, maker: Kernel, value: ir.Value, node: ir.Node) -> rule
         return inside if raw else None
     if node.op_type == "Mul" and len(read) == 2 and (last.op_type in _BOUNDED or fusing.is_pooled(value)):  # noqa: PLR2004
         return inside
-    if fusing.is_sum(node) and len(fusing.readers(value)) == 1 and len(_behind(_quantizers(value)[0])) == 1:
+    fuses = maker.kind in {"layer", "pointwise"} and fusing.is_sum(node)
+    if fuses and len(fusing.readers(value)) == 1 and len(_behind(_quantizers(value)[0])) == 1:
         other = next((v for v in read if _pair_of(v) is not value), None)
         if (
             other is not None
