@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from se_deploy.errors import BadInput, BadModel
+from se_deploy.frontend import detectors
 from se_deploy.schema.input_spec import InputSpec, per_channel
+from se_deploy.signature import DeclaredInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import nn
 
     from se_deploy.schema.input_spec import Interpolation
-    from se_deploy.signature import DeclaredInput
 
 INPUT_NAME = "input"
 _NEAR_MISSES = 5
@@ -41,6 +42,7 @@ class Built:
     warnings: tuple[str, ...] = ()
     declared: DeclaredInput | None = None  # where it leaves more sizes free than the batch
     size: tuple[int, ...] = ()  # behind the batch, where `declared` says that others do as well
+    as_function: Callable[[nn.Module], nn.Module] | None = None  # of tensors; None: it is one already
 
 
 def from_timm(
@@ -106,6 +108,7 @@ def from_torchvision(
         )
     if not pretrained and "weights_backbone" in inspect.signature(zoo.get_model_builder(name)).parameters:
         args.setdefault("weights_backbone", None)  # else the backbone's weights are downloaded all the same
+    nms = _nms(name, args)
     with constructor(f"torchvision:{name}"):
         module = zoo.get_model(name, weights="DEFAULT" if pretrained else None, **args)
     transform = zoo.get_model_weights(name).DEFAULT.transforms()
@@ -113,7 +116,31 @@ def from_torchvision(
     note = _limits(f"torchvision:{name}", transform, module, image)
     if input_size is not None and image is not None:
         note = None  # the size is the user's own choice
-    return Built(module, image, (note,) if note else ())
+    notes = (note,) if note else ()
+    if image is None or not detectors.is_detector(module):
+        return Built(module, image, notes)
+    side = (image.height, image.width) if input_size is None else (input_size[-2], input_size[-1])
+    with_nms = detectors.needs_nms(module) if nms is None else nms
+    return Built(
+        module,
+        image,
+        notes,
+        declared=DeclaredInput(INPUT_NAME, (1, image.channels, *side)) if with_nms else None,
+        size=(image.channels, *side),
+        as_function=lambda loaded: detectors.of_tensors(loaded, f"torchvision:{name}", side, nms=with_nms),
+    )
+
+
+def _nms(name: str, args: dict[str, Any]) -> bool | None:
+    """Take `nms` out of a detector's arguments; None where it is not given. Raises: BadInput."""
+    from torchvision.models import detection  # noqa: PLC0415 - an optional extra
+
+    if "nms" not in args or not hasattr(detection, name):
+        return None
+    given = args.pop("nms")
+    if not isinstance(given, bool):
+        raise BadInput(f"nms is True or False, not '{given}'", hint="write it as --model-arg nms=True")
+    return given
 
 
 def torchvision_spec(transform: Any, module: nn.Module | None = None) -> InputSpec | None:  # noqa: ANN401 - torchvision has no common type

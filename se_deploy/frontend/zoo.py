@@ -31,7 +31,7 @@ from se_deploy.frontend.examples import EXAMPLE_BATCH, dtype_name, examples_of
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
 from se_deploy.schema import input_spec, provenance
 from se_deploy.schema.input_spec import InputSpec
-from se_deploy.signature import BATCH, DeclaredInput, Feeding
+from se_deploy.signature import BATCH, DeclaredInput, Feeding, free_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -132,6 +132,8 @@ def load(
             "name weights with --checkpoint FILE or --pretrained"
         )
     module = module.eval()
+    if built.as_function is not None:  # only now: a checkpoint is of the network as its library builds it
+        module = built.as_function(module).eval()
     frozen = _freeze(module)
     if input_size is not None and (image is None or input_size != image.shape):
         image = _image_of_size(image, input_size)
@@ -292,7 +294,8 @@ def _from_registry(name: str, args: dict[str, Any], *, input_size: tuple[int, ..
 def _fed(built: Built, feeding: Feeding, input_size: tuple[int, ...] | None) -> Feeding:
     """Return how a network is fed: as the user says, else as the network itself leaves its sizes free."""
     one = built.declared
-    if one is None or feeding.inputs or feeding.example is not None or input_size is not None:
+    resized = input_size is not None and one is not None and bool(free_names((one,)))
+    if one is None or feeding.inputs or feeding.example is not None or resized:
         return feeding
     shape = feeding.shapes.get(one.name, (EXAMPLE_BATCH, *built.size))
     return replace(feeding, inputs=(one,), shapes={**feeding.shapes, one.name: shape})
