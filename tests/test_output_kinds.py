@@ -316,6 +316,31 @@ def test_what_an_output_is_taken_for(kind, outputs):
     assert kinds_of(outputs, IMAGE)[next(iter(outputs))] == kind
 
 
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("mask", np.float32([0.01, 0.99])), ("values", np.float32([0.3, 0.6])), ("values", np.float32([-1, 3]))],
+)
+def test_one_channel_of_decided_probabilities_is_a_mask(kind, values):
+    pixels = np.random.default_rng(0).choice(values, (2, 1, 12, 12))
+    assert kinds_of({"y": pixels}, {"x": np.zeros((2, 3, 12, 12), np.float32)}) == {"y": kind}
+    assert kinds_of({"y": pixels}, {"x": np.zeros((2, 1, 12, 12), np.float32)}) == {"y": "values"}, (
+        "a picture"
+    )
+
+
+def test_a_mask_may_turn_over_a_pixel_at_an_edge_in_fp16_and_not_in_fp32():
+    mask = np.zeros((1, 1, 64, 64), np.float32)
+    mask[:, :, :32] = 0.98
+    near = mask.copy()
+    near[0, 0, 32, 5] = 0.2
+    output = compared({"y": mask}, {"y": near}, kinds={"y": "mask"})["y"]
+    assert not comparison.PRESETS["fp16"].failures(output)
+    assert "largest error" in comparison.PRESETS["fp32"].failures(output)[0]
+    near[:, :, 32:34] = 0.9  # an edge that moved
+    output = compared({"y": mask}, {"y": near}, kinds={"y": "mask"})["y"]
+    assert any("IoU" in text for text in comparison.PRESETS["fp16"].failures(output))
+
+
 def test_a_mask_of_frames_is_one_too():
     frames = {"x": np.zeros((2, 12, 10, 3), np.uint8)}
     assert kinds_of({"y": np.zeros((2, 5, 12, 10), np.float32)}, frames) == {"y": "mask"}

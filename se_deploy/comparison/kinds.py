@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array, Arrays
 
 _UNIT = 1e-2  # FP16 keeps the norm of a normalized vector within this
+_SURE = 0.1  # as near to 0 or 1 a probability is an answer
+_MOST = 0.9  # of the pixels of a mask: all but its edges
 _BOX = re.compile(r"box", re.IGNORECASE)
 _NO_BOX = re.compile(r"regress|delta|offset|anchor|dist|logit", re.IGNORECASE)
 _SCORE = re.compile(r"score|conf|prob", re.IGNORECASE)
@@ -80,7 +82,15 @@ def _is_mask(name: str, array: Array, feeds: Arrays) -> bool:
     inputs = [a for a in feeds.values() if a.ndim == 4]  # noqa: PLR2004
     sizes = {one for a in inputs for one in ((a.shape[1], a.shape[2:]), (a.shape[3], a.shape[1:3]))}
     channels, size = array.shape[1], array.shape[2:]
-    return channels > 1 and any(size == other and channels != c for c, other in sizes)
+    fits = any(size == other and channels != c for c, other in sizes)
+    return fits and (channels > 1 or _is_decided(array))
+
+
+def _is_decided(array: Array) -> bool:
+    """Whether nearly all numbers are probabilities near 0 or 1: there or not, unlike a depth or a grey."""
+    if not array.size or not bool(((array >= 0) & (array <= 1)).all()):
+        return False
+    return float(((array < _SURE) | (array > 1 - _SURE)).mean()) > _MOST
 
 
 def _is_boxes(name: str, outputs: Arrays, samples: int) -> bool:
