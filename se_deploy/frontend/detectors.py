@@ -1,7 +1,7 @@
 """torchvision's detectors as graphs can hold them: the heads of every anchor, or one image up to its boxes.
 
 As they come they take a list of images and give a list of as many results, each of its own length: no graph
-of a free batch can do that. Without NMS they are plain functions of a batch, which any compiler takes and INT8
+of a free batch can do that. Without NMS they are functions of a batch, which any compiler takes and INT8
 quantizes; NMS then runs outside, where its thresholds can be changed.
 """
 
