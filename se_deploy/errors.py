@@ -30,6 +30,11 @@ def meant(word: str, names: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'? " if near else ""
 
 
+def one_line(name: str) -> str:
+    r"""Return `name` with its line feeds and tabs escaped too: what holds one name a line stays so."""
+    return printable(name).replace("\n", "\\n").replace("\t", "\\t")
+
+
 class SeDeployError(Exception):
     """An error that the user can act on; the command line prints it and exits with 1."""
 

@@ -1,18 +1,129 @@
-"""Files on disk: written whole or not at all, and known by their hash."""
+"""Files on disk: read within bounds, written whole or not at all, and known by their hash."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import lzma
 import os
+import pickle
+import stat
+import struct
+import tarfile
 import tempfile
+import tokenize
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy.errors import CannotWrite, OutputExists
+from se_deploy.errors import BadInput, CannotWrite, OutputExists, SeDeployError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+DAMAGED: tuple[type[Exception], ...] = (
+    OSError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
+    SyntaxError, RuntimeError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+    tarfile.TarError, tokenize.TokenError, pickle.UnpicklingError,
+)  # fmt: skip
+"""What the standard library, numpy, Pillow, torch and onnx raise for bytes that are no file of their kind.
+
+RuntimeError holds RecursionError and NotImplementedError. MemoryError is none of them: sizes are checked first.
+"""
+
+LARGEST_TEXT = 1 << 26
+"""Bytes of a JSON or text file that is read whole: reports with four plans have some 3 MiB."""
+
+
+@contextlib.contextmanager
+def parsing(
+    path: Path | str,
+    what: str,
+    *,
+    error: type[SeDeployError],
+    hint: str,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Turn what a parser raises for a damaged file into `error`, which names the file; `also`: its own kinds.
+
+    For blocks that hand the file to a library and nothing else: a defect of ours would be called damage.
+    """
+    try:
+        yield
+    except SeDeployError:
+        raise
+    except DAMAGED + also as e:
+        raise error(f"'{path}' {what}: {reason_of(e)}", hint=hint) from e
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what an exception says, its kind where it says nothing."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    lines = str(error).strip().splitlines()
+    return (
+        f"{type(error).__name__} {lines[0]}"
+        if lines and isinstance(error, LookupError)
+        else (lines[0] if lines else type(error).__name__)
+    )
+
+
+def check_regular(path: Path, *, error: type[SeDeployError] = BadInput, what: str = "") -> int:
+    """Return the size in bytes of a file that is one: a pipe or a device never ends, or never begins.
+
+    Raises: `error` for anything else, also where nothing is there.
+    """
+    named = f"'{path}', {what}," if what else f"'{path}'"
+    hint = "name a file; what comes out of a pipe or a device has to be written to one first"
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as e:
+        raise error(f"{named} cannot be read: {reason_of(e)}", hint="name a file that is there") from e
+    if not stat.S_ISREG(status.st_mode):
+        raise error(f"{named} is {_kind(status.st_mode)}, not a file", hint=hint)
+    return status.st_size
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def is_regular(path: Path) -> bool:
+    """Whether a file is there; False also for a name that no file can have."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def read_bytes(
+    path: Path, *, error: type[SeDeployError] = BadInput, most: int | None = None, what: str = ""
+) -> bytes:
+    """Return what a regular file of at most `most` bytes holds; `what` it is, in words. Raises: `error`."""
+    size = check_regular(path, error=error, what=what)
+    if most is not None and size > most:
+        raise error(
+            f"'{path}' holds {size:,} bytes, at most {most:,} are read", hint="name the file that was meant"
+        )
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        raise error(f"'{path}' cannot be read: {reason_of(e)}", hint="look at its permissions") from e
+
+
+def read_text(path: Path, *, error: type[SeDeployError] = BadInput, most: int = LARGEST_TEXT) -> str:
+    """Return the text of a UTF-8 file. Raises: `error`."""
+    try:
+        return read_bytes(path, error=error, most=most).decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise error(f"'{path}' is no UTF-8 text: {e}", hint="save it as UTF-8") from e
 
 
 def claim(path: Path, *, overwrite: bool) -> None:
@@ -63,12 +174,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all."""
-    write_bytes(path, text.encode())
+    """Write `text` to `path` as UTF-8, whole or not at all; what has none, as in odd file names, is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits. Raises: BadInput where it is no file."""
+    check_regular(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

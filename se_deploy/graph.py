@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
-from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 from onnx_ir.passes import common
 
-from se_deploy import files
-from se_deploy.errors import BadModel, UnsupportedGraph
+from se_deploy import files, onnx_files
+from se_deploy.errors import BadModel, UnsupportedGraph, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -79,36 +77,35 @@ def load(path: Path) -> ir.Model:
     Raises: BadModel where it is no whole ONNX file, its external data lies outside its folder, or its
     constants ask for more memory than a network has use for; UnsupportedGraph where it is in training mode.
     """
-    try:
-        proto = onnx.load(path, load_external_data=False)
-        if not proto.graph.node and not proto.graph.input:
-            raise BadModel(f"'{path}' holds no ONNX graph", hint="export it again")
-        onnx.load_external_data_for_model(proto, str(path.parent))
+    proto = onnx_files.read(path)
+    hint = "if the exporter wrote it so, report it; else export or copy it again"
+    with files.parsing(path, "cannot be read as ONNX", error=BadModel, hint=hint):
         model = ir.from_proto(proto)
         _free_negative(model)
-        onnx.checker.check_model(proto) if proto.ByteSize() < _MAX_PROTO_BYTES else None
-    except (DecodeError, onnx.checker.ValidationError, ir.serde.SerdeError, OSError, ValueError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        hint = "name an ONNX file; if this is one, it was damaged: export or copy it again"
-        raise BadModel(f"'{path}' cannot be read as ONNX: {reason}", hint=hint) from e
-    inline(model)
+        inline(model)
+    _print_names(model)
     refuse_training(model)  # before tidy, which drops the unread outputs that BatchNormalization trains by
-    tidy(model)
+    with files.parsing(path, "cannot be read as ONNX", error=BadModel, hint=hint):
+        tidy(model)
     _refuse_huge_constants(model, path)
+    onnx_files.check_ranks(model, path)
     return model
 
 
-def weight_files(path: Path) -> tuple[str, ...]:
-    """Return the files that hold an ONNX file's weights, by their names from its folder; mostly none.
+def _print_names(model: ir.Model) -> None:
+    """Escape control characters in the names of nodes and inner tensors: logs, lists and pages hold them.
 
-    Raises: BadModel where it cannot be read.
+    Inputs and outputs keep their names, which are what others call them by.
     """
-    try:
-        tensors = onnx.load(path, load_external_data=False).graph.initializer
-    except (DecodeError, OSError) as e:
-        raise BadModel(f"'{path}' cannot be read as ONNX: {e}", hint="export or copy it again") from e
-    outside = [tensor for tensor in tensors if uses_external_data(tensor)]
-    return tuple(sorted({ExternalDataInfo(tensor).location for tensor in outside}))
+    taken = value_names(model)
+    outside = {*model.graph.inputs, *model.graph.outputs}
+    for node in model.graph.all_nodes():
+        if node.name:
+            node.name = one_line(node.name)
+        for value in node.outputs:
+            if value not in outside and value.name and one_line(value.name) != value.name:
+                value.name = fresh_name(one_line(value.name), taken)
+                taken.add(value.name)
 
 
 def _refuse_huge_constants(model: ir.Model, path: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from msgspec.structs import replace
 
+from se_deploy import files
 from se_deploy.errors import BadInput
-from se_deploy.schema import input_spec
+from se_deploy.schema import decode, input_spec
 from se_deploy.schema.common import OutputKind
 from se_deploy.schema.input_spec import Interpolation, Layout, Resize
 from se_deploy.signature import DeclaredInput, Feeding
@@ -266,13 +266,10 @@ class CalibrationOptions:
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """Read class names: a JSON list, or one name a line. Raises: BadInput."""
-    try:
-        text = path.read_text("utf-8")
-        if path.suffix == ".json":
-            names = json.loads(text)
-            if not isinstance(names, list):
-                raise BadInput(f"'{path}' holds no JSON list", hint="write the class names as a JSON list")
-            return tuple(str(name) for name in names)
-    except (OSError, ValueError) as e:
-        raise BadInput(f"'{path}' cannot be read: {e}", hint="write one class name a line") from e
+    text = files.read_text(path)
+    if path.suffix == ".json":
+        hint = "write the class names as a JSON list"
+        return decode(
+            text, tuple[str, ...], what=f"'{path}', a list of class names", error=BadInput, hint=hint
+        )
     return tuple(line.strip() for line in text.splitlines() if line.strip())

@@ -16,9 +16,9 @@ from se_deploy.backends import registry
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "extras", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols", "batching",
-    "signature",
-    "options", "graph", "opsets", "networks", "frontend", "se_blocks", "passes", "data", "calibration",
-    "quantization", "advice", "fusion", "comparison", "backends", "verification",
+    "signature", "npy",
+    "options", "onnx_files", "graph", "opsets", "networks", "frontend", "se_blocks", "passes", "data",
+    "calibration", "quantization", "advice", "fusion", "comparison", "backends", "verification",
     "profiling", "deploy", "report", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")

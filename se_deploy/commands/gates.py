@@ -6,6 +6,7 @@ it names has to be there before anything is measured.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Struct
 
+from se_deploy import files
 from se_deploy.backends import registry
 from se_deploy.errors import BadInput
 from se_deploy.options import (
@@ -43,6 +45,11 @@ CONFIG, PYPROJECT = "se-deploy.toml", "pyproject.toml"
 SECTIONS = ("parity", "fusion", "precision", "latency", "chain")
 
 _TIMING = TimingOptions()
+
+_LARGEST_CONFIG = 1 << 20
+"""Bytes of a configuration: pyproject.toml of large projects have some 100 KB."""
+_KEY_PARTS = 32
+_LONG_KEY = re.compile(rf"(?:^|[^\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){{{_KEY_PARTS}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +156,14 @@ def read(file: Path | None = None) -> Gates:
     return gates
 
 
+def _exists(path: Path) -> bool:
+    """Whether a path is there; False also for a name that nothing can have."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _found() -> Path:
     for path in (Path(CONFIG), Path(PYPROJECT)):
         if path.is_file() and (path.name == CONFIG or "se-deploy" in _parsed(path).get("tool", {})):
@@ -160,10 +175,13 @@ def _found() -> Path:
 
 
 def _parsed(file: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = tomllib.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as e:
-        raise BadInput(f"'{file}' cannot be read: {e}", hint="correct the TOML at that line") from e
+    text = files.read_text(file, most=_LARGEST_CONFIG)
+    hint = "correct the TOML at that line"
+    if found := _LONG_KEY.search(text):  # Python's parser takes minutes for 100 KB of them
+        line = text.count("\n", 0, found.start()) + 1
+        raise BadInput(f"'{file}' has a key of more than {_KEY_PARTS} parts in line {line}", hint=hint)
+    with files.parsing(file, "cannot be read", error=BadInput, hint=hint):
+        values: dict[str, Any] = tomllib.loads(text)
     return values
 
 
@@ -270,7 +288,7 @@ class _Where:
     def path(self, key: str, text: str) -> Path:
         """Return a path that is there. Raises: BadInput."""
         path = self.folder / text
-        if not path.exists():
+        if not _exists(path):
             why = f"'{path}' does not exist; paths are relative to the configuration's folder"
             raise self.refused(key, text, why)
         return path

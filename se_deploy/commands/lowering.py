@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from se_deploy import data, quantization, se_blocks, verification
+from se_deploy import data, files, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import fp16, shapes
@@ -101,7 +101,7 @@ def optimized(
         return None
     blocks = se_blocks.detect(model).se
     if options.replay is not None:
-        choices = search.from_json(options.replay.read_text("utf-8"), name=f"'{options.replay}'")
+        choices = search.from_json(files.read_text(options.replay), name=f"'{options.replay}'")
         done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()

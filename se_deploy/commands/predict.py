@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import data
+from se_deploy import data, files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.sessions import shape_text
 from se_deploy.commands import artifacts
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
-from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
+from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
 from se_deploy.options import NetworkOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
@@ -163,7 +164,7 @@ def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) 
 
 
 def _prepared(name: str, spec: InputSpec) -> Array:
-    image = SourceImage(name, Path(name).read_bytes)
+    image = SourceImage(name, functools.partial(files.read_bytes, Path(name), error=BadData))
     try:
         return data.preprocess(image.open(image.content()), spec)
     except UNREADABLE as e:

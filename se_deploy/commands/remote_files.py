@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import files, graph
+from se_deploy import files, onnx_files
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts
 from se_deploy.data import idx
@@ -143,8 +143,8 @@ def _belongings(path: Path) -> tuple[str, ...]:
         if not own.is_file():
             return ()
         onnx = path.with_name(Path(manifests.read(path).onnx).name)
-        return (own.name, *((onnx.name, *graph.weight_files(onnx)) if onnx.is_file() else ()))
+        return (own.name, *((onnx.name, *onnx_files.weight_files(onnx)) if onnx.is_file() else ()))
     if path.suffix == ".onnx":
-        return graph.weight_files(path)
+        return onnx_files.weight_files(path)
     labels = idx.labels_path(path)
     return () if labels is None else (labels.name,)

@@ -1,54 +1,23 @@
-"""Arrays on disk that are samples already: .npy and .npz, read slice by slice.
-
-Rows are read with seek and read, not through a memory map: mapped pages count as this process's memory, and
-a calibration must not grow with its number of samples.
-"""
+"""Arrays on disk that are samples already, read slice by slice."""
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.lib import format as npy
 
 from se_deploy.errors import BadData
+from se_deploy.npy import HINT, NpyFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from se_deploy.protocols import Array, TensorSpec
 
 LABEL_KEYS = ("labels", "label", "y")
-_HINT = "save it with numpy.save or numpy.savez as numbers, one sample per entry of the first axis"
 _BLOCK_BYTES = 1 << 22
-
-
-@dataclass(frozen=True, slots=True)
-class NpyFile:
-    """One array in .npy form, in a file of its own or inside an .npz."""
-
-    name: str
-    open: Callable[[], IO[bytes]]
-    start: int  # where the first row begins
-    dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
-
-    def rows(self, numbers: Sequence[int]) -> Array:
-        """Read these rows: (len(numbers), *shape[1:])."""
-        out = np.empty((len(numbers), *self.shape[1:]), self.dtype)
-        size = out[:1].nbytes
-        with self.open() as file:
-            for i, number in enumerate(numbers):
-                file.seek(self.start + number * size)
-                row = file.read(size)
-                if len(row) < size:
-                    raise BadData(f"'{self.name}' ends in the middle of entry {number}", hint=_HINT)
-                out[i] = np.frombuffer(row, self.dtype).reshape(self.shape[1:])
-        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +35,6 @@ class ArraySource:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """Opens one file inside a zip archive."""
-
-    path: Path
-    name: str
-
-    def __call__(self) -> IO[bytes]:
-        return zipfile.ZipFile(self.path).open(self.name)
-
-
-def open_npy(path: Path) -> NpyFile:
-    """Read the head of a .npy file. Raises: BadData."""
-    return _head(str(path), lambda: path.open("rb"))
-
-
-def open_npz(path: Path) -> dict[str, NpyFile]:
-    """Read the heads of all arrays in an .npz file. Raises: BadData."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".npy")]
-    except (zipfile.BadZipFile, OSError) as e:
-        raise BadData(f"'{path}' is no .npz file: {e}", hint=_HINT) from e
-    return {
-        member.removesuffix(".npy"): _head(f"{path}:{member}", _Member(path, member)) for member in members
-    }
-
-
 def check(source: ArraySource, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
     """Check every array against the input it is for; give warnings.
 
@@ -103,9 +44,13 @@ def check(source: ArraySource, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
     counts = {array.shape[0] if array.shape else 0 for array in source.arrays.values()}
     if len(counts) != 1 or 0 in counts:
         described = ", ".join(f"{name} {array.shape}" for name, array in source.arrays.items())
-        raise BadData(f"the arrays do not hold the same number of samples: {described}", hint=_HINT)
+        raise BadData(f"the arrays do not hold the same number of samples: {described}", hint=HINT)
     for spec in specs:
         array = source.arrays[spec.name]
+        if array.fortran:
+            raise BadData(
+                f"'{array.name}' is stored in Fortran order", hint="save numpy.ascontiguousarray(array)"
+            )
         wanted = spec.dims[1:]
         fits = len(array.shape) == len(spec.dims) and all(
             want is None or have == want for have, want in zip(array.shape[1:], wanted, strict=True)
@@ -116,8 +61,6 @@ def check(source: ArraySource, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
                 f"'{array.name}' has shape {array.shape}, the input '{spec.name}' takes ({shown})",
                 hint="the first axis counts samples, the others must be the input's",
             )
-        if array.dtype.kind not in "fiub":
-            raise BadData(f"'{array.name}' holds {array.dtype}, not numbers", hint=_HINT)
         if array.dtype.kind != "f" and spec.dtype.kind == "f":
             warnings.append(
                 f"'{array.name}' holds {array.dtype} and is fed as {spec.dtype} unchanged: "
@@ -168,19 +111,3 @@ def refuse_loss(rows: Array, file: str, name: str, taken: np.dtype[np.generic]) 
             f"'{file}' holds {rows[lost][0]:g}, the input '{name}' takes {taken}",
             hint=f"save whole numbers from {low} to {high}; prepared images are for a network of floats",
         )
-
-
-def _head(name: str, opened: Callable[[], IO[bytes]]) -> NpyFile:
-    try:
-        with opened() as file:
-            version = npy.read_magic(file)
-            read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            start = file.tell()
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as e:
-        raise BadData(f"'{name}' is no .npy array: {e}", hint=_HINT) from e
-    if dtype.hasobject:
-        raise BadData(f"'{name}' holds pickled Python objects, which are never loaded", hint=_HINT)
-    if fortran and len(shape) > 1:
-        raise BadData(f"'{name}' is stored in Fortran order", hint="save numpy.ascontiguousarray(array)")
-    return NpyFile(name, opened, start, dtype, shape)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy import files as disk
 from se_deploy.data.images import SourceImage
 from se_deploy.errors import BadData
 
@@ -81,7 +82,7 @@ def images(paths: Sequence[Path], numbers: Sequence[int], counts: Sequence[int])
 
 def read(path: Path) -> Batch:
     """Return the images of one file. Raises: BadData where it is no CIFAR file."""
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    data = np.frombuffer(disk.read_bytes(path, error=BadData), np.uint8)
     many = path.stem in {"train", "test"}
     head = _LABEL_BYTES[100 if many else 10]
     if not data.size or data.size % (head + _PIXELS):

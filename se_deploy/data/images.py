@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from msgspec.structs import replace
 from PIL import Image, UnidentifiedImageError
 
+from se_deploy import files
 from se_deploy.data import preprocessing
 from se_deploy.errors import BadData
 
@@ -20,8 +21,27 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array
     from se_deploy.schema.input_spec import InputSpec
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE: tuple[type[Exception], ...] = (*files.DAMAGED, Image.DecompressionBombError)
 """What Pillow raises for a file that is no whole image."""
+_NO_IMAGE: tuple[type[Exception], ...] = (*UNREADABLE, BadData)  # the last: not even a file
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""What is decoded, whatever a file is called: Pillow's rarer decoders are little tried, one starts a program."""
+
+MOST_PIXELS = 1 << 26
+"""Of an image of 8 bits a channel, 67 megapixels: it is held twice, in 4 bytes a pixel."""
+MOST_WIDE_PIXELS = 1 << 24
+"""Of one of 16 or 32 bits, which is scaled in double precision, and of a network's input."""
+_LARGEST_SIDE = 1 << 14  # that an image is resized to
+
+
+def decoder(file: IO[bytes]) -> Image.Image:
+    """Return an image of which only the head was read. Raises: one of UNREADABLE, also for its size."""
+    image = Image.open(file, formats=FORMATS)
+    most = MOST_WIDE_PIXELS if image.mode.startswith(("I", "F")) else MOST_PIXELS
+    if image.width * image.height > most:
+        raise ValueError(f"it has {image.width}x{image.height} pixels, at most {most:,} are decoded")
+    return image
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +58,7 @@ class SourceImage:
         if not data:
             raise ValueError("the file is empty")
         if self.raw is None:
-            return Image.open(io.BytesIO(data))
+            return decoder(io.BytesIO(data))
         height, width, channels = self.raw
         pixels = np.frombuffer(data, np.uint8).reshape(height, width, channels)
         return Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
@@ -89,13 +109,13 @@ def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: 
             # A JPEG decodes several times faster at a reduced size, and its whole stream is still read.
             decoded.draft("RGB", (spec.width, spec.height))
             decoded.load()
-        except UNREADABLE as e:
+        except _NO_IMAGE as e:
             if not skip_unreadable:
                 raise unreadable(image.name, e) from e
             skipped.append(image.name)
             continue
         readable.append(position)
-        digest.update(f"{image.name}\0{len(data)}\0{image.label}\0".encode())
+        digest.update(f"{image.name}\0{len(data)}\0{image.label}\0".encode(errors="surrogatepass"))
         digest.update(data)
     if not readable:
         raise BadData(
@@ -111,9 +131,10 @@ def unreadable(
     hint: str = "remove or replace it, or pass --skip-unreadable to go on without it",
 ) -> BadData:
     """Return the error that names an image which cannot be read."""
+    why = files.reason_of(reason)
     if isinstance(reason, UnidentifiedImageError):  # its text holds a buffer's address, not the file's name
-        return BadData(f"the image '{name}' cannot be read: it is in no format that Pillow knows", hint=hint)
-    return BadData(f"the image '{name}' cannot be read: {str(reason) or type(reason).__name__}", hint=hint)
+        why = f"it is none of {', '.join(FORMATS)}"
+    return BadData(f"the image '{name}' cannot be read: {why}", hint=hint)
 
 
 def preprocess(image: Image.Image, spec: InputSpec) -> Array:
@@ -126,4 +147,22 @@ def preprocess(image: Image.Image, spec: InputSpec) -> Array:
             f"the input '{spec.name}' has {spec.channels} channels, an image has 1, 3 or 4",
             hint="give the data as .npy or .npz, already prepared",
         )
+    check_size(spec)
     return preprocessing.to_sample(image, spec)
+
+
+def check_size(spec: InputSpec) -> None:
+    """Raise BadData where an input, or what an image is resized to for it, is larger than images are."""
+    sides = (
+        spec.height,
+        spec.width,
+        spec.height / spec.crop,
+        spec.width / spec.crop,
+        *(spec.resize_size or ()),
+    )
+    if max(sides) > _LARGEST_SIDE or spec.height * spec.width > MOST_WIDE_PIXELS:
+        raise BadData(
+            f"the input '{spec.name}' takes images of {spec.height}x{spec.width}, "
+            f"cut from {spec.resize_size or f'1/{spec.crop:g} of it'}: no image is that large",
+            hint="correct the input spec: --input-size, --resize and --crop",
+        )

@@ -21,6 +21,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode for an input of so many channels."""
 
 _EIGHT_BIT, _SIXTEEN_BIT = 255, 65535
+_MOST_RESIZED = 1 << 24  # pixels of an image before its crop
 
 
 def to_sample(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.float32 | np.uint8]:
@@ -33,14 +34,13 @@ def to_sample(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.float32 | n
     image = eight_bit(image).convert(MODES[spec.channels])
     height, width = resized_size(image.height, image.width, spec)
     if (width, height) == image.size:
-        pixels = np.asarray(image, np.float32)
-    elif spec.antialias:
-        pixels = np.asarray(
-            image.resize((width, height), Image.Resampling[spec.interpolation.upper()]), np.float32
-        )
+        pixels = _centre(np.asarray(image).reshape(height, width, spec.channels), spec).astype(np.float32)
+    elif not spec.antialias:
+        pixels = _centre(_bilinear(np.asarray(image), height, width, spec), spec)
     else:
-        pixels = _bilinear(np.asarray(image, np.float32), height, width)
-    pixels = _centre(pixels.reshape(height, width, spec.channels), spec)
+        image = _resized(image, height, width, spec)
+        pixels = _centre(np.asarray(image).reshape(image.height, image.width, spec.channels), spec)
+        pixels = pixels.astype(np.float32)
     made: npt.NDArray[np.float32 | np.uint8]
     if spec.element == "uint8":
         made = np.round(pixels).astype(np.uint8)  # Pillow's filters round already, the other one does not
@@ -91,7 +91,27 @@ def resized_size(height: int, width: int, spec: InputSpec) -> tuple[int, int]:
     return max(1, height * to_width // width), to_width
 
 
-def _centre(pixels: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.float32]:
+def _kept(size: int, wanted: int) -> tuple[int, int]:
+    """Return the first position of a side that the centre crop keeps, and how many."""
+    return (round((size - wanted) / 2), wanted) if size > wanted else (0, size)
+
+
+def _resized(image: Image.Image, height: int, width: int, spec: InputSpec) -> Image.Image:
+    """Return the image at this size; of one that would be huge, only what the crop keeps.
+
+    A line of 65,000 pixels that has to cover 224x224 would have 14 million columns. Both ways give the same
+    numbers up to the rounding of a pixel's place.
+    """
+    method = Image.Resampling[spec.interpolation.upper()]
+    if height * width <= _MOST_RESIZED:
+        return image.resize((width, height), method)
+    (top, rows), (left, columns) = _kept(height, spec.height), _kept(width, spec.width)
+    down, across = image.height / height, image.width / width
+    right, bottom = min((left + columns) * across, image.width), min((top + rows) * down, image.height)
+    return image.resize((columns, rows), method, (left * across, top * down, right, bottom))
+
+
+def _centre(pixels: npt.NDArray[Any], spec: InputSpec) -> npt.NDArray[Any]:
     """Return the central (H, W, C) of the input's size; a side that is too short is padded first.
 
     Offsets are torchvision's center_crop's: half the difference, rounded to even when cut, down when padded.
@@ -99,8 +119,8 @@ def _centre(pixels: npt.NDArray[np.float32], spec: InputSpec) -> npt.NDArray[np.
     for axis, wanted in ((0, spec.height), (1, spec.width)):
         missing = wanted - pixels.shape[axis]
         if missing <= 0:
-            start = round(-missing / 2)
-            pixels = pixels.take(range(start, start + wanted), axis=axis)
+            start, count = _kept(pixels.shape[axis], wanted)
+            pixels = pixels.take(range(start, start + count), axis=axis)
             continue
         shape = (wanted, pixels.shape[1]) if axis == 0 else (pixels.shape[0], wanted)
         canvas = np.broadcast_to(_fill(spec), (*shape, spec.channels)).copy()
@@ -119,15 +139,24 @@ def _fill(spec: InputSpec) -> npt.NDArray[np.float32]:
     return np.array([round(_EIGHT_BIT * mean) for mean in spec.mean], np.float32)
 
 
-def _bilinear(pixels: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
-    """Return `pixels` at another size without antialiasing: `torch.nn.functional.interpolate`'s bilinear."""
-    for axis, size in ((0, height), (1, width)):
+def _bilinear(pixels: npt.NDArray[np.uint8], height: int, width: int, spec: InputSpec) -> npt.NDArray[Any]:
+    """Return what the crop keeps of `pixels` (H, W, C) at another size, without antialiasing.
+
+    The arithmetic is that of `torch.nn.functional.interpolate`'s bilinear.
+    """
+    pixels = pixels.reshape(*pixels.shape[:2], spec.channels)
+    steps = []
+    for axis, (size, wanted) in enumerate(((height, spec.height), (width, spec.width))):
+        start, count = _kept(size, wanted)
         length = pixels.shape[axis]
-        at = np.maximum((np.arange(size) + 0.5) * (length / size) - 0.5, 0.0)
+        at = np.maximum((np.arange(start, start + count) + 0.5) * (length / size) - 0.5, 0.0)
         low = np.minimum(at.astype(np.int64), length - 1)
         high = np.minimum(low + 1, length - 1)
-        shape = [1] * pixels.ndim
-        shape[axis] = size
-        weight: npt.NDArray[Any] = (at - low).astype(np.float32).reshape(shape)
-        pixels = pixels.take(low, axis=axis) * (1 - weight) + pixels.take(high, axis=axis) * weight
-    return pixels
+        used, place = np.unique(np.concatenate((low, high)), return_inverse=True)
+        pixels = pixels.take(used, axis=axis)  # few, so that nothing large is made on the way
+        weight: npt.NDArray[Any] = (at - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (-1, 1))
+        steps.append((axis, place[:count], place[count:], weight))
+    made: npt.NDArray[Any] = pixels.astype(np.float32)
+    for axis, low, high, weight in steps:
+        made = made.take(low, axis=axis) * (1 - weight) + made.take(high, axis=axis) * weight
+    return made

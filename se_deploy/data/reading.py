@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from se_deploy import files, npy
 from se_deploy.data import array_folder, arrays, cifar, clips, idx, images, plausibility, waves, webdataset
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
@@ -26,6 +28,7 @@ IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
 })  # fmt: skip
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
+_LABEL_DIGITS = 9  # of a class number
 KINDS = (
     "a folder of images (class folders too), a text file of paths, .npy, .npz, a folder of .npy files or of "
     "WAV files, folders of frames, MNIST IDX (plain or gzip), CIFAR-10 or CIFAR-100 (binary), or WebDataset "
@@ -176,6 +179,7 @@ def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSp
             f"how images become the input '{inputs[0].name}' is unknown: the file carries no input spec",
             hint=how_to_describe([_tensor(spec) for spec in inputs]),
         )
+    images.check_size(inputs[0])
     return inputs[0]
 
 
@@ -195,6 +199,8 @@ def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[S
         if not count:
             raise BadData(f"'{path}' holds labels or nothing, not images", hint="name the images file")
         labels = idx.labels_beside(path, count)
+        size = height * width * (depth[0] if depth else 1)
+        idx.check_held(path, count if limit is None else min(count, limit), size)
         pixels = idx.pixels(path, pick(count, limit, seed))
         return [
             SourceImage(
@@ -214,15 +220,15 @@ def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[S
 
 def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
     """Choose images below `folder`; the first level of folders names their classes."""
-    files = sorted(
+    found = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
     )
-    parts = [p.relative_to(folder).parts for p in files]
+    parts = [p.relative_to(folder).parts for p in found]
     classes = sorted({part[0] for part in parts if len(part) > 1})
     labelled = len(classes) > 1 and all(len(part) > 1 for part in parts)
     index = _class_indices(classes, spec) if labelled else {}
     return [
-        _file(files[n], "/".join(parts[n]), index.get(parts[n][0])) for n in pick(len(files), limit, seed)
+        _file(found[n], "/".join(parts[n]), index.get(parts[n][0])) for n in pick(len(found), limit, seed)
     ]
 
 
@@ -230,37 +236,34 @@ def _class_indices(classes: list[str], spec: InputSpec) -> dict[str, int]:
     """Return the index of each class: the labels', the number that a folder is, or in sorted order."""
     if set(classes) <= set(spec.labels):
         return {name: spec.labels.index(name) for name in classes}
-    if all(name.isdecimal() for name in classes):
+    if all(name.isdecimal() and len(name) <= _LABEL_DIGITS for name in classes):
         return {name: int(name) for name in classes}
     return {name: i for i, name in enumerate(classes)}
 
 
 def _listed(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
     """Choose images of a text file: one path a line, relative to it, and perhaps a label behind it."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (UnicodeDecodeError, OSError) as e:
-        raise BadData(f"'{path}' is no text file of paths: {e}", hint=f"name {KINDS}") from e
+    lines = [line.strip() for line in files.read_text(path, error=BadData).splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     found = []
     for n in pick(len(lines), limit, seed):
         name, label = _path_and_label(path, lines[n], spec)
-        if not (path.parent / name).is_file():
+        if not files.is_regular(path.parent / name):
             raise BadData(
-                f"'{name}', line {n + 1} of '{path}', does not exist", hint="paths are relative to the list"
+                f"'{name}', line {n + 1} of '{path}', is no file", hint="paths are relative to the list"
             )
         found.append(_file(path.parent / name, name, label))
     return found
 
 
 def _path_and_label(path: Path, line: str, spec: InputSpec) -> tuple[str, int | None]:
-    if (path.parent / line).is_file():
+    if files.is_regular(path.parent / line):
         return line, None
     for separator in ("\t", ",", None):  # None: any blank
         name, *label = line.rsplit(separator, 1)
         if not label:
             continue
-        if label[0].strip().isdecimal():
+        if label[0].strip().isdecimal() and len(label[0].strip()) <= _LABEL_DIGITS:
             return name.strip(), int(label[0])
         if label[0].strip() in spec.labels:
             return name.strip(), spec.labels.index(label[0].strip())
@@ -268,7 +271,7 @@ def _path_and_label(path: Path, line: str, spec: InputSpec) -> tuple[str, int | 
 
 
 def _file(path: Path, name: str, label: int | None) -> SourceImage:
-    return SourceImage(name, path.read_bytes, label)
+    return SourceImage(name, functools.partial(files.read_bytes, path, error=BadData), label)
 
 
 def _read_arrays(
@@ -276,7 +279,7 @@ def _read_arrays(
 ) -> Samples:
     """Open .npy or .npz: one array per input by name; a lone array needs no name."""
     specs = [_tensor(spec) for spec in inputs]
-    found = {"": arrays.open_npy(path)} if path.suffix == ".npy" else arrays.open_npz(path)
+    found = {"": npy.open_npy(path)} if path.suffix == ".npy" else npy.open_npz(path)
     names = [spec.name for spec in specs]
     key = next((k for k in arrays.LABEL_KEYS if k in found and k not in names), None)
     labels = found.pop(key) if key is not None else None

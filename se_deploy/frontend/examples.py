@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-import zipfile
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from se_deploy import npy
 from se_deploy.errors import BadData, BadInput
 from se_deploy.signature import BATCH, DeclaredInput, Feeding, free_names
 
@@ -25,6 +26,7 @@ EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
 _TRIED_SIZES = (64, 96, 128, 224, 48, 32, 256, 16, 8, 512)
 """For free dimensions that nobody gave a size: common sizes first, multiples of what networks stride by."""
 _LARGEST_INTEGER = 4  # of random integer inputs: they are mostly lengths and indices of small tables
+_LARGEST_EXAMPLE = 1 << 28  # bytes of one array
 _MODULE_ATTRIBUTE = "example_inputs"
 
 
@@ -89,14 +91,13 @@ def _arrays(module: nn.Module, feeding: Feeding) -> dict[str, Array]:
 
 
 def _read(path: Path, inputs: Sequence[DeclaredInput]) -> dict[str, Array]:
-    try:
-        with path.open("rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {inputs[0].name if len(inputs) == 1 else "input": loaded}
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as e:
-        raise BadData(f"'{path}' cannot be read as arrays: {e}", hint="save it with numpy.savez") from e
+    one = path.suffix != ".npz"
+    found = {"": npy.open_npy(path)} if one else npy.open_npz(path)
+    for array in found.values():
+        if math.prod(array.shape) * array.dtype.itemsize > _LARGEST_EXAMPLE:
+            raise BadData(f"'{array.name}' has shape {array.shape}", hint="give one batch, not a data set")
+    read = {name: array.whole() for name, array in found.items()}
+    return {inputs[0].name if len(inputs) == 1 else "input": read[""]} if one else read
 
 
 def _declared(name: str, array: Array) -> DeclaredInput:

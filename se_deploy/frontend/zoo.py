@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import pickle
-import struct
 import sys
 import warnings
 from dataclasses import dataclass, replace
@@ -42,11 +40,6 @@ OUTPUT_NAME = "output"
 _NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _SHOWN_KEYS = 6
-_UNREADABLE = (
-    pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError,
-    AttributeError, struct.error,
-)  # fmt: skip
-"""What torch's restricted unpickler stumbles over in bytes that are no checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +156,7 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     """
     from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
 
+    files.check_regular(path, error=BadModel)
     state = _read_state(path)
     wanted = module.state_dict()
     for prefix in _PREFIXES:
@@ -196,15 +190,14 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             from safetensors import SafetensorError  # noqa: PLC0415 - only where such a file is read
             from safetensors.torch import load_file  # noqa: PLC0415
 
-        try:
+        own, hint = (SafetensorError,), "save it again"
+        with files.parsing(path, "cannot be read as safetensors", error=BadModel, hint=hint, also=own):
             return load_file(path)
-        except (SafetensorError, OSError) as e:
-            raise BadModel(f"'{path}' cannot be read as safetensors: {e}", hint="save it again") from e
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it refuses it
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as e:
+    except files.DAMAGED as e:
         raise BadModel(
             f"'{path}' is no plain state dict, and what else is in it is never executed",
             hint="save it with torch.save(network.state_dict(), FILE) or as safetensors",
@@ -215,13 +208,29 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             break
     if not isinstance(loaded, dict) or not loaded:
         raise BadModel(f"'{path}' holds no state dict", hint="save it with torch.save(network.state_dict())")
-    stray = [key for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
-    if stray:
-        raise BadModel(
-            f"'{path}' is no state dict: its entry '{stray[0]}' is no tensor",
-            hint="save it with torch.save(network.state_dict(), FILE)",
-        )
+    for key, value in loaded.items():
+        if wrong := _no_weights(key, value):
+            raise BadModel(
+                f"'{path}' is no state dict: its entry '{key}' {wrong}",
+                hint="save it with torch.save(network.state_dict(), FILE)",
+            )
     return loaded
+
+
+def _no_weights(key: object, value: object) -> str | None:
+    """Return what keeps an entry from being weights; None where nothing does."""
+    if not isinstance(key, str):
+        return "has no text for a name"
+    if not isinstance(value, torch.Tensor):
+        return "is no tensor"
+    if value.layout != torch.strided or value.is_quantized:
+        return "is a sparse or quantized tensor"
+    if value.device.type == "meta":
+        return "has no values: it is on the meta device"
+    held = (
+        value.untyped_storage().nbytes() // value.element_size()
+    )  # an expanded tensor is larger than its file
+    return f"says it has {value.numel():,} numbers and holds {held:,}" if value.numel() > held else None
 
 
 def _has_prefix(wanted: Mapping[str, torch.Tensor], prefix: str) -> bool:
@@ -327,10 +336,11 @@ def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
 def _from_program(path: Path) -> Network:
     if not path.is_file():
         raise BadModel(f"'{path}' is no file", hint=_SPEC_HINT)
-    try:
+    files.check_regular(path, error=BadModel)
+    with files.parsing(
+        path, "cannot be read as a torch.export program", error=BadModel, hint="save it again"
+    ):
         program = torch.export.load(path)
-    except (RuntimeError, OSError, ValueError, pickle.UnpicklingError) as e:
-        raise BadModel(f"'{path}' cannot be read as a torch.export program", hint="save it again") from e
     args, kwargs = program.example_inputs or ((), {})
     if kwargs or not args or not all(isinstance(arg, torch.Tensor) for arg in args):
         raise BadModel(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from se_deploy import files
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
+_LARGE_NUMBER = re.compile(r"NaN|Infinity|\d[eE]\+?\d\d\d|\d{300}")
 _SHOWN = 60  # characters of a refused value
 
 
@@ -36,10 +39,22 @@ def decode(text: str | bytes, kind: type[T], *, what: str, error: type[SeDeployE
     Raises: `error` for no JSON, and for a field that is missing, of another type or out of range.
     """
     try:
+        text = text if isinstance(text, str) else text.decode("utf-8-sig")
         fields = json.loads(text)
-    except ValueError as e:
-        raise error(f"{what}, is no JSON: {e}", hint=hint) from e
-    return convert(fields, kind, what=what, error=error, hint=hint)
+    except (ValueError, RecursionError) as e:
+        raise error(f"{what}, is no JSON: {files.reason_of(e)}", hint=hint) from e
+    try:
+        made = convert(fields, kind, what=what, error=error, hint=hint)
+        _check_writable(text, fields)
+    except (ValueError, RecursionError) as e:
+        raise error(f"{what}, holds what JSON cannot: {files.reason_of(e)}", hint=hint) from e
+    return made
+
+
+def _check_writable(text: str, fields: object) -> None:
+    """Raise ValueError for what is no finite number, which Python reads and JSON cannot hold."""
+    if _LARGE_NUMBER.search(text):
+        json.dumps(fields, allow_nan=False)
 
 
 def convert(fields: object, kind: type[T], *, what: str, error: type[SeDeployError], hint: str) -> T:
@@ -56,12 +71,8 @@ def convert(fields: object, kind: type[T], *, what: str, error: type[SeDeployErr
 
 def load(path: Path, kind: type[T], *, what: str, error: type[SeDeployError], hint: str) -> T:
     """Return what the file `path` holds. Raises: as `decode`, also where the file cannot be read."""
-    named = f"'{path}', {what}"
-    try:
-        text = path.read_bytes()
-    except OSError as e:
-        raise error(f"{named}, cannot be read: {e.strerror}", hint=hint) from e
-    return decode(text, kind, what=named, error=error, hint=hint)
+    text = files.read_bytes(path, error=error, most=files.LARGEST_TEXT, what=what)
+    return decode(text, kind, what=f"'{path}', {what}", error=error, hint=hint)
 
 
 def _reason(refusal: msgspec.ValidationError, fields: object, kind: type) -> str:
@@ -73,8 +84,16 @@ def _reason(refusal: msgspec.ValidationError, fields: object, kind: type) -> str
     steps = _steps(where, str(refusal), fields, kind)
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).lstrip(".")
     value = _at(fields, steps)
-    shown = "" if isinstance(value, (dict, list)) else f" is {json.dumps(value)[:_SHOWN]}"
+    shown = "" if isinstance(value, (dict, list)) else f" is {_shown(value)}"
     return f"'{name}'{shown}: {message}"
+
+
+def _shown(value: object) -> str:
+    """Return a value as JSON writes it, cut short; TOML has dates too, and integers of any length."""
+    try:
+        return json.dumps(value, default=str)[:_SHOWN]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _steps(where: str, refusal: str, fields: object, kind: type) -> list[str | int]:

@@ -225,7 +225,7 @@ class Dataflow:
         rank = len(shape)
         if node.op_type in REDUCE:
             axes = self._axes(node)
-            if axes is None:
+            if axes is None or not rank:  # nothing to reduce in a scalar
                 return None
             return frozenset(a % rank for a in axes)
         if node.op_type in {"GlobalAveragePool", "GlobalMaxPool"}:

@@ -96,7 +96,7 @@ def test_a_broken_image_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [(b"", "the file is empty"), (b"no image", "in no format that Pillow knows")]
+    ("content", "reason"), [(b"", "the file is empty"), (b"no image", "it is none of JPEG, PNG")]
 )
 def test_an_image_that_is_none_is_named_and_not_its_address(tmp_path, content, reason):
     (tmp_path / "bad.png").write_bytes(content)
@@ -221,7 +221,7 @@ def test_a_truncated_array_is_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((4, 3), np.float32))
     path = tmp_path / "a.npy"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(BadData, match="middle of entry 3"):
+    with pytest.raises(BadData, match="says it holds"):
         data.read(path, [VECTOR])
 
 

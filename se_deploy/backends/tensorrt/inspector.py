@@ -14,6 +14,7 @@ import json
 import re
 from typing import Any
 
+from se_deploy import files
 from se_deploy.backends.tensorrt.layer_log import DTYPES, dtype_of, first_profile, onnx_nodes
 from se_deploy.errors import BadArtifact
 from se_deploy.plan import SIZE_BYTES, Kernel, Plan, PlanTensor
@@ -31,8 +32,8 @@ def plan_from_inspector(text: str, *, version: str, target: str) -> Plan:
     Raises: BadArtifact where it is no such JSON, or was built without detailed verbosity.
     """
     try:
-        layers = json.loads(text)["Layers"]
-    except (ValueError, KeyError, TypeError) as e:
+        layers = list(json.loads(text)["Layers"])
+    except files.DAMAGED as e:
         raise BadArtifact(
             "the engine inspector's JSON has no list of layers", hint="export it again with trtexec"
         ) from e
@@ -41,7 +42,16 @@ def plan_from_inspector(text: str, *, version: str, target: str) -> Plan:
             "the engine was built without detailed layer information",
             hint="build it with --profilingVerbosity=detailed, as `se-deploy build-engine` does",
         )
-    return Plan("tensorrt", version, target, first_profile([_kernel(layer) for layer in layers]))
+    kernels = []
+    for number, layer in enumerate(layers):
+        try:
+            kernels.append(_kernel(layer))
+        except files.DAMAGED as e:
+            raise BadArtifact(
+                f"layer {number} of the engine inspector's JSON cannot be read: {files.reason_of(e)}",
+                hint="export it again with trtexec, or report it with the version of the compiler",
+            ) from e
+    return Plan("tensorrt", version, target, first_profile(kernels))
 
 
 def _kernel(layer: dict[str, Any]) -> Kernel:

@@ -99,6 +99,16 @@ def _kernel(line: str) -> Kernel:
             f"a line of the compiler's layer list cannot be read: {line[:120]}",
             hint="report it with the version of the compiler",
         )
+    try:
+        return _read(match)
+    except ValueError as e:
+        raise BuildFailed(
+            f"a line of the compiler's layer list holds no sizes: {e}",
+            hint="report it with the version of the compiler",
+        ) from e
+
+
+def _read(match: re.Match[str]) -> Kernel:
     return Kernel(
         name=match["name"],
         kind=match["kind"],

@@ -1,0 +1,313 @@
+"""ONNX files of strangers: what a file says is held against what it holds, before anything is computed from it.
+
+What the ONNX specification forbids is left to its own checker. Here stands what that lets pass and what a
+later step would pay for: in memory, in time, or with a traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from se_deploy import files
+from se_deploy.errors import BadModel, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+MOST_NODES = 200_000
+"""Nodes of a graph with its functions and bodies written out; networks have up to some 20,000."""
+
+MOST_ELEMENTS = 2**40
+"""Elements of one tensor, whatever a file says: more than any memory holds."""
+
+MOST_ATTRIBUTE = 2**20
+"""The largest kernel, stride, padding or group: more than any side of an image."""
+
+_MAX_PROTO_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
+_HINT = "name an ONNX file; if this is one, it was damaged: export or copy it again"
+_WINDOW = ("kernel_shape", "strides", "dilations", "pads", "group", "output_padding", "output_shape")
+_TYPED: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data",
+    onnx.TensorProto.INT64: "int64_data",
+    onnx.TensorProto.UINT64: "uint64_data",
+    onnx.TensorProto.UINT32: "uint64_data",
+    onnx.TensorProto.STRING: "string_data",
+    onnx.TensorProto.COMPLEX64: "float_data",
+    onnx.TensorProto.COMPLEX128: "double_data",
+}
+"""Where a tensor's numbers are if not in raw_data; all other types are in int32_data."""
+_PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Return the file's content, its external weights included, as far as it can be trusted to be used.
+
+    Raises: BadModel, which names the file and the place in it.
+    """
+    files.check_regular(path, error=BadModel)
+    with _parsing(path):
+        proto = onnx.load(path, load_external_data=False)
+    if not proto.graph.node and not proto.graph.input:
+        raise BadModel(f"'{path}' holds no ONNX graph", hint="export it again")
+    for problem in _problems(proto, path):
+        raise BadModel(f"'{path}' cannot be used: {printable(problem)}", hint=_HINT)
+    with _parsing(path):
+        onnx.load_external_data_for_model(proto, str(path.parent))
+    for tensor, where in _tensors(proto):
+        if wrong := _wrong_size(tensor):
+            raise BadModel(f"'{path}' cannot be used: {printable(where)} {printable(wrong)}", hint=_HINT)
+    if proto.ByteSize() < _MAX_PROTO_BYTES:
+        with _parsing(path):
+            onnx.checker.check_model(proto)
+    return proto
+
+
+def weight_files(path: Path) -> tuple[str, ...]:
+    """Return the files that hold an ONNX file's weights, by their names from its folder; mostly none.
+
+    Raises: BadModel where it cannot be read.
+    """
+    files.check_regular(path, error=BadModel)
+    with _parsing(path):
+        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        outside = [tensor for tensor in tensors if uses_external_data(tensor)]
+        return tuple(sorted({ExternalDataInfo(tensor).location for tensor in outside}))
+
+
+def _parsing(path: Path) -> AbstractContextManager[None]:
+    own = (DecodeError, onnx.checker.ValidationError)
+    return files.parsing(path, "cannot be read as ONNX", error=BadModel, hint=_HINT, also=own)
+
+
+def _problems(proto: onnx.ModelProto, path: Path) -> Iterator[str]:
+    """Yield what is wrong with the graph, the first of which is told."""
+    yield from _wrong_names(proto)
+    yield from _too_many_nodes(proto)
+    for body in _graphs(proto.graph):
+        if body.sparse_initializer:
+            yield f"initializer '{body.sparse_initializer[0].values.name}' is sparse, which is not supported"
+        for value in (*body.input, *body.output, *body.value_info):
+            dims = [d.dim_value for d in value.type.tensor_type.shape.dim if d.HasField("dim_value")]
+            if math.prod(max(1, d) for d in dims) > MOST_ELEMENTS:
+                yield f"tensor '{value.name}' has the shape {dims}"
+    for node in _nodes(proto):
+        yield from _wrong_attributes(node)
+    for tensor, where in _tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            for entry in tensor.external_data:
+                yield from (*_no_text(entry.key), *_no_text(entry.value))
+            location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+            files.check_regular(path.parent / location, error=BadModel, what=f"the weights of '{path}'")
+        elif wrong := _wrong_size(tensor):
+            yield f"{where} {wrong}"
+
+
+def _wrong_names(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield what is no text: protobuf gives bytes for what is no UTF-8."""
+    for body in _graphs(proto.graph):
+        for value in (*body.input, *body.output, *body.value_info, *body.initializer):
+            yield from _no_text(value.name)
+        for value in (*body.input, *body.output):
+            if "\n" in value.name or "\r" in value.name:
+                yield f"the name of '{value.name}' has a line break: logs and lists hold one name a line"
+    for node in _nodes(proto):
+        for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            yield from _no_text(text)
+        for attribute in node.attribute:
+            yield from _no_text(attribute.name)
+    for function in proto.functions:
+        for text in (function.name, function.domain, *function.input, *function.output):
+            yield from _no_text(text)
+    for entry in proto.metadata_props:
+        yield from (*_no_text(entry.key), *_no_text(entry.value))
+
+
+def _no_text(text: str | bytes) -> tuple[str, ...]:
+    return () if isinstance(text, str) else (f"the name {text!r} is no UTF-8",)
+
+
+def _too_many_nodes(proto: onnx.ModelProto) -> Iterator[str]:
+    """Yield where functions call each other in a circle, or are more nodes written out than any network."""
+    functions = {(f.domain, f.name): f for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    open_: set[tuple[str, str]] = set()
+
+    def size(nodes: Iterable[onnx.NodeProto]) -> int:
+        return sum(
+            1
+            + (called((node.domain, node.op_type)) if (node.domain, node.op_type) in functions else 0)
+            + sum(size(body.node) for body in _bodies(node))
+            for node in nodes
+        )
+
+    def called(key: tuple[str, str]) -> int:
+        if key not in sizes:
+            if key in open_ or len(open_) > len(functions):
+                raise RecursionError
+            open_.add(key)
+            sizes[key] = size(functions[key].node)
+            open_.remove(key)
+        return sizes[key]
+
+    try:
+        total = size(proto.graph.node)
+    except RecursionError:
+        yield "its functions call each other in a circle, or too deeply"
+        return
+    if total > MOST_NODES:
+        yield f"it has {total:,} nodes with its functions written out, at most {MOST_NODES:,} are read"
+
+
+def _wrong_attributes(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield attributes whose values no operator can have."""
+    named = f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
+    for one in node.attribute:
+        values = [*one.ints, one.i] if one.type == onnx.AttributeProto.INT else list(one.ints)
+        if one.name == "perm" and sorted(values) != list(range(len(values))):
+            yield f"{named}: its perm {values} is no permutation"
+        if one.name in _WINDOW and any(abs(value) > MOST_ATTRIBUTE for value in values):
+            yield f"{named}: its {one.name} is {values}"
+
+
+def _wrong_size(tensor: onnx.TensorProto) -> str | None:
+    """Return what is wrong with the size of a tensor; None where its content is as its dims say."""
+    if min(tensor.dims, default=0) < 0 or math.prod(tensor.dims) > MOST_ELEMENTS:
+        return f"has the shape {list(tensor.dims)}"
+    if tensor.data_type not in _known_types():
+        return f"has an element type {tensor.data_type} that ONNX does not know"
+    elements = math.prod(tensor.dims)
+    if tensor.HasField("raw_data"):
+        held, wanted, unit = len(tensor.raw_data), _bytes(tensor.data_type, elements), "bytes"
+    else:
+        held = len(getattr(tensor, _TYPED.get(tensor.data_type, "int32_data")))
+        wanted, unit = _entries(tensor.data_type, elements), "numbers"
+    return (
+        None if held == wanted else f"has the shape {list(tensor.dims)} and {held:,} {unit}, not {wanted:,}"
+    )
+
+
+def _known_types() -> frozenset[int]:
+    return frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+
+
+def _bits(kind: int) -> int:
+    """Return the bits of one element: some types share a byte."""
+    name = onnx.TensorProto.DataType.Name(kind)
+    if name in _PACKED:
+        return _PACKED[name]
+    return int(8 * onnx.helper.tensor_dtype_to_np_dtype(kind).itemsize)
+
+
+def _bytes(kind: int, elements: int) -> int:
+    return -(-elements * _bits(kind) // 8)
+
+
+def _entries(kind: int, elements: int) -> int:
+    """Return how many entries the typed field has: packed types share one, complex ones take two."""
+    if kind in {onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128}:
+        return 2 * elements
+    return -(-elements * _bits(kind) // 8) if _bits(kind) < 8 else elements  # noqa: PLR2004 - a byte
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto, str]]:
+    """Yield every tensor and what it is called in a message."""
+    for body in _graphs(proto.graph):
+        for tensor in body.initializer:
+            yield tensor, f"initializer '{tensor.name}'"
+    for node in _nodes(proto):
+        for attribute in node.attribute:
+            for tensor in (*((attribute.t,) if attribute.HasField("t") else ()), *attribute.tensors):
+                yield tensor, f"attribute '{attribute.name}' of {node.op_type} '{node.name}'"
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and all in it."""
+    yield graph
+    for node in graph.node:
+        for body in _bodies(node):
+            yield from _graphs(body)
+
+
+def _bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node: of the graph, of bodies in it, of functions and of bodies in those."""
+    left = [*proto.graph.node, *(node for function in proto.functions for node in function.node)]
+    while left:
+        node = left.pop()
+        yield node
+        for body in _bodies(node):
+            left.extend(body.node)
+
+
+_SAME_RANK = frozenset({
+    "Conv", "ConvTranspose", "BatchNormalization", "AveragePool", "MaxPool", "LpPool", "GlobalAveragePool",
+    "GlobalMaxPool", "GlobalLpPool", "Transpose", "Relu", "Sigmoid", "Clip", "HardSigmoid", "HardSwish",
+})  # fmt: skip
+"""Operators whose output has the rank of their input."""
+_WEIGHT_RANKS = {"Conv": None, "ConvTranspose": None, "Gemm": 2, "BatchNormalization": 1}
+"""The rank of their second input; None: that of the first."""
+_MAPS = frozenset({
+    "Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool",
+})  # fmt: skip
+_MAP_RANK = 3  # of a map, at least: (N, C, L)
+_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft"})
+"""Those whose operators mean what ONNX's of the same name do: the last is ONNX Runtime's."""
+
+
+def check_ranks(model: ir.Model, path: Path) -> None:
+    """Raise BadModel where ranks contradict what an operator is: neither checker nor inference insists."""
+    version = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
+    for node in model.graph.all_nodes():
+        if wrong := _wrong_node(node, version):
+            raise BadModel(
+                f"'{path}' cannot be used: {node.op_type} '{node.name}': {wrong}", hint="export it again"
+            )
+
+
+@functools.cache
+def _least_inputs(operator: str, version: int) -> int:
+    """Return how many inputs an operator of ONNX has at least; 0 where this version knows none."""
+    try:
+        return int(onnx.defs.get_schema(operator, version).min_input)
+    except onnx.defs.SchemaError:
+        return 0
+
+
+def _wrong_node(node: ir.Node, version: int) -> str | None:
+    if node.domain not in _DOMAINS and onnx.defs.has(node.op_type):
+        return f"it is of '{node.domain}', and would be taken for ONNX's operator of that name"
+    least = _least_inputs(node.op_type, version) if node.domain in {"", "ai.onnx"} else 0
+    if len(node.inputs) < least or (least and node.inputs[0] is None):  # a function may be called with fewer
+        return f"it has {len(node.inputs)} inputs, at least {least} are needed"
+    ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]
+    given = ranks[0] if ranks else None
+    made = node.outputs[0].shape if node.outputs else None
+    if node.op_type in _SAME_RANK and made is not None and given not in (None, len(made)):
+        return f"its input has {given} dimensions, its output {len(made)}"
+    if node.op_type in _MAPS and given is not None and given < _MAP_RANK:
+        return f"its input has {given} dimensions"
+    if node.op_type in _WEIGHT_RANKS and len(ranks) > 1 and ranks[1] is not None:
+        wanted = _WEIGHT_RANKS[node.op_type] or given
+        if wanted not in (None, ranks[1]) or (node.op_type in _MAPS and ranks[1] < _MAP_RANK):
+            return f"its weights have {ranks[1]} dimensions"
+    perm = node.attributes.get("perm") if node.op_type == "Transpose" else None
+    if perm is not None and given not in (None, len(perm.value)):
+        return f"its perm is {list(perm.value)}, its input has {given} dimensions"
+    return None
