@@ -29,7 +29,7 @@ DAMAGED: tuple[type[Exception], ...] = (
 )  # fmt: skip
 """What the standard library, numpy, Pillow, torch and onnx raise for bytes that are no file of their kind.
 
-RuntimeError holds RecursionError and NotImplementedError. MemoryError is none of them: sizes are checked first.
+RuntimeError holds RecursionError and NotImplementedError. MemoryError is none: sizes are checked first.
 """
 
 LARGEST_TEXT = 1 << 26
@@ -174,7 +174,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole or not at all; what has none, as in odd file names, is escaped."""
+    """Write `text` to `path` as UTF-8, whole or not at all; half a surrogate pair is escaped."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 

@@ -118,7 +118,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tu
         if member.compress_type != zipfile.ZIP_STORED:
             if member.file_size > max(_MOST_UNPACKED * size, _SMALL_BYTES):
                 raise BadData(
-                    f"'{path}:{member.filename}' says it unpacks to {member.file_size:,} bytes, from {size:,}",
+                    f"'{path}:{member.filename}' unpacks to {member.file_size:,} bytes, from {size:,}",
                     hint="save it with numpy.savez, which does not compress",
                 )
             unpacked = tempfile.TemporaryFile(prefix="se-deploy-")  # noqa: SIM115 - closed with its content

@@ -1,4 +1,4 @@
-"""ONNX files of strangers: what a file says is held against what it holds, before anything is computed from it.
+"""ONNX files of strangers: what one says is held against what it holds, before anything is computed from it.
 
 What the ONNX specification forbids is left to its own checker. Here stands what that lets pass and what a
 later step would pay for: in memory, in time, or with a traceback.

@@ -72,7 +72,7 @@ def check_held(path: Path, count: int, size: int) -> None:
     if size < 1 or count * (size + _BYTES_EACH) > MOST_HELD_BYTES:
         raise BadData(
             f"'{path}' holds images of {size:,} bytes, and {count:,} of them are too many to hold",
-            hint="choose some with --calib-samples or --samples, or save them as .npy, which is read in slices",
+            hint="choose some with --calib-samples or --samples, or save them as .npy",
         )
 
 

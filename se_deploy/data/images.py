@@ -26,7 +26,7 @@ UNREADABLE: tuple[type[Exception], ...] = (*files.DAMAGED, Image.DecompressionBo
 _NO_IMAGE: tuple[type[Exception], ...] = (*UNREADABLE, BadData)  # the last: not even a file
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-"""What is decoded, whatever a file is called: Pillow's rarer decoders are little tried, one starts a program."""
+"""What is decoded, whatever a file is called: Pillow's others are little tried, one starts a program."""
 
 MOST_PIXELS = 1 << 26
 """Of an image of 8 bits a channel, 67 megapixels: it is held twice, in 4 bytes a pixel."""

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 
 from fuzz import mutations
 from fuzz.readers import BY_NAME
-
 from se_deploy.errors import SeDeployError
 
 if TYPE_CHECKING:
@@ -88,6 +87,11 @@ def run(reader: Reader, content: bytes, folder: Path) -> str | None:
     return outcome(reader, path)
 
 
+def _say(line: dict[str, object]) -> None:
+    sys.stdout.write(f"{json.dumps(line)}\n")
+    sys.stdout.flush()
+
+
 def main() -> None:
     """Run as the lines above say."""
     parser = argparse.ArgumentParser()
@@ -103,11 +107,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     folder = args.folder or Path(tempfile.mkdtemp(prefix="fuzz-"))
     if args.files:
+        for reader in {BY_NAME[file.parent.name] for file in args.files}:
+            run(reader, reader.seeds()[0], folder)  # for what it imports
         limit()
         for file in args.files:
-            print(json.dumps({"file": str(file), "starts": True}), flush=True)
+            _say({"file": str(file), "starts": True})
             found = run(BY_NAME[file.parent.name], file.read_bytes(), folder)
-            print(json.dumps({"file": str(file), "finding": found}), flush=True)
+            _say({"file": str(file), "finding": found})
         return
     reader = BY_NAME[args.reader]
     seeds = tuple(reader.seeds())
@@ -125,10 +131,10 @@ def main() -> None:
             seen.add(kind)
             kept = folder.with_name(f"{folder.name}-{len(seen)}-{reader.file}")
             kept.write_bytes(content)
-            print(json.dumps({"reader": reader.name, "finding": found, "kept": str(kept)}), flush=True)
+            _say({"reader": reader.name, "finding": found, "kept": str(kept)})
         if done % 100 == 0:
-            print(json.dumps({"reader": reader.name, "cases": done}), flush=True)
-    print(json.dumps({"reader": reader.name, "cases": done}), flush=True)
+            _say({"reader": reader.name, "cases": done})
+    _say({"reader": reader.name, "cases": done})
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import random
 import struct
 import tarfile
 import zipfile
@@ -17,6 +16,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Sequence
 
     Mutate = Callable[[random.Random, bytes], bytes]
@@ -43,7 +43,8 @@ NUMBERS = (
     -(2**62),
 )
 TEXTS = (
-    "", " ", "\x1b[31m", "a\nb", "\u202e", "\ud800", "../../x", "/dev/zero", "x" * 5000, "NaN", "é", "\0", "x", "w0", "1e400"
+    "", " ", "\x1b[31m", "a\nb", "\u202e", "\ud800", "../../x", "/dev/zero", "x" * 5000, "NaN", "é",
+    "\0", "x", "w0", "1e400",
 )  # fmt: skip
 WORDS = (
     b"\0",
@@ -167,9 +168,7 @@ def _json(chance: random.Random, data: bytes) -> bytes:
                 copied = json.dumps(
                     other[name]
                     if name in other
-                    or isinstance(other, list)
-                    and isinstance(name, int)
-                    and name < len(other)
+                    or (isinstance(other, list) and isinstance(name, int) and name < len(other))
                     else 0
                 )
                 if len(copied) < 100_000:
@@ -187,7 +186,8 @@ def _toml(chance: random.Random, data: bytes) -> bytes:
     at = chance.randrange(len(lines))
     name, equals, _ = lines[at].partition(" = ")
     values = (
-        "[" * chance.choice((2, 500, 5000)), "{a = " * chance.choice((2, 900)), "1e400", "nan", "-inf", str(2**70),
+        "[" * chance.choice((2, 500, 5000)), "{a = " * chance.choice((2, 900)), "1e400", "nan", "-inf",
+        str(2**70),
         '"\\u001b[31m"', '"\\ud800"', "1979-05-27", "true", "[]", "{}", '""', '["a", 1]', "0x" + "f" * 5000,
         "9" * 5000, '"' + "x" * 100_000 + '"', "[[]]", "[1, 2, 3]", '"%s"' % ("../" * 2000),
     )  # fmt: skip
@@ -243,10 +243,10 @@ def _tar(chance: random.Random, data: bytes) -> bytes:
     start, size = chance.choice(
         ((0, 100), (100, 8), (124, 12), (136, 12), (156, 1), (157, 100), (263, 2), (345, 155))
     )
-    field = chance.choice((
-        bytes(size), b"7" * size, chance.randbytes(size), b"\x80" + b"\xff" * (size - 1), b"\x80" + bytes(max(0, size - 2)) + b"\x40",
-        chance.choice(b"01234567xgLKSDV\0").to_bytes(1, "big") * size, chance.choice(TEXTS).encode("utf-8", "replace")[:size].ljust(size, b"\0"),
-    ))  # fmt: skip
+    text = chance.choice(TEXTS).encode("utf-8", "replace")
+    huge, large = b"\x80" + b"\xff" * (size - 1), b"\x80" + bytes(max(0, size - 2)) + b"\x40"
+    kind = chance.choice(b"01234567xgLKSDV\0").to_bytes(1, "big") * size
+    field = chance.choice((bytes(size), b"7" * size, chance.randbytes(size), huge, large, kind, text))
     made[at + start : at + start + size] = field[:size].ljust(size, b"\0")
     made[at + 148 : at + 156] = b" " * 8
     made[at + 148 : at + 156] = b"%06o\0 " % sum(made[at : at + 512])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import struct
 import tarfile
 from dataclasses import dataclass
@@ -16,22 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import use_graphs
 from msgspec.structs import replace
 from onnx import helper, parser
 from PIL import Image
 
 from se_deploy import data, files, graph, options, schema, se_blocks
+from se_deploy import report as pages
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.tensorrt import inspector, layer_log
-from se_deploy import report as pages
 from se_deploy.commands import gates, report
 from se_deploy.passes import canonical, rewrites, search
 from se_deploy.protocols import TensorSpec
 from se_deploy.quantization import cache
 from se_deploy.schema import input_spec
-from se_deploy.schema.common import Plan
 from se_deploy.schema.files import CalibratedTensor, CalibrationCache, Stamp
 from se_deploy.signature import Feeding
 
@@ -153,9 +150,9 @@ g (float[N,3,8,8] x) => (float[N,8,8,3] y, float[N,3,8,8] z)
  int64[4] grid = {0, 3, -1, 8}, float[3] s = {1.0, 2.0, 3.0}> {
     r = Range(zero, many, one)
     k = ReduceMax<keepdims = 0>(r)
-    t = Tile(one1, size1)
     one1 = Constant<value_floats = [1.0]>()
     size1 = Constant<value_ints = [4]>()
+    t = Tile(one1, size1)
     m = ReduceSum<keepdims = 0>(t)
     a = Add(x, k)
     b = Mul(a, m)
@@ -273,8 +270,9 @@ def _saved_plan(path: Path) -> None:
 
 
 _LAYERS = (
-    b"Layers:\nName: a + b, LayerType: Convolution, Inputs: [ { Name: x, Dimensions: [1,3,8,8], Format/Datatype: "
-    b"Half, Datatype: Half }], Constants: [], Outputs: [ { Name: y, Dimensions: [1,8,8,8], Datatype: Half }], "
+    b"Layers:\nName: a + b, LayerType: Convolution, Inputs: [ { Name: x, Dimensions: [1,3,8,8], "
+    b"Format/Datatype: Half, Datatype: Half }], Constants: [], "
+    b"Outputs: [ { Name: y, Dimensions: [1,8,8,8], Datatype: Half }], "
     b"TacticName: t, StreamId: 0, Metadata: [ONNX Layer: a][ONNX Layer: b]\n"
 )
 
@@ -346,18 +344,16 @@ def _example(path: Path) -> None:
 
 
 READERS = (
-    Reader("idx images", "t-images-idx3-ubyte", lambda: [_idx((2, 8, 8)), _idx((1, 4, 4, 3))], _grey),
-    Reader("idx gzip", "t-images-idx3-ubyte.gz", lambda: [gzip.compress(_idx((2, 8, 8)))], _grey, "gzip"),
-    Reader("idx labels", "t-labels-idx1-ubyte", lambda: [_idx((2,))], _labels_beside),
+    Reader("idx-images", "t-images-idx3-ubyte", lambda: [_idx((2, 8, 8)), _idx((1, 4, 4, 3))], _grey),
+    Reader("idx-gzip", "t-images-idx3-ubyte.gz", lambda: [gzip.compress(_idx((2, 8, 8)))], _grey, "gzip"),
+    Reader("idx-labels", "t-labels-idx1-ubyte", lambda: [_idx((2,))], _labels_beside),
     Reader("npy", "a.npy", lambda: [_npy()], _arrays),
     Reader(
         "npz", "a.npz", lambda: [_npz(), _npz(labels=np.zeros(4, np.int64)), _compressed()], _arrays, "zip"
     ),
     Reader("tar", "a.tar", lambda: [_tar()], _images, "tar"),
     Reader("cifar", "data_batch_1.bin", lambda: [_cifar()], _images),
-    Reader(
-        "list", "a.txt", lambda: [b"a.png 3\n# no\na.png\tred\n", "a.png,2\r\n\n".encode()], _beside, "text"
-    ),
+    Reader("list", "a.txt", lambda: [b"a.png 3\n# no\na.png\tred\n", b"a.png,2\r\n\n"], _beside, "text"),
     Reader(
         "png",
         "a.png",
@@ -376,11 +372,9 @@ READERS = (
         "ppm", "a.ppm", lambda: [image("PPM"), image("PPM", mode="L"), b"P3\n2 1 255\n1 2 3 4 5 6\n"], _images
     ),
     Reader(
-        "other picture",  # what Pillow opens by content, whatever the name says
+        "other-picture",  # what Pillow opens by content, whatever the name says
         "b.png",
-        lambda: [
-            image(f) for f in ("DDS", "AVIF", "JPEG2000", "PCX", "TGA", "SGI", "ICNS", "ICO", "IM", "PDF")
-        ],
+        lambda: [image(f) for f in ("DDS", "AVIF", "JPEG2000", "PCX", "TGA", "SGI", "ICNS", "ICO", "PDF")],
         _images,
     ),
     Reader(
@@ -396,7 +390,7 @@ READERS = (
         _onnx,
         "onnx",
     ),
-    Reader("input spec", "spec.json", lambda: [_spec()], _metadata, "json", names_file=False),
+    Reader("input-spec", "spec.json", lambda: [_spec()], _metadata, "json", names_file=False),
     Reader(
         "manifest",
         "e.engine.json",
@@ -404,19 +398,19 @@ READERS = (
         lambda p: manifests.read(p.with_suffix("")),
         "json",
     ),
-    Reader("calibration cache", "cache.json", lambda: [_cache()], lambda p: cache.read(p, STAMP), "json"),
+    Reader("calibration-cache", "cache.json", lambda: [_cache()], lambda p: cache.read(p, STAMP), "json"),
     Reader("report", "report.json", lambda: [_run()], _report, "json"),
     Reader(
         "rewrites",
         "r.json",
-        lambda: [b'{"schema": "se-deploy/rewrites/1", "choices": [["stem", "x"]]}'],
+        lambda: [search.to_json([search.Choice(rewrites.names()[0], "x")]).encode()],
         _replay,
         "json",
     ),
     Reader("inspector", "i.json", _inspectors, _inspector, "json", names_file=False),
-    Reader("saved plan", "p.json", lambda: [_plan()], _saved_plan, "json"),
+    Reader("saved-plan", "p.json", lambda: [_plan()], _saved_plan, "json"),
     Reader(
-        "layer log",
+        "layer-log",
         "log.txt",
         lambda: [_LAYERS],
         lambda p: layer_log.parse_layers(p.read_text("utf-8", "replace")),
@@ -424,7 +418,7 @@ READERS = (
         names_file=False,
     ),
     Reader("labels", "labels.txt", lambda: [b"red\ngreen\n"], options.read_labels, "text"),
-    Reader("labels as JSON", "labels.json", lambda: [b'["red", "green"]'], options.read_labels, "json"),
+    Reader("labels-as-json", "labels.json", lambda: [b'["red", "green"]'], options.read_labels, "json"),
     Reader("configuration", "se-deploy.toml", lambda: [_CONFIG], gates.read, "toml"),
     Reader("checkpoint", "c.pth", _checkpoint, _weights, "zip", needs_torch=True),
     Reader("safetensors", "c.safetensors", _safetensors, _weights, needs_torch=True),
