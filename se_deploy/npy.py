@@ -7,6 +7,7 @@ temporary file: to seek in it would unpack all before, for each batch again.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import shutil
@@ -17,6 +18,7 @@ import warnings
 import weakref
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +28,7 @@ from se_deploy import files
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from se_deploy.protocols import Array
 
@@ -42,18 +43,29 @@ _BLOCK_BYTES = 1 << 22
 
 
 class Content:
-    """An open file, read at any place by any thread; closed when nobody holds it any more."""
+    """The bytes of a file, read at any place by any thread: of one by its path, or of an unnamed one."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        """`file` belongs to this from here on."""
+    def __init__(self, file: Path | IO[bytes]) -> None:
+        """`file`, where it is open, belongs to this from here on and is closed with it."""
         self._file, self._turn = file, threading.Lock()
-        weakref.finalize(self, file.close)
+        if not isinstance(file, Path):
+            weakref.finalize(self, file.close)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        """Yield the open file; others wait for an unnamed one."""
+        if isinstance(self._file, Path):
+            with self._file.open("rb") as file:
+                yield file
+        else:
+            with self._turn:
+                yield self._file
 
     def read(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, fewer where the file ends."""
-        with self._turn:
-            self._file.seek(start)
-            return self._file.read(size)
+        with self.opened() as file:
+            file.seek(start)
+            return file.read(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +83,21 @@ class NpyFile:
         """Read these rows: (len(numbers), *shape[1:])."""
         out = np.empty((len(numbers), *self.shape[1:]), self.dtype)
         size = out[:1].nbytes
-        for i, number in enumerate(numbers):
-            row = self.content.read(self.start + number * size, size)
-            if len(row) < size:
-                raise BadData(f"'{self.name}' ends in the middle of entry {number}", hint=HINT)
-            out[i] = np.frombuffer(row, self.dtype).reshape(self.shape[1:])
+        with self.content.opened() as file:
+            for i, number in enumerate(numbers):
+                file.seek(self.start + number * size)
+                row = file.read(size)
+                if len(row) < size:
+                    raise BadData(f"'{self.name}' ends in the middle of entry {number}", hint=HINT)
+                out[i] = np.frombuffer(row, self.dtype).reshape(self.shape[1:])
         return out
 
     def whole(self) -> Array:
-        """Read all of it."""
-        data = self.content.read(self.start, math.prod(self.shape) * self.dtype.itemsize)
+        """Read all of it. Raises: BadData where the file ends before."""
+        size = math.prod(self.shape) * self.dtype.itemsize
+        data = self.content.read(self.start, size)
+        if len(data) < size:
+            raise BadData(f"'{self.name}' ends in the middle", hint=HINT)
         read = np.frombuffer(data, self.dtype)
         made: Array = read.reshape(self.shape, order="F" if self.fortran else "C").copy()
         return made
@@ -89,9 +106,7 @@ class NpyFile:
 def open_npy(path: Path) -> NpyFile:
     """Read the head of a .npy file. Raises: BadData."""
     size = files.check_regular(path, error=BadData)
-    with files.parsing(path, "cannot be read", error=BadData, hint=HINT):
-        content = Content(path.open("rb"))
-    return _head(str(path), content, 0, size)
+    return _head(str(path), Content(path), 0, size)
 
 
 def open_npz(path: Path) -> dict[str, NpyFile]:
@@ -125,7 +140,7 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tu
             content = Content(unpacked)
             shutil.copyfileobj(packed, unpacked, _BLOCK_BYTES)
             return content, 0, unpacked.tell()
-    content = Content(path.open("rb"))
+    content = Content(path)
     name, extra = struct.unpack("<HH", content.read(member.header_offset + _ZIP_NAME_LENGTH, 4))
     start = member.header_offset + _ZIP_HEAD + name + extra
     return content, start, min(member.file_size, size - start)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy import npy
 from se_deploy.data import arrays
 from se_deploy.errors import BadData
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from se_deploy.data.arrays import NpyFile
+    from se_deploy.npy import NpyFile
     from se_deploy.protocols import Array, TensorSpec
 
 _HINT = "save each sample with numpy.save, its axes the input's without the first, N"
@@ -64,7 +65,7 @@ def open_samples(
     """Read every file's head and check it against its input. Raises: BadData."""
     samples = []
     for files in found:
-        sample = {name: arrays.open_npy(path) for name, path in files.items()}
+        sample = {name: npy.open_npy(path) for name, path in files.items()}
         for spec in specs:
             _check(sample[spec.name], spec)
         samples.append(sample)
@@ -112,10 +113,4 @@ def _check(file: NpyFile, spec: TensorSpec) -> None:
 
 
 def _read(file: NpyFile, spec: TensorSpec) -> Array:
-    with file.open() as opened:
-        opened.seek(file.start)
-        size = file.dtype.itemsize * int(np.prod(file.shape, dtype=np.int64))
-        data = opened.read(size)
-    if len(data) < size:
-        raise BadData(f"'{file.name}' ends in the middle", hint=_HINT)
-    return np.frombuffer(data, file.dtype).reshape(_own(file.shape, spec))
+    return file.whole().reshape(_own(file.shape, spec))

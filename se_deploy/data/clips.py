@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
+from se_deploy import files
 from se_deploy.data import preprocessing
-from se_deploy.data.images import UNREADABLE, unreadable
+from se_deploy.data.images import UNREADABLE, decoder, unreadable
 from se_deploy.errors import BadData
 from se_deploy.schema import input_spec
 
@@ -107,9 +108,9 @@ def digest(clips: Sequence[Clip]) -> str:
     for clip in clips:
         for path in clip.frames:
             name = f"{clip.name}/{path.name}"
-            data = path.read_bytes()
+            data = files.read_bytes(path, error=BadData)
             try:
-                with Image.open(path) as image:
+                with decoder(io.BytesIO(data)) as image:
                     image.load()
             except UNREADABLE as e:
                 raise unreadable(name, e, _HINT) from e
@@ -119,8 +120,9 @@ def digest(clips: Sequence[Clip]) -> str:
 
 
 def _prepared(path: Path, frame: InputSpec) -> Array:
+    files.check_regular(path, error=BadData)
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, decoder(file) as image:
             return preprocessing.to_sample(image, frame)
     except UNREADABLE as e:
         raise unreadable(str(path), e, _HINT) from e
@@ -135,8 +137,9 @@ def _frame_spec(clip: Clip, spec: TensorSpec) -> InputSpec:
 
 
 def _size(path: Path) -> tuple[int, int]:
+    files.check_regular(path, error=BadData)
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, decoder(file) as image:
             return image.height, image.width
     except UNREADABLE as e:
         raise unreadable(str(path), e, _HINT) from e

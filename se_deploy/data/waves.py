@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy import files
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".wav"
 _MOST_CHANNELS = 8  # of sound: 7.1; what has more rows than that is features
+_DAMAGED: tuple[type[Exception], ...] = (wave.Error, *files.DAMAGED)
 _HINT = "save it as PCM of 8, 16, 24 or 32 bits, or give the samples as .npy"
 
 
@@ -64,13 +66,17 @@ class WaveSource:
 
 def open_wave(path: Path, name: str) -> Recording:
     """Read the head of a WAV file. Raises: BadData."""
+    size = files.check_regular(path, error=BadData)
     try:
         with wave.open(str(path), "rb") as file:
             found = Recording(
                 path, name, file.getnchannels(), file.getnframes(), file.getsampwidth(), file.getframerate()
             )
-    except (wave.Error, EOFError, OSError) as e:
-        raise BadData(f"'{name}' is no PCM WAV file: {str(e) or 'it is cut off'}", hint=_HINT) from e
+    except _DAMAGED as e:
+        why = "it is cut off" if isinstance(e, EOFError) else files.reason_of(e)
+        raise BadData(f"'{name}' is no PCM WAV file: {why}", hint=_HINT) from e
+    if found.frames * found.channels * found.width > size:
+        raise BadData(f"'{name}' ends before its {found.frames} frames", hint=_HINT)
     if not found.frames:
         raise BadData(f"'{name}' holds no sound", hint="remove it, or record it again")
     return found
@@ -112,7 +118,7 @@ def digest(recordings: Sequence[Recording]) -> str:
     whole = hashlib.sha256()
     for one in recordings:
         one.samples()
-        data = one.path.read_bytes()
+        data = files.read_bytes(one.path, error=BadData)
         whole.update(f"{one.name}\0{len(data)}\0".encode())
         whole.update(data)
     return whole.hexdigest()

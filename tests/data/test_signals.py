@@ -140,7 +140,7 @@ def test_a_file_that_is_no_sample_is_named(tmp_path, array, message):
 def test_a_cut_file_and_a_mixture_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((4, 50)))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
-    with pytest.raises(BadData, match="ends in the middle"):
+    with pytest.raises(BadData, match="says it holds"):
         data.read(tmp_path, [FEATS])
     record(tmp_path / "b.wav", np.zeros(8))
     with pytest.raises(BadData, match=r"holds both \.npy and WAV files"):

@@ -9,6 +9,7 @@ import gzip
 import io
 import struct
 import tarfile
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,22 @@ def _tar() -> bytes:
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return out.getvalue()
+
+
+def _wave() -> bytes:
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(64))
+    return out.getvalue()
+
+
+def _waves(path: Path) -> None:
+    samples = data.read(path, [TensorSpec("x", np.dtype(np.float32), (None, None))])
+    for _ in samples.batches(2):
+        pass
 
 
 def _cifar() -> bytes:
@@ -352,6 +369,7 @@ READERS = (
         "npz", "a.npz", lambda: [_npz(), _npz(labels=np.zeros(4, np.int64)), _compressed()], _arrays, "zip"
     ),
     Reader("tar", "a.tar", lambda: [_tar()], _images, "tar"),
+    Reader("wave", "a.wav", lambda: [_wave()], _waves),
     Reader("cifar", "data_batch_1.bin", lambda: [_cifar()], _images),
     Reader("list", "a.txt", lambda: [b"a.png 3\n# no\na.png\tred\n", b"a.png,2\r\n\n"], _beside, "text"),
     Reader(

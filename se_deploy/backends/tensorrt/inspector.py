@@ -57,7 +57,7 @@ def plan_from_inspector(text: str, *, version: str, target: str) -> Plan:
 def _kernel(layer: dict[str, Any]) -> Kernel:
     kind = str(layer.get("LayerType", ""))
     return Kernel(
-        name=layer["Name"],
+        name=str(layer["Name"]),
         kind=kind,
         inputs=tuple(_tensor(tensor) for tensor in layer.get("Inputs", ())),
         outputs=tuple(_tensor(tensor) for tensor in layer.get("Outputs", ())),
