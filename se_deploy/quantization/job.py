@@ -45,6 +45,9 @@ EVALUATION = Effort(10, 48, 5e8)  # every choice is evaluated on these
 SENSITIVITY = Effort(4, 16, 6e9)  # one layer alone in INT8; the budget is shared by all layers
 GPTQ = Effort(16, 64, 1.2e9)  # second moments that round the weights
 
+LEAST_INT8_MACS = 0.95
+"""Of all layers with constant weights, SE gates included: the promise of a form that leaves some in float."""
+
 _NAMED = 4  # nodes or tensors that a message names: more make it no clearer
 
 
@@ -73,8 +76,13 @@ class Job:
 
     @property
     def macs(self) -> int:
-        """The MACs of all convolutions and fully connected layers."""
-        return sum(layer.macs for layer in self.layers) + sum(layer.macs for layer in self.float_layers)
+        """The MACs of all layers with constant weights, SE gates included."""
+        return sum(layer.macs for layer in self.layers) + self.float_macs
+
+    @property
+    def float_macs(self) -> int:
+        """The MACs of those of them that cannot be quantized, or are not to be."""
+        return sum(layer.macs for layer in self.float_layers if layer.has_weights)
 
     def without_tensors(self, reasons: Mapping[str, str]) -> Job:
         """Return the job with the layers that read these tensors left in float, each for its reason.
@@ -94,7 +102,17 @@ class Job:
     def float_budget(self) -> float:
         """Return the MACs that may yet stay in float."""
         share = self.policy.float_macs if self.options.float_macs is None else self.options.float_macs
-        return share * self.macs - sum(layer.macs for layer in self.float_layers)
+        return share * self.macs - self.float_macs
+
+    def missed_share(self, fraction: float) -> tuple[str, ...]:
+        """Return what to warn of where less is in INT8 than the form promises, and nobody asked for that."""
+        asked = self.options.float_macs is not None or self.options.goal.asked or self.options.exclude_nodes
+        if not self.policy.float_macs or asked or fraction >= LEAST_INT8_MACS:
+            return ()
+        largest = sorted((one for one in self.float_layers if one.has_weights), key=lambda one: -one.macs)
+        reasons = "; ".join(f"'{one.node}': {one.reason}" for one in largest[:_NAMED])
+        found = f"{fraction:.1%} of the multiply-accumulates are in INT8"
+        return (f"{found}, less than {LEAST_INT8_MACS:.0%} ({reasons})",)
 
     def added_ms(self, layer: Layer) -> float:
         """Return about what leaving a layer in float costs on the device that was named."""
@@ -137,6 +155,8 @@ def prepare(
     if not candidates:
         raise _nothing_to_quantize(float_layers)
     work = _work(model, samples)
+    gates = [g for g in collected.gates if not (options.exclude_nodes and excluded.search(g.node))]
+    candidates, float_layers = _with_gates(gates, candidates, float_layers, work, options)
     block = calibration.frozen_batch(model) or 1
     chosen, held = samples.split(options.hold_back, block)
     warnings = []
@@ -169,6 +189,34 @@ def prepare(
         evaluator=Evaluator.of(model, _last_outputs(model, candidates), held, runtime, fast),
         warnings=tuple(warnings),
     )
+
+
+def _with_gates(
+    gates: Sequence[Layer],
+    candidates: tuple[Layer, ...],
+    float_layers: tuple[FloatLayer, ...],
+    work: Mapping[str, _Work],
+    options: QuantizeOptions,
+) -> tuple[tuple[Layer, ...], tuple[FloatLayer, ...]]:
+    """Return layers to quantize and layers in float, with gates quantized where too much would be in float.
+
+    SE gates cost accuracy and save little, so they stay in float as long as the form's share allows; then the
+    largest go first. A form that promises no share leaves them alone.
+    """
+    if not options.policy.float_macs:
+        return candidates, float_layers
+    share = max(options.policy.float_macs, options.float_macs or 0.0)
+    left = sum(work[one.node].macs for one in float_layers if one.has_weights)
+    allowed = share * (left + sum(work[layer.node].macs for layer in candidates))
+    taken: dict[str, Layer] = {}
+    for gate in sorted(gates, key=lambda layer: -work[layer.node].macs):
+        if left <= allowed:
+            break
+        taken[gate.node] = gate
+        left -= work[gate.node].macs
+    order = {name: i for i, name in enumerate(work)}
+    inside = sorted((*candidates, *taken.values()), key=lambda layer: order[layer.node])
+    return tuple(inside), tuple(one for one in float_layers if one.node not in taken)
 
 
 def _pattern(text: str) -> re.Pattern[str]:

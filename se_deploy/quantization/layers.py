@@ -29,6 +29,7 @@ class FloatLayer:
     node: str
     reason: str
     macs: int
+    has_weights: bool = True  # constant ones: shares are counted over the layers that have them
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,7 @@ class Layers:
 
     quantizable: tuple[Layer, ...]
     in_float: tuple[FloatLayer, ...]
+    gates: tuple[Layer, ...] = ()  # those of `in_float` that are in SE gates, and could be quantized
 
 
 def collect(model: ir.Model, census: Census, policy: Policy) -> Layers:
@@ -109,22 +111,29 @@ def collect(model: ir.Model, census: Census, policy: Policy) -> Layers:
     gates = {name: block.output for block in census.blocks for name in block.layers}
     layers: list[Layer] = []
     in_float: list[FloatLayer] = []
+    inside: list[Layer] = []
     for node in model.graph:
         if node.op_type not in qdq.LAYERS or node.domain:
             continue
-        if node.op_type == "MatMul" and graph.constant(node.inputs[1]) is None:
-            continue  # a product of two activations is no layer
-        layer = _layer(node)
         name, macs = node.name or "", graph.macs(node)
+        constant = graph.constant(node.inputs[1]) is not None
+        if node.op_type == "MatMul" and not constant:
+            if (
+                graph.constant(node.inputs[0]) is not None
+            ):  # else it is a product of two activations: no layer
+                in_float.append(FloatLayer(name, "its weights are the left operand", macs))
+            continue
+        layer = _layer(node)
         if isinstance(layer, str):
-            in_float.append(FloatLayer(name, layer, macs))
+            in_float.append(FloatLayer(name, layer, macs, has_weights=constant))
         elif name in gates:
+            inside.append(layer)
             in_float.append(FloatLayer(name, f"gate of SE block '{gates[name]}'", macs))
         elif layer.depthwise and not policy.quantize_depthwise:
             in_float.append(FloatLayer(name, f"depthwise: {policy.depthwise_reason}", macs))
         else:
             layers.append(layer)
-    return Layers(tuple(layers), tuple(in_float))
+    return Layers(tuple(layers), tuple(in_float), tuple(inside))
 
 
 def _layer(node: ir.Node) -> Layer | str:

@@ -147,7 +147,8 @@ def _quantize(
         run = fp16_rounding.evaluation(result)
         evaluation = job.evaluator(run.model)
     inside = [layer for layer in job.layers if layer not in in_float]
-    warnings += _notes(known.params, inside, planned)
+    fraction = sum(layer.macs for layer in inside) / max(1, job.macs)
+    warnings += [*_notes(known.params, inside, planned), *job.missed_share(fraction)]
     return QuantizationResult(
         model=result,
         policy=policy.name,
@@ -159,7 +160,7 @@ def _quantize(
             *(_left_in_float(layer, noise, measured=measured) for layer in in_float),
         ),
         sqnr_db=evaluation.sqnr_db(),
-        macs_int8_fraction=sum(layer.macs for layer in inside) / max(1, job.macs),
+        macs_int8_fraction=fraction,
         params={layer.tensor: known.params[layer.tensor] for layer in inside},
         warnings=tuple(warnings),
         curve=curve,

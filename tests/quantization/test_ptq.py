@@ -413,7 +413,8 @@ def test_each_policy_puts_offsets_and_equalization_where_it_may(tmp_path, name, 
     assert {tensor for tensor, params in made.params.items() if params.offset is not None} == offsets
     assert (made.params["x"].equalization is not None) is equalized
     shared = {tensor for tensor, params in made.params.items() if params.residual}
-    assert shared == (set() if name == "portable" else {"a"})
+    beside = {one.tensor for params in made.params.values() for one in params.beside}
+    assert (shared | beside) == (set() if name == "portable" else {"a"})
 
 
 def test_gptq_is_better_than_rounding_to_nearest(tmp_path):

@@ -1,0 +1,90 @@
+"""Shares count all layers with constant weights, SE gates included, and at least 95 % are in INT8."""
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from ptq_graphs import FAST, RUNTIME, is_int8, samples_of
+
+from se_deploy import graph
+from se_deploy.backends import registry
+from se_deploy.quantization import PORTABLE, chain, quantize
+
+SIDE = 4
+HEAD = '<ir_version: 10, opset_import: ["" : 20]> net (float[N,8,4,4] x) => (float[N,8,4,4] y) {{ {} }}'
+GATED = (
+    "a = Conv(x, k0) r = Relu(a) p = GlobalAveragePool(r) f = Conv(p, k1) h = Relu(f) g = Conv(h, k2) "
+    "s = Sigmoid(g) e = Mul(r, s) y = Conv(e, k3)"
+)
+"""Gates are 2 of 34 parts of its multiply-accumulates: 5.9 %."""
+PARTS = 2 * SIDE * SIDE + 2
+
+
+def network(body):
+    found = ir.from_onnx_text(HEAD.format(body))
+    random = np.random.default_rng(0)
+    for node in found.graph:
+        for slot, value in enumerate(node.inputs):
+            if value is not None and value.producer() is None and value.name[0] in "km":
+                array = random.standard_normal((8, 8, 1, 1) if value.name[0] == "k" else (4, 4)) / 3
+                node.replace_input_with(
+                    slot, graph.initializer(found, f"{value.name}_c", array.astype(np.float32))
+                )
+    return graph.tidy(graph.inline(found))
+
+
+def promising():
+    return [policy for policy in registry.policies().values() if policy.float_macs]
+
+
+def quantized(body, tmp_path, policy, **changes):
+    samples = samples_of(tmp_path, x=np.random.default_rng(1).standard_normal((16, 8, SIDE, SIDE)))
+    options = dataclasses.replace(
+        FAST, policy=policy, base_precision="fp32", **{"float_macs": None, **changes}
+    )
+    return quantize(network(body), samples, runtime=RUNTIME, options=options)
+
+
+@pytest.mark.parametrize("policy", promising(), ids=lambda policy: policy.name)
+def test_gates_are_quantized_where_they_are_too_much_to_leave_in_float(tmp_path, policy):
+    result = quantized(GATED, tmp_path, policy)
+    assert result.macs_int8_fraction == pytest.approx(1 - 1 / PARTS)  # one of the two is enough
+    assert result.macs_int8_fraction >= 0.95
+    assert [one.reason[:16] for one in result.float_layers] == ["gate of SE block"]
+    assert result.macs_int8_fraction == pytest.approx(chain.lint(result.model).int8_macs_fraction)
+    assert not [text for text in result.warnings if "less than 95" in text]
+
+
+def test_gates_stay_in_float_where_more_may(tmp_path):
+    result = quantized(GATED, tmp_path, PORTABLE, float_macs=0.1)
+    assert {one.reason[:4] for one in result.float_layers} >= {"gate"}
+    assert len([one for one in result.float_layers if one.reason.startswith("gate")]) == 2
+
+
+def test_a_form_that_promises_no_share_leaves_gates_alone(tmp_path):
+    plain = dataclasses.replace(PORTABLE, float_macs=0.0)
+    result = quantized(GATED, tmp_path, plain)
+    assert len(result.float_layers) == 2
+    assert result.macs_int8_fraction == pytest.approx(1 - 2 / PARTS)
+
+
+def test_excluded_gates_stay_in_float_and_it_is_said(tmp_path):
+    gates = [n.name for n in network(GATED).graph if n.op_type == "Conv"][1:3]
+    result = quantized(GATED, tmp_path, PORTABLE, exclude_nodes="|".join(f"^{name}$" for name in gates))
+    assert result.macs_int8_fraction == pytest.approx(1 - 2 / PARTS)
+
+
+def test_a_share_that_is_missed_is_said_with_its_reason(tmp_path):
+    left = "a = Conv(x, k0) r = Relu(a) z = MatMul(m0, r) y = Conv(z, k1)"
+    result = quantized(left, tmp_path, PORTABLE)
+    assert result.macs_int8_fraction < 0.95
+    (text,) = [text for text in result.warnings if "less than 95" in text]
+    assert "left operand" in text
+
+
+def test_products_of_activations_and_computed_weights_are_no_layers(tmp_path):
+    body = "a = Conv(x, k0) r = Relu(a) z = MatMul(r, r) y = Conv(z, k1)"
+    result = quantized(body, tmp_path, PORTABLE)
+    assert result.macs_int8_fraction == 1
+    assert sum(map(is_int8, [n for n in result.model.graph if n.op_type == "Conv"])) == 2
