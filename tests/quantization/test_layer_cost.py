@@ -18,9 +18,10 @@ def test_a_layer_costs_what_the_roofline_of_the_device_says():
     assert layer_cost.fp16_overhead_ms(heavy, None) > layer_cost.fp16_overhead_ms(heavy, device), (
         "a Jetson is slower"
     )
-    given = [targets.resolve_target(name) for name in ("sm86", "h100", "a10")]
+    given = [targets.resolve_target(name) for name in ("sm86", "xavier-nx", "a10")]
     assert layer_cost.roofline_device(given) is device
-    assert layer_cost.roofline_device(given[:1]) is None
+    assert layer_cost.roofline_device(given[:1]) is targets.figures("sm86")
+    assert layer_cost.roofline_device(given[1:2]) is None
 
 
 def _layer(*, macs, elements):
