@@ -19,7 +19,7 @@ ORDER = [
     "signature", "npy",
     "options", "onnx_files", "graph", "opsets", "networks", "frontend", "se_blocks", "passes", "data",
     "calibration", "quantization", "advice", "fusion", "comparison", "backends", "verification",
-    "profiling", "deploy", "report", "commands", "pytest_plugin", "cli",
+    "profiling", "deploy", "report", "tables", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")
 

@@ -55,9 +55,9 @@ def build_engine(
     Example:
         se-deploy build-engine net.onnx --int8 --calib-data photos/ -o net.engine
     """
-    from se_deploy.cli.tables import files
     from se_deploy.commands import build_engine as verb
     from se_deploy.schema import results
+    from se_deploy.tables import files
 
     if remote is not None:
         elsewhere.finish(remote, results.BuildEngine, files.built, reporter)

@@ -53,8 +53,8 @@ def bundle(
         se-deploy bundle net.engine -o to-jetson
         se-deploy bundle net.onnx --triton -o models
     """
-    from se_deploy.cli.tables import files
     from se_deploy.commands import bundle as verb
+    from se_deploy.tables import files
 
     if name and not triton:
         raise click.UsageError("--name is for --triton: a plain bundle keeps the file's name")

@@ -56,8 +56,8 @@ def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Re
         se-deploy check --junit verdicts.xml
     """
     from se_deploy import files, report
-    from se_deploy.cli.tables import measurements
     from se_deploy.commands import check as verb
+    from se_deploy.tables import measurements
 
     if junit:
         files.claim(junit, overwrite=overwrite)

@@ -19,8 +19,8 @@ def doctor(reporter: Reporter) -> None:
     Example:
         se-deploy doctor
     """
-    from se_deploy.cli.tables import lists
     from se_deploy.commands.doctor import diagnose
+    from se_deploy.tables import lists
 
     result = diagnose()
     reporter.finish(result, lists.doctor(result), then=["demo", "-o", "out"])

@@ -58,8 +58,8 @@ def export(
         se-deploy export timm:seresnet50 --pretrained -o seresnet50.onnx
         se-deploy export net.onnx --fp16 --runtime tensorrt-rtx --batch 1 -o net.fp16.onnx
     """
-    from se_deploy.cli.tables import files, graphs
     from se_deploy.commands import export as verb
+    from se_deploy.tables import files, graphs
 
     with reporter.progress() as progress:
         result = verb.export(

@@ -68,8 +68,8 @@ def inspect(
         se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
     from se_deploy import files, report
-    from se_deploy.cli.tables import graphs
     from se_deploy.commands import inspect as verb
+    from se_deploy.tables import graphs
 
     if html:
         files.claim(html, overwrite=overwrite)

@@ -19,8 +19,8 @@ def networks(reporter: Reporter) -> None:
     Example:
         se-deploy networks
     """
-    from se_deploy.cli.tables import lists
     from se_deploy.commands import networks as verb
+    from se_deploy.tables import lists
 
     with reporter.progress() as progress:
         result = verb.networks(progress=progress)

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.protocols import Progress
     from se_deploy.schema.common import Result
+    from se_deploy.tables.base import Grid
     from se_deploy.verification import Verified
 
 EXIT_ERROR = 1

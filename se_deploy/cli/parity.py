@@ -83,9 +83,9 @@ def parity(
         se-deploy parity timm:seresnet50 net.onnx net.fp16.onnx --pretrained --data photos/
     """
     from se_deploy import files, report
-    from se_deploy.cli.tables import measurements
     from se_deploy.commands import parity as verb
     from se_deploy.schema import results
+    from se_deploy.tables import measurements
 
     if remote is not None:
         elsewhere.finish(remote, results.Parity, measurements.parity, reporter)

@@ -48,8 +48,8 @@ def predict(
     Example:
         se-deploy predict net.onnx cat.jpg dog.jpg --top 3
     """
-    from se_deploy.cli.tables import lists
     from se_deploy.commands import predict as verb
+    from se_deploy.tables import lists
 
     if remote is not None:
         _predict_there(remote, artifact, images, top=top, network=network, reporter=reporter)
@@ -72,9 +72,9 @@ def _predict_there(
     from pathlib import Path
 
     from se_deploy import schema
-    from se_deploy.cli.tables import lists
     from se_deploy.commands import artifacts
     from se_deploy.commands import remote as verb
+    from se_deploy.tables import lists
 
     try:
         elsewhere.finish(remote, schema.results.Predict, lists.predicted, reporter)

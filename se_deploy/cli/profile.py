@@ -67,9 +67,9 @@ def profile(
     Example:
         se-deploy profile net.onnx --reference timm:seresnet50 --threads 1
     """
-    from se_deploy.cli.tables import measurements
     from se_deploy.commands import profile as verb
     from se_deploy.schema import results
+    from se_deploy.tables import measurements
 
     if remote is not None:
         elsewhere.finish(remote, results.Profile, measurements.profile, reporter)

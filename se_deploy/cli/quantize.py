@@ -47,8 +47,8 @@ def quantize(
     Example:
         se-deploy quantize net.onnx --calib-data photos/ -o net.int8.onnx
     """
-    from se_deploy.cli.tables import files
     from se_deploy.commands import quantize as verb
+    from se_deploy.tables import files
 
     with reporter.progress() as progress:
         result = verb.quantize(

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
     from se_deploy.cli.output import Reporter
     from se_deploy.cli.parameters import Given
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.commands.remote import Remote, Word
     from se_deploy.commands.remote_files import Read, Written
     from se_deploy.schema import results
+    from se_deploy.tables.base import Grid
 
     R = TypeVar("R", results.BuildEngine, results.Parity, results.Predict, results.Profile)
 

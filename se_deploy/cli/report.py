@@ -30,8 +30,8 @@ def report(folders: tuple[Path, ...], output: Path | None, overwrite: bool, repo
     """
     from se_deploy import files
     from se_deploy import report as pages
-    from se_deploy.cli.tables import runs
     from se_deploy.commands import report as verb
+    from se_deploy.tables import runs
 
     if output:
         files.claim(output, overwrite=overwrite)

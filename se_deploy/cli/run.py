@@ -100,8 +100,8 @@ def typed() -> str:
 
 def finish(reporter: Reporter, result: RunResult) -> None:
     """Print what a run did."""
-    from se_deploy.cli.tables import runs
     from se_deploy.commands import run as verb
+    from se_deploy.tables import runs
 
     payload = verb.to_schema(result)
     reporter.finish(

@@ -19,9 +19,10 @@ from se_deploy.protocols import silent
 from se_deploy.quantization import fp16_rounding
 from se_deploy.quantization.without_qdq import without_qdq
 from se_deploy.schema import input_spec, relative, results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -34,11 +35,12 @@ if TYPE_CHECKING:
     from se_deploy.options import Precision, Profile, TargetLike
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
+    from se_deploy.tables.base import Grid
     from se_deploy.verification import Verified
 
 
-@dataclass(frozen=True, slots=True)
-class BuildResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class BuildResult(Shown):
     """An engine on disk, what its plan holds, and the verdicts."""
 
     engine: Path
@@ -66,6 +68,13 @@ class BuildResult:
             for v in self.verdicts
             if v.verdict != "fused"
         )
+
+    def tables(self) -> Sequence[Grid]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import files  # noqa: PLC0415 - rich where something is shown
+
+        made = to_schema(self)
+        return [files.built(made)]
 
 
 @keeping.kept()

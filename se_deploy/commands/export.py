@@ -16,18 +16,22 @@ from se_deploy.options import CalibrationOptions, target_options
 from se_deploy.passes import search
 from se_deploy.protocols import silent
 from se_deploy.schema import common, finite, relative, results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from se_deploy.backends.backend import Backend
     from se_deploy.commands.lowering import Lowered
     from se_deploy.commands.source import Source
     from se_deploy.options import FloatType, NetworkOptions, Precision, TargetLike
     from se_deploy.protocols import Progress
+    from se_deploy.tables.base import Grid
     from se_deploy.verification import Verified
 
 
-@dataclass(frozen=True, slots=True)
-class ExportResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExportResult(Shown):
     """A written ONNX file and how it came about."""
 
     onnx: Path
@@ -37,6 +41,13 @@ class ExportResult:
     runtime: str
     verified: Verified  # the written file against the source
     warnings: tuple[str, ...]
+
+    def tables(self) -> Sequence[Grid]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import files, graphs  # noqa: PLC0415 - rich where something is shown
+
+        made = to_schema(self)
+        return [files.exported(made), graphs.blocks(made)]
 
 
 def export(

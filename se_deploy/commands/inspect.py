@@ -17,9 +17,10 @@ from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions, 
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain as chains
 from se_deploy.schema import results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import onnx_ir as ir
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.schema.files import Manifest
+    from se_deploy.tables.base import Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class Planned:
     precision: Precision
 
 
-@dataclass(frozen=True, slots=True)
-class InspectResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class InspectResult(Shown):
     """What is in an ONNX file."""
 
     file: str
@@ -71,6 +73,12 @@ class InspectResult:
     @property
     def _breaks(self) -> tuple[chains.Break, ...]:
         return self.chain.breaks if self.chain else ()
+
+    def tables(self) -> Sequence[Grid | str]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import graphs  # noqa: PLC0415 - rich where something is shown
+
+        return graphs.inspected(to_schema(self))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from se_deploy.errors import BadInput
 from se_deploy.options import Limits, NetworkOptions, SampleOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, relative, results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array, Arrays, FloatArray, Progress, Session
     from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec
+    from se_deploy.tables.base import Grid
 
 _BATCH = 16
 _REMEMBERED_BYTES = 256 * 2**20
@@ -54,8 +56,8 @@ class Judged:
         return not self.failures
 
 
-@dataclass(frozen=True, slots=True)
-class ParityResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ParityResult(Shown):
     """Every candidate measured on the same samples, and judged."""
 
     reference: str
@@ -68,6 +70,13 @@ class ParityResult:
     def passed(self) -> bool:
         """Whether every candidate passed."""
         return all(candidate.passed for candidate in self.candidates)
+
+    def tables(self) -> Sequence[Grid]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import measurements  # noqa: PLC0415 - rich where something is shown
+
+        made = to_schema(self)
+        return [measurements.parity(made)]
 
 
 def parity(

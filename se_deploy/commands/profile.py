@@ -15,12 +15,14 @@ from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 from se_deploy.profiling import latency, power
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from se_deploy.protocols import Progress
+    from se_deploy.tables.base import Grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,8 @@ class Timed:
         return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class ProfileResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ProfileResult(Shown):
     """Latencies, the reference first where there is one."""
 
     artifacts: tuple[Timed, ...]
@@ -139,6 +141,13 @@ class ProfileResult:
             for artifact in self.artifacts
             for text in artifact.failures(max_p50_ms=max_p50_ms, min_speedup=min_speedup)
         )
+
+    def tables(self) -> Sequence[Grid]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import measurements  # noqa: PLC0415 - rich where something is shown
+
+        made = to_schema(self)
+        return [measurements.profile(made)]
 
 
 def profile(

@@ -15,16 +15,20 @@ from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, 
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
 from se_deploy.schema import common, finite, relative, results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.options import FloatType, TargetLike
     from se_deploy.protocols import Progress
+    from se_deploy.tables.base import Grid
     from se_deploy.verification import Verified
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizeResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class QuantizeResult(Shown):
     """A written Q/DQ file, what is INT8 in it and what it costs."""
 
     onnx: Path
@@ -32,6 +36,13 @@ class QuantizeResult:
     worth: Worth | None  # INT8 against FP16 on the target; None where no compiler plans here
     verified: Verified  # the written file against the one given
     warnings: tuple[str, ...]
+
+    def tables(self) -> Sequence[Grid]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import files  # noqa: PLC0415 - rich where something is shown
+
+        made = to_schema(self)
+        return [files.quantized(made)]
 
 
 def quantize(

@@ -35,9 +35,10 @@ from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import OVERALL, silent
 from se_deploy.schema import input_spec, provenance, results, tool_version
+from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from se_deploy.commands.build_engine import BuildResult
     from se_deploy.commands.export import ExportResult
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.source import Source
     from se_deploy.options import CalibrationOptions, Precision
     from se_deploy.protocols import Progress
+    from se_deploy.tables.base import Grid
 
 PACKAGES = (
     "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pillow",
@@ -64,8 +66,8 @@ _GRAPHS: Mapping[Precision, tuple[str, ...]] = {
 """Which ONNX files a run of that precision leaves beside its engines."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class RunResult(Shown):
     """Everything that a run found, and where its files are."""
 
     folder: Path
@@ -157,6 +159,12 @@ class RunResult:
             other: Precision = "fp16" if name == "int8" else "int8"
             why = f"the {other.upper()} engine is planned to be cheaper, but fails: {self._against(other)[0]}"
         return f"deploy the {name.upper()} engine: {why}"
+
+    def tables(self) -> Sequence[Grid | str]:
+        """Return what the command line prints of it."""
+        from se_deploy.tables import runs  # noqa: PLC0415 - rich where something is shown
+
+        return runs.run(to_schema(self), self.folder)
 
 
 @keeping.kept()

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from se_deploy.cli import progress
 from se_deploy.cli.main import main
-from se_deploy.cli.tables import base, graphs, measurements, runs
 from se_deploy.protocols import OVERALL
+from se_deploy.tables import base, graphs, measurements, runs
 
 PATIENCE_S = 30  # for a thread on a busy machine
 

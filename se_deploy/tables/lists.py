@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from se_deploy.cli.tables.base import add, percent, titled
+from se_deploy.tables.base import add, percent, titled
 
 if TYPE_CHECKING:
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema.results import Doctor, Networks, Predict
+    from se_deploy.tables.base import Grid
 
 
 def networks(result: Networks) -> Grid:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.cli.tables.base import add, megabytes, number, percent, titled
+from se_deploy.tables.base import add, megabytes, number, percent, titled
 
 if TYPE_CHECKING:
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema import results
+    from se_deploy.tables.base import Grid
 
 
 def exported(result: results.Export) -> Grid:

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from se_deploy.cli.tables.base import add, megabytes, number, percent, titled
+from se_deploy.tables.base import add, megabytes, number, percent, titled
 
 if TYPE_CHECKING:
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema import results
+    from se_deploy.tables.base import Grid
 
 
 VERDICT_STYLE = {"fused": "green", "split": "yellow", "fallback": "red"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -55,6 +56,21 @@ class Grid:
                     table.caption = Text("\n".join(filter(None, (self.caption, self._said(left_out)))))
                 return table
             left_out.add(waiting.pop(0))
+
+    def html(self) -> str:
+        """Return the table as HTML with all of its columns, every text escaped."""
+        heads = "".join(f"<th>{html.escape(printable(name))}</th>" for name in self.columns)
+        lines = [f"<caption>{html.escape(printable(self.title))}</caption>"]
+        lines += [f"<thead><tr>{heads}</tr></thead>"] if any(self.columns) else []
+        for row in self.rows:
+            sides = ("right" if i in self.right else "left" for i in range(len(row)))
+            cells = (
+                f'<td style="text-align: {side}">{html.escape(cell.plain)}</td>'
+                for side, cell in zip(sides, row, strict=True)
+            )
+            lines.append(f"<tr>{''.join(cells)}</tr>")
+        below = f"<p>{html.escape(printable(self.caption))}</p>" if self.caption else ""
+        return f"<table>{''.join(lines)}</table>{below}"
 
     def _said(self, left_out: set[int]) -> str:
         names = ", ".join(self.columns[i] for i in sorted(left_out))

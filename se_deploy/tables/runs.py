@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.cli.tables.base import add, megabytes, number, passed, percent, titled
 from se_deploy.schema import results
+from se_deploy.tables.base import add, megabytes, number, passed, percent, titled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from se_deploy.cli.tables.base import Grid
+    from se_deploy.tables.base import Grid
 
 
 def run(result: results.Run, folder: Path) -> list[Grid | str]:

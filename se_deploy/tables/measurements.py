@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.cli.tables.base import add, number, passed, percent, titled
 from se_deploy.report.units import agreements
+from se_deploy.tables.base import add, number, passed, percent, titled
 
 if TYPE_CHECKING:
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.schema import results
+    from se_deploy.tables.base import Grid
 
 
 def parity(result: results.Parity) -> Grid:
