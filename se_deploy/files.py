@@ -126,15 +126,23 @@ def read_text(path: Path, *, error: type[SeDeployError] = BadInput, most: int = 
         raise error(f"'{path}' is no UTF-8 text: {e}", hint="save it as UTF-8") from e
 
 
-def claim(path: Path, *, overwrite: bool) -> None:
-    """Check, before any work is done, that `path` may and can be written.
+def refuse_taken(path: Path, *, overwrite: bool) -> None:
+    """Check that nothing is in the way at `path`; writes nothing.
 
-    Raises: OutputExists without `overwrite`; CannotWrite where the folder cannot be made or written.
+    Raises: OutputExists without `overwrite`; CannotWrite where it is a folder.
     """
     if path.is_dir():
         raise CannotWrite(f"'{path}' is a folder, a file is to be written there", hint="name a file")
     if path.exists() and not overwrite:
         raise OutputExists(f"'{path}' exists already", hint="name another output, or pass --overwrite")
+
+
+def claim(path: Path, *, overwrite: bool) -> None:
+    """Check, before any work is done, that `path` may and can be written.
+
+    Raises: OutputExists without `overwrite`; CannotWrite where the folder cannot be made or written.
+    """
+    refuse_taken(path, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:

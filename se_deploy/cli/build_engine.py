@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     options.verify,
     options.overwrite,
     elsewhere.remote,
+    options.dry_run,
     options.reporter("parity", "fusion", "fused", "precision", benefit=True),
     first="--output --fp16 --int8 --calib-data --runtime "
     "--target --opt-shapes --max-shapes --workspace --overwrite",
@@ -44,6 +45,7 @@ def build_engine(
     verify: bool,
     overwrite: bool,
     remote: Remote | None,
+    dry_run: bool,
     reporter: Reporter,
 ) -> None:
     """Build a TensorRT engine from MODEL.onnx, with a manifest, and check its precision.
@@ -59,6 +61,21 @@ def build_engine(
     from se_deploy.schema import results
     from se_deploy.tables import files
 
+    if dry_run:
+        from se_deploy.commands import dry_run as dry
+
+        seen = dry.build_engine(
+            model,
+            output,
+            precision=precision,
+            target=target,
+            image=image,
+            calibration=calibration,
+            verify=verify,
+            overwrite=overwrite,
+        )
+        reporter.finish(seen, files.dry_run(seen))
+        return
     if remote is not None:
         elsewhere.finish(remote, results.BuildEngine, files.built, reporter)
         return

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     options.calibration,
     options.verify,
     options.overwrite,
+    options.dry_run,
     options.reporter("parity"),
     first="--output --pretrained --checkpoint --input-size --batch "
     "--fp16 --runtime --target --opset --overwrite",
@@ -46,6 +47,7 @@ def export(
     calibration: CalibrationOptions,
     verify: bool,
     overwrite: bool,
+    dry_run: bool,
     reporter: Reporter,
 ) -> None:
     """Write MODEL as ONNX with every SE block in one spelling.
@@ -61,6 +63,21 @@ def export(
     from se_deploy.commands import export as verb
     from se_deploy.tables import files, graphs
 
+    if dry_run:
+        from se_deploy.commands import dry_run as dry
+
+        seen = dry.export(
+            model,
+            output,
+            precision=precision or "fp32",
+            target=target,
+            network=network,
+            calibration=calibration,
+            verify=verify,
+            overwrite=overwrite,
+        )
+        reporter.finish(seen, files.dry_run(seen))
+        return
     with reporter.progress() as progress:
         result = verb.export(
             model,

@@ -82,6 +82,9 @@ verify = on_off(
     "Compare what is written with what was given; without it the result says so.",
     section=Section.OUTPUT,
 )
+dry_run = switch(
+    "--dry-run", "Check the arguments, say what would be done, and write nothing.", section=Section.OUTPUT
+)
 junit = optional("--junit", OUT_FILE, "Write the verdicts as JUnit XML.", section=Section.OUTPUT)
 seed = defaulted("--seed", click.INT, 0, "Seed of everything random.", section=Section.DATA)
 _require_benefit = switch(

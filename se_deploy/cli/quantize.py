@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     options.calibration,
     options.verify,
     options.overwrite,
+    options.dry_run,
     options.reporter("parity", benefit=True),
     first="--output --calib-data --calib-samples --input-size --mean "
     "--std --runtime --target --keep --overwrite",
@@ -39,6 +40,7 @@ def quantize(
     calibration: CalibrationOptions,
     verify: bool,
     overwrite: bool,
+    dry_run: bool,
     reporter: Reporter,
 ) -> None:
     """Write MODEL.onnx with explicit INT8 Q/DQ nodes: symmetric, SE-aware, from calibration data.
@@ -50,6 +52,20 @@ def quantize(
     from se_deploy.commands import quantize as verb
     from se_deploy.tables import files
 
+    if dry_run:
+        from se_deploy.commands import dry_run as dry
+
+        seen = dry.quantize(
+            model,
+            output,
+            target=target,
+            image=image,
+            calibration=calibration,
+            verify=verify,
+            overwrite=overwrite,
+        )
+        reporter.finish(seen, files.dry_run(seen))
+        return
     with reporter.progress() as progress:
         result = verb.quantize(
             model,

@@ -57,6 +57,7 @@ def _options(given: Given) -> RunOptions:
     ),
     options.calibration,
     options.overwrite,
+    options.dry_run,
     options.reporter("parity", "fusion", "fused", "precision", "latency"),
     first="--output --calib-data --data --pretrained --checkpoint "
     "--input-size --precision --target --gate --overwrite",
@@ -67,6 +68,7 @@ def run(
     chosen: RunOptions,
     calibration: CalibrationOptions,
     overwrite: bool,
+    dry_run: bool,
     reporter: Reporter,
 ) -> None:
     """Export, inspect, quantize, build, compare and time MODEL; leave it all in one folder.
@@ -80,6 +82,13 @@ def run(
     """
     from se_deploy.commands import run as verb
 
+    if dry_run:
+        from se_deploy.cli.tables import files
+        from se_deploy.commands import dry_run as dry
+
+        seen = dry.run(model, output, calibration=calibration, options=chosen, overwrite=overwrite)
+        reporter.finish(seen, files.dry_run(seen))
+        return
     with reporter.progress() as progress:
         result = verb.run(
             model,

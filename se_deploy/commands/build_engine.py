@@ -100,7 +100,7 @@ def build_engine(
     """
     engine, calibration = engine or EngineOptions(), calibration or CalibrationOptions()
     output = Path(output)
-    for path in (output, manifests.path_of(output), onnx_path(output)):
+    for path in files_of(output):
         files.claim(path, overwrite=overwrite)
     progress("read", 0, 1)
     lifted = source.converted(source.load_onnx(Path(model), image or ImageOptions()), str(model))
@@ -109,6 +109,8 @@ def build_engine(
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
     notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration))
+    if wanted == "int8" and stored == "fp32":
+        lowering.require_data(calibration)
     to = lowering.destination(target_options(target))
     backend = compilers.compiler_for(to.backend, to.targets)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
@@ -303,6 +305,11 @@ def tuned_for(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]
 def onnx_path(output: Path) -> Path:
     """OUT.engine.onnx, beside the engine."""
     return output.with_name(f"{output.name}.onnx")
+
+
+def files_of(output: Path) -> tuple[Path, ...]:
+    """Return what is written for an engine: itself, its manifest, the graph that it was built from."""
+    return (output, manifests.path_of(output), onnx_path(output))
 
 
 def to_schema(result: BuildResult) -> results.BuildEngine:

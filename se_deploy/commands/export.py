@@ -76,6 +76,8 @@ def export(
     if to.targets and to.backend is None:
         to = dataclasses.replace(to, backend=compilers.compiler_for(None, to.targets))
     calibration = calibration or CalibrationOptions()
+    if precision == "int8":
+        lowering.require_data(calibration)
     taken = source.read(
         str(model), options=network, calibration=calibration, verify=verify, progress=progress
     )

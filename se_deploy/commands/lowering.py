@@ -377,16 +377,21 @@ def range_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples 
     return None if options.data is None else calibration_samples(model, options)
 
 
+def require_data(options: CalibrationOptions) -> None:
+    """Raise BadData where INT8 has neither data nor leave to calibrate on noise."""
+    if options.data is None and not options.allow_random:
+        raise BadData(
+            "INT8 needs calibration data, and random data would ruin the answers",
+            hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
+        )
+
+
 def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
     """Read the calibration data by the graph's own input spec. Raises: BadData."""
     spec = input_spec.read(model.metadata_props)
     taken = shapes.tensor_specs(model)
     if options.data is None:
-        if not options.allow_random:
-            raise BadData(
-                "INT8 needs calibration data, and random data would ruin the answers",
-                hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
-            )
+        require_data(options)
         return data.random(taken, count=options.samples or 32, seed=options.seed)
     prepared = data.is_prepared(options.data, taken)
     if spec is None and not prepared:

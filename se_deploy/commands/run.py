@@ -187,11 +187,7 @@ def run(
     model, folder = str(model), Path(folder)
     options = options or RunOptions()
     precision, data = options.precision, options.data
-    if calibration.data is None and not calibration.allow_random and (precision == "int8" or data is None):
-        raise BadData(
-            "there are no samples to calibrate or to compare on",
-            hint="pass --calib-data: a folder of images, .npy/.npz, ...; for FP16 alone --data is enough",
-        )
+    require_samples(calibration, options)
     paths = _claim(folder, overwrite=overwrite)
     steps = _Steps(progress, 8)
 
@@ -306,6 +302,28 @@ def run(
     return result
 
 
+def require_samples(calibration: CalibrationOptions, options: RunOptions) -> None:
+    """Raise BadData where there is nothing to calibrate on, or nothing to compare on."""
+    needed = options.precision == "int8" or options.data is None
+    if calibration.data is None and not calibration.allow_random and needed:
+        raise BadData(
+            "there are no samples to calibrate or to compare on",
+            hint="pass --calib-data: a folder of images, .npy/.npz, ...; for FP16 alone --data is enough",
+        )
+
+
+def artifact_paths(folder: Path, precision: Precision) -> tuple[Path, ...]:
+    """Return every file that a run of this precision writes."""
+    engines = [
+        p for name in ENGINES[precision] for p in build_engine.files_of(folder / f"model.{name}.engine")
+    ]
+    return (*(folder / name for name in _GRAPHS[precision]), *engines, *_reports(folder))
+
+
+def _reports(folder: Path) -> tuple[Path, ...]:
+    return (folder / "report.json", folder / "report.html")
+
+
 def _drawing(built: BuildResult) -> str | None:
     kernels = [layer.onnx_nodes for layer in built.built.plan.layers if not layer.host_only]
     return report.network_svg(built.lowered.model, built.lowered.blocks, kernels)
@@ -378,7 +396,7 @@ def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
         raise CannotWrite(
             f"'{folder}' is a file, a folder is to be written there", hint="name a folder with -o"
         )
-    for path in (*_own(folder), folder / "report.json", folder / "report.html"):
+    for path in (*_own(folder), *_reports(folder)):
         files.claim(path, overwrite=overwrite)
     return {"onnx": folder / "model.onnx", **{p: folder / f"model.{p}.onnx" for p in ("fp16", "int8")}}
 

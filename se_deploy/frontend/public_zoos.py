@@ -6,6 +6,7 @@ Where no weights are loaded, the transform is still that of the network's defaul
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import math
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from se_deploy.schema.input_spec import InputSpec, per_channel
 from se_deploy.signature import DeclaredInput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
@@ -45,6 +46,13 @@ class Built:
     as_function: Callable[[nn.Module], nn.Module] | None = None  # of tensors; None: it is one already
 
 
+def _near(name: str, names: Sequence[str]) -> str:
+    """Return the names that `name` is part of or nearly is, as a hint; else ""."""
+    word = name.lower()
+    near = [one for one in names if word in one] or difflib.get_close_matches(word, names, n=_NEAR_MISSES)
+    return f"did you mean {', '.join(near[:_NEAR_MISSES])}?" if near else ""
+
+
 def from_timm(
     name: str, args: dict[str, Any], *, pretrained: bool, input_size: tuple[int, ...] | None
 ) -> Built:
@@ -54,10 +62,9 @@ def from_timm(
     from timm.layers import set_exportable  # noqa: PLC0415
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name}*")[:_NEAR_MISSES]
         raise BadModel(
             f"timm has no model '{name}'",
-            hint=f"did you mean {', '.join(near)}?" if near else "`timm.list_models()` lists the names",
+            hint=_near(name, timm.list_models()) or "`timm.list_models()` lists the names",
         )
     if input_size is not None:
         args.setdefault("in_chans", input_size[0])
@@ -101,10 +108,9 @@ def from_torchvision(
     from torchvision import models as zoo  # noqa: PLC0415 - an optional extra
 
     if name not in zoo.list_models():
-        near = [n for n in zoo.list_models() if name.lower() in n][:_NEAR_MISSES]
         raise BadModel(
             f"torchvision has no model '{name}'",
-            hint=f"did you mean {', '.join(near)}?" if near else "`torchvision.models.list_models()` lists",
+            hint=_near(name, zoo.list_models()) or "`torchvision.models.list_models()` lists the names",
         )
     if not pretrained and "weights_backbone" in inspect.signature(zoo.get_model_builder(name)).parameters:
         args.setdefault("weights_backbone", None)  # else the backbone's weights are downloaded all the same

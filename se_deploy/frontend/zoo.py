@@ -8,6 +8,7 @@ named or pretrained ones are asked for. A checkpoint is read as tensors only: no
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -23,7 +24,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from se_deploy import extras, files
-from se_deploy.errors import BadInput, BadModel
+from se_deploy.errors import BadInput, BadModel, meant
 from se_deploy.frontend import public_zoos
 from se_deploy.frontend.examples import EXAMPLE_BATCH, dtype_name, examples_of
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 OUTPUT_NAME = "output"
 _NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+_ZOOS = ("timm", "torchvision", "se_deploy")
 _SHOWN_KEYS = 6
 
 
@@ -265,7 +267,10 @@ def _quiet_imports(spec: str) -> Iterator[None]:
         with extras.needed_for(f"'{spec}'"):
             yield
     except ImportError as e:
-        raise BadModel(f"'{spec}' cannot be imported: {e}", hint=_SPEC_HINT) from e
+        source, _, name = spec.partition(":")
+        near = difflib.get_close_matches(source, _ZOOS, n=1)
+        likely = f"did you mean '{near[0]}:{name}'? " if near else ""
+        raise BadModel(f"'{spec}' cannot be imported: {e}", hint=f"{likely}{_SPEC_HINT}") from e
     finally:
         sys.path[:] = before
 
@@ -275,7 +280,10 @@ def _from_registry(name: str, args: dict[str, Any], *, input_size: tuple[int, ..
 
     entry = networks.NETWORKS.get(name)
     if entry is None:
-        raise BadModel(f"no network '{name}' ships", hint="`se-deploy networks` lists the ones that do")
+        raise BadModel(
+            f"no network '{name}' ships",
+            hint=f"{meant(name, networks.NETWORKS)}`se-deploy networks` lists the ones that do",
+        )
     channels, *sides = entry.input_size
     if input_size is not None and input_size[0] != channels:
         args.setdefault("in_channels", input_size[0])
@@ -325,7 +333,8 @@ def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
         scope = importlib.import_module(source)
     build = getattr(scope, name, None)
     if not callable(build):
-        raise BadModel(f"'{source}' has no callable '{name}'", hint=_SPEC_HINT)
+        made = [word for word in vars(scope) if callable(getattr(scope, word))]
+        raise BadModel(f"'{source}' has no callable '{name}'", hint=f"{meant(name, made)}{_SPEC_HINT}")
     with public_zoos.constructor(spec):
         module = build(**args)
     if not isinstance(module, nn.Module):

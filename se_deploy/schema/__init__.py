@@ -41,6 +41,7 @@ OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
         "networks": results.Networks,
         "predict": results.Predict,
         "bundle": results.Bundle,
+        "dry-run": results.DryRun,
         "error": results.Error,
         "manifest": files.Manifest,
         "calibration-cache": files.CalibrationCache,
@@ -49,7 +50,8 @@ OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
         "config": config.Config,
     }
 )
-"""By command, and by kind of file; "error" is what any command prints with --json where it fails."""
+"""By command, and by kind of file; "dry-run" is what a command prints
+with --dry-run, "error" what any command prints with --json where it fails."""
 
 # The interpreter's last collection may crash in msgspec's types (msgspec issue 717, 0.22 too), so that a
 # command ends with 139 in place of its exit code; what is frozen is not collected.

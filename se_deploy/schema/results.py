@@ -54,6 +54,14 @@ class Export(Result, frozen=True, kw_only=True, tag="se-deploy/export/1"):
     rounding: str | None = None  # where the numbers that were verified are rounded to FP16
 
 
+class DryRun(Result, frozen=True, kw_only=True, tag="se-deploy/dry-run/1"):
+    """What a command would do with --dry-run, which does nothing: its steps in order, and its files."""
+
+    command: str
+    steps: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
 class Width(Struct, frozen=True, kw_only=True):
     """A block with fewer hidden units, and what that does to its gates on data not fitted to."""
 

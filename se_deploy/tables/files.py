@@ -78,3 +78,14 @@ def bundled(result: results.Bundle) -> Grid:
     for name in result.files:
         add(table, name)
     return table
+
+
+def dry_run(result: results.DryRun) -> list[Grid]:
+    """Return the steps that a command would take, and what it would write."""
+    steps = titled(f"{result.command} would", ["", ""], right=(0,))
+    for n, step in enumerate(result.steps, 1):
+        add(steps, str(n), step)
+    writes = titled("and write", [""])
+    for path in result.writes:
+        add(writes, path)
+    return [steps, writes]

@@ -221,7 +221,7 @@ def test_a_network_whose_package_is_missing_is_not_an_engine(images):
 
 
 def test_json_is_one_object_of_the_contract(capsys, net, images):
-    code, out, err = run(capsys, "predict", net, images[0], "--json", "--top", 1)
+    code, out, err = run(capsys, "predict", net, images[0], "--json", "--top", 1, "-q")
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert found["schema"] == "se-deploy/predict/1"

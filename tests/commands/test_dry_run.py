@@ -1,0 +1,91 @@
+"""--dry-run: refuses what the command refuses, says what it would do, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import needs
+import onnx_ir as ir
+import plan_graphs
+import pytest
+
+from se_deploy.cli import main
+
+SPEC = ["--input-size", "32x14x14"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ir.save(plan_graphs.se_net(), tmp_path / "net.onnx")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+def dry(capsys, *words):
+    before = sorted(Path().rglob("*"))
+    code = main([*words, "--dry-run", "--json", "-q"], standalone_mode=False)
+    assert sorted(Path().rglob("*")) == before
+    return code, json.loads(capsys.readouterr().out)
+
+
+@needs.RTX
+@pytest.mark.parametrize(
+    ("words", "steps", "writes"),
+    [
+        (["export", "net.onnx", "-o", "new/o.onnx"], ["SE block", "compare"], ["new/o.onnx"]),
+        (
+            ["build-engine", "net.onnx", "--fp16", "-o", "net.engine", "--search-plans", "7"],
+            ["at most 7 plans", "lower to FP16", "build the FP16 engine", "compare"],
+            ["net.engine", "net.engine.json", "net.engine.onnx"],
+        ),
+        (["quantize", "net.onnx", "--allow-random-calibration", "-o", "q.onnx"], ["INT8"], ["q.onnx"]),
+        (
+            ["run", "net.onnx", "--allow-random-calibration", "-o", "out"],
+            ["build the FP16 engine", "build the INT8 engine", "report"],
+            ["out/model.onnx", "out/model.int8.engine", "out/report.html"],
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_it_says_what_would_be_done_and_written(words, steps, writes, folder, capsys):
+    code, found = dry(capsys, *words)
+    assert code == 0
+    assert (found["schema"], found["command"]) == ("se-deploy/dry-run/1", words[0])
+    text = "\n".join(found["steps"])
+    assert "net.onnx" in found["steps"][0]
+    assert [step for step in steps if step not in text] == []
+    assert set(writes) <= set(found["writes"])
+
+
+@needs.RTX
+def test_a_run_writes_what_its_dry_run_said(folder, capsys):
+    words = ["build-engine", "net.onnx", "--fp16", "-o", "net.engine", "--no-rewrites", "--no-verify"]
+    writes = set(dry(capsys, *words)[1]["writes"])
+    before = set(folder.iterdir())
+    assert main([*words, "-q", "--json"], standalone_mode=False) == 0
+    assert {path.name for path in set(folder.iterdir()) - before} == writes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export", "net.onnx", "-o", "net.onnx"], "exists already"),
+        (["run", "net.onnx", "-o", "out"], "no samples"),
+        (["quantize", "net.onnx", "-o", "q.onnx"], "needs calibration data"),
+        (["quantize", "net.onnx", "-o", "q.onnx", "--calib-data", "empty", *SPEC], "holds no images"),
+    ],
+)
+def test_it_refuses_what_the_command_refuses(words, said, folder, capsys):
+    code, found = dry(capsys, *words)
+    assert code == 1
+    assert said in found["error"]["message"]
+
+
+@needs.TORCH
+def test_a_network_is_made_and_described(folder, capsys):
+    code, found = dry(capsys, "export", "se_deploy:se_resnet20", "-o", "o.onnx", "--fp16")
+    assert code == 0
+    assert "1x32x32" in found["steps"][0]
+    assert "noise" in "\n".join(found["steps"])
