@@ -195,6 +195,7 @@ class HostOptions:
 
     threads: int = 0  # 0: the runtime's own choice
     device: DeviceChoice = "cpu"
+    plugins: tuple[Path, ...] = ()  # shared libraries with operators that an engine has
 
 
 @dataclass(frozen=True, slots=True)

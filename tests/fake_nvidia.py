@@ -152,6 +152,7 @@ class ICudaEngine:
     def __init__(self, trt, cudart):
         self._trt, self._cudart = trt, cudart
         self.num_optimization_profiles = len(trt._profiles)
+        trt.engines.append(self)
 
     @property
     def refittable(self):
@@ -177,7 +178,7 @@ class ICudaEngine:
         return self._trt.TensorLocation.DEVICE
 
     def get_tensor_format(self, name):
-        return self._trt.TensorFormat.LINEAR
+        return self._trt.TensorFormat[self._trt._format]
 
     def get_tensor_shape(self, name):
         return (-1, 3)
@@ -237,6 +238,8 @@ class IExecutionContext:
         if self._trt._breaks:
             return False
         shape = self._shape
+        if self._trt._format != "LINEAR":
+            shape = (shape[0], *shape[2:], shape[1])  # x (N, 3): channels are last already
         if self._trt._grows:
             pointer = self._allocator.reallocate_output("y", 0, int(np.prod(shape)) * 4, 256)
             if not pointer:
@@ -303,9 +306,11 @@ def tensorrt(version="10.13.3", *, rtx=False, cudart=None, loads=True, builds=Tr
     for name, members in has["enums"].items():
         setattr(trt, name, enum.IntEnum(name, members))
     trt.contexts, trt.configs, trt.libraries, trt.refitted = [], [], [], []
+    trt.engines, trt.runtimes = [], []
     for name in ("grows", "deaf", "breaks", "full", "stripped"):
         setattr(trt, f"_{name}", engine_is.pop(name, False))
     trt._streamable = engine_is.pop("streamable", 0)
+    trt._format = engine_is.pop("form", "LINEAR")
     trt._profiles = engine_is.pop("profiles", [((1, 3), (1, 3), (4, 3))])
     assert not engine_is
     trt.seen = types.SimpleNamespace(flag=None, cache=None, workspace=None, profiles=[], config=None)
@@ -332,6 +337,7 @@ def _classes(trt, cudart, *, loads, builds, starts):
                 log.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
                 raise TypeError("pybind11::init(): factory function returned nullptr")
             self._log = log
+            trt.runtimes.append(self)
 
         def deserialize_cuda_engine(self, serialized_engine):
             assert trt.seen.config is None or trt.seen.config() is None, "the builder is still there"
@@ -342,7 +348,7 @@ def _classes(trt, cudart, *, loads, builds, starts):
 
     class IPluginRegistry:
         def load_library(self, plugin_path):
-            if not plugin_path.endswith(".so"):
+            if not plugin_path.endswith(".so") or plugin_path in trt.libraries:
                 return None
             trt.libraries.append(plugin_path)
             return object()

@@ -13,6 +13,7 @@ from se_deploy.quantization.policies import PORTABLE, Policy
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     import onnx_ir as ir
     from torch import nn
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     from se_deploy.backends.engine import BuildOptions, Engine
     from se_deploy.frontend.zoo import Network
     from se_deploy.fusion import FusionRules
+    from se_deploy.options import EngineFeatures
     from se_deploy.passes.registry import Scope
     from se_deploy.protocols import Planner, Progress, Runtime, Session
+    from se_deploy.se_blocks.types import SEBlock
     from se_deploy.targets import Target
 
 Kind = Literal["onnx", "engine"]
@@ -36,6 +39,8 @@ class SessionOptions:
     device: str = "cpu"  # or "cuda"; an engine runs on its GPU whatever is said
     exact: bool = False  # a graph runs node by node, as it stands: the numbers that the file means
     lean: bool = False  # every tensor is freed as soon as it can be: for many outputs
+    plugins: tuple[Path, ...] = ()  # shared libraries with operators that an engine has
+    host_code: bool = False  # an engine carries a runtime of its own, which may run
 
 
 class Compiler(Protocol):
@@ -87,6 +92,15 @@ def _nowhere() -> None:
     """Return no GPU."""
 
 
+def _nothing_to_say(*_: object) -> tuple[str, ...]:
+    """Return no warnings on a network and its blocks."""
+    return ()
+
+
+def _takes_all(_: EngineFeatures) -> None:
+    """Refuse nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engines:
     """How a backend builds engines, and what can be said of one without loading it."""
@@ -98,6 +112,8 @@ class Engines:
     module: str  # the Python module that loads an engine on the device
     default_targets: Callable[[], tuple[Target, ...]] = tuple  # where nothing is said; () for this device
     here: Callable[[], Target | None] = _nowhere  # the GPU at hand, called by its own name
+    check: Callable[[EngineFeatures], None] = _takes_all  # raises BadInput for what it cannot do
+    notes: Callable[[ir.Model, Sequence[SEBlock], EngineFeatures], tuple[str, ...]] = _nothing_to_say
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,14 @@ from se_deploy import files
 from se_deploy.backends import registry
 from se_deploy.errors import BadArtifact
 from se_deploy.schema import encode, load, tool_version
-from se_deploy.schema.files import Manifest, ShapeRange
+from se_deploy.schema.files import EngineFeatures, Manifest, ShapeRange
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PrecisionName
+    from se_deploy.options import Profile
     from se_deploy.schema.common import Block, Plan
     from se_deploy.schema.input_spec import InputSpec
 
@@ -55,7 +58,7 @@ def describe(
         onnx_sha256=files.sha256(onnx),
         precision=precision,
         requested_precision=requested or precision,
-        shapes={name: ShapeRange(p.min, p.opt, p.max) for name, p in built.shapes.items()},
+        shapes=_ranges(built.shapes),
         runtime=built.runtime,
         version=built.plan.version,
         targets=targets,
@@ -71,6 +74,30 @@ def describe(
         input=image,
         plan=plan,
         blocks=blocks,
+        features=_features(built),
+        more_shapes=tuple(_ranges(profile) for profile in built.more_shapes),
+    )
+
+
+def _ranges(shapes: Mapping[str, Profile]) -> dict[str, ShapeRange]:
+    return {name: ShapeRange(p.min, p.opt, p.max) for name, p in shapes.items()}
+
+
+def _features(built: Engine) -> EngineFeatures:
+    asked = built.features
+    return EngineFeatures(
+        tf32=asked.tf32,
+        optimization_level=asked.optimization_level,
+        version_compatible=asked.version_compatible,
+        hardware_compatibility=asked.hardware_compatibility,
+        sparsity=asked.sparsity,
+        refit=asked.refit,
+        strip_weights=asked.strip_weights,
+        weight_streaming=asked.weight_streaming,
+        dla_core=asked.dla_core,
+        io_formats=dict(asked.io_formats),
+        plugins={library.name: files.sha256(library) for library in asked.plugins},
+        best_of=asked.best_of,
     )
 
 

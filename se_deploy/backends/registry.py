@@ -127,11 +127,11 @@ def graph_runtime(options: SessionOptions | None = None) -> Runtime:
     return _runtime(graphs(), options or SessionOptions())
 
 
-def engine_runtime(backend: Backend) -> Runtime:
+def engine_runtime(backend: Backend, options: SessionOptions | None = None) -> Runtime:
     """Return what runs the engines of `backend`. Raises: BadInput where it runs none."""
     if "engine" not in backend.runs:
         raise BadInput(f"{backend.title} runs no engines", hint="`se-deploy doctor` says what runs here")
-    return _runtime(backend, SessionOptions())
+    return _runtime(backend, options or SessionOptions())
 
 
 def _runtime(backend: Backend, options: SessionOptions) -> Runtime:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.cli import options
+from se_deploy.cli import engine_options, options
 from se_deploy.cli import remote as elsewhere
 from se_deploy.cli.parameters import argument, command
 from se_deploy.cli.types import IN_FILE
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     options.image,
     options.precision,
     options.rewritten_target,
-    options.engine,
+    engine_options.engine,
     options.calibration,
     options.verify,
     options.overwrite,

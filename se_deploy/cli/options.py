@@ -27,7 +27,6 @@ from se_deploy.cli.types import (
     OUT_DIR,
     OUT_FILE,
     Batch,
-    Bytes,
     Declared,
     Dims,
     Floats,
@@ -50,12 +49,10 @@ from se_deploy.options import (
     RESIZES,
     SEARCH_PLANS,
     CalibrationOptions,
-    EngineOptions,
     HostOptions,
     ImageOptions,
     Limits,
     NetworkOptions,
-    Profile,
     RewriteOptions,
     SampleOptions,
     TargetOptions,
@@ -133,11 +130,16 @@ def reporter(*gates: str, benefit: bool = False) -> Part[Reporter]:
 _device = defaulted("--device", click.Choice(DEVICES), "cpu", "Where PyTorch and ONNX Runtime run.")
 
 
+plugins = repeated(
+    "--plugin plugins", IN_FILE, "Shared library with operators that an engine has; repeatable."
+)
+
+
 def _host(given: Given) -> HostOptions:
-    return HostOptions(threads.of(given), _device.of(given))
+    return HostOptions(threads.of(given), _device.of(given), plugins.of(given))
 
 
-host = group("host", _host, threads, _device, section=Section.HOST)
+host = group("host", _host, threads, _device, plugins, section=Section.HOST)
 
 
 def _host_cpu(given: Given) -> HostOptions:
@@ -147,11 +149,25 @@ def _host_cpu(given: Given) -> HostOptions:
 host_cpu = group("host", _host_cpu, threads, section=Section.HOST)
 """Of a command that runs on the CPU only."""
 
-_min_shapes = repeated("--min-shapes", NamedDims(), "Smallest shape of an input.", section=Section.INPUT)
-_opt_shapes = repeated(
+host_engine = group(
+    "host",
+    lambda given: HostOptions(threads.of(given), plugins=plugins.of(given)),
+    threads,
+    plugins,
+    section=Section.HOST,
+)
+"""Of a command that runs on the CPU, or an engine on its GPU."""
+
+min_shapes = repeated("--min-shapes", NamedDims(), "Smallest shape of an input.", section=Section.INPUT)
+opt_shapes = repeated(
     "--opt-shapes", NamedDims(), "Shape of an input to tune, plan and time for.", section=Section.INPUT
 )
-_max_shapes = repeated("--max-shapes", NamedDims(), "Largest shape of an input.", section=Section.INPUT)
+max_shapes = repeated("--max-shapes", NamedDims(), "Largest shape of an input.", section=Section.INPUT)
+
+
+def tuned(given: Given) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each input that --opt-shapes names; of several, as for profiles, the first."""
+    return dict(reversed(opt_shapes.of(given)))
 
 
 _checkpoint = optional("--checkpoint", IN_FILE, "Weights: safetensors or a .pth state dict.")
@@ -226,7 +242,7 @@ def _weights(given: Given) -> NetworkOptions:
         model_args=dict(_model_args.of(given)),
         pretrained=_pretrained.of(given),
         input_size=_input_size.of(given),
-        feeding=Feeding(_inputs.of(given), _example.of(given), dict(_opt_shapes.of(given))),
+        feeding=Feeding(_inputs.of(given), _example.of(given), tuned(given)),
         seed=seed.of(given),
     )
 
@@ -236,7 +252,7 @@ def _exported(given: Given) -> NetworkOptions:
 
 
 _weight_flags = (
-    _checkpoint, _model_args, _pretrained, _input_size, _inputs, _example, _opt_shapes, seed,
+    _checkpoint, _model_args, _pretrained, _input_size, _inputs, _example, opt_shapes, seed,
 )  # fmt: skip
 
 of_export = (_opset, _batch)
@@ -314,36 +330,6 @@ _targets = repeated(
 )
 
 
-def _shapes(given: Given) -> dict[str, Profile]:
-    """Join the three by input; a missing one is the nearest that was given."""
-    smallest, tuned, largest = (dict(shapes.of(given)) for shapes in (_min_shapes, _opt_shapes, _max_shapes))
-    result = {}
-    for name in sorted({*smallest, *tuned, *largest}):
-        low, opt, high = smallest.get(name), tuned.get(name), largest.get(name)
-        best = opt or low or high or ()
-        result[name] = Profile(low or best, best, high or best)
-    return result
-
-
-_workspace = optional("--workspace", Bytes(), "Memory that the compiler may use, as 2GiB.")
-_timing_cache = optional("--timing-cache", OUT_FILE, "Cache that full TensorRT reads and writes.")
-
-
-def _engine(given: Given) -> EngineOptions:
-    return EngineOptions(_shapes(given), _workspace.of(given), _timing_cache.of(given))
-
-
-engine = group(
-    "engine",
-    _engine,
-    _min_shapes,
-    _opt_shapes,
-    _max_shapes,
-    _workspace,
-    _timing_cache,
-    section=Section.ENGINE,
-)
-
 _rewrites = optional("--rewrites", RewriteNames(), "Apply these exact rewrites only, unmeasured ones too.")
 _no_rewrites = switch("--no-rewrites", "Leave the canonical form as it is.")
 _search_plans = defaulted(
@@ -379,11 +365,11 @@ def _rewriting(given: Given) -> RewriteOptions:
 
 
 def _planned(given: Given, rewrites: RewriteOptions | None = None) -> TargetOptions:
-    sizes = dict(_opt_shapes.of(given))
+    sizes = tuned(given)
     return TargetOptions(_runtime.of(given), _targets.of(given), rewrites or RewriteOptions(), sizes)
 
 
-target = group("target", _planned, _runtime, _targets, _opt_shapes, section=Section.TARGET)
+target = group("target", _planned, _runtime, _targets, opt_shapes, section=Section.TARGET)
 
 rewritten_target = group(
     "target",
@@ -404,7 +390,7 @@ exported_target = group(
     lambda given: _planned(given, _rewriting(given)),
     _runtime,
     _targets,
-    _opt_shapes,
+    opt_shapes,
     _rewrites,
     _no_rewrites,
     _search_plans,
@@ -482,8 +468,8 @@ timing = group("timing", _timing, _warmup_ms, _duration_s, _iterations, section=
 
 sized_timing = group(
     "timing",
-    lambda given: dataclasses.replace(_timing(given), sizes=dict(_opt_shapes.of(given))),
-    _opt_shapes,
+    lambda given: dataclasses.replace(_timing(given), sizes=tuned(given)),
+    opt_shapes,
     _warmup_ms,
     _duration_s,
     _iterations,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     arguments("images", IN_FILE),
     defaulted("--top", click.IntRange(min=1), 5, "Classes to list for each image.", section=Section.OUTPUT),
     options.fed_network,
-    options.host_cpu,
+    options.host_engine,
     elsewhere.remote,
     options.reporter(),
 )

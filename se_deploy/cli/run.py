@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from typing import TYPE_CHECKING
 
 import click
 
-from se_deploy.cli import options
+from se_deploy.cli import engine_options, options
 from se_deploy.cli.parameters import argument, command, group, optional
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_PATH, Model
@@ -27,13 +28,15 @@ _data = optional(
 
 
 def _options(given: Given) -> RunOptions:
+    engine = engine_options.engine.of(given)
+    host = options.host_cpu.of(given)
     return RunOptions(
         precision=options.precision.of(given) or "int8",
         data=_data.of(given),
         target=options.rewritten_target.of(given),
         network=options.written_network.of(given),
-        engine=options.engine.of(given),
-        host=options.host_cpu.of(given),
+        engine=engine,
+        host=dataclasses.replace(host, plugins=engine.features.plugins),
         timing=options.timing.of(given),
         verify=options.verify.of(given),
     )
@@ -50,7 +53,7 @@ def _options(given: Given) -> RunOptions:
         options.written_network,
         options.precision,
         options.rewritten_target,
-        options.engine,
+        engine_options.engine,
         options.timing,
         options.host_cpu,
         options.verify,

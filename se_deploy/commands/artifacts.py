@@ -85,7 +85,7 @@ def opened(
         yield _network(str(artifact), host, network)
         return
     if kind == "engine":
-        with _engine(Path(artifact), stand_in=stand_in, threads=host.threads) as engine:
+        with _engine(Path(artifact), stand_in=stand_in, host=host) as engine:
             named = engine.image.layout if engine.image is not None and engine.image.is_frames else None
             taken = image_input.of_inputs(engine.session.inputs, network.image.layout or named)
             spec = image_input.described(engine.image, taken, network.image.size)
@@ -186,14 +186,18 @@ def _random(model: ir.Model) -> bool:
 
 
 @contextlib.contextmanager
-def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
+def _engine(path: Path, *, stand_in: bool, host: HostOptions) -> Iterator[Opened]:
     makers = registry.of_suffix(path.suffix)
     if all(backend.engines is None for backend in makers):  # made elsewhere, so that no manifest came with it
         with (runtime := registry.engine_runtime(makers[0])).open(path) as session:
             yield Opened(session, runtime.name, runtime.device, "fp32", None, None, evaluated="engine")
         return
     manifest = manifests.check(path).manifest
-    runtime = registry.engine_runtime(registry.get(manifest.runtime))
+    built_with = manifest.features
+    options = SessionOptions(
+        plugins=host.plugins, host_code=built_with is not None and built_with.version_compatible
+    )
+    runtime = registry.engine_runtime(registry.get(manifest.runtime), options)
     with contextlib.ExitStack() as stack:
         reason = ""
         try:  # the opening alone: what fails in use is no missing runtime
@@ -217,7 +221,7 @@ def _engine(path: Path, *, stand_in: bool, threads: int) -> Iterator[Opened]:
     model = graph.load(onnx)
     run = fp16_rounding.evaluation(model, _plan(manifest))
     at = f", {run.rounding}" if run.rounding else ""
-    exact = registry.graph_runtime(SessionOptions(threads=threads, exact=True))
+    exact = registry.graph_runtime(SessionOptions(threads=host.threads, exact=True))
     runs = registry.title(exact.name)
     with exact.open(run.model) as session:
         yield Opened(

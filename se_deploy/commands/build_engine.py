@@ -11,7 +11,7 @@ from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import keeping, precision_check
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
-from se_deploy.commands import artifacts, as_schema, compilers, lowering, source, verifying
+from se_deploy.commands import artifacts, as_schema, compilers, fastest, lowering, source, verifying
 from se_deploy.commands import shapes as sizing
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
-    from se_deploy.options import Precision, Profile, TargetLike
+    from se_deploy.options import EngineFeatures, FloatType, Precision, Profile, TargetLike
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
     from se_deploy.tables.base import Grid
@@ -108,11 +108,12 @@ def build_engine(
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes")
     stored = artifacts.precision_of(given)
     wanted: Precision = precision or stored
-    notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration))
+    notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration, engine.io))
     if wanted == "int8" and stored == "fp32":
         lowering.require_data(calibration)
     to = lowering.destination(target_options(target))
     backend = compilers.compiler_for(to.backend, to.targets)
+    _check_features(engine.features, given, backend)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
     check = None
     with lowering.planner_for(to) as planner:
@@ -139,6 +140,7 @@ def build_engine(
                 calibration=calibration,
                 planner=planner,
                 check=form.checker,
+                io=engine.io,
                 planned=True,
                 samples=samples,
                 progress=progress,
@@ -174,6 +176,8 @@ def build_engine(
             shapes=engine.shapes,
             workspace_bytes=engine.workspace_bytes,
             timing_cache=engine.timing_cache,
+            more_shapes=engine.more_shapes,
+            features=engine.features,
         ),
         calibration=calibration,
         worth=worth,
@@ -181,8 +185,20 @@ def build_engine(
     )
 
 
+def _check_features(asked: EngineFeatures, model: ir.Model, backend: Backend) -> None:
+    """Raise BadInput, before any work is done, for what the backend cannot do or the network lacks."""
+    names = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
+    for name in asked.io_formats:
+        if name not in names:
+            raise BadInput(
+                f"--io-format names '{name}', which is no input or output of the network",
+                hint=f"it has {', '.join(names)}",
+            )
+    compilers.engines_of(backend).check(asked)
+
+
 def _fitting(
-    path: Path, stored: Precision, wanted: Precision, calibration: CalibrationOptions
+    path: Path, stored: Precision, wanted: Precision, calibration: CalibrationOptions, io: FloatType
 ) -> tuple[str, ...]:
     """Return what to warn of where a file in `stored` precision is built in the one wanted.
 
@@ -193,6 +209,11 @@ def _fitting(
         raise BadInput(
             f"'{path}' is {kind}, {wanted.upper()} cannot be made from it",
             hint=f"start from the FP32 file, or build this one as it is: --precision {stored}",
+        )
+    if io == "fp16" and (wanted != "fp16" or stored != "fp32"):
+        raise BadInput(
+            "--io fp16 is for FP32 files that are built with --fp16",
+            hint="leave it out, or export the file with `se-deploy export --fp16 --io fp16`",
         )
     if stored == "int8" and calibration.data is not None:
         return (f"'{path}' holds Q/DQ nodes already: the calibration data was not used",)
@@ -225,7 +246,7 @@ def finish(
     step = f"build the {wanted.upper()} engine"
     progress(step, 0, 1)
     try:
-        built = compiler.build(done.model, options, progress=progress)
+        built = fastest.built(backend, compiler, done.model, options, progress=progress)
     finally:
         compiler.close()
     progress(step, 1, 1, f"{built.plan.kernels} kernels, {len(built.data) / 1e6:.1f} MB")
@@ -261,6 +282,7 @@ def finish(
         *done.warnings,
         *built.warnings,
         *elsewhere,
+        *engines.notes(done.model, done.blocks, options.features),
         *found.notes,
         *sizes_unknown,
         *(worth.warnings if worth else ()),

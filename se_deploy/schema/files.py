@@ -29,6 +29,23 @@ class ShapeRange(Struct, frozen=True):
     max: Dims
 
 
+class EngineFeatures(Struct, frozen=True, kw_only=True):
+    """What an engine was built with besides its precision; libraries by name and SHA-256."""
+
+    tf32: bool = False
+    optimization_level: Count | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    sparsity: bool = False
+    refit: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    dla_core: Count | None = None
+    io_formats: Mapping[str, str] = {}
+    plugins: Mapping[str, str] = {}
+    best_of: Count = 1
+
+
 class Manifest(Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-deploy/manifest/1"):
     """One engine's provenance; file names are relative to its folder, hashes are SHA-256."""
 
@@ -51,6 +68,8 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-de
     input: InputSpec | None = None
     plan: Plan | None = None
     blocks: tuple[Block, ...] = ()
+    features: EngineFeatures | None = None
+    more_shapes: tuple[Mapping[str, ShapeRange], ...] = ()  # of further optimization profiles
 
 
 class BundleInput(

@@ -9,16 +9,20 @@ from se_deploy.backends.backend import Backend, Engines, Findings, Form, Plannin
 from se_deploy.backends.tensorrt.flavours import TENSORRT as _FULL
 from se_deploy.backends.tensorrt.flavours import TENSORRT_RTX as _RTX
 from se_deploy.backends.tensorrt.policies import POLICIES
+from se_deploy.options import EngineFeatures
 from se_deploy.targets import Device, Target, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    import onnx_ir as ir
+
     from se_deploy.backends.backend import Compiler, SessionOptions
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.tensorrt.flavours import Flavour
     from se_deploy.protocols import Planner, Runtime
+    from se_deploy.se_blocks.types import SEBlock
 
 PORTABLE_TARGETS = tuple(map(resolve_target, ("sm80", "sm86", "sm89", "sm120")))
 """What one TensorRT-RTX engine serves by default: their plans are one and the same, Turing's is not."""
@@ -40,10 +44,10 @@ print(json.dumps({'version': m.__version__, 'targets': targets}))
 
 
 def _runtime(flavour: Flavour) -> Callable[[SessionOptions], Runtime]:
-    def opened(options: SessionOptions) -> Runtime:  # noqa: ARG001 - an engine's GPU knows no threads
+    def opened(options: SessionOptions) -> Runtime:
         from se_deploy.backends.tensorrt.session import TrtRuntime
 
-        return TrtRuntime(flavour.name)
+        return TrtRuntime(flavour.name, plugins=options.plugins, host_code=options.host_code)
 
     return opened
 
@@ -83,6 +87,26 @@ def _here() -> Target | None:
 def _rtx_targets() -> tuple[Target, ...]:
     here = _here()
     return (here,) if here is not None and here.name in _APART else PORTABLE_TARGETS
+
+
+def _check(flavour: Flavour) -> Callable[[EngineFeatures], None]:
+    def check(asked: EngineFeatures) -> None:
+        from se_deploy.backends.tensorrt.compiler import Compiler as TrtCompiler
+
+        if asked != EngineFeatures():
+            compiler = TrtCompiler(flavour.name)
+            try:
+                compiler.check_features(asked)
+            finally:
+                compiler.close()
+
+    return check
+
+
+def _dla_notes(model: ir.Model, blocks: Sequence[SEBlock], asked: EngineFeatures) -> tuple[str, ...]:
+    from se_deploy.backends.tensorrt import dla
+
+    return () if asked.dla_core is None else dla.notes(model, blocks)
 
 
 def _command(engine: str, onnx: str, built: Engine) -> str:
@@ -153,6 +177,7 @@ TENSORRT_RTX = Backend(
         _RTX.module,
         default_targets=_rtx_targets,
         here=_here,
+        check=_check(_RTX),
     ),
     form=_form(_RTX),
 )
@@ -169,7 +194,16 @@ TENSORRT = Backend(
     magic=_FULL.magic,
     has_power_meter=True,
     planning=Planning(_planner(_FULL), without_device=False, targets=True),
-    engines=Engines(_compiler(_FULL), _command, _load_command(_FULL), _needs_full, _FULL.module, here=_here),
+    engines=Engines(
+        _compiler(_FULL),
+        _command,
+        _load_command(_FULL),
+        _needs_full,
+        _FULL.module,
+        here=_here,
+        check=_check(_FULL),
+        notes=_dla_notes,
+    ),
     triton=Triton("tensorrt_plan", "tensorrt", "model.plan"),
     form=_form(_FULL),
 )

@@ -21,6 +21,7 @@ from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
 from se_deploy.backends.tensorrt import features, gpu, inspector, layer_log
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
+from se_deploy.backends.tensorrt.sparsity import sparse_layers
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
 from se_deploy.options import EngineFeatures
 from se_deploy.plan import Plan
@@ -82,7 +83,7 @@ class Compiler:
             shapes=shapes,
             seconds=reply["seconds"],
             workspace_bytes=options.workspace_bytes,
-            warnings=(*self._notes(plan, options), *self._quoted(reply["warnings"])),
+            warnings=(*self._notes(plan, options, model), *self._quoted(reply["warnings"])),
             log_errors=tuple(reply["errors"]),
             skipped_tactics=reply["skipped_tactics"],
             free=free_inputs(model),
@@ -135,7 +136,7 @@ class Compiler:
         for target in targets:
             self.check_target(target)
         self._check_int8(model)
-        self._check_features(options.features)
+        self.check_features(options.features)
         shapes = profiles(model, options.shapes)
         ranges = (shapes, *(profiles(model, given) for given in options.more_shapes))
         onnx = folder / "model.onnx"
@@ -147,7 +148,7 @@ class Compiler:
             "profiles": [{name: [p.min, p.opt, p.max] for name, p in one.items()} for one in ranges],
             "workspace_bytes": options.workspace_bytes,
             "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
-            **_asked(model, options.features),
+            **_asked(options.features),
         }
         reply = self._process.ask(request, progress)
         if not reply["ok"]:
@@ -169,8 +170,8 @@ class Compiler:
             )
         return Plan(self.runtime, self.version, target, kernels)
 
-    def _check_features(self, asked: EngineFeatures) -> None:
-        """Raise BadInput for what this runtime cannot do."""
+    def check_features(self, asked: EngineFeatures) -> None:
+        """Raises: BadInput for what this runtime cannot do."""
         if asked == EngineFeatures():
             return
         levels = self._process.capabilities["compatibility"]
@@ -189,11 +190,15 @@ class Compiler:
         """Return the compiler's own warnings as its words: not all are true of what was asked for."""
         return tuple(f"{self._flavour.title} says: {text}" for text in warnings)
 
-    def _notes(self, plan: Plan, options: BuildOptions) -> tuple[str, ...]:
+    def _notes(self, plan: Plan, options: BuildOptions, model: ir.Model) -> tuple[str, ...]:
         """Return what was asked for and ignored, and what the targets cost each other."""
         notes = []
         if self.targets and options.timing_cache is not None:
             notes.append(f"the timing cache '{options.timing_cache}' is not used: TensorRT-RTX times nothing")
+        if options.features.sparsity and not sparse_layers(model):
+            notes.append("--sparsity changes nothing: no layer has weights that are 2:4 sparse")
+        if options.more_shapes:
+            notes.append("the plan is that of the first optimization profile")
         targets = plan.target.split("+")
         if "sm75" in targets and len(targets) > 1:
             notes.append(
@@ -202,15 +207,8 @@ class Compiler:
         return tuple(notes)
 
 
-def _asked(model: ir.Model, asked: EngineFeatures) -> dict[str, Any]:
-    """Return what of a request is an option. Raises: BadInput for a format of a tensor that is not there."""
-    names = [value.name for value in (*model.graph.inputs, *model.graph.outputs)]
-    for name in asked.io_formats:
-        if name not in names:
-            raise BadInput(
-                f"--io-format names '{name}', which is no input or output of the network",
-                hint=f"it has {', '.join(str(n) for n in names)}",
-            )
+def _asked(asked: EngineFeatures) -> dict[str, Any]:
+    """Return what of a request is an option."""
     level = asked.hardware_compatibility
     return {
         "flags": features.flags(asked),

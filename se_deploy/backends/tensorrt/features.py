@@ -84,7 +84,7 @@ FEATURES = (
         "--dla-core",
         lambda f: f.dla_core is not None,
         "layers that the DLA takes run there, the rest on the GPU",
-        refused=Refusal("takes it and builds for the GPU", "use --runtime tensorrt on the Jetson itself"),
+        refused=Refusal("builds for the GPU alone", "use --runtime tensorrt on the Jetson itself"),
     ),
     Feature("--io-format", lambda f: bool(f.io_formats), "how an input or output lies in memory: `HWC8`"),
     Feature(

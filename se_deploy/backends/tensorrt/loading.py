@@ -30,6 +30,10 @@ class Loaded:
     log: Any
 
 
+_registered: set[tuple[str, Path]] = set()
+"""Modules with the plug-in libraries that this process has loaded: a registry refuses what it has already."""
+
+
 def module(runtime: str) -> Any:  # noqa: ANN401  (the modules are untyped)
     """Import the module of a flavour, by its name. Raises: MissingRuntime with the install command."""
     flavour = FLAVOURS[runtime]
@@ -39,20 +43,32 @@ def module(runtime: str) -> Any:  # noqa: ANN401  (the modules are untyped)
         raise MissingRuntime(flavour.absent(str(e)), hint=flavour.hint) from e
 
 
-def load(trt: Any, path: Path, data: bytes, plugins: Sequence[Path] = ()) -> Loaded:  # noqa: ANN401
+def load(
+    trt: Any,  # noqa: ANN401
+    path: Path,
+    data: bytes,
+    plugins: Sequence[Path] = (),
+    *,
+    host_code: bool = False,
+) -> Loaded:
     """Deserialize the engine `data` of the file `path`, with the plug-ins of the module and of `plugins`.
 
+    An engine without weights takes them from the ONNX file beside it. `host_code`: the engine may run code of
+    its own on the host, as one that is version-compatible has to.
     Raises: BadArtifact with the module's own reason; MissingRuntime where the module itself does not start;
     BadInput for a library without plug-ins.
     """
     log = _logger(trt)
     trt.init_libnvinfer_plugins(log, "")
     for library in plugins:
+        if (trt.__name__, library.resolve()) in _registered:
+            continue
         if trt.get_plugin_registry().load_library(str(library.resolve())) is None:
             raise BadInput(
                 f"'{library}' cannot be loaded as plug-ins: {log.reason()}",
                 hint="name the shared library that registers them, built for this version and machine",
             )
+        _registered.add((trt.__name__, library.resolve()))
     try:
         runtime = trt.Runtime(log)
     except TypeError as e:  # what the bindings raise where the library gives no runtime
@@ -60,13 +76,33 @@ def load(trt: Any, path: Path, data: bytes, plugins: Sequence[Path] = ()) -> Loa
             f"{trt.__name__} {trt.__version__} does not start here: {log.reason()}",
             hint="its libraries, the driver and the GPU must fit together; see `se-deploy doctor`",
         ) from e
+    if host_code:
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(data)
     if engine is None:
         raise BadArtifact(
             f"'{path}' cannot be loaded by {trt.__name__} {trt.__version__} on this device: {log.reason()}",
             hint="build the engine again with this version, for this device; name its --plugin libraries",
         )
-    return Loaded(trt, engine, runtime, log)
+    loaded = Loaded(trt, engine, runtime, log)
+    if engine.refittable:
+        _fill(loaded, path.with_name(f"{path.name}.onnx"))
+    if engine.streamable_weights_size > 0:
+        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+    return loaded
+
+
+def _fill(loaded: Loaded, onnx: Path) -> None:
+    """Give an engine that was built without weights those of `onnx`. Raises: BadArtifact."""
+    refitter = loaded.trt.Refitter(loaded.engine, loaded.log)
+    if not refitter.get_missing_weights():
+        return
+    parser_refitter = loaded.trt.OnnxParserRefitter(refitter, loaded.log)
+    if not (onnx.is_file() and parser_refitter.refit_from_file(str(onnx)) and refitter.refit_cuda_engine()):
+        raise BadArtifact(
+            f"the engine was built without weights, and '{onnx}' does not give them: {loaded.log.reason()}",
+            hint="keep the ONNX file that it was built from beside it, under its own name",
+        )
 
 
 def context(loaded: Loaded, *, cuda_graph: bool, kept: Path) -> Any:  # noqa: ANN401

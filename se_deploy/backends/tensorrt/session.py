@@ -42,6 +42,7 @@ class TrtRuntime:
     name: str = TENSORRT_RTX.name
     cuda_graph: bool = False  # record each shape's launches once and replay them
     plugins: tuple[Path, ...] = ()  # shared libraries with plug-ins that the engine has
+    host_code: bool = False  # let a version-compatible engine run the runtime that it carries
 
     @property
     def device(self) -> str:
@@ -64,7 +65,9 @@ class TrtRuntime:
         data = _read(artifact, self.name)
         cuda = Cuda()
         try:
-            loaded = loading.load(loading.module(self.name), artifact, data, self.plugins)
+            loaded = loading.load(
+                loading.module(self.name), artifact, data, self.plugins, host_code=self.host_code
+            )
             context = loading.context(loaded, cuda_graph=self.cuda_graph, kept=kernel_cache(artifact))
             session = TrtSession(loaded, context, cuda, cuda_graph=self.cuda_graph)
             try:

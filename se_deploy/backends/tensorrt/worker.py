@@ -60,6 +60,7 @@ class Builder:
         self.trt = trt
         self.send = send
         self.log = _logger(trt)
+        self.libraries: set[str] = set()  # of plug-ins, that this process has loaded
 
     def capabilities(self) -> dict[str, Any]:
         """Return what this module is, by what it has, never by its version."""
@@ -101,8 +102,7 @@ class Builder:
         trt = self.trt
         trt.init_libnvinfer_plugins(self.log, "")
         for library in request["plugins"]:
-            if trt.get_plugin_registry().load_library(library) is None:
-                raise Refused(f"'{library}' cannot be loaded as plug-ins: " + self._reason("no reason given"))
+            self._load_plugins(library)
         try:
             builder = trt.Builder(self.log)
         except TypeError as e:  # what the bindings raise where the library has no device to build on
@@ -123,6 +123,14 @@ class Builder:
             Path(request["engine"]).write_bytes(memoryview(serialized))
         self._keep_timing_cache(config, request["timing_cache"])
         return serialized
+
+    def _load_plugins(self, library: str) -> None:
+        """Register the plug-ins of a library, once: the registry refuses what it has already."""
+        if library in self.libraries:
+            return
+        if self.trt.get_plugin_registry().load_library(library) is None:
+            raise Refused(f"'{library}' cannot be loaded as plug-ins: " + self._reason("no reason given"))
+        self.libraries.add(library)
 
     def _config(self, builder: Any, network: Any, request: dict[str, Any]) -> Any:  # noqa: ANN401
         """Return the builder's configuration. Raises: Refused."""

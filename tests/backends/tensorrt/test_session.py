@@ -187,11 +187,54 @@ def test_plug_ins_are_loaded_before_the_engine(module, path, tmp_path):
     good, bad = tmp_path / "libboxes.so", tmp_path / "readme.txt"
     with TrtRuntime(module.runtime, plugins=(good,)).open(path):
         assert module.libraries == [str(good)]
+    with TrtRuntime(module.runtime, plugins=(good,)).open(path):  # once is enough for a process
+        assert module.libraries == [str(good)]
     with (
         pytest.raises(BadInput, match=r"readme\.txt' cannot be loaded as plug-ins"),
         TrtRuntime(module.runtime, plugins=(bad,)).open(path),
     ):
         pass
+
+
+@pytest.mark.parametrize("form", ["LINEAR", "HWC"])
+def test_tensors_are_laid_out_as_the_engine_takes_them(opened, form):
+    _, opening = opened(form=form)
+    with opening as session:
+        np.testing.assert_array_equal(session.run({"x": x(2)})["y"], 2 * x(2))
+
+
+def test_a_format_that_cannot_be_packed_is_refused(opened):
+    _, opening = opened(form="DLA_LINEAR")
+    with pytest.raises(BadArtifact, match="lies in memory as DLA_LINEAR"), opening:
+        pass
+
+
+def test_an_engine_without_weights_takes_them_from_the_onnx_file_beside_it(opened, path):
+    made, opening = opened(stripped=True)
+    with (
+        pytest.raises(BadArtifact, match=r"without weights, and '.*net\.engine\.onnx' does not give them"),
+        opening,
+    ):
+        pass
+    onnx = path.with_name("net.engine.onnx")
+    onnx.write_bytes(b"weights")
+    made, opening = opened(stripped=True)
+    with opening as session:
+        np.testing.assert_array_equal(session.run({"x": x(1)})["y"], 2 * x(1))
+    assert made.refitted == [str(onnx)]
+
+
+@pytest.mark.parametrize(("streamable", "budget"), [(0, None), (1 << 20, 77)])
+def test_weights_that_stream_get_the_librarys_own_budget(opened, streamable, budget):
+    made, opening = opened(streamable=streamable)
+    with opening:
+        assert made.engines[0].weight_streaming_budget_v2 == budget
+
+
+@pytest.mark.parametrize("host_code", [False, True])
+def test_an_engines_own_code_runs_only_where_it_may(module, path, host_code):
+    with TrtRuntime(module.runtime, host_code=host_code).open(path):
+        assert module.runtimes[0].engine_host_code_allowed is host_code
 
 
 def test_an_error_of_the_device_is_itself_and_no_missing_runtime(module, machine, path, monkeypatch):

@@ -124,6 +124,14 @@ def test_options_reach_the_builder():
     assert trt.libraries == ["boxes.so"]
 
 
+def test_a_plug_in_library_is_loaded_once_for_many_builds():
+    trt = fake_nvidia.tensorrt()
+    server = worker.Builder(trt, lambda _: None)
+    for _ in range(2):
+        assert server.build(REQUEST | {"plugins": ["boxes.so"]})["ok"]
+    assert trt.libraries == ["boxes.so"]
+
+
 def test_each_profile_reaches_the_builder():
     trt = fake_nvidia.tensorrt()
     profiles = [{"x": [[1, 3]] * 3}, {"x": [[8, 3]] * 3}]
