@@ -86,7 +86,7 @@ def run(
     from se_deploy.commands import run as verb
 
     if dry_run:
-        from se_deploy.cli.tables import files
+        from se_deploy.tables import files
         from se_deploy.commands import dry_run as dry
 
         seen = dry.run(model, output, calibration=calibration, options=chosen, overwrite=overwrite)
