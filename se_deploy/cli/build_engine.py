@@ -89,6 +89,7 @@ def build_engine(
             engine=engine,
             calibration=calibration,
             verify=verify,
+            timed="benefit" in reporter.gates,
             overwrite=overwrite,
             progress=progress,
         )
@@ -101,7 +102,7 @@ def build_engine(
         failed=result.precision_failures,
         verdicts={
             "fusion": result.fusion_failures,
-            "benefit": result.worth.failures if result.worth else (),
+            "benefit": reporter.benefit(result.worth),
         },
         then=["bundle", output, "-o", "to-the-device"],
     )

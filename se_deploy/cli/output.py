@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+<<<<<<< HEAD
+=======
+    from se_deploy.cli.tables.base import Grid
+    from se_deploy.commands.benefit import Unweighed
+    from se_deploy.commands.lowering import Worth
+>>>>>>> cb70145 (Whether INT8 pays on full TensorRT is modelled by its published fusions or timed on the GPU at hand; unknown is no pass)
     from se_deploy.protocols import Progress
     from se_deploy.schema.common import Result
     from se_deploy.tables.base import Grid
@@ -112,6 +118,12 @@ class Reporter:
     def judges(self, verdict: str) -> bool:
         """Whether a verdict decides the exit code, by --gate or --strict."""
         return self.strict or verdict in self.gates
+
+    def benefit(self, worth: Worth | Unweighed | None) -> Sequence[str]:
+        """Return what fails where INT8 has to pay; that nobody knows fails only where it was asked for."""
+        if worth is None or not (worth.known or "benefit" in self.gates):
+            return ()
+        return worth.failures
 
     def _unverified(self, verified: Verified) -> list[str]:
         """Return what `verified` fails on: wrong answers always, the rest by --gate parity or --strict."""

@@ -75,6 +75,7 @@ def quantize(
             image=image,
             calibration=calibration,
             verify=verify,
+            timed="benefit" in reporter.gates,
             overwrite=overwrite,
             progress=progress,
         )
@@ -84,6 +85,6 @@ def quantize(
         [files.quantized(payload)],
         warnings=result.warnings,
         verified=result.verified,
-        verdicts={"benefit": result.worth.failures if result.worth else ()},
+        verdicts={"benefit": reporter.benefit(result.worth)},
         then=["parity", model, output, "--data", calibration.data] if calibration.data else (),
     )

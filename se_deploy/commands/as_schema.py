@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from msgspec import convert
 
+from se_deploy.commands.benefit import Unweighed
 from se_deploy.schema import common, results
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ def chain(found: Chain | None) -> results.Chain | None:
     )
 
 
-def worth(found: Worth | None) -> common.Worth | None:
-    """Return INT8 against FP16; None where no compiler could plan both."""
-    if found is None:
+def worth(found: Worth | Unweighed | None) -> common.Worth | None:
+    """Return INT8 against FP16; None where it is not known."""
+    if found is None or isinstance(found, Unweighed):
         return None
     return common.Worth(
         fp16_bytes=found.fp16.activation_bytes,
@@ -121,4 +122,10 @@ def worth(found: Worth | None) -> common.Worth | None:
         device=found.device.name if found.device else None,
         recommended="int8" if found.worth_it else "fp16",
         reason=found.reason,
+        timed_on=found.timed_on,
     )
+
+
+def worth_unknown(found: Worth | Unweighed | None) -> str | None:
+    """Return why it is not known whether INT8 pays; None where it is, or where nobody asked."""
+    return found.cause if isinstance(found, Unweighed) else None

@@ -11,7 +11,11 @@ from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import keeping, precision_check
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
+<<<<<<< HEAD
 from se_deploy.commands import artifacts, as_schema, compilers, fastest, lowering, source, verifying
+=======
+from se_deploy.commands import artifacts, as_schema, benefit, compilers, lowering, source, verifying
+>>>>>>> cb70145 (Whether INT8 pays on full TensorRT is modelled by its published fusions or timed on the GPU at hand; unknown is no pass)
 from se_deploy.commands import shapes as sizing
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from se_deploy.backends.backend import Backend
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PlanPrecision
+    from se_deploy.commands.benefit import Unweighed
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
@@ -51,7 +56,7 @@ class BuildResult(Shown):
     requested: Precision
     found: PlanPrecision
     lowered: Lowered
-    worth: Worth | None  # INT8 against FP16; None where INT8 was not asked for
+    worth: Worth | Unweighed | None  # INT8 against FP16; None where INT8 was not asked for
     verified: Verified  # the graph that was built against the file given
     warnings: tuple[str, ...]
 
@@ -89,6 +94,7 @@ def build_engine(
     calibration: CalibrationOptions | None = None,
     fp16_plan: Plan | None = None,
     verify: bool = True,
+    timed: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> BuildResult:
@@ -96,6 +102,7 @@ def build_engine(
 
     `precision` None keeps the file's own. A file that holds Q/DQ or FP16 tensors is built as it stands.
     `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
+    With `timed` a compiler that needs the device builds both precisions there once more, to time them.
     Raises: BuildFailed, MissingRuntime, BadInput, BadData, OutputExists.
     """
     engine, calibration = engine or EngineOptions(), calibration or CalibrationOptions()
@@ -153,14 +160,16 @@ def build_engine(
             if verify and fp16_rounding.has_fp16(given):  # what a device rounds may overflow, unlike its file
                 check = verifying.checker(given, shapes=tuned_for(engine.shapes), seed=calibration.seed)
         worth = None
-        if wanted == "int8" and planner is not None:
+        if wanted == "int8":
             progress("weigh INT8 against FP16", 0, 1)
-            worth = lowering.worth(
+            worth = benefit.weighed(
                 done.model,
                 lowering.half(without_qdq(done.rewritten)),
+                to=to,
                 planner=planner,
-                targets=to.targets,
                 built=fp16_plan,
+                timed=timed,
+                progress=progress,
             )
             progress("weigh INT8 against FP16", 1, 1)
     return finish(
@@ -231,7 +240,7 @@ def finish(
     backend: Backend,
     options: BuildOptions,
     calibration: CalibrationOptions,
-    worth: Worth | None,
+    worth: Worth | Unweighed | None,
     progress: Progress = silent,
 ) -> BuildResult:
     """Build a lowered graph, judge the plan, and write engine, manifest and ONNX.
@@ -351,6 +360,7 @@ def to_schema(result: BuildResult) -> results.BuildEngine:
         skipped_tactics=result.built.skipped_tactics,
         rewrites=tuple((choice.rewrite, choice.site) for choice in search.choices) if search else (),
         worth=as_schema.worth(result.worth),
+        worth_unknown=as_schema.worth_unknown(result.worth),
         verified=verification.to_schema(result.verified),
         **as_schema.search(search),
         **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked, result.lowered.rounding),

@@ -289,17 +289,25 @@ def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """INT8 against FP16 on the same target, as planned: bytes, kernels and a roofline, nothing was timed."""
+    """INT8 against FP16 on one target: bytes and kernels as planned, and a roofline or what was timed."""
 
     int8: Plan
     fp16: Plan
     device: Device | None = None  # whose roofline it is; None where no figures are known of the target
     int8_ms: float | None = None  # per image
     fp16_ms: float | None = None
+    timed_on: str | None = None  # the GPU that the ms were measured on; None: they are a roofline's
+
+    @property
+    def known(self) -> bool:
+        """Both forms were planned or timed."""
+        return True
 
     @property
     def worth_it(self) -> bool:
         """Whether INT8 is planned to move fewer bytes, and to take less time where a roofline says it."""
+        if self.timed_on is not None and self.int8_ms is not None and self.fp16_ms is not None:
+            return self.int8_ms < self.fp16_ms
         less = self.int8.activation_bytes < self.fp16.activation_bytes
         return less and (self.int8_ms is None or self.fp16_ms is None or self.int8_ms < self.fp16_ms)
 
@@ -307,6 +315,12 @@ class Worth:
     def reason(self) -> str:
         """The comparison in one sentence."""
         a, b = self.int8, self.fp16
+        if self.timed_on is not None and self.int8_ms is not None and self.fp16_ms is not None:
+            ms_a, ms_b = _distinct(self.int8_ms, self.fp16_ms, digits=3)
+            return (
+                f"the INT8 engine takes {ms_a} ms and the FP16 engine {ms_b} ms per call, the median on "
+                f"{self.timed_on} ({a.runtime} {a.version}; timed)"
+            )
         less = a.activation_bytes < b.activation_bytes
         bytes_a, bytes_b = _distinct(a.activation_bytes / 1e6, b.activation_bytes / 1e6, digits=2)
         also, roofline = "", f"no roofline: no figures are known of {a.target}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import convert
 
 from se_deploy import files, graph, verification
-from se_deploy.commands import as_schema, lowering, source, verifying
+from se_deploy.commands import as_schema, benefit, lowering, source, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -18,8 +18,12 @@ from se_deploy.schema import common, finite, relative, results, tool_version
 from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from collections.abc import Sequence
 
+=======
+    from se_deploy.commands.benefit import Unweighed
+>>>>>>> cb70145 (Whether INT8 pays on full TensorRT is modelled by its published fusions or timed on the GPU at hand; unknown is no pass)
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.options import FloatType, TargetLike
     from se_deploy.protocols import Progress
@@ -33,7 +37,7 @@ class QuantizeResult(Shown):
 
     onnx: Path
     lowered: Lowered
-    worth: Worth | None  # INT8 against FP16 on the target; None where no compiler plans here
+    worth: Worth | Unweighed  # INT8 against FP16 on the target, or why that is not known
     verified: Verified  # the written file against the one given
     warnings: tuple[str, ...]
 
@@ -54,13 +58,15 @@ def quantize(
     image: ImageOptions | None = None,
     calibration: CalibrationOptions | None = None,
     verify: bool = True,
+    timed: bool = False,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> QuantizeResult:
     """Write explicit INT8 Q/DQ into an FP32 ONNX file, from calibration data.
 
     Without `target` the portable form; `base` is the precision of the rest. What is written is compared
-    with the file given unless `verify` is False. Imports no torch.
+    with the file given unless `verify` is False. With `timed` a compiler that needs the device builds both
+    precisions there, to time them. Imports no torch.
     Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
     """
     output = Path(output)
@@ -91,10 +97,8 @@ def quantize(
             samples=samples,
             progress=progress,
         )
-        worth = (
-            None
-            if planner is None
-            else lowering.worth(done.model, lowering.half(form.model), planner=planner, targets=to.targets)
+        worth = benefit.weighed(
+            done.model, lowering.half(form.model), to=to, planner=planner, timed=timed, progress=progress
         )
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)
@@ -119,6 +123,7 @@ def to_schema(result: QuantizeResult) -> results.Quantize:
         sqnr_db={name: finite(value) for name, value in made.sqnr_db.items()},
         macs_int8_fraction=made.macs_int8_fraction,
         worth=as_schema.worth(result.worth),
+        worth_unknown=as_schema.worth_unknown(result.worth),
         chain=as_schema.chain(chain.lint(result.lowered.model)),
         curve=tuple(
             results.CurvePoint(

@@ -31,6 +31,7 @@ from se_deploy.commands import (
     shapes,
     source,
 )
+from se_deploy.commands.lowering import Worth
 from se_deploy.errors import BadData, CannotWrite
 from se_deploy.options import RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import OVERALL, silent
@@ -40,6 +41,7 @@ from se_deploy.tables.shown import Shown
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from se_deploy.commands.benefit import Unweighed
     from se_deploy.commands.build_engine import BuildResult
     from se_deploy.commands.export import ExportResult
     from se_deploy.commands.inspect import InspectResult
@@ -120,10 +122,29 @@ class RunResult(Shown):
     @property
     def recommended(self) -> Precision | None:
         """The engine to deploy: INT8 only where its plan is cheaper; None where none passes its verdicts."""
-        worth = self.engines["int8"].worth if "int8" in self.engines else None
+        worth = self._worth
         cheaper = worth is not None and worth.worth_it
         order = sorted(self.engines, key=lambda name: (name == "int8") != cheaper)
         return next((name for name in order if not self._against(name)), None)
+
+    @property
+    def _worth(self) -> Worth | Unweighed | None:
+        """INT8 against FP16: by the times of both engines where they were steady, else as planned."""
+        if "int8" not in self.engines:
+            return None
+        worth = self.engines["int8"].worth
+        timed = {a.path: a for a in self.profile.artifacts if a.latency.stable}
+        int8, fp16 = (timed.get(self.engines[name].engine.name) for name in ("int8", "fp16"))
+        if int8 is None or fp16 is None:
+            return worth
+        return Worth(
+            self.engines["int8"].built.plan,
+            self.engines["fp16"].built.plan,
+            None,
+            int8.latency.p50_ms,
+            fp16.latency.p50_ms,
+            timed_on=int8.device,
+        )
 
     @property
     def deployed(self) -> BuildResult:
@@ -153,7 +174,7 @@ class RunResult(Shown):
             return f"deploy none of these engines: {causes}"
         if "int8" not in self.engines:
             return f"deploy the {name.upper()} engine: the only one that was asked for"
-        worth = self.engines["int8"].worth
+        worth = self._worth
         why = worth.reason if worth else "no compiler could plan both forms on this machine"
         if worth is not None and worth.worth_it != (name == "int8"):
             other: Precision = "fp16" if name == "int8" else "int8"

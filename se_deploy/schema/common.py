@@ -169,7 +169,7 @@ class KeptNode(Struct, frozen=True, kw_only=True):
 
 
 class Worth(Struct, frozen=True, kw_only=True):
-    """INT8 against FP16 on the same target, as planned per image; nothing was timed."""
+    """INT8 against FP16 on the same target per image: planned, or timed where `timed_on` names the GPU."""
 
     fp16_bytes: Count
     int8_bytes: Count
@@ -180,6 +180,7 @@ class Worth(Struct, frozen=True, kw_only=True):
     fp16_ms: float | None = None
     int8_ms: float | None = None
     device: str | None = None
+    timed_on: str | None = None
 
 
 @functools.cache

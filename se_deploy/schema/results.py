@@ -191,6 +191,7 @@ class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     sqnr_db: Mapping[str, float | None]
     macs_int8_fraction: float
     worth: Worth | None = None
+    worth_unknown: str | None = None  # why it is not known whether INT8 pays
     curve: tuple[CurvePoint, ...] = ()
     ranges: tuple[Range, ...] = ()
     kept_fp32: tuple[KeptNode, ...] = ()
@@ -214,6 +215,7 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
     rewrites: tuple[tuple[str, str], ...] = ()
     waterfall: tuple[WaterfallStep, ...] = ()
     worth: Worth | None = None
+    worth_unknown: str | None = None  # why it is not known whether INT8 pays
     verified: Verified | None = None
     refused: tuple[tuple[str, str, str], ...] = ()  # rewrite, block, why it was not possible
     kept_fp32: tuple[KeptNode, ...] = ()

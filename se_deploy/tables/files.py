@@ -39,6 +39,7 @@ def quantized(result: results.Quantize) -> Grid:
         "layers kept": str(len(result.kept)),
         "multiply-accumulates in INT8": percent(result.macs_int8_fraction),
         "INT8 chain by TensorRT's published rules": _chain(result.chain),
+        "INT8 against FP16": result.worth.reason if result.worth else f"not known: {result.worth_unknown}",
         "SQNR on samples held back": ", ".join(f"{k}: {number(v)} dB" for k, v in sqnr.items()),
     }
     for name, value in rows.items():

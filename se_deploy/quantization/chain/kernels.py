@@ -76,7 +76,7 @@ class Kernels:
             value
             for node in kernel.nodes
             for value in node.outputs
-            if value.is_graph_output() or any(reader not in own for reader in readers(value))
+            if leaves_graph(value) or any(reader not in own for reader in readers(value))
         ]
 
     def inputs(self, kernel: Kernel) -> list[ir.Value]:
