@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-<<<<<<< HEAD
-=======
-    from se_deploy.cli.tables.base import Grid
     from se_deploy.commands.benefit import Unweighed
     from se_deploy.commands.lowering import Worth
->>>>>>> cb70145 (Whether INT8 pays on full TensorRT is modelled by its published fusions or timed on the GPU at hand; unknown is no pass)
     from se_deploy.protocols import Progress
     from se_deploy.schema.common import Result
     from se_deploy.tables.base import Grid

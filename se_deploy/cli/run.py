@@ -86,8 +86,8 @@ def run(
     from se_deploy.commands import run as verb
 
     if dry_run:
-        from se_deploy.tables import files
         from se_deploy.commands import dry_run as dry
+        from se_deploy.tables import files
 
         seen = dry.run(model, output, calibration=calibration, options=chosen, overwrite=overwrite)
         reporter.finish(seen, files.dry_run(seen))

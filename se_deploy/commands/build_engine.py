@@ -11,11 +11,16 @@ from se_deploy import files, fusion, graph, verification
 from se_deploy.backends import keeping, precision_check
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
-<<<<<<< HEAD
-from se_deploy.commands import artifacts, as_schema, compilers, fastest, lowering, source, verifying
-=======
-from se_deploy.commands import artifacts, as_schema, benefit, compilers, lowering, source, verifying
->>>>>>> cb70145 (Whether INT8 pays on full TensorRT is modelled by its published fusions or timed on the GPU at hand; unknown is no pass)
+from se_deploy.commands import (
+    artifacts,
+    as_schema,
+    benefit,
+    compilers,
+    fastest,
+    lowering,
+    source,
+    verifying,
+)
 from se_deploy.commands import shapes as sizing
 from se_deploy.errors import BadInput
 from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options

@@ -18,12 +18,9 @@ from se_deploy.schema import common, finite, relative, results, tool_version
 from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
     from collections.abc import Sequence
 
-=======
     from se_deploy.commands.benefit import Unweighed
->>>>>>> cb70145 (Whether INT8 pays on full TensorRT is modelled by its published fusions or timed on the GPU at hand; unknown is no pass)
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.options import FloatType, TargetLike
     from se_deploy.protocols import Progress
