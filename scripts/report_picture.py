@@ -18,7 +18,7 @@ from PIL import Image
 
 DOCS = Path(__file__).parents[1] / "docs"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-WIDTH, HEIGHT = 1320, 860  # pixels
+WIDTH, HEIGHT = 1320, 930  # pixels
 MOST_BYTES = 300 * 1024
 
 

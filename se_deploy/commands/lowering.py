@@ -168,14 +168,17 @@ def lowered(
     precision itself, by the plan that is yet to be made (`precision_verified`).
     Raises: BadData where INT8 has no calibration data.
     """
-    progress("rewrites", 0, 1)
+    asked = to.rewrites.names != ()
+    if asked:
+        progress("rewrites", 0, 1)
     found = optimized(model, precision=precision, to=to, planner=planner, progress=progress)
     verified = verification.skipped() if check is None else verification.Verified()
     if found is not None and found.choices and check is not None:
         found, verified = _right(found, model, check)
         if planner is not None and verified.taken_back:
             found = _replanned(found, planner, precision, _cost(model, to.targets))
-    progress("rewrites", 1, 1, f"{len(found.choices)} applied" if found else "none asked for")
+    if asked:
+        progress("rewrites", 1, 1, f"{len(found.choices) if found else 0} applied")
     form = found.model if found else model
     blocks = _blocks(model, form)
     notes = list(found.warnings) if found else []

@@ -226,15 +226,16 @@ def run(
     written = [paths["onnx"]]
     if precision != "fp32":
         seen = lowering.range_samples(taken.model, _with_data(calibration, data))
-        progress("to FP16", 0, 1)
+        progress("FP16 file", 0, 1)
         half = fp16.half(taken.model, samples=seen)
         graph.save(half.model, paths["fp16"])
-        progress("to FP16", 1, 1, f"{len(half.kept)} nodes stay in FP32")
+        progress("FP16 file", 1, 1, f"{len(half.kept)} nodes stay in FP32")
         written.append(paths["fp16"])
         notes += [*half.warnings, *lowering.unchecked_notes(half.unchecked)]
     steps.next()
     quantized = None
     if precision == "int8":
+        progress("INT8 file", 0, 1)
         quantized = quantize.quantize(
             paths["onnx"],
             paths["int8"],
@@ -245,12 +246,14 @@ def run(
         )
         written.append(paths["int8"])
         notes += quantized.warnings
+        progress("INT8 file", 1, 1, quantized.verified.summary)
     steps.next()
     target = options.target
     compiler = compilers.compiler_for(registry.chosen(target.runtime), target.targets)
     target = dataclasses.replace(target, runtime=compiler.name)
     engines: dict[Precision, BuildResult] = {}
     for name in ENGINES[precision]:
+        progress(f"{name.upper()} engine", 0, 1)
         engines[name] = build_engine.build_engine(
             paths["onnx"],
             folder / f"model.{name}.engine",
@@ -263,6 +266,7 @@ def run(
             overwrite=True,
             progress=progress,
         )
+        progress(f"{name.upper()} engine", 1, 1, f"{engines[name].built.plan.kernels} kernels")
         steps.next()
     plans, plan_notes = inspect.planned(
         taken.model,

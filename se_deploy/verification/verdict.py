@@ -109,8 +109,10 @@ class Verified:
             return "not compared"
         if self.max_abs_error is None:
             return "nothing to compare"
-        wrong = f"{len(self.failures)} outputs differ, " if self.failures else ""
-        return f"{wrong}largest error {self.max_abs_error:.1e}"
+        if not self.max_abs_error:
+            return "no difference"
+        wrong = f"{len(self.failures)} failures, " if self.failures else ""
+        return f"{wrong}largest error {self.max_rel_error or 0:.1e} of the largest output"
 
     @property
     def warnings(self) -> tuple[str, ...]:
