@@ -196,6 +196,7 @@ class HostOptions:
     threads: int = 0  # 0: the runtime's own choice
     device: DeviceChoice = "cpu"
     plugins: tuple[Path, ...] = ()  # shared libraries with operators that an engine has
+    cuda_graph: bool | None = None  # an engine's timed calls replay a CUDA graph; None: where that works
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,7 @@ class TimingOptions:
     warmup_ms: float = 200
     duration_s: float = 3
     iterations: int = 10  # at least
+    streams: int = 1  # sessions side by side, for the throughput of a device that one does not fill
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # by input: what the files leave free
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,45 @@ class Session(Protocol):
 
     def time(self, feeds: Arrays, calls: int) -> FloatArray:
         """Time each of `calls` calls in ms, shape (calls,); no warm-up, no host copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallCost:
+    """What a call costs besides the device's own time, medians in ms; None where a session cannot tell."""
+
+    end_to_end_ms: float | None = None  # from host arrays to host arrays
+    enqueue_ms: float | None = None  # what the host takes to launch a call
+    h2d_ms: float | None = None  # the inputs' copies to the device
+    d2h_ms: float | None = None  # the outputs' copies back
+    layers: tuple[tuple[str, float], ...] = ()  # name and mean ms, in the order they run
+    cuda_graph: bool | None = None  # whether timed calls replay a CUDA graph
+    notes: tuple[str, ...] = ()  # what could not be measured, and why
+
+
+@runtime_checkable
+class CostedSession(Session, Protocol):
+    """A session that can tell what surrounds the device's time."""
+
+    def cost(self, feeds: Arrays, calls: int) -> CallCost:
+        """Measure over `calls` calls."""
+
+
+class Queue(Protocol):
+    """Calls on bound inputs that are launched without waiting for them."""
+
+    def launch(self) -> None:
+        """Put a call behind the others."""
+
+    def wait(self) -> None:
+        """Return when all of them are done."""
+
+
+@runtime_checkable
+class QueuedSession(Session, Protocol):
+    """A session whose calls can be queued, so that several sessions share a device."""
+
+    def queue(self, feeds: Arrays) -> Queue:
+        """Bind `feeds`, and run them once."""
 
 
 class Runtime(Protocol):

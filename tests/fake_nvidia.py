@@ -202,6 +202,8 @@ class ICudaEngine:
 
 
 class IExecutionContext:
+    profiler = None
+
     def __init__(self, trt, cudart):
         self._trt, self._cudart = trt, cudart
         self._shape, self._address, self._allocator = None, {}, None
@@ -237,6 +239,9 @@ class IExecutionContext:
         self._enqueued += 1
         if self._trt._breaks:
             return False
+        if self.profiler is not None:
+            for name, ms in (("conv", 0.25), ("fc", 0.75)):
+                self.profiler.report_layer_time(name, ms)
         shape = self._shape
         if self._trt._format != "LINEAR":
             shape = (shape[0], *shape[2:], shape[1])  # x (N, 3): channels are last already
@@ -288,7 +293,7 @@ class ILogger:
 
 INHERITED = {
     "ILogger": ILogger,
-    **{name: type(name, (), {}) for name in ("IOutputAllocator", "IProgressMonitor")},
+    **{name: type(name, (), {}) for name in ("IOutputAllocator", "IProgressMonitor", "IProfiler")},
 }
 """Classes that the caller inherits from."""
 

@@ -55,6 +55,11 @@ def wall_times(call: Callable[[], object], calls: int) -> FloatArray:
     return times
 
 
+def end_to_end_ms(run: Callable[[Arrays], object], feeds: Arrays, calls: int) -> float:
+    """Return the median wall time of `calls` calls from host arrays to host arrays, in ms."""
+    return float(np.median(wall_times(lambda: run(feeds), calls)))
+
+
 def shape_text(dims: Sequence[int | None]) -> str:
     """Write a shape as "?x3x224x224"."""
     return "x".join("?" if d is None else str(d) for d in dims) or "a scalar"

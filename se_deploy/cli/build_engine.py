@@ -77,7 +77,7 @@ def build_engine(
         reporter.finish(seen, files.dry_run(seen))
         return
     if remote is not None:
-        elsewhere.finish(remote, results.BuildEngine, files.built, reporter)
+        elsewhere.finish(remote, results.BuildEngine, lambda payload: [files.built(payload)], reporter)
         return
     with reporter.progress() as progress:
         result = verb.build_engine(

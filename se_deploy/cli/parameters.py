@@ -128,6 +128,11 @@ def on_off(names: str, text: str, *, section: Section | None = None) -> Part[boo
     return _single(click.Option([names], default=True, show_default=True, help=text), section)
 
 
+def either(names: str, text: str, *, section: Section | None = None) -> Part[bool | None]:
+    """Return a flag and its opposite, of which neither may be given: None."""
+    return _single(click.Option([names], default=None, help=text), section)
+
+
 def count(names: str, text: str, *, section: Section | None = None) -> Part[int]:
     """Return a flag whose repetitions are counted."""
     return _single(click.Option(names.split(), count=True, help=text), section)

@@ -88,7 +88,7 @@ def parity(
     from se_deploy.tables import measurements
 
     if remote is not None:
-        elsewhere.finish(remote, results.Parity, measurements.parity, reporter)
+        elsewhere.finish(remote, results.Parity, lambda payload: [measurements.parity(payload)], reporter)
         return
     if junit:
         files.claim(junit, overwrite=overwrite)

@@ -77,7 +77,7 @@ def _predict_there(
     from se_deploy.tables import lists
 
     try:
-        elsewhere.finish(remote, schema.results.Predict, lists.predicted, reporter)
+        elsewhere.finish(remote, schema.results.Predict, lambda payload: [lists.predicted(payload)], reporter)
     except verb.NotInstalled as missing:
         if artifacts.kind_of(artifact) != "engine":
             raise

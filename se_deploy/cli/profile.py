@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import click
 
 from se_deploy.cli import options
 from se_deploy.cli import remote as elsewhere
-from se_deploy.cli.parameters import arguments, command, defaulted, optional
+from se_deploy.cli.parameters import arguments, command, defaulted, either, group, optional, repeated
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
 
@@ -20,11 +21,38 @@ if TYPE_CHECKING:
     from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 
 
+_cuda_graph = either(
+    "--cuda-graph/--no-cuda-graph", "Time an engine's calls as replays of a CUDA graph, or launch by launch."
+)
+_HOST = group(
+    "host",
+    lambda given: dataclasses.replace(options.host.of(given), cuda_graph=_cuda_graph.of(given)),
+    options.host,
+    _cuda_graph,
+    section=Section.TIMING,
+)
+_streams = defaulted(
+    "--streams", click.IntRange(min=1), 1, "Copies of an engine that share the GPU, for their throughput."
+)
+_TIMING = group(
+    "timing",
+    lambda given: dataclasses.replace(options.sized_timing.of(given), streams=_streams.of(given)),
+    options.sized_timing,
+    _streams,
+    section=Section.TIMING,
+)
+
+
 @command(
     "profile",
     arguments("files", IN_FILE),
     optional("--reference", Model(), "Network to compare with, as timm:NAME.", section=Section.TIMING),
-    defaulted("--batch-size", click.IntRange(min=1), 1, "Images a call.", section=Section.TIMING),
+    repeated(
+        "--batch-size batch_sizes",
+        click.IntRange(min=1),
+        "Images a call, 1 where nothing is said; repeatable, each is timed.",
+        section=Section.TIMING,
+    ),
     optional(
         "--max-p50-ms",
         click.FLOAT,
@@ -38,8 +66,8 @@ if TYPE_CHECKING:
         section=Section.LIMITS,
     ),
     options.timed_network,
-    options.sized_timing,
-    options.host,
+    _TIMING,
+    _HOST,
     elsewhere.remote,
     options.reporter("latency"),
     first="--reference --batch-size --threads --duration-s --min-speedup "
@@ -49,7 +77,7 @@ if TYPE_CHECKING:
 def profile(
     files: tuple[Path, ...],
     reference: str | None,
-    batch_size: int,
+    batch_sizes: tuple[int, ...],
     max_p50_ms: float | None,
     min_speedup: float | None,
     network: NetworkOptions,
@@ -61,7 +89,8 @@ def profile(
     """Measure the latency of ONNX files and engines, and the speed-up over PyTorch.
 
     An ONNX file runs in ONNX Runtime on the CPU, an engine on its GPU. Warm-up, duration and percentiles
-    are those of trtexec, so that figures can be compared.
+    are those of trtexec, so that figures can be compared. An engine's time is the device's own: launches,
+    copies and the whole way from host arrays to host arrays are reported apart.
 
     \b
     Example:
@@ -72,13 +101,14 @@ def profile(
     from se_deploy.tables import measurements
 
     if remote is not None:
-        elsewhere.finish(remote, results.Profile, measurements.profile, reporter)
+        elsewhere.finish(remote, results.Profile, measurements.profiled, reporter)
         return
     with reporter.progress() as progress:
         result = verb.profile(
             files,
             reference=reference,
-            batch=batch_size,
+            batch=batch_sizes[0] if len(batch_sizes) == 1 else 1,
+            batches=batch_sizes if len(batch_sizes) > 1 else (),
             host=host,
             timing=timing,
             network=network,
@@ -87,7 +117,7 @@ def profile(
     payload = verb.to_schema(result)
     reporter.finish(
         payload,
-        [measurements.profile(payload)],
+        measurements.profiled(payload),
         warnings=result.warnings,
         verdicts={"latency": result.failures(max_p50_ms=max_p50_ms, min_speedup=min_speedup)},
     )

@@ -14,7 +14,7 @@ from se_deploy.cli.types import IN_FILE, Model
 from se_deploy.errors import BadInput, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from se_deploy.cli.output import Reporter
     from se_deploy.cli.parameters import Given
@@ -50,7 +50,9 @@ def _remote(given: Given) -> Remote | None:
 remote = group("remote", _remote, _host, _program, _config, section=Section.DEVICE)
 
 
-def finish(where: Remote, kind: type[R], table: Callable[[R], Grid], reporter: Reporter) -> None:
+def finish(
+    where: Remote, kind: type[R], tables: Callable[[R], Sequence[Grid | str]], reporter: Reporter
+) -> None:
     """Run the current command on a device, print its result as if it had run here, and end as it ended."""
     from se_deploy import errors, schema
     from se_deploy.commands import remote as verb
@@ -68,7 +70,7 @@ def finish(where: Remote, kind: type[R], table: Callable[[R], Grid], reporter: R
     if reporter.as_json:
         click.echo(schema.encode(payload))
     else:
-        show([table(payload)])
+        show(tables(payload))
     raise click.exceptions.Exit(answer.code)
 
 

@@ -187,16 +187,16 @@ def _random(model: ir.Model) -> bool:
 
 @contextlib.contextmanager
 def _engine(path: Path, *, stand_in: bool, host: HostOptions) -> Iterator[Opened]:
+    options = SessionOptions(plugins=host.plugins, cuda_graph=host.cuda_graph)
     makers = registry.of_suffix(path.suffix)
     if all(backend.engines is None for backend in makers):  # made elsewhere, so that no manifest came with it
-        with (runtime := registry.engine_runtime(makers[0])).open(path) as session:
+        with (runtime := registry.engine_runtime(makers[0], options)).open(path) as session:
             yield Opened(session, runtime.name, runtime.device, "fp32", None, None, evaluated="engine")
         return
     manifest = manifests.check(path).manifest
     built_with = manifest.features
-    options = SessionOptions(
-        plugins=host.plugins, host_code=built_with is not None and built_with.version_compatible
-    )
+    host_code = built_with is not None and built_with.version_compatible
+    options = dataclasses.replace(options, host_code=host_code)
     runtime = registry.engine_runtime(registry.get(manifest.runtime), options)
     with contextlib.ExitStack() as stack:
         reason = ""

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import verification
+from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.commands import artifacts, shapes
 from se_deploy.commands.parity import name_of
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 from se_deploy.profiling import latency, power
-from se_deploy.protocols import silent
+from se_deploy.protocols import CallCost, CostedSession, QueuedSession, silent
 from se_deploy.schema import finite, results, tool_version
 from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from se_deploy.protocols import Progress
+    from se_deploy.protocols import Arrays, Progress
+    from se_deploy.schema.files import Manifest
     from se_deploy.tables.base import Grid
+
+
+_HOST_BOUND = 0.9
+"""Where launching takes this part of a call's time, the device may wait for the host between calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +40,25 @@ class _Measure:
     seed: int
 
     def latency(self, one: artifacts.Opened, size: int) -> latency.Latency:
-        return latency.measure(
-            one.session,
-            verification.noise(one.session.inputs, self.shapes(one, size), image=one.image, seed=self.seed),
-            warmup_ms=self.timing.warmup_ms,
-            duration_s=self.timing.duration_s,
-            iterations=self.timing.iterations,
-            watts=power.meter() if registry.get(one.runtime).has_power_meter else None,
-        )
+        has_meter = registry.get(one.runtime).has_power_meter
+        with power.meter() if has_meter else contextlib.nullcontext() as watts:
+            return latency.measure(
+                one.session,
+                self.feeds(one, size),
+                warmup_ms=self.timing.warmup_ms,
+                duration_s=self.timing.duration_s,
+                iterations=self.timing.iterations,
+                watts=watts,
+            )
+
+    def cost(self, one: artifacts.Opened, size: int) -> CallCost:
+        """Return what surrounds the device's time, where the session can tell."""
+        if not isinstance(one.session, CostedSession):
+            return CallCost()
+        return one.session.cost(self.feeds(one, size), self.timing.iterations)
+
+    def feeds(self, one: artifacts.Opened, size: int) -> Arrays:
+        return verification.noise(one.session.inputs, self.shapes(one, size), image=one.image, seed=self.seed)
 
     def shapes(self, one: artifacts.Opened, size: int) -> shapes.Shapes:
         """Settle the sizes to time; those that the user named count for the inputs that have them."""
@@ -91,6 +109,10 @@ class Timed:
     speedup: float | None  # the reference's median over this one's at the same batch; None where unstable
     reference: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of the inputs that were timed
+    cost: CallCost = field(default_factory=CallCost)
+    layers: tuple[results.LayerTime, ...] = ()
+    streams: int | None = None
+    streams_throughput_per_s: float | None = None
 
     def failures(
         self, *, max_p50_ms: float | None = None, min_speedup: float | None = None
@@ -155,6 +177,7 @@ def profile(
     *,
     reference: str | Path | artifacts.Opened | None = None,
     batch: int = 1,
+    batches: Sequence[int] = (),
     host: HostOptions | None = None,
     timing: TimingOptions | None = None,
     network: NetworkOptions | None = None,
@@ -164,7 +187,8 @@ def profile(
 ) -> ProfileResult:
     """Measure the latency of artifacts, and of the reference for the speed-up.
 
-    `timing.sizes` are shapes by input, for what the files leave free. `skip_missing` turns an artifact that
+    `batches`: several in place of `batch`, each timed. `timing.sizes` are shapes by input, for what the files
+    leave free. `skip_missing` turns an artifact that
     cannot run here (an engine without a GPU) into a warning.
     Raises: MissingRuntime, BadArtifact, BadModel; BadInput where there is nothing to measure, or where a
     size is free that nobody named.
@@ -176,35 +200,119 @@ def profile(
     timed: list[Timed] = []
     notes = artifacts.unused(network)
     measure = _Measure(timing or TimingOptions(), network.seed)
-    batch = _batch(batch, measure.timing.sizes)
+    sweep = tuple(batches) or (_batch(batch, measure.timing.sizes),)
     with contextlib.ExitStack() as stack:
         base: _Reference | None = None
         for done, artifact in enumerate(named):
             progress("profile", done, len(named))
             name = name_of(artifact, relative_to)
-            opening = artifacts.opened(artifact, host=host, network=network)
             is_reference = reference is not None and done == 0
             with contextlib.ExitStack() as own:
+
+                def opened(one: str | Path | artifacts.Opened, at: contextlib.ExitStack) -> artifacts.Opened:
+                    return at.enter_context(artifacts.opened(one, host=host, network=network))
+
                 try:  # the reference stays open: it may be asked for another batch
-                    one = (stack if is_reference else own).enter_context(opening)
+                    one = opened(artifact, stack if is_reference else own)
                 except MissingRuntime as e:
                     if not skip_missing:
                         raise
                     notes.append(f"{name} was not timed: {e.message}")
                     continue
-                size = artifacts.batch_size(one.session, batch)
-                measured = measure.latency(one, size)
-                used = measure.shapes(one, size)
-            if is_reference:
-                base = _Reference(one, measure, {size: measured})
-            if not measured.stable:
-                notes.append(f"{name}: the timing is unstable, do not rely on it")
-            speedup = None if base is None or is_reference else base.speedup(name, size, measured, notes)
-            timed.append(Timed(name, one.runtime, one.device, size, measured, speedup, is_reference, used))
+                sessions = [one]
+                if measure.timing.streams > 1 and not is_reference:
+                    if isinstance(one.session, QueuedSession):
+                        sessions += [opened(artifact, own) for _ in range(measure.timing.streams - 1)]
+                    else:
+                        notes.append(f"{name}: --streams has no use, it runs on no stream of a device")
+                sizes = dict.fromkeys(artifacts.batch_size(one.session, size) for size in sweep)
+                for size in sizes:
+                    found = _timed(name, artifact, sessions, size, measure)
+                    if is_reference:
+                        measured = {} if base is None else base.measured
+                        base = _Reference(one, measure, {**measured, size: found.latency})
+                    notes += [f"{name}: {note}" for note in _doubts(found)]
+                    speedup = None
+                    if base is not None and not is_reference:
+                        speedup = base.speedup(name, size, found.latency, notes)
+                    timed.append(dataclasses.replace(found, speedup=speedup, reference=is_reference))
     progress("profile", len(named), len(named))
     if any(not one.latency.stable for one in timed):
         notes.append(f"timings: {latency.RULE}")
     return ProfileResult(tuple(timed), host.threads, tuple(notes))
+
+
+def _timed(
+    name: str,
+    artifact: str | Path | artifacts.Opened,
+    sessions: Sequence[artifacts.Opened],
+    size: int,
+    measure: _Measure,
+) -> Timed:
+    """Time one artifact at one batch; `sessions`: as many as there are streams, open on it."""
+    one = sessions[0]
+    measured = measure.latency(one, size)
+    cost = measure.cost(one, size)
+    throughput = None
+    if len(sessions) > 1:
+        queues = [
+            s.session.queue(measure.feeds(s, size)) for s in sessions if isinstance(s.session, QueuedSession)
+        ]
+        throughput = latency.throughput_per_s(queues, size, measure.timing.duration_s)
+    return Timed(
+        name,
+        one.runtime,
+        one.device,
+        size,
+        measured,
+        speedup=None,
+        shapes=measure.shapes(one, size),
+        cost=cost,
+        layers=_layers(cost, _manifest(artifact)),
+        streams=len(sessions) if throughput is not None else None,
+        streams_throughput_per_s=throughput,
+    )
+
+
+def _doubts(found: Timed) -> Iterator[str]:
+    """Yield what a reader of the figures must know."""
+    if not found.latency.stable:
+        yield "the timing is unstable, do not rely on it"
+    yield from found.cost.notes
+    enqueue = found.cost.enqueue_ms
+    if enqueue is not None and enqueue > _HOST_BOUND * found.latency.p50_ms:
+        yield (
+            f"the host takes {enqueue:.3g} ms to launch a call of {found.latency.p50_ms:.3g} ms: the time "
+            "may be the host's, not the device's; time a larger batch"
+        )
+    if found.cost.layers and found.layers and all(layer.block is None for layer in found.layers):
+        yield "what the SE blocks take is not known: the manifest names none of the layers that were timed"
+
+
+def _manifest(artifact: str | Path | artifacts.Opened) -> Manifest | None:
+    """Return the manifest of an engine that has one."""
+    if isinstance(artifact, artifacts.Opened) or artifacts.kind_of(artifact) != "engine":
+        return None
+    path = Path(artifact)
+    return manifests.read(path) if manifests.path_of(path).is_file() else None
+
+
+def _layers(cost: CallCost, manifest: Manifest | None) -> tuple[results.LayerTime, ...]:
+    """Put to each layer its ONNX nodes and its SE block, as the engine's manifest has them."""
+    plan = None if manifest is None else manifest.plan
+    nodes = {} if plan is None else {layer.name: layer.onnx_nodes for layer in plan.layers}
+    blocks = {} if plan is None else {name: b.output for b in plan.blocks for name in b.layers}
+    return tuple(
+        results.LayerTime(name=name, mean_ms=ms, onnx_nodes=nodes.get(name, ()), block=blocks.get(name))
+        for name, ms in cost.layers
+    )
+
+
+def _se_share(layers: Sequence[results.LayerTime]) -> float | None:
+    """Return the SE blocks' part of the layers' time; None where no layer is known to be of one."""
+    total = sum(layer.mean_ms for layer in layers)
+    own = [layer.mean_ms for layer in layers if layer.block is not None]
+    return sum(own) / total if own and total else None
 
 
 def _batch(asked: int, sizes: Mapping[str, tuple[int, ...]]) -> int:
@@ -246,5 +354,14 @@ def _timing(timed: Timed) -> results.Timing:
         power_w=finite(t.power_w),
         energy_mj=finite(t.energy_mj),
         speedup_vs_reference=timed.speedup,
+        enqueue_ms=timed.cost.enqueue_ms,
+        h2d_ms=timed.cost.h2d_ms,
+        d2h_ms=timed.cost.d2h_ms,
+        end_to_end_ms=timed.cost.end_to_end_ms,
+        layers=timed.layers,
         shapes=timed.shapes,
+        se_share=_se_share(timed.layers),
+        cuda_graph=timed.cost.cuda_graph,
+        streams=timed.streams,
+        streams_throughput_per_s=timed.streams_throughput_per_s,
     )

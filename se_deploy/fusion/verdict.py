@@ -54,6 +54,7 @@ class Verdict:
     kernels: int  # launches that compute the block, without convolutions that only carry its scale
     activation_bytes: int
     reasons: tuple[str, ...] = ()  # cause and what to do, of each thing that could be better, faults first
+    layers: tuple[str, ...] = ()  # names of the kernels that are counted
 
 
 def verdicts(
@@ -110,6 +111,7 @@ def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels, rules: FusionRul
         len(counted),
         sum(kernel.activation_bytes for kernel in counted),
         tuple(dict.fromkeys((*faults, *(judged.advice() if rules.fuses_pointwise else ())))),
+        tuple(kernel.name for kernel in counted),
     )
 
 

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from se_deploy.profiling import power
 
-    from se_deploy.protocols import Arrays, FloatArray, Session
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from se_deploy.protocols import Arrays, FloatArray, Queue, Session
 
 WARMUP_MS = 200.0
 DURATION_S = 3.0
@@ -27,6 +29,7 @@ RULE = (
     "times spans at most 10 % of the median"
 )
 _DRIFT, _SPREAD, _FEWEST = 0.05, 0.10, 4
+_QUEUED = 50  # calls of a queue between two waits: the wait's gap is lost among them
 _CHUNKS = 100  # how many times at least the clock is looked at within the duration
 _WARMUP_CALLS = 3  # at least: first calls compile kernels and fill caches
 
@@ -59,20 +62,35 @@ def measure(
 ) -> Latency:
     """Time calls of `session` on `feeds` for `duration_s`, and at least `iterations` of them.
 
-    The batch is the feeds' first axis. `watts` reads the device's power, see `power.meter`; it is asked
-    between calls and its answers are averaged.
+    The batch is the feeds' first axis. `watts` reads the device's power, see `power.meter`: it is asked
+    while the device works, and the energy over the wall time is the power.
     """
     call_ms = _warm_up(session, feeds, warmup_ms)
     chunk = max(1, int(duration_s * 1e3 / max(call_ms, 1e-3) / _CHUNKS))
     times: list[FloatArray] = []
-    power: list[float] = []
-    start = time.perf_counter()
-    while sum(map(len, times)) < iterations or time.perf_counter() - start < duration_s:
-        times.append(session.time(feeds, chunk))
-        if watts is not None and (reading := watts()) is not None:
-            power.append(reading)
-    batch = next((array.shape[0] for array in feeds.values() if array.ndim), 1)
-    return summarize(np.concatenate(times), batch=batch, power_w=float(np.mean(power)) if power else None)
+    with power.sampled(watts) as samples:
+        start = time.perf_counter()
+        while sum(map(len, times)) < iterations or time.perf_counter() - start < duration_s:
+            times.append(session.time(feeds, chunk))
+    return summarize(np.concatenate(times), batch=batch_of(feeds), power_w=power.mean_w(samples))
+
+
+def throughput_per_s(queues: Sequence[Queue], batch: int, duration_s: float) -> float:
+    """Return the images a second of several queues that share a device, each with calls waiting."""
+    start, calls = time.perf_counter(), 0
+    while time.perf_counter() - start < duration_s or not calls:
+        for queue in queues:
+            for _ in range(_QUEUED):
+                queue.launch()
+        for queue in queues:
+            queue.wait()
+        calls += _QUEUED * len(queues)
+    return calls * batch / (time.perf_counter() - start)
+
+
+def batch_of(feeds: Arrays) -> int:
+    """Return the feeds' first axis."""
+    return next((array.shape[0] for array in feeds.values() if array.ndim), 1)
 
 
 def summarize(times: FloatArray, *, batch: int = 1, power_w: float | None = None) -> Latency:

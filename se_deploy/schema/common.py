@@ -73,6 +73,7 @@ class PlanBlock(Struct, frozen=True, kw_only=True):
     kernels: Count
     activation_bytes: Count
     reasons: tuple[str, ...]
+    layers: tuple[str, ...] = ()  # names of those of the plan that compute it
 
 
 class WithoutSE(Struct, frozen=True, kw_only=True):

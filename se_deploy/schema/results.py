@@ -299,6 +299,7 @@ class LayerTime(Struct, frozen=True, kw_only=True):
     name: str
     mean_ms: Amount
     onnx_nodes: tuple[str, ...] = ()
+    block: str | None = None  # the SE block that it computes, by its output
 
 
 class Timing(Struct, frozen=True, kw_only=True):
@@ -325,6 +326,10 @@ class Timing(Struct, frozen=True, kw_only=True):
     end_to_end_ms: float | None = None
     layers: tuple[LayerTime, ...] = ()
     shapes: Mapping[str, Dims] | None = None
+    se_share: float | None = None  # of the layers' time: what the SE blocks take
+    cuda_graph: bool | None = None  # whether the timed calls replayed a CUDA graph
+    streams: Count | None = None
+    streams_throughput_per_s: float | None = None  # of so many streams together
 
 
 class Profile(Result, frozen=True, kw_only=True, tag="se-deploy/profile/1"):

@@ -61,6 +61,31 @@ def profile(result: results.Profile) -> Grid:
     return table
 
 
+def costs(result: results.Profile) -> Grid:
+    """Return one row per artifact: what its calls cost besides the device's time."""
+    table = titled(
+        "Around the device's time (ms per call)",
+        ["artifact", "batch", "end to end", "launch", "copy in", "copy out", "CUDA graph", "SE blocks",
+         "W", "mJ per image", "streams", "per second"],
+        right=(1, 2, 3, 4, 5, 7, 8, 9, 10, 11),
+        spare=(10, 11, 6, 4, 5),
+    )  # fmt: skip
+    for a in result.artifacts:
+        recorded = None if a.cuda_graph is None else "yes" if a.cuda_graph else "no"
+        add(table,
+            a.path, str(a.batch), number(a.end_to_end_ms, 4), number(a.enqueue_ms, 3), number(a.h2d_ms, 3),
+            number(a.d2h_ms, 3), recorded, percent(a.se_share), number(a.power_w, 3),
+            number(a.energy_mj, 3), None if a.streams is None else str(a.streams),
+            number(a.streams_throughput_per_s, 4),
+        )  # fmt: skip
+    return table
+
+
+def profiled(result: results.Profile) -> list[Grid]:
+    """Return the latencies, and what surrounds them."""
+    return [profile(result), costs(result)]
+
+
 def checked(result: results.Check) -> Grid:
     """Return a row per gate and file: what was measured, or why it failed."""
     table = titled(f"Gates of {result.config}", ["gate", "file", "", "measured"])

@@ -327,7 +327,11 @@ def test_the_plan_in_json_has_the_contracts_keys(planner):
         "blocks", "totals", "shapes",
     }  # fmt: skip
     assert set(found["layers"][0]) == {"name", "kind", "inputs", "outputs", "onnx_nodes"}
-    assert set(found["blocks"][0]) == {"output", "verdict", "kernels", "activation_bytes", "reasons"}
+    assert set(found["blocks"][0]) == {
+        "output", "verdict", "kernels", "activation_bytes", "reasons", "layers",
+    }  # fmt: skip
+    assert set(found["blocks"][0]["layers"]) <= {layer["name"] for layer in found["layers"]}
+    assert len(found["blocks"][0]["layers"]) == found["blocks"][0]["kernels"]
     assert ("float32", (-1, 32, 14, 14)) in [pair for layer in found["layers"] for pair in layer["outputs"]]
 
 

@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,9 +93,29 @@ def test_stability_does_not_depend_on_the_unit(times, factor):
         assert latency.is_stable(array) == latency.is_stable(array * factor)
 
 
-def test_power_is_averaged_and_energy_is_per_image():
-    readings = iter([10.0, None, 20.0] + [15.0] * 100)
-    found = measure([2.0], iterations=3, watts=lambda: next(readings))
+def test_power_is_energy_over_time_and_energy_is_per_image():
+    found = measure([2.0], iterations=3, watts=lambda: 15.0)
     assert found.power_w == pytest.approx(15.0)
     assert found.energy_mj == pytest.approx(15.0 * 2.0 / 4)
     assert measure([2.0]).power_w is None
+    assert measure([2.0], watts=lambda: None).power_w is None
+
+
+class CountingQueue:
+    launched = waited = 0
+
+    def launch(self):
+        self.launched += 1
+
+    def wait(self):
+        self.waited += 1
+
+
+def test_throughput_counts_the_calls_of_every_queue():
+    queues = [CountingQueue(), CountingQueue()]
+    start = time.perf_counter()
+    found = latency.throughput_per_s(queues, 8, duration_s=0.01)
+    assert queues[0].launched == queues[1].launched > 0
+    assert all(queue.waited for queue in queues)
+    images = 8 * sum(queue.launched for queue in queues)
+    assert images / (time.perf_counter() - start) <= found <= images / 0.01

@@ -20,9 +20,9 @@ import onnxruntime as ort
 
 from se_deploy import extras, graph
 from se_deploy.backends.onnxruntime.planner import FATAL_ONLY, REFUSALS, plan
-from se_deploy.backends.sessions import checked, shape_text, wall_times
+from se_deploy.backends.sessions import checked, end_to_end_ms, shape_text, wall_times
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
-from se_deploy.protocols import TensorSpec
+from se_deploy.protocols import CallCost, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,6 +173,10 @@ class OrtSession:
             return wall_times(call, calls)
         except (*REFUSALS, RuntimeError) as e:  # a bound run raises no more than a RuntimeError
             raise _failed(e, given) from e
+
+    def cost(self, feeds: Arrays, calls: int) -> CallCost:
+        """Return what ONNX Runtime can tell of a call: its time from host arrays to host arrays."""
+        return CallCost(end_to_end_ms=end_to_end_ms(self.run, feeds, calls))
 
 
 @contextlib.contextmanager

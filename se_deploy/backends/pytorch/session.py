@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from se_deploy.backends.sessions import checked, wall_times
+from se_deploy.backends.sessions import checked, end_to_end_ms, wall_times
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.frontend.zoo import Network
-from se_deploy.protocols import TensorSpec
+from se_deploy.protocols import CallCost, TensorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -100,6 +100,10 @@ class TorchSession:
 
         with torch.inference_mode(), _threads(self._threads):
             return wall_times(call, calls)
+
+    def cost(self, feeds: Arrays, calls: int) -> CallCost:
+        """Return what PyTorch can tell of a call: its time from host arrays to host arrays."""
+        return CallCost(end_to_end_ms=end_to_end_ms(self.run, feeds, calls))
 
     def _tensors(self, feeds: Arrays) -> list[torch.Tensor]:
         known = [spec for spec in self._inputs if spec.dims]

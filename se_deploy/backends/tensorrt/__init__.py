@@ -47,7 +47,9 @@ def _runtime(flavour: Flavour) -> Callable[[SessionOptions], Runtime]:
     def opened(options: SessionOptions) -> Runtime:
         from se_deploy.backends.tensorrt.session import TrtRuntime
 
-        return TrtRuntime(flavour.name, plugins=options.plugins, host_code=options.host_code)
+        return TrtRuntime(
+            flavour.name, options.cuda_graph, plugins=options.plugins, host_code=options.host_code
+        )
 
     return opened
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import extras
@@ -81,6 +82,29 @@ class Cuda:
         finally:
             self.call("cudaEventDestroy", before)
             self.call("cudaEventDestroy", after)
+
+    def gaps_ms(self, work: Callable[[], None], calls: int) -> list[float]:
+        """Time `calls` calls of `work` that are queued at once, with an event between each two.
+
+        The device goes from one to the next without waiting for the host, as long as the host launches
+        faster than the device computes. A call before the first event fills the queue.
+        """
+        events = [self.call("cudaEventCreate") for _ in range(calls + 1)]
+        try:
+            if calls > 1:  # a single call is long, or not looked at closely
+                work()
+            self.call("cudaEventRecord", events[0], self.stream)
+            for event in events[1:]:
+                work()
+                self.call("cudaEventRecord", event, self.stream)
+            self.synchronize()
+            return [
+                float(self.call("cudaEventElapsedTime", before, after))
+                for before, after in itertools.pairwise(events)
+            ]
+        finally:
+            for event in events:
+                self.call("cudaEventDestroy", event)
 
     def capture(self, work: Callable[[], None]) -> int:
         """Record what `work` puts on the stream as a graph; give its executable form.

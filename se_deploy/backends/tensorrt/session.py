@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from se_deploy.backends.sessions import checked, shape_text
-from se_deploy.backends.tensorrt import layouts, loading
+from se_deploy.backends.sessions import checked, end_to_end_ms, shape_text
+from se_deploy.backends.tensorrt import layouts, loading, timing
 from se_deploy.backends.tensorrt.cuda import Cuda
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT_RTX
 from se_deploy.backends.tensorrt.outputs import output_allocator
 from se_deploy.errors import BadArtifact, BadInput, DeviceFailed
-from se_deploy.protocols import TensorSpec
+from se_deploy.protocols import CallCost, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import onnx_ir as ir
 
@@ -40,7 +40,7 @@ class TrtRuntime:
     """Opens engines (protocols.Runtime)."""
 
     name: str = TENSORRT_RTX.name
-    cuda_graph: bool = False  # record each shape's launches once and replay them
+    cuda_graph: bool | None = None  # record each shape's launches and replay them; None: where that works
     plugins: tuple[Path, ...] = ()  # shared libraries with plug-ins that the engine has
     host_code: bool = False  # let a version-compatible engine run the runtime that it carries
 
@@ -68,8 +68,9 @@ class TrtRuntime:
             loaded = loading.load(
                 loading.module(self.name), artifact, data, self.plugins, host_code=self.host_code
             )
-            context = loading.context(loaded, cuda_graph=self.cuda_graph, kept=kernel_cache(artifact))
-            session = TrtSession(loaded, context, cuda, cuda_graph=self.cuda_graph)
+            kept = kernel_cache(artifact)
+            context = loading.context(loaded, cuda_graph=self.cuda_graph is not False, kept=kept)
+            session = TrtSession(loaded, context, cuda, cuda_graph=self.cuda_graph, kept=kept)
             try:
                 yield session
             finally:
@@ -78,19 +79,38 @@ class TrtRuntime:
             cuda.close()
 
 
+@dataclass(frozen=True, slots=True)
+class TrtQueue:
+    """Calls of one session on bound inputs (protocols.Queue)."""
+
+    launch: Callable[[], None]
+    wait: Callable[[], None]
+
+
 _AGAIN = "build the engine again on this device, with the version that runs it"
 
 
 class TrtSession:
     """A loaded engine (protocols.Session)."""
 
-    def __init__(self, loaded: Loaded, context: Any, cuda: Cuda, *, cuda_graph: bool = False) -> None:  # noqa: ANN401
-        """`context`: of the engine in `loaded`, which is on the device of `cuda`."""
+    def __init__(
+        self,
+        loaded: Loaded,
+        context: Any,  # noqa: ANN401
+        cuda: Cuda,
+        *,
+        kept: Path,
+        cuda_graph: bool | None = None,
+    ) -> None:
+        """`context`: of the engine in `loaded`, which is on the device of `cuda`; `kept`: kernel_cache."""
         self._loaded = loaded  # the engine lives as long as its runtime does
         self._trt = trt = loaded.trt
         self._engine = engine = loaded.engine
         self._cuda = cuda
-        self._own_graphs = cuda_graph and not hasattr(trt, "CudaGraphStrategy")
+        self._kept = kept
+        self._cuda_graph = cuda_graph
+        self._records_itself = hasattr(trt, "CudaGraphStrategy")  # TensorRT-RTX, since its context was made
+        self._not_recorded: str | None = None  # why calls are launched one by one
         self._context = context
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         taken = [n for n in names if engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
@@ -118,18 +138,43 @@ class TrtSession:
         self._enqueue()
         self._cuda.synchronize()  # what sizes itself has its size now
         results = {spec.name: self._host_array(spec) for spec in self._outputs}
-        for name, array in results.items():
-            grown = name in self._growing
-            self._cuda.download(self._grown.pointer(name) if grown else self._memory[name][0], array)
+        self._download(results)
         self._cuda.synchronize()
         return {name: self._unpacked(name, array) for name, array in results.items()}
 
     def time(self, feeds: Arrays, calls: int) -> FloatArray:
-        """Time each call in ms between two events on the device, shape (calls,); nothing is copied."""
+        """Time each call in ms on the device, shape (calls,): they are queued, and nothing is copied."""
         self._bind(feeds)
         self._cuda.synchronize()
+        return np.array(self._cuda.gaps_ms(self._launcher(feeds), calls))
+
+    def cost(self, feeds: Arrays, calls: int) -> CallCost:
+        """Return what a call costs around its kernels, and what each layer takes."""
+        end_to_end = end_to_end_ms(self.run, feeds, calls)
+        uploads = self._bind(feeds)
         launch = self._launcher(feeds)
-        return np.array([self._cuda.elapsed_ms(launch) for _ in range(calls)])
+        launch()
+        self._cuda.synchronize()
+        results = {spec.name: self._host_array(spec) for spec in self._outputs}
+        layers, notes = self._layers(feeds, calls)
+        recorded = not self._growing and self._cuda_graph is not False and self._not_recorded is None
+        return CallCost(
+            end_to_end_ms=end_to_end,
+            enqueue_ms=timing.launch_ms(self._cuda, launch, calls),
+            h2d_ms=timing.copy_ms(self._cuda, lambda: self._upload(uploads), calls),
+            d2h_ms=timing.copy_ms(self._cuda, lambda: self._download(results), calls),
+            layers=layers,
+            cuda_graph=recorded,
+            notes=(*([self._not_recorded] if self._not_recorded else []), *notes),
+        )
+
+    def queue(self, feeds: Arrays) -> TrtQueue:
+        """Bind `feeds` for calls that are launched without waiting."""
+        self._bind(feeds)
+        launch = self._launcher(feeds)
+        launch()
+        self._cuda.synchronize()
+        return TrtQueue(launch, self._cuda.synchronize)
 
     def close(self) -> None:
         """Destroy recorded graphs and the context, before the memory that they use is given back."""
@@ -139,9 +184,34 @@ class TrtSession:
             self._drop_graphs()
         self._context = None
 
-    def _bind(self, feeds: Arrays) -> None:
-        """Upload the inputs and take memory for the outputs."""
+    def _upload(self, arrays: Arrays) -> None:
+        for name, array in arrays.items():
+            self._cuda.upload(array, self._memory[name][0])
+
+    def _download(self, results: Arrays) -> None:
+        for name, array in results.items():
+            grown = name in self._growing
+            self._cuda.download(self._grown.pointer(name) if grown else self._memory[name][0], array)
+
+    def _layers(self, feeds: Arrays, calls: int) -> tuple[timing.Layers, tuple[str, ...]]:
+        """Return each layer's time in a context of its own, or why there is none."""
+        if self._growing or self._engine.num_optimization_profiles > 1:
+            return (), (
+                "layers were not timed: the engine has several profiles, or sizes that depend on data",
+            )
+        try:
+            context = loading.context(self._loaded, cuda_graph=False, kept=self._kept)
+        except DeviceFailed as e:  # a second context takes memory, which may be full
+            return (), (f"layers were not timed: {e.message}",)
+        shapes = {spec.name: tuple(feeds[spec.name].shape) for spec in self._inputs}
+        memory = {name: pointer for name, (pointer, _) in self._memory.items()}
+        found = timing.layer_times(self._trt, context, self._cuda, shapes=shapes, memory=memory, calls=calls)
+        return found, () if found else ("layers were not timed: the runtime reports none",)
+
+    def _bind(self, feeds: Arrays) -> dict[str, Array]:
+        """Upload the inputs and take memory for the outputs; return the inputs as they lie there."""
         arrays = checked(feeds, self._inputs)
+        laid = {}
         self._choose_profile(arrays)
         for name, array in arrays.items():
             if not self._context.set_input_shape(name, tuple(array.shape)):
@@ -151,8 +221,9 @@ class TrtSession:
                     hint="use another batch, or build with --min-shapes and --max-shapes",
                 )
             layout = self._layouts[name]
-            laid = array if layout is None else layout.packed(array)
-            self._cuda.upload(laid, self._pointer(name, laid.nbytes))
+            laid[name] = array if layout is None else layout.packed(array)
+            self._pointer(name, laid[name].nbytes)
+        self._upload(laid)
         self._growing = frozenset(s.name for s in self._outputs if min(self._shape(s.name), default=0) < 0)
         for spec in self._outputs:
             if spec.name not in self._growing:
@@ -160,6 +231,7 @@ class TrtSession:
                 self._pointer(spec.name, math.prod(shape) * spec.dtype.itemsize)
             elif not self._context.set_output_allocator(spec.name, self._grown):
                 raise DeviceFailed(f"the engine takes no allocator for its output '{spec.name}'", hint=_AGAIN)
+        return laid
 
     def _choose_profile(self, arrays: Arrays) -> None:
         """Make the first profile that the shapes fit the active one; where none does the engine refuses."""
@@ -220,13 +292,22 @@ class TrtSession:
         self._graphs.clear()
 
     def _launcher(self, feeds: Arrays) -> Any:  # noqa: ANN401  (a callable without arguments)
-        if not self._own_graphs or self._growing:  # a recording has fixed sizes
+        asked = self._cuda_graph is not False and not self._records_itself
+        if not asked or self._growing or self._not_recorded:  # a recording has fixed sizes
             return self._enqueue
         key = tuple(tuple(feeds[spec.name].shape) for spec in self._inputs)
         if key not in self._graphs:
             self._enqueue()  # what is lazy happens now and not while recording
             self._cuda.synchronize()
-            self._graphs[key] = self._cuda.capture(self._enqueue)
+            try:
+                self._graphs[key] = self._cuda.capture(self._enqueue)
+            except DeviceFailed as e:
+                if self._cuda_graph:
+                    raise
+                self._not_recorded = (
+                    f"calls are launched one by one, for no CUDA graph can be made: {e.message}"
+                )
+                return self._enqueue
         return lambda: self._cuda.call("cudaGraphLaunch", self._graphs[key], self._cuda.stream)
 
     def _enqueue(self) -> None:

@@ -76,7 +76,7 @@ def test_outside_the_engines_range_is_refused_with_the_range(module, path):
 
 
 def test_timed_calls_copy_nothing(module, machine, path, monkeypatch):
-    with TrtRuntime(module.runtime).open(path) as session:
+    with TrtRuntime(module.runtime, cuda_graph=False).open(path) as session:
         session.run({"x": x(2)})
         before = module.contexts[0]._enqueued
         copies = []
@@ -84,19 +84,84 @@ def test_timed_calls_copy_nothing(module, machine, path, monkeypatch):
             machine, "cudaMemcpyAsync", lambda *args: copies.append(args) or (fake_nvidia.Error(0),)
         )
         assert session.time({"x": x(2)}, 5).tolist() == [1.5] * 5
-        assert module.contexts[0]._enqueued == before + 5
-        assert len(copies) == 1  # the input, before the clock starts
+        assert module.contexts[0]._enqueued == before + 6  # one before the first event fills the queue
+        assert session.time({"x": x(2)}, 1).tolist() == [1.5]
+        assert module.contexts[0]._enqueued == before + 7
+        assert len(copies) == 2  # the input, before the clock starts
 
 
-def test_a_recorded_graph_is_replayed_and_dropped_when_memory_moves(module, machine, path):
-    with TrtRuntime(module.runtime, cuda_graph=True).open(path) as session:
+def test_events_of_timed_calls_are_given_back(opened, machine, monkeypatch):
+    events = []
+    monkeypatch.setattr(machine, "cudaEventCreate", lambda: events.append(1) or (fake_nvidia.Error(0), 1))
+    monkeypatch.setattr(machine, "cudaEventDestroy", lambda _: events.pop() and (fake_nvidia.Error(0),))
+    _, opening = opened()
+    with opening as session:
+        session.time({"x": x(2)}, 5)
+    assert not events
+
+
+@pytest.mark.parametrize("cuda_graph", [None, True])
+def test_a_recorded_graph_is_replayed_and_dropped_when_memory_moves(module, machine, path, cuda_graph):
+    with TrtRuntime(module.runtime, cuda_graph=cuda_graph).open(path) as session:
         session.time({"x": x(1)}, 3)
         session.time({"x": x(4)}, 3)  # larger: memory moves
         session.time({"x": x(1)}, 3)
         np.testing.assert_array_equal(session.run({"x": x(1)})["y"], 2 * x(1))
         replayed = len(machine.launches)
-    assert replayed == (9 if module.runtime == "tensorrt" else 0)  # TensorRT-RTX records by itself
+    assert replayed == (12 if module.runtime == "tensorrt" else 0)  # TensorRT-RTX records by itself
     assert not machine.graphs
+
+
+def test_what_cannot_be_recorded_is_launched_and_said_unless_a_graph_was_asked_for(
+    opened, machine, monkeypatch
+):
+    refused = (fake_nvidia.Error.cudaErrorIllegalAddress, None)
+    monkeypatch.setattr(machine, "cudaGraphInstantiate", lambda *_: refused)
+    _, opening = opened(cuda_graph=None)
+    with opening as session:
+        assert session.time({"x": x(1)}, 3).shape == (3,)
+        cost = session.cost({"x": x(1)}, 2)
+    assert cost.cuda_graph is False
+    assert "no CUDA graph can be made" in cost.notes[0]
+    _, opening = opened(cuda_graph=True)
+    with opening as session, pytest.raises(DeviceFailed, match="cudaGraphInstantiate"):
+        session.time({"x": x(1)}, 3)
+
+
+def test_a_call_s_cost_is_told_part_by_part(module, machine, path):
+    with TrtRuntime(module.runtime).open(path) as session:
+        cost = session.cost({"x": x(2)}, 3)
+        assert (cost.h2d_ms, cost.d2h_ms) == (1.5, 1.5)  # as the fake's events have it
+        assert cost.end_to_end_ms > 0
+        assert cost.enqueue_ms > 0
+        assert cost.layers == (("conv", 0.25), ("fc", 0.75))
+        assert (cost.cuda_graph, cost.notes) == (True, ())
+        assert [context.profiler is None for context in module.contexts] == [True, False]
+        np.testing.assert_array_equal(session.run({"x": x(3)})["y"], 2 * x(3))
+
+
+def test_layers_that_cannot_be_timed_say_why(opened):
+    _, opening = opened(profiles=[((1, 3), (1, 3), (2, 3)), ((3, 3), (3, 3), (4, 3))])
+    with opening as session:
+        cost = session.cost({"x": x(1)}, 2)
+    assert cost.layers == ()
+    assert "layers were not timed" in cost.notes[0]
+
+
+def test_queued_calls_are_launched_without_waiting(opened, machine, monkeypatch):
+    made, opening = opened()
+    with opening as session:
+        queue = session.queue({"x": x(2)})
+        waits = []
+        monkeypatch.setattr(
+            machine, "cudaStreamSynchronize", lambda _: waits.append(1) or (fake_nvidia.Error(0),)
+        )
+        before = made.contexts[0]._enqueued
+        for _ in range(4):
+            queue.launch()
+        assert (made.contexts[0]._enqueued, waits) == (before + 4, [])
+        queue.wait()
+        assert waits == [1]
 
 
 @pytest.fixture
