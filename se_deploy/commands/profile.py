@@ -169,7 +169,7 @@ class ProfileResult(Shown):
         from se_deploy.tables import measurements  # noqa: PLC0415 - rich where something is shown
 
         made = to_schema(self)
-        return [measurements.profile(made)]
+        return measurements.profiled(made)
 
 
 def profile(
