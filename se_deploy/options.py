@@ -113,6 +113,7 @@ class NetworkOptions:
     seed: int = 0
     image: ImageOptions = field(default_factory=ImageOptions)
     bake_preprocessing: bool = False  # into the graph, which then takes uint8 frames (N, H, W, C)
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)  # of outputs, where the guess is wrong
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from se_deploy.cli.types import (
     Dims,
     Floats,
     KeyValue,
+    KindOfOutput,
     Limit,
     NamedDims,
     PolicyName,
@@ -45,6 +46,7 @@ from se_deploy.options import (
     INTERPOLATIONS,
     LAYOUTS,
     METHODS,
+    OUTPUT_KINDS,
     PRECISIONS,
     RESIZES,
     SEARCH_PLANS,
@@ -61,14 +63,31 @@ from se_deploy.options import (
 from se_deploy.signature import Feeding
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from se_deploy.cli.parameters import Given, Part
     from se_deploy.options import Precision
+    from se_deploy.schema.common import OutputKind
 
 _DATA = "images, .npy/.npz arrays, MNIST IDX, ..."
 
 output_onnx = required("-o --output", OUT_FILE, "ONNX file to write.", section=Section.OUTPUT)
 output_engine = required("-o --output", OUT_FILE, "Engine to write.", section=Section.OUTPUT)
 output_folder = required("-o --output", OUT_DIR, "Folder to fill.", section=Section.OUTPUT)
+_KINDS = f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}."
+_output_kinds = repeated("--output", KindOfOutput(), _KINDS, section=Section.LIMITS)
+kinds = group("kinds", lambda given: by_name(_output_kinds.of(given)), _output_kinds)
+
+
+def by_name(typed: Iterable[tuple[str, OutputKind]]) -> dict[str, OutputKind]:
+    """Return the kinds of outputs by name. Raises: click.UsageError where one has two."""
+    found: dict[str, OutputKind] = {}
+    for name, kind in typed:
+        if found.setdefault(name, kind) != kind:
+            raise click.UsageError(f"--output takes '{name}' as {found[name]} and as {kind}")
+    return found
+
+
 output_page = optional(
     "-o --output", OUT_FILE, "Write the comparison as one HTML page.", section=Section.OUTPUT
 )

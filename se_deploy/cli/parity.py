@@ -4,40 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import click
-
 from se_deploy.cli import options
 from se_deploy.cli import remote as elsewhere
-from se_deploy.cli.parameters import argument, arguments, command, group, repeated, required
+from se_deploy.cli.parameters import argument, arguments, command, required
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_FILE, IN_PATH, KindOfOutput, Model
-from se_deploy.options import OUTPUT_KINDS
+from se_deploy.cli.types import IN_FILE, IN_PATH, Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from se_deploy.cli.output import Reporter
-    from se_deploy.cli.parameters import Given
     from se_deploy.commands.remote import Remote
     from se_deploy.options import HostOptions, Limits, NetworkOptions, SampleOptions
     from se_deploy.schema.common import OutputKind
-
-
-_output = repeated(
-    "--output",
-    KindOfOutput(),
-    f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}.",
-    section=Section.LIMITS,
-)
-
-
-def _by_name(given: Given) -> Mapping[str, OutputKind]:
-    kinds: dict[str, OutputKind] = {}
-    for name, kind in _output.of(given):
-        if kinds.setdefault(name, kind) != kind:
-            raise click.UsageError(f"--output takes '{name}' as {kinds[name]} and as {kind}")
-    return kinds
 
 
 @command(
@@ -46,7 +26,7 @@ def _by_name(given: Given) -> Mapping[str, OutputKind]:
     arguments("candidates", IN_FILE),
     required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ...", section=Section.DATA),
     options.sampled,
-    group("kinds", _by_name, _output),
+    options.kinds,
     options.limits,
     options.fed_network,
     options.host,

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from se_deploy.cli import engine_options, options
-from se_deploy.cli.parameters import argument, command, group, optional
+from se_deploy.cli.parameters import argument, command, group, optional, repeated
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_PATH, Model
-from se_deploy.options import RunOptions
+from se_deploy.cli.types import IN_PATH, OUT_DIR, FolderOrKind, Model
+from se_deploy.options import OUTPUT_KINDS, RunOptions
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from se_deploy.cli.output import Reporter
     from se_deploy.cli.parameters import Given
     from se_deploy.commands.run import RunResult
@@ -27,14 +26,32 @@ _data = optional(
 )
 
 
+_folder = optional("-o folder", OUT_DIR, "Folder to fill; required.", section=Section.OUTPUT)
+_outputs = repeated(
+    "--output outputs",
+    FolderOrKind(),
+    f"What an output is, where the guess is wrong: one of {', '.join(OUTPUT_KINDS)}; or -o's folder.",
+    section=Section.LIMITS,
+)
+
+
+def _output(given: Given) -> Path:
+    """Return the folder, which --output names too. Raises: click.UsageError where there is not just one."""
+    folders = [one for one in (_folder.of(given), *_outputs.of(given)) if isinstance(one, Path)]
+    if len(folders) != 1:
+        raise click.UsageError("Name one folder to fill with -o.")
+    return folders[0]
+
+
 def _options(given: Given) -> RunOptions:
     engine = engine_options.engine.of(given)
     host = options.host_cpu.of(given)
+    kinds = options.by_name(one for one in _outputs.of(given) if not isinstance(one, Path))
     return RunOptions(
         precision=options.precision.of(given) or "int8",
         data=_data.of(given),
         target=options.rewritten_target.of(given),
-        network=options.written_network.of(given),
+        network=dataclasses.replace(options.written_network.of(given), kinds=kinds),
         engine=engine,
         host=dataclasses.replace(host, plugins=engine.features.plugins),
         timing=options.timing.of(given),
@@ -45,11 +62,12 @@ def _options(given: Given) -> RunOptions:
 @command(
     "run",
     argument("model", Model()),
-    options.output_folder,
+    group("output", _output, _folder, _outputs),
     group(
         "chosen",
         _options,
         _data,
+        _outputs,
         options.written_network,
         options.precision,
         options.rewritten_target,
@@ -62,7 +80,7 @@ def _options(given: Given) -> RunOptions:
     options.overwrite,
     options.dry_run,
     options.reporter("parity", "fusion", "fused", "precision", "latency"),
-    first="--output --calib-data --data --pretrained --checkpoint "
+    first="-o --calib-data --data --pretrained --checkpoint "
     "--input-size --precision --target --gate --overwrite",
 )
 def run(

@@ -173,6 +173,23 @@ class KindOfOutput(Notation[tuple[str, OutputKind]]):
         return name, found[0]
 
 
+class FolderOrKind(Notation["Path | tuple[str, OutputKind]"]):
+    """What an output is, boxes:boxes; anything else is a folder, which -o is short for."""
+
+    name = "NAME:KIND"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | tuple[str, OutputKind]:
+        """Return (output name, kind) or the folder."""
+        if isinstance(value, (tuple, Path)):
+            return value
+        word = str(value).rpartition(":")[2]
+        if word in OUTPUT_KINDS:
+            return KindOfOutput().convert(value, param, ctx)
+        return OUT_DIR.convert(str(value), param, ctx)
+
+
 class Batch(Notation[int | None]):
     """A batch size, or `dynamic` (None)."""
 

@@ -17,7 +17,7 @@ from se_deploy.data import pictures
 from se_deploy.errors import BadInput
 from se_deploy.options import Limits, NetworkOptions, SampleOptions
 from se_deploy.protocols import silent
-from se_deploy.schema import finite, relative, results, tool_version
+from se_deploy.schema import finite, output_kinds, relative, results, tool_version
 from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def parity(
                     answering.session,
                     found.batches(size),
                     labels=found.labels,
-                    kinds=kinds,
+                    kinds={**_named_in_file(ref, one), **(kinds or {})},
                 )
                 accuracy = measured.reference_accuracy
                 drawn = ref.random_weights or one.random_weights
@@ -181,6 +181,16 @@ class _Fed:
     samples: Samples
     sample: Arrays
     image: InputSpec | None  # how its pictures were prepared
+
+
+def _named_in_file(ref: artifacts.Opened, one: artifacts.Opened) -> dict[str, OutputKind]:
+    """Return what the files say of their outputs, by the reference's names."""
+    for opened in (ref, one):
+        if opened.model is not None and (kinds := output_kinds.read(opened.model.metadata_props)):
+            theirs, ours = ([spec.name for spec in each.session.outputs] for each in (opened, ref))
+            names = comparison.paired(theirs, ours, "outputs")
+            return {names[name]: kind for name, kind in kinds.items() if name in names}
+    return {}
 
 
 def _take_frames(one: artifacts.Opened) -> bool:

@@ -281,6 +281,7 @@ def run(
             reference,
             written,
             data=data or _calibration_data(calibration, taken, folder),
+            kinds=options.network.kinds,
             samples=SampleOptions(calibration.samples if data is None else None, calibration.skip_unreadable),
             host=options.host,
             relative_to=folder,

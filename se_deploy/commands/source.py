@@ -16,15 +16,16 @@ from se_deploy.errors import BadInput, BadModel
 from se_deploy.frontend import bake, image_input
 from se_deploy.options import DEFAULT_OPSET, CalibrationOptions, ImageOptions, NetworkOptions
 from se_deploy.protocols import silent
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, output_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from se_deploy.commands.verifying import Checker, Truth
     from se_deploy.data import Samples
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Progress
+    from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec, Layout
     from se_deploy.signature import DeclaredInput
     from se_deploy.verification import Verified
@@ -228,6 +229,8 @@ def read(
         given = bake.bake_preprocessing(plain)
         if outside is not None:
             truth = verifying.fed_frames(truth or verifying.of_graph(plain), outside)
+    if options.kinds:
+        _name_outputs(given, options.kinds)
     samples = None if calibration.data is None else lowering.calibration_samples(given, calibration)
     progress(first, 1, 1, f"{given.graph.num_nodes()} nodes")
     check = None
@@ -259,6 +262,18 @@ def read(
         warnings=tuple(notes),
         outside=outside,
     )
+
+
+def _name_outputs(model: ir.Model, kinds: Mapping[str, OutputKind]) -> None:
+    """Write what outputs are into the graph's metadata. Raises: BadInput for a name that is no output."""
+    names = [str(value.name) for value in model.graph.outputs]
+    for name, kind in kinds.items():
+        if name not in names:
+            raise BadInput(
+                f"there is no output '{name}' to take as {kind}",
+                hint=f"the outputs are {', '.join(names)}",
+            )
+    output_kinds.write(model.metadata_props, {**output_kinds.read(model.metadata_props), **kinds})
 
 
 def load_network(spec: str, options: NetworkOptions) -> Network:

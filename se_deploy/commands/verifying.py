@@ -17,7 +17,7 @@ from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands.fed_frames import FedFrames
 from se_deploy.frontend import simplify
 from se_deploy.passes import canonical
-from se_deploy.schema import input_spec
+from se_deploy.schema import input_spec, output_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from se_deploy.comparison import Divergence
     from se_deploy.data import Samples
     from se_deploy.protocols import Arrays, Runtime, Session
-    from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec
     from se_deploy.verification import Expected, Failure, Verified
 
@@ -47,7 +46,6 @@ class Checker:
     given: ir.Model  # the graph that the steps start from; names the node where a difference begins
     expected: Expected
     runtime: Runtime
-    kinds: Mapping[str, OutputKind] | None = None  # what outputs are, where the user says it
 
     def verify(
         self,
@@ -90,7 +88,7 @@ class Checker:
                 lambda: self.runtime.open(self.given),
                 self.expected.probes,
                 found=verification.found_by(self.given),
-                kinds=self.kinds,
+                kinds=output_kinds.read(self.given.metadata_props),
             ),
         )
 
@@ -101,13 +99,12 @@ def checker(
     *,
     samples: Samples | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    kinds: Mapping[str, OutputKind] | None = None,
     seed: int = 0,
 ) -> Checker:
     """Choose inputs that `given` accepts and ask its source for the answers; `source` None is itself.
 
-    `kinds` says what outputs are, where the guess is wrong.
-    Raises: UnsupportedGraph where no inputs can be found; BadInput where `kinds` fits no output.
+    Raises: UnsupportedGraph where no inputs can be found; BadInput where the file names kinds that its
+    outputs cannot be of.
     """
     exact = registry.graph_runtime(SessionOptions(exact=True))
     with exact.open(given) as session:
@@ -120,9 +117,12 @@ def checker(
             seed=seed,
         )
     expected = verification.expect(
-        source or (lambda: exact.open(given)), probes, found=verification.found_by(given), kinds=kinds
+        source or (lambda: exact.open(given)),
+        probes,
+        found=verification.found_by(given),
+        kinds=output_kinds.read(given.metadata_props),
     )
-    return Checker(given, expected, exact, kinds)
+    return Checker(given, expected, exact)
 
 
 def of_session(session: Session) -> Truth:
