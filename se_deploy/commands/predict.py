@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import data, files
+from se_deploy import batching, data, files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.sessions import shape_text
-from se_deploy.commands import artifacts
+from se_deploy.commands import answers, artifacts
+from se_deploy.data import masks
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
 from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
-from se_deploy.options import NetworkOptions
+from se_deploy.options import NetworkOptions, read_labels
 from se_deploy.protocols import silent
-from se_deploy.schema import tool_version
-from se_deploy.schema.results import Guess, Predict, Prediction
+from se_deploy.schema import output_kinds, tool_version
+from se_deploy.schema.results import Predict, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from se_deploy.options import HostOptions, ImageOptions
-    from se_deploy.protocols import Array, FloatArray, Progress, Session
+    from se_deploy.protocols import Array, Progress
+    from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec
 
-# FP16 probabilities of 1000 classes add up to 1 within 2**-11; rounded once more on the way out.
-_SUM_TOLERANCE = 1e-3
+_MASK = ".mask.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """How much is said of each sample, and where masks go."""
+
+    top: int = 5  # classes or boxes
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)  # of outputs, where the guess is wrong
+    folder: Path = Path()  # of masks
+    overwrite: bool = False
 
 
 def predict(
@@ -36,43 +48,145 @@ def predict(
     images: Sequence[str | Path],
     *,
     top: int = 5,
+    shown: Shown | None = None,
     host: HostOptions | None = None,
     network: NetworkOptions | None = None,
     progress: Progress = silent,
 ) -> Predict:
-    """Return the `top` most probable classes of each image.
+    """Return what the artifact says of each image: its most probable classes, a mask, or boxes.
 
-    Scores become probabilities by softmax, unless they are probabilities already. Nothing stands in for
-    the artifact: an engine needs its GPU. Raises: BadInput where the artifact is no classifier or does not
-    say how images become its input; BadData for an unreadable image; MissingRuntime; BadArtifact.
+    `images`: images, folders of them, and whatever else the artifact is fed: .npy and .npz, WAV files,
+    folders of frames. `top`: classes or boxes of each, where `shown` does not say it. Masks are written as
+    PNG. Scores become probabilities by softmax, unless they are probabilities already. Nothing stands in for
+    the artifact: an engine needs its GPU. Raises: BadInput where no output is any of these, or the artifact
+    does not say how images become its input; BadData for an unreadable image; OutputExists; MissingRuntime;
+    BadArtifact.
     """
-    network = network or NetworkOptions()
-    image = network.image
+    network, shown = network or NetworkOptions(), shown or Shown(top)
     with _opened(str(artifact), host, network) as one:
-        spec = _spec(one, str(artifact), image)
-        # An engine's profile may end at any batch: one image at a time fits them all.
-        size = artifacts.batch_size(one.session, 1)
-        guessed: list[Prediction] = []
-        for start in range(0, len(images), size):
-            progress("predict", start, len(images))
-            names = [str(name) for name in images[start : start + size]]
-            scores = _scores(one.session, spec, names, size)
-            _check_labels(spec, str(artifact), scores.shape[1], given=image.labels is not None)
-            for name, row in zip(names, probabilities(scores), strict=True):
-                best = np.argsort(-row, kind="stable")[:top]
-                guesses = (
-                    Guess(index=int(i), label=_label(spec, int(i)), probability=float(row[i])) for i in best
-                )
-                guessed.append(Prediction(image=name, top=tuple(guesses)))
-        progress("predict", len(images), len(images))
+        named = {} if one.model is None else output_kinds.read(one.model.metadata_props)
+        shown = replace(shown, kinds={**named, **shown.kinds})
+        fed = _Fed(one, str(artifact), network.image)
+        said: list[Prediction] = []
+        for names, feeds in fed.batches([Path(image) for image in images]):
+            progress("predict", len(said), max(len(images), len(said)))
+            said += _said(one, fed, names, feeds, shown)
+        progress("predict", len(said), len(said))
         return Predict(
             tool_version=tool_version(),
-            warnings=_spec_warnings(one, image),
+            warnings=tuple(dict.fromkeys((*fed.warnings, *_spec_warnings(one, network.image)))),
             artifact=str(artifact),
             runtime=one.runtime,
             device=one.device,
-            predictions=tuple(guessed),
+            predictions=tuple(said),
         )
+
+
+class _Fed:
+    """Turns what was named into batches that the artifact takes."""
+
+    def __init__(self, one: artifacts.Opened, artifact: str, image: ImageOptions) -> None:
+        self._one, self.artifact, self._image = one, artifact, image
+        self.given_labels = image.labels is not None
+        self._known: InputSpec | None = None
+        self.warnings: list[str] = []
+        # An engine's profile may end at any batch: one sample at a time fits them all.
+        self.size = artifacts.batch_size(one.session, 1)
+
+    @property
+    def spec(self) -> InputSpec:
+        """How an image becomes the artifact's one input. Raises: BadInput where nothing says it."""
+        if self._known is None:
+            self._known = _spec(self._one, self.artifact, self._image)
+        return self._known
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of classes."""
+        if self._known is not None:
+            return self._known.labels
+        if self._image.labels is not None:
+            return read_labels(self._image.labels)
+        return self._one.image.labels if self._one.image is not None else ()
+
+    def batches(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], dict[str, Array]]]:
+        """Yield the names of some samples, and these samples by input."""
+        taken = self._one.session.inputs
+        pictures: list[Path] = []
+        for path in paths:
+            if not data.is_prepared(path, taken):
+                pictures += _pictures(path)
+                continue
+            samples = data.read(path, list(taken))
+            self.warnings += samples.warnings
+            done = 0
+            for feeds in samples.batches(self.size):
+                rows = len(next(iter(feeds.values())))
+                numbers = range(done, done + rows)
+                yield [str(path) if samples.count == 1 else f"{path}[{n}]" for n in numbers], feeds
+                done += rows
+        for start in range(0, len(pictures), self.size):
+            names = [str(path) for path in pictures[start : start + self.size]]
+            spec = self.spec
+            batch = np.stack([_prepared(name, spec) for name in names]).astype(taken[0].dtype)
+            yield names, {taken[0].name: batch}
+
+
+def _pictures(path: Path) -> list[Path]:
+    """Return an image, or the images in a folder. Raises: BadInput where it holds none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in data.IMAGE_SUFFIXES)
+    if not found:
+        raise BadInput(f"'{path}' holds nothing to predict", hint="name images, .npy, .npz or WAV files")
+    return found
+
+
+def _said(
+    one: artifacts.Opened, fed: _Fed, names: Sequence[str], feeds: dict[str, Array], shown: Shown
+) -> list[Prediction]:
+    """Run one batch and put its answers into words."""
+    # A graph frozen at a larger batch is filled up with the last sample, whose copies are dropped again.
+    outputs = batching.run(one.session, feeds)
+    answer = answers.choose(outputs, feeds, len(names), shown.kinds)
+    array = outputs[answer.output]
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        row = int(np.argwhere(~np.isfinite(array))[0, 0]) if len(array) == len(names) else 0
+        raise BadArtifact(
+            f"the output '{answer.output}' for '{names[row]}' holds NaN or infinity",
+            hint="compare the artifact with what it was made from: se-deploy parity",
+        )
+    labels = fed.labels
+    if answer.what == "boxes":
+        return [
+            Prediction(image=name, boxes=answers.found(answer, outputs, row, shown.top, labels))
+            for row, name in enumerate(names)
+        ]
+    if answer.what == "mask":
+        masks = answers.classes_in(array)
+        return [_masked(name, mask, labels, shown) for name, mask in zip(names, masks, strict=True)]
+    _check_labels(labels, fed, array.shape[1])
+    shares = answers.probabilities(array.astype(np.float64))
+    return [
+        Prediction(image=name, top=answers.guesses(row, shown.top, labels))
+        for name, row in zip(names, shares, strict=True)
+    ]
+
+
+def _masked(name: str, mask: Array, labels: Sequence[str], shown: Shown) -> Prediction:
+    """Write one mask (H, W) and say what is in it. Raises: BadInput for classes that no picture holds."""
+    stem = name.replace("[", ".").replace("]", "")
+    path = shown.folder / f"{Path(stem).name.removesuffix(Path(name).suffix)}{_MASK}"
+    try:
+        picture = masks.png(mask)
+    except ValueError as e:
+        raise BadInput(
+            f"the mask of '{name}' is none to draw: {e}",
+            hint="say what the output is with --output NAME:KIND, as in --output out:labels",
+        ) from e
+    files.claim(path, overwrite=shown.overwrite)
+    files.write_bytes(path, picture)
+    return Prediction(image=name, mask=str(path), classes=answers.shares(mask, shown.top, labels))
 
 
 @contextlib.contextmanager
@@ -137,32 +251,6 @@ def _spec_warnings(one: artifacts.Opened, image: ImageOptions) -> tuple[str, ...
     return ()
 
 
-def _scores(session: Session, spec: InputSpec, names: Sequence[str], size: int) -> FloatArray:
-    """Run one batch: the scores of the first output that has them, (len(names), classes)."""
-    taken = session.inputs[0]
-    batch = np.stack([_prepared(name, spec) for name in names]).astype(taken.dtype)
-    # A graph frozen at a larger batch is filled up with the last image, whose copies are dropped again.
-    batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-    answers = session.run({taken.name: batch})
-    output = next((o for o in session.outputs if _are_scores(answers[o.name], len(batch))), None)
-    if output is None:
-        first = session.outputs[0]
-        raise BadInput(
-            f"the output '{first.name}' is {first.dtype} {shape_text(answers[first.name].shape)}, not "
-            "(N, classes) of scores, nor is another: this is no classifier",
-            hint="predict names classes; for other networks compare outputs with `se-deploy parity`",
-        )
-    scores = answers[output.name]
-    scores = scores[: len(names)].astype(np.float64)
-    for name, row in zip(names, scores, strict=True):
-        if not np.isfinite(row).all():
-            raise BadArtifact(
-                f"the output '{output.name}' for '{name}' holds NaN or infinity",
-                hint="compare the artifact with what it was made from: se-deploy parity",
-            )
-    return scores
-
-
 def _prepared(name: str, spec: InputSpec) -> Array:
     image = SourceImage(name, functools.partial(files.read_bytes, Path(name), error=BadData))
     try:
@@ -171,29 +259,11 @@ def _prepared(name: str, spec: InputSpec) -> Array:
         raise unreadable(name, e, "name a whole image of a format that Pillow knows") from e
 
 
-def _check_labels(spec: InputSpec, artifact: str, classes: int, *, given: bool) -> None:
+def _check_labels(labels: Sequence[str], fed: _Fed, classes: int) -> None:
     """Refuse names that would be put to the wrong classes."""
-    if spec.labels and len(spec.labels) != classes:
-        where = "--labels names" if given else f"'{artifact}' carries"
+    if labels and len(labels) != classes:
+        where = "--labels names" if fed.given_labels else f"'{fed.artifact}' carries"
         raise BadInput(
-            f"{where} {len(spec.labels)} labels for {classes} classes",
+            f"{where} {len(labels)} labels for {classes} classes",
             hint=f"name a file of {classes} labels, one a line, with --labels",
         )
-
-
-def _are_scores(array: Array, batch: int) -> bool:
-    """Tell scores from the index of the best class, which is an integer, and from maps and boxes."""
-    return array.ndim == 2 and array.dtype.kind == "f" and array.shape[0] == batch and array.shape[1] > 1  # noqa: PLR2004 - (N, classes)
-
-
-def probabilities(scores: FloatArray) -> FloatArray:
-    """Softmax over (N, classes), but for a network that ends in one itself."""
-    if (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) <= _SUM_TOLERANCE).all():
-        return scores
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    found: FloatArray = powers / powers.sum(axis=1, keepdims=True)
-    return found
-
-
-def _label(spec: InputSpec, index: int) -> str | None:
-    return spec.labels[index] if index < len(spec.labels) else None

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from se_deploy.data.images import preprocess
 from se_deploy.data.noise import random
-from se_deploy.data.reading import how_to_describe, is_prepared, read
+from se_deploy.data.reading import IMAGE_SUFFIXES, how_to_describe, is_prepared, read
 from se_deploy.data.samples import Samples, Source
 
-__all__ = ["Samples", "Source", "how_to_describe", "is_prepared", "preprocess", "random", "read"]
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "Samples",
+    "Source",
+    "how_to_describe",
+    "is_prepared",
+    "preprocess",
+    "random",
+    "read",
+]

@@ -462,11 +462,31 @@ class Guess(Struct, frozen=True, kw_only=True):
     probability: Fraction
 
 
+class Box(Struct, frozen=True, kw_only=True):
+    """One box by its corners x1, y1, x2, y2 in the network's own units; null: the network does not say."""
+
+    corners: tuple[float, ...]
+    score: float | None
+    index: int | None
+    label: str | None
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """One class of a mask and its share of the pixels."""
+
+    index: Count
+    label: str | None
+    share: Fraction
+
+
 class Prediction(Struct, frozen=True, kw_only=True):
-    """The most probable classes of one image, best first."""
+    """What is said of one image: its most probable classes, best first; or a mask; or boxes, best first."""
 
     image: str
-    top: tuple[Guess, ...]
+    top: tuple[Guess, ...] = ()
+    mask: str | None = None  # the PNG that was written, its pixels the class indices
+    classes: tuple[Share, ...] = ()  # of the mask, the largest first
+    boxes: tuple[Box, ...] = ()
 
 
 class Predict(Result, frozen=True, kw_only=True, tag="se-deploy/predict/1"):

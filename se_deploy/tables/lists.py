@@ -9,7 +9,7 @@ from rich.text import Text
 from se_deploy.tables.base import add, percent, titled
 
 if TYPE_CHECKING:
-    from se_deploy.schema.results import Doctor, Networks, Predict
+    from se_deploy.schema.results import Doctor, Networks, Predict, Prediction
     from se_deploy.tables.base import Grid
 
 
@@ -43,16 +43,37 @@ def doctor(result: Doctor) -> list[Grid]:
 
 
 def predicted(result: Predict) -> Grid:
-    """Return a row per image and class, the image named once."""
+    """Return a row per image and class or box, the image named once."""
+    boxed = any(prediction.boxes for prediction in result.predictions)
+    masked = any(prediction.mask for prediction in result.predictions)
+    value = "share of pixels" if masked else "score" if boxed else "probability"
+    heads = ["image", "class", "label", value, *(["x1, y1, x2, y2"] if boxed else [])]
     table = titled(
-        f"{result.artifact} in {result.runtime}", ["image", "class", "label", "probability"], right=(3,)
+        f"{result.artifact} in {result.runtime}", [*heads, *(["mask"] if masked else [])], right=(3,)
     )
     for prediction in result.predictions:
-        for rank, guess in enumerate(prediction.top):
-            add(table,
-                prediction.image if rank == 0 else "", str(guess.index),
-                guess.label or "-", percent(guess.probability),
-            )  # fmt: skip
-        if len(prediction.top) > 1:
+        rows = _rows(prediction)
+        for rank, row in enumerate(rows):
+            more = [prediction.mask if rank == 0 else ""] if masked else []
+            add(table, prediction.image if rank == 0 else "", *row, *more)
+        if not rows:
+            add(table, prediction.image, "nothing found", *[""] * (len(heads) - 2))
+        if len(rows) > 1:
             table.add_section()
     return table
+
+
+def _rows(prediction: Prediction) -> list[list[str]]:
+    if prediction.top:
+        return [[str(one.index), one.label or "-", percent(one.probability)] for one in prediction.top]
+    if prediction.mask:
+        return [[str(one.index), one.label or "-", percent(one.share)] for one in prediction.classes]
+    return [
+        [
+            "-" if one.index is None else str(one.index),
+            one.label or "-",
+            "-" if one.score is None else f"{one.score:.4f}",
+            ", ".join(f"{value:.4g}" for value in one.corners),
+        ]
+        for one in prediction.boxes
+    ]
