@@ -2,12 +2,13 @@
 
     python scripts/reference.py
 
-writes docs/flags.md, docs/json.md and the table in docs/engine_options.md; a test holds that they are up to
-date.
+writes docs/flags.md, docs/json.md, docs/proofs.md (from the docstrings of the rewrites) and the table in
+docs/engine_options.md; a test holds that they are up to date.
 """
 
 from __future__ import annotations
 
+import ast
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from se_deploy.cli.main import COMMANDS, commands
 from se_deploy.cli.parameters import Command
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import Listed
+from se_deploy.passes import rewrites
 from se_deploy.schema import OBJECTS, json_schema
 
 if TYPE_CHECKING:
@@ -33,6 +35,12 @@ FLAGS = f"""{NOTE}
 # Every flag
 
 `--help` of a command explains the flags that matter most, `--help-all` all of them, as this page does.
+"""
+PROOFS = f"""{NOTE}
+# The proof of each rewrite
+
+As it stands in the docstring of its file under `se_deploy/passes/rewrites/`, in the order in which rewrites
+are applied. Shapes are (N, C, H, W). What each brought is in [Exact rewrites](rewrites.md).
 """
 JSON = f"""{NOTE}
 # JSON and exit codes
@@ -151,6 +159,31 @@ def json_page() -> str:
     return "".join(parts)
 
 
+def proofs() -> dict[str, tuple[str, str]]:
+    """Return file and docstring of each rewrite, by its name."""
+    found = {}
+    for path in sorted(Path(rewrites.__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            for decorator in node.decorator_list:
+                if isinstance(decorator, ast.Call):
+                    given = {keyword.arg: keyword.value for keyword in decorator.keywords}
+                    if isinstance(name := given.get("name"), ast.Constant):
+                        found[str(name.value)] = (path.name, ast.get_docstring(node) or "")
+    return found
+
+
+def proofs_page() -> str:
+    """Return docs/proofs.md."""
+    known = proofs()
+    parts = [PROOFS]
+    for one in rewrites.rewriters():
+        file, text = known[one.name]
+        parts.append(f"\n## {one.name}\n\n{one.idea} (`{file}`)\n\n```text\n{text}\n```\n")
+    return "".join(parts)
+
+
 def options_page() -> str:
     """Return docs/engine_options.md with its table of options by runtime."""
     before, _, rest = ENGINE_OPTIONS.read_text("utf-8").partition(TABLE_BEGINS)
@@ -171,6 +204,7 @@ def pages() -> dict[Path, str]:
     return {
         DOCS / "flags.md": flags_page(),
         DOCS / "json.md": json_page(),
+        DOCS / "proofs.md": proofs_page(),
         ENGINE_OPTIONS: options_page(),
     }
 
