@@ -7,6 +7,7 @@ import hashlib
 import lzma
 import os
 import pickle
+import signal
 import stat
 import struct
 import tarfile
@@ -17,10 +18,11 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from se_deploy import locks
 from se_deploy.errors import BadInput, CannotWrite, OutputExists, SeDeployError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 DAMAGED: tuple[type[Exception], ...] = (
     OSError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError, AssertionError,
@@ -129,28 +131,56 @@ def read_text(path: Path, *, error: type[SeDeployError] = BadInput, most: int = 
 def refuse_taken(path: Path, *, overwrite: bool) -> None:
     """Check that nothing is in the way at `path`; writes nothing.
 
-    Raises: OutputExists without `overwrite`; CannotWrite where it is a folder.
+    Only a file, or a link to one, is ever replaced.
+    Raises: OutputExists without `overwrite`; CannotWrite for what is no file, and a name that none can have.
     """
-    if path.is_dir():
-        raise CannotWrite(f"'{path}' is a folder, a file is to be written there", hint="name a file")
-    if path.exists() and not overwrite:
+    path = _target(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except (OSError, ValueError) as e:
+        raise CannotWrite(f"'{path}' cannot be written: {reason_of(e)}", hint="name another output") from e
+    if mode is not None and not stat.S_ISREG(mode):
+        raise CannotWrite(f"'{path}' is {_kind(mode)}, a file is to be written there", hint="name a file")
+    if mode is not None and not overwrite:
         raise OutputExists(f"'{path}' exists already", hint="name another output, or pass --overwrite")
 
 
 def claim(path: Path, *, overwrite: bool) -> None:
-    """Check, before any work is done, that `path` may and can be written.
+    """Check, before any work is done, that `path` may and can be written, as `refuse_taken` does.
 
-    Raises: OutputExists without `overwrite`; CannotWrite where the folder cannot be made or written.
+    What killed runs left half-written beside it is removed.
+    Raises: OutputExists without `overwrite`; CannotWrite also where the folder cannot be made or written.
     """
     refuse_taken(path, overwrite=overwrite)
+    path = _target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise CannotWrite(
             f"the folder of '{path}' cannot be made: {e.strerror}", hint="name another output"
         ) from e
-    if not os.access(path.parent, os.W_OK):
+    if not os.access(path.parent, os.W_OK | os.X_OK):
         raise CannotWrite(f"the folder '{path.parent}' cannot be written", hint="name another output")
+    locks.sweep(path.parent)
+
+
+def claim_kept(path: Path | None) -> None:
+    """Check, before any work is done, that a file which is kept between runs can be read or written.
+
+    Raises: CannotWrite; nothing happens where none was named.
+    """
+    if path is not None:
+        claim(path, overwrite=True)
+
+
+def _target(path: Path) -> Path:
+    """Return where a link leads, at last: that is replaced, and the link stays."""
+    try:
+        return path.resolve() if path.is_symlink() else path
+    except (OSError, RuntimeError) as e:  # links in a circle
+        raise CannotWrite(f"'{path}' cannot be written: {reason_of(e)}", hint="name another output") from e
 
 
 @contextlib.contextmanager
@@ -159,20 +189,73 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises: CannotWrite where the folder cannot be written or the disk is full.
     """
+    with together() as publish:
+        yield publish(path)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Callable[[Path], Path]]:
+    """Yield what gives, for each of several paths, one beside it to write to.
+
+    They take the places of their own only if the block ends well, one right after the other in the order
+    asked for, and no signal comes between. What is left half-written by a killed process is not locked any
+    more, and removed by the next `claim`.
+    Raises: CannotWrite where a folder cannot be written or the disk is full.
+    """
+    parts: dict[Path, tuple[Path, int]] = {}
+
+    def publish(path: Path) -> Path:
+        path = _target(path)
+        part, descriptor = _part(path)
+        parts[path] = part, descriptor
+        return part
+
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        yield publish
+        with _uninterrupted():
+            for path, (part, _) in parts.items():
+                _replace(path, part)
     except OSError as e:
-        raise CannotWrite(f"'{path}' cannot be written: {e.strerror}", hint="name another output") from e
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        part.chmod(0o666 & ~_umask())
-        part.replace(path)
-    except OSError as e:
-        raise CannotWrite(f"'{path}' cannot be written: {e.strerror}", hint="name another output") from e
+        where = next((path for path, (part, _) in parts.items() if str(part) == e.filename), None)
+        named = where or next(iter(parts), "the output")
+        raise CannotWrite(f"'{named}' cannot be written: {reason_of(e)}", hint="name another output") from e
     finally:
-        part.unlink(missing_ok=True)
+        for part, descriptor in parts.values():
+            part.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _part(path: Path) -> tuple[Path, int]:
+    """Make a file beside `path`, locked while it is open. Its name is short: that of `path` may be long."""
+    while True:
+        try:
+            made = tempfile.mkstemp(prefix=locks.PREFIX, suffix=path.suffix[-16:], dir=path.parent)
+        except OSError as e:
+            raise CannotWrite(f"'{path}' cannot be written: {e.strerror}", hint="name another output") from e
+        descriptor, part = made[0], Path(made[1])
+        if locks.hold(descriptor) and locks.is_there(descriptor, part):
+            return part, descriptor
+        os.close(descriptor)  # somebody's sweep was faster than the lock
+
+
+def _replace(path: Path, part: Path) -> None:
+    if path.exists() and not path.is_file():  # it was none when it was claimed
+        raise CannotWrite(f"'{path}' is no file any more", hint="name another output")
+    part.chmod(0o666 & ~_umask())
+    part.replace(path)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let signals that end a program wait while the block runs."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -185,8 +185,13 @@ def save(model: ir.Model, path: Path) -> None:
 
     Raises: CannotWrite; BadModel where it is larger than one protobuf can be (2 GiB).
     """
+    files.write_bytes(path, file_bytes(model))
+
+
+def file_bytes(model: ir.Model) -> bytes:
+    """Return what `save` writes: the IR version is set, which a hash of the graph leaves as it is."""
     model.ir_version = IR_VERSION
-    files.write_bytes(path, to_bytes(model))
+    return to_bytes(model)
 
 
 def to_bytes(model: ir.Model) -> bytes:

@@ -46,8 +46,9 @@ def describe(
     image: InputSpec | None = None,
     plan: Plan | None = None,
     blocks: tuple[Block, ...] = (),
+    stored: Path | None = None,
 ) -> Manifest:
-    """Describe `built`, which goes to `engine` and was built from the file `onnx`."""
+    """Describe `built`, which goes to `engine` and was built from the file `onnx`, which is `stored` yet."""
     targets = tuple(built.plan.target.split("+"))
     engines = registry.get(built.runtime).engines
     return Manifest(
@@ -55,7 +56,7 @@ def describe(
         engine_sha256=hashlib.sha256(built.data).hexdigest(),
         engine_bytes=len(built.data),
         onnx=onnx.name,
-        onnx_sha256=files.sha256(onnx),
+        onnx_sha256=files.sha256(stored or onnx),
         precision=precision,
         requested_precision=requested or precision,
         shapes=_ranges(built.shapes),
@@ -106,9 +107,14 @@ def path_of(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
+def to_json(manifest: Manifest) -> str:
+    """Return the text of a manifest's file."""
+    return f"{encode(manifest)}\n"
+
+
 def write(manifest: Manifest, path: Path) -> None:
     """Write a manifest as JSON."""
-    files.write_text(path, f"{encode(manifest)}\n")
+    files.write_text(path, to_json(manifest))
 
 
 def read(engine: Path) -> Manifest:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 from typing import TYPE_CHECKING
 
 import click
@@ -16,6 +18,7 @@ from se_deploy.errors import SeDeployError, meant, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import FrameType
 
 EXIT_USAGE = 2
 PROGRAM = "se-deploy"
@@ -99,6 +102,7 @@ def commands() -> None:
 def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> int:
     """Run a command and return its exit code; `standalone_mode` ends the process with it instead."""
     _tame_logs()
+    _interrupt_on_termination()
     words = list(sys.argv[1:] if args is None else args)
     code = _run(words, as_json="--json" in words)
     if standalone_mode:
@@ -108,9 +112,12 @@ def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> 
 
 def _run(words: list[str], *, as_json: bool) -> int:
     """Run a command; every way out passes here."""
+    if sys.stdout is None or sys.stderr is None:  # closed by the caller, as with >&-
+        return _no_output()
     try:
         with keeping.kept():
             code = commands.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
+        sys.stdout.flush()  # what cannot be written is known here and not at the end of the interpreter
     except SeDeployError as e:
         return _fail(e.kind, e.message, e.hint, EXIT_ERROR, as_json=as_json)
     except click.UsageError as e:
@@ -126,9 +133,46 @@ def _run(words: list[str], *, as_json: bool) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return EXIT_ERROR
+    except OSError as e:  # the machine's doing, wherever it comes up: a full disk, a limit
+        where = f" '{e.filename}'" if e.filename else ""
+        if not where:
+            _drop_output()  # it may be the output itself
+        message = f"the system refused{where}: {e.strerror or e}"
+        hint = "make room, or look at permissions and limits; then run it again"
+        return _fail("System", message, hint, EXIT_ERROR, as_json=as_json and bool(where))
+    except MemoryError as e:
+        message = f"there is not enough memory: {e}" if str(e) else "there is not enough memory"
+        return _fail("System", message, "give a smaller batch or input size", EXIT_ERROR, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """Let what is still to be written to stdout go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _no_output() -> int:
+    """Say on whichever of both is open that the other is not."""
+    closed, left = ("stdout", sys.stderr) if sys.stdout is None else ("stderr", sys.stdout)
+    if left is not None:
+        click.echo(f"error: {closed} is closed\n  hint: send it to a file, or to {os.devnull}", file=left)
+    return EXIT_ERROR
+
+
+def _interrupt_on_termination() -> None:
+    """Take SIGTERM and SIGHUP as Ctrl-C is taken: what is half-done is removed, and helpers are ended."""
+    if threading.current_thread() is not threading.main_thread():
+        return  # only there may handlers be set
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 class _Escaped(logging.Formatter):

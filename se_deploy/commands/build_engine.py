@@ -114,6 +114,8 @@ def build_engine(
     output = Path(output)
     for path in files_of(output):
         files.claim(path, overwrite=overwrite)
+    for kept in (calibration.cache, engine.timing_cache):
+        files.claim_kept(kept)
     progress("read", 0, 1)
     lifted = source.converted(source.load_onnx(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
@@ -274,10 +276,11 @@ def finish(
         done = dataclasses.replace(done, rounding=run.rounding)
         progress("compare with the source", 1, 1, verified.summary)
     onnx = onnx_path(output)
-    graph.save(done.model, onnx)
-    files.write_bytes(output, built.data)
-    manifests.write(
-        manifests.describe(
+    with files.together() as publish:  # the manifest last: it says what the others are
+        stored = publish(onnx)
+        stored.write_bytes(graph.file_bytes(done.model))
+        publish(output).write_bytes(built.data)
+        manifest = manifests.describe(
             output,
             onnx,
             built,
@@ -288,9 +291,9 @@ def finish(
             calibration_sha256=done.samples.sha256 if done.samples else None,
             cache=calibration.cache,
             image=input_spec.read(done.model.metadata_props),
-        ),
-        manifests.path_of(output),
-    )
+            stored=stored,
+        )
+        publish(manifests.path_of(output)).write_text(manifests.to_json(manifest), "utf-8")
     warnings = (
         *notes,
         *done.warnings,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +12,13 @@ import onnx_ir as ir
 from msgspec.structs import asdict, replace
 
 import se_deploy
-from se_deploy import files, graph
+from se_deploy import files, graph, locks
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.commands import artifacts, source
 from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
-from se_deploy.errors import BadArtifact, BadInput, CannotWrite
+from se_deploy.errors import BadArtifact, BadInput
 from se_deploy.options import ImageOptions
 from se_deploy.schema import encode, input_spec, tool_version
 from se_deploy.schema.files import BundleInput
@@ -272,28 +271,23 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
 
 def _write(folder: Path, parts: Mapping[str, Part], *, overwrite: bool, sums: bool) -> None:
     """Make every file aside, then let each take its place, the checksums last."""
-    if folder.exists() and not folder.is_dir():
-        raise CannotWrite(
-            f"'{folder}' is a file, a folder is to be written there", hint="name a folder with -o"
-        )
-    for name in (*parts, *([SUMS] if sums else [])):
-        files.claim(folder / name, overwrite=overwrite)
-    try:
-        with tempfile.TemporaryDirectory(prefix=".bundle-", dir=folder) as aside:
+    with locks.folder(folder):
+        for name in (*parts, *([SUMS] if sums else [])):
+            files.claim(folder / name, overwrite=overwrite)
+        with files.together() as publish:
             digests = []
             for name, part in parts.items():
-                made = Path(aside) / name
-                made.parent.mkdir(parents=True, exist_ok=True)
+                made = publish(folder / name)
                 if isinstance(part, bytes):
                     made.write_bytes(part)
                 else:
                     shutil.copyfile(part, made)
-                digests.append(f"{files.sha256(made)}  {name}\n")
+                digests.append(_sum_line(files.sha256(made), name))
             if sums:
-                (Path(aside) / SUMS).write_text("".join(digests))
-            for name in (*parts, *([SUMS] if sums else [])):
-                (Path(aside) / name).replace(folder / name)
-    except OSError as e:
-        raise CannotWrite(
-            f"'{folder}' cannot be filled: {e.strerror}", hint="name another folder with -o"
-        ) from e
+                publish(folder / SUMS).write_text("".join(digests), "utf-8", errors="surrogateescape")
+
+
+def _sum_line(digest: str, name: str) -> str:
+    r"""Return a line as sha256sum writes and reads it: a name with a line feed or a backslash is escaped."""
+    escaped = name.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", "\\r")
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"

@@ -71,11 +71,12 @@ def export(
     Raises: BadModel, ExportFailed, BadInput, BadData, MissingRuntime, OutputExists, CannotWrite.
     """
     output = Path(output)
+    calibration = calibration or CalibrationOptions()
     files.claim(output, overwrite=overwrite)
+    files.claim_kept(calibration.cache)
     to = lowering.destination(target_options(target))
     if to.targets and to.backend is None:
         to = dataclasses.replace(to, backend=compilers.compiler_for(None, to.targets))
-    calibration = calibration or CalibrationOptions()
     if precision == "int8":
         lowering.require_data(calibration)
     taken = source.read(
@@ -93,9 +94,10 @@ def export(
             samples=taken.samples,
             progress=progress,
         )
-    graph.save(done.model, output)
-    if done.found is not None and done.found.choices:
-        files.write_text(choices_path(output), search.to_json(done.found.choices))
+    with files.together() as publish:
+        publish(output).write_bytes(graph.file_bytes(done.model))
+        if done.found is not None and done.found.choices:
+            publish(choices_path(output)).write_text(search.to_json(done.found.choices), "utf-8")
     verified = taken.verified.joined(done.verified)
     warnings = (*taken.warnings, *done.warnings, *verified.warnings)
     return ExportResult(output, taken, done, precision, _name(to.backend), verified, warnings)

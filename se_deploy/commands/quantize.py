@@ -67,11 +67,12 @@ def quantize(
     Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
     """
     output = Path(output)
+    calibration = calibration or CalibrationOptions()
     files.claim(output, overwrite=overwrite)
+    files.claim_kept(calibration.cache)
     progress("read", 0, 1)
     lifted = source.converted(source.load_fp32(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
-    calibration = calibration or CalibrationOptions()
     samples = lowering.calibration_samples(given, calibration)
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes, {samples.count} samples")
     check = None

@@ -10,13 +10,12 @@ import contextlib
 import json
 import re
 import shlex
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import files
+from se_deploy import files, locks
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts
 from se_deploy.commands import bundle as bundling
@@ -118,7 +117,7 @@ def predict_by_script(
     """
     if top > _SCRIPT_LISTS:
         raise missing
-    with _job(remote, talk) as (folder, _), tempfile.TemporaryDirectory(prefix="se-deploy-") as here:
+    with _job(remote, talk) as (folder, _), locks.scratch() as here:
         bundling.bundle(artifact, Path(here) / "bundle", image=image)
         layout = Layout(folder)
         script = f"{layout.reading(Path(here) / 'bundle')}/{bundling.RUNNER}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import files, onnx_files
+from se_deploy import files, locks, onnx_files
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import artifacts
 from se_deploy.data import idx
@@ -65,7 +64,7 @@ class Layout:
 
     def send(self, host: Host) -> None:
         """Copy all that is read to the device. Raises: RemoteFailed."""
-        with tempfile.TemporaryDirectory(prefix="se-deploy-") as here:
+        with locks.scratch() as here:
             for place, path in self._sent.items():
                 whole = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
                 for (
@@ -86,7 +85,7 @@ class Layout:
         """
         if not self._written:
             return
-        with tempfile.TemporaryDirectory(prefix="se-deploy-") as here:
+        with locks.scratch() as here:
             host.download(f"{self._folder}/out", Path(here))
             found = [p for p in sorted(Path(here).rglob("*")) if p.is_file() and not p.is_symlink()]
             targets = {path: self._target(path.relative_to(here).as_posix()) for path in found}

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, graph, report, schema
+from se_deploy import files, graph, locks, report, schema
 from se_deploy.backends import keeping, registry
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.backend import SessionOptions
@@ -32,7 +32,7 @@ from se_deploy.commands import (
     source,
 )
 from se_deploy.commands.lowering import Worth
-from se_deploy.errors import BadData, CannotWrite
+from se_deploy.errors import BadData
 from se_deploy.options import RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import OVERALL, silent
 from se_deploy.schema import input_spec, provenance, results, tool_version
@@ -207,9 +207,35 @@ def run(
     """
     model, folder = str(model), Path(folder)
     options = options or RunOptions()
-    precision, data = options.precision, options.data
     require_samples(calibration, options)
+    with locks.folder(folder):
+        return _fill(
+            model,
+            folder,
+            calibration=calibration,
+            options=options,
+            overwrite=overwrite,
+            command=command or f"se-deploy {verb} {model} -o {folder}",
+            verb=verb,
+            progress=progress,
+        )
+
+
+def _fill(
+    model: str,
+    folder: Path,
+    *,
+    calibration: CalibrationOptions,
+    options: RunOptions,
+    overwrite: bool,
+    command: str,
+    verb: str,
+    progress: Progress,
+) -> RunResult:
+    """Do what `run` says, in a folder that no other run writes into."""
+    precision, data = options.precision, options.data
     paths = _claim(folder, overwrite=overwrite)
+    files.claim_kept(calibration.cache)
     steps = _Steps(progress, 8)
 
     steps.next()
@@ -308,7 +334,7 @@ def run(
     result = RunResult(
         folder,
         verb,
-        command or f"se-deploy {verb} {model} -o {folder}",
+        command,
         dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         exported,
         inspection,
@@ -321,8 +347,10 @@ def run(
     _remove_stale(result, Path(model))
     progress("report", 0, 1)
     made = to_schema(result)
-    files.write_text(folder / "report.json", f"{schema.encode(made)}\n")
-    files.write_text(folder / "report.html", report.html(made, _drawing(result.deployed)))
+    page = report.html(made, _drawing(result.deployed))
+    with files.together() as publish:
+        publish(folder / "report.json").write_text(f"{schema.encode(made)}\n", "utf-8")
+        publish(folder / "report.html").write_text(page, "utf-8", errors="backslashreplace")
     progress("report", 1, 1)
     steps.next()
     return result
@@ -418,10 +446,6 @@ class _Steps:
 
 
 def _claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
-    if folder.exists() and not folder.is_dir():
-        raise CannotWrite(
-            f"'{folder}' is a file, a folder is to be written there", hint="name a folder with -o"
-        )
     for path in (*_own(folder), *_reports(folder)):
         files.claim(path, overwrite=overwrite)
     return {"onnx": folder / "model.onnx", **{p: folder / f"model.{p}.onnx" for p in ("fp16", "int8")}}

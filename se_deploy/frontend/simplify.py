@@ -6,14 +6,14 @@ Simplifiers have changed results, lost the dynamic batch and crashed (pains: Onn
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import graph
+from se_deploy import graph, locks
 from se_deploy.errors import BadModel
 
 if TYPE_CHECKING:
@@ -21,8 +21,13 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 600
 # Where torch is installed onnxsim imports it for a feature that is not used here: three seconds of CPU.
+# It ends with this process, however that ends: PR_SET_PDEATHSIG is 1.
 _SIMPLIFY = """
-import sys
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(sys.argv[3]):
+    sys.exit(1)
 sys.modules["torch"] = None
 import onnx, onnxsim
 model, same = onnxsim.simplify(onnx.load(sys.argv[1]), tensor_size_threshold="64MB")
@@ -42,12 +47,12 @@ class Simplified:
 def simplify(model: ir.Model) -> Simplified:
     """Return the simplified graph, which takes and gives what `model` does; its answers are not compared."""
     before = model.graph.num_nodes()
-    with tempfile.TemporaryDirectory() as folder:
+    with locks.scratch() as folder:
         given, made = Path(folder) / "given.onnx", Path(folder) / "made.onnx"
         graph.save(model, given)
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _SIMPLIFY, str(given), str(made)],
+                [sys.executable, "-c", _SIMPLIFY, str(given), str(made), str(os.getpid())],
                 capture_output=True,
                 text=True,
                 timeout=_TIMEOUT_S,

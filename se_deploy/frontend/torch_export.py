@@ -8,7 +8,6 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from se_deploy import graph, signature
+from se_deploy import graph, locks, signature
 from se_deploy.errors import ExportFailed
 from se_deploy.schema import input_spec, provenance
 
@@ -126,7 +125,7 @@ def _torchscript(network: Network, opset: int, batch: int | None) -> ir.Model:
     }
     if batch is None:  # sizes of outputs behind the batch are inferred
         axes |= {name: {0: BATCH} for name in network.output_names}
-    with tempfile.TemporaryDirectory() as folder:
+    with locks.scratch() as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             network.module,

@@ -7,7 +7,6 @@ of the original graph by the tensors at its edges.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-from se_deploy import graph
+from se_deploy import graph, locks
 from se_deploy.errors import BuildFailed
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
@@ -180,7 +179,7 @@ def _optimized(model: ir.Model) -> onnx.ModelProto:
     options.log_severity_level = FATAL_ONLY
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = 1
-    with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
+    with locks.scratch() as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)
         try:

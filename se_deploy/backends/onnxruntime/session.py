@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from se_deploy import extras, graph
+from se_deploy import extras, graph, locks
 from se_deploy.backends.onnxruntime.planner import FATAL_ONLY, REFUSALS, plan
 from se_deploy.backends.sessions import checked, end_to_end_ms, shape_text, wall_times
 from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
@@ -187,7 +186,7 @@ def _source(artifact: Path | ir.Model) -> Iterator[str | bytes]:
     elif graph.weight_bytes(artifact) < _LARGE:
         yield graph.to_bytes(artifact)
     else:  # a protobuf would hold the weights twice more while it is written
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with locks.scratch() as folder:
             path = Path(folder) / "model.onnx"
             ir.save(artifact, path, external_data="weights")
             yield str(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ import weakref
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from se_deploy import graph
+from se_deploy import graph, locks
 from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
 from se_deploy.backends.tensorrt import features, gpu, inspector, layer_log
@@ -73,7 +74,7 @@ class Compiler:
         UnsupportedGraph where a free dimension has no range.
         """
         options = options or BuildOptions()
-        with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
+        with locks.scratch() as folder:
             reply, plan, shapes = self._ask(model, options, Path(folder), "model.engine", progress=progress)
             data = (Path(folder) / "model.engine").read_bytes()
         return Engine(
@@ -98,7 +99,7 @@ class Compiler:
 
         Raises as `build` does.
         """
-        with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
+        with locks.scratch() as folder:
             return self._ask(model, options or BuildOptions(), Path(folder), None, data=onnx)[1]
 
     def check_target(self, target: Target) -> None:
@@ -308,7 +309,7 @@ class _Worker:
     def __init__(self, module: str) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the process)
         self.process = subprocess.Popen(
-            [sys.executable, str(_WORKER), module],
+            [sys.executable, str(_WORKER), module, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -4,7 +4,7 @@ A compiler can be killed for memory or crash, and it writes to the terminal as i
 lost, and nothing but replies reaches the caller. It imports nothing of this package, so that it starts in the
 time that the compiler's own module takes.
 
-    argv     the module: tensorrt or tensorrt_rtx
+    argv     the module: tensorrt or tensorrt_rtx; the process that started this one
     first    {"version", "targets", "strongly_typed", "device", "flags", "compatibility"} or {"missing"}
     request  {"onnx": path, "engine": path | null, "targets", "profiles": [{input: [min, opt, max]}],
              "workspace_bytes", "timing_cache", "flags", "optimization_level", "compatibility", "dla_core",
@@ -15,9 +15,11 @@ time that the compiler's own module takes.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -27,8 +29,20 @@ _LAYER_LIST = ("Layers:", "Engine Layer Information")
 _SPURIOUS = ("Thread context has not been set", "cudaError", "CUDA initialization", "Error Code 35")
 
 
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
+
+
+def end_with(parent: int) -> None:
+    """Let the system kill this process when its parent dies, whatever it is busy with; Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        sys.exit(1)
+
+
 def main() -> None:
     """Serve requests until stdin ends."""
+    end_with(int(sys.argv[2]))
     here = str(Path(__file__).parent)
     sys.path[:] = [entry for entry in sys.path if entry != here]
     replies = os.fdopen(os.dup(1), "w", buffering=1)
