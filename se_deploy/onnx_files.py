@@ -33,7 +33,7 @@ MOST_ELEMENTS = 2**40
 MOST_ATTRIBUTE = 2**20
 """The largest kernel, stride, padding or group: more than any side of an image."""
 
-_MAX_PROTO_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
+_SMALL_BYTES = 2**12  # of a weight that is cheap to copy
 _HINT = "name an ONNX file; if this is one, it was damaged: export or copy it again"
 _WINDOW = ("kernel_shape", "strides", "dilations", "pads", "group", "output_padding", "output_shape")
 _TYPED: dict[int, str] = {
@@ -67,10 +67,31 @@ def read(path: Path) -> onnx.ModelProto:
     for tensor, where in _tensors(proto):
         if wrong := _wrong_size(tensor):
             raise BadModel(f"'{path}' cannot be used: {printable(where)} {printable(wrong)}", hint=_HINT)
-    if proto.ByteSize() < _MAX_PROTO_BYTES:
-        with _parsing(path):
-            onnx.checker.check_model(proto)
+    with _parsing(path):
+        onnx.checker.check_model(_without_weights(proto))
     return proto
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which large weights are inputs: the checker would serialize them to read them.
+
+    What the checker says of a weight, that its numbers are as many as its shape has, is `_wrong_size`'s.
+    """
+    light = onnx.ModelProto(ir_version=proto.ir_version)
+    for field in ("opset_import", "functions", "metadata_props"):
+        getattr(light, field).extend(getattr(proto, field))
+    light.graph.name = proto.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(light.graph, field).extend(getattr(proto.graph, field))
+    known = {value.name for value in proto.graph.input}
+    for tensor in proto.graph.initializer:
+        if len(tensor.raw_data) <= _SMALL_BYTES:
+            light.graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            )
+    return light
 
 
 def weight_files(path: Path) -> tuple[str, ...]:
