@@ -21,7 +21,8 @@ METHODS: tuple[Method, ...] = ("mse", "percentile", "entropy", "minmax")
 
 LEVELS = 256  # of INT8
 PERCENTILE = 99.99  # what NVIDIA's pytorch-quantization examples use
-_CLIPS = np.concatenate([np.linspace(0.2, 0.6, 5), np.linspace(0.65, 1, 15)])  # of the extent, tried by mse
+# Of the extent, tried by mse; the smallest are for a value or two that are far from all others.
+_CLIPS = np.concatenate([np.geomspace(0.01, 0.15, 6), np.linspace(0.2, 0.6, 5), np.linspace(0.65, 1, 15)])
 _MOST_CLIPPED = 0.05  # share of the values that a cut by entropy may leave outside
 _LEAST_SHARE = 1e-12  # of a bin in a logarithm: below one value in any data that is calibrated on
 _LEAST_SPAN = 1e-30  # of a histogram: keeps bins of constant channels apart

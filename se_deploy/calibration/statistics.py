@@ -35,6 +35,15 @@ _LEAST_POSITIONS = 8  # of each sample
 _LEAST_HALF = 1e-12
 _FLOAT32_STEP = 1e-6
 _MARGIN = 1.01
+_UNSEEN = 1000
+"""Samples among which one is expected to reach the end of the range: tails that were not seen yet."""
+_EULER = 0.5772156649015329
+_RETURN_LEVEL = math.sqrt(6) / math.pi * (math.log(_UNSEEN) - _EULER)
+"""Of Gumbel's distribution: standard deviations above its mean, which are exceeded once in `_UNSEEN`."""
+_PRIOR_SAMPLES = 4
+"""Samples that the other channels' tails count for: their shape, in a channel's own mean and deviation."""
+_SHAPE_BINS = 512
+_SHAPE_END = 64.0  # deviations from the mean: further values are counted there
 # Operator sets from which axes are an input.
 _MIN_MAX_AXES_INPUT = 18
 _SUM_AXES_INPUT = 13
@@ -51,12 +60,26 @@ class Statistics:
     histogram: FloatArray  # (C, BINS) shares between the two edges; each row sums to 1
     histogram_low: FloatArray  # left edge of the histogram, at most low
     histogram_high: FloatArray  # right edge, at least high
+    tails: Tails | None = None  # None: nothing is known beyond what was seen
 
     def centres(self) -> FloatArray:
         """Return the middle of every bin, (C, BINS), moved into the extent."""
         steps = (np.arange(BINS) + 0.5) / BINS
         middles = self.histogram_low[:, None] + (self.histogram_high - self.histogram_low)[:, None] * steps
         return np.clip(middles, self.low[:, None], self.high[:, None])
+
+    def divided(self, factor: FloatArray) -> Statistics:
+        """Return the statistics of the tensor with each channel divided by a positive number, (C,)."""
+        return Statistics(
+            low=self.low / factor,
+            high=self.high / factor,
+            mean=self.mean / factor,
+            variance=self.variance / factor**2,
+            histogram=self.histogram,
+            histogram_low=self.histogram_low / factor,
+            histogram_high=self.histogram_high / factor,
+            tails=None if self.tails is None else self.tails.divided(factor),
+        )
 
     def per_tensor(self) -> Statistics:
         """Return the statistics of the tensor as a whole: one channel."""
@@ -67,6 +90,54 @@ class Statistics:
         index = np.clip(((self.centres() - low[0]) / span * BINS).astype(np.int64), 0, BINS - 1)
         histogram = np.bincount(index.ravel(), self.histogram.ravel(), BINS)[None]
         return Statistics(low, high, mean, variance, histogram / histogram.sum(), low, high)
+
+    def expected(self) -> Statistics:
+        """Return what other data is expected to show: wider extents, and tails that all channels share.
+
+        Few samples say little of one channel's tails, and all channels together much more: a share of each
+        histogram, the smaller the more samples there are, has the shape of all of them, in the channel's own
+        mean and deviation, within the extent that it is expected to reach.
+        """
+        if self.tails is None:
+            return self
+        deviation = np.sqrt(self.variance)
+        moves = deviation > _FLOAT32_STEP * np.maximum(-self.low, self.high)
+        if not moves.any():
+            return self
+        # Finer near the mean, where most values are: a logarithm on both sides of 0.
+        ends = np.arcsinh(_SHAPE_END)
+        scaled = np.arcsinh((self.centres() - self.mean[:, None])[moves] / deviation[moves, None]) / ends
+        index = np.clip((scaled + 1) / 2 * _SHAPE_BINS, 0, _SHAPE_BINS - 1).astype(np.int64)
+        shape = np.bincount(index.ravel(), self.histogram[moves].ravel(), _SHAPE_BINS)
+        steps = np.sinh(((np.arange(_SHAPE_BINS) + 0.5) / _SHAPE_BINS * 2 - 1) * ends)
+        values = self.mean[:, None] + deviation[:, None] * steps
+        share = _PRIOR_SAMPLES / (_PRIOR_SAMPLES + self.tails.samples)
+        low, high = self.tails.low, self.tails.high
+        span = np.maximum(high - low, np.finfo(np.float64).tiny)
+
+        def spread(x: FloatArray, weights: FloatArray) -> FloatArray:
+            place = (np.clip(x, low[:, None], high[:, None]) - low[:, None]) / span[:, None]
+            bins = np.clip(place * BINS, 0, BINS - 1).astype(np.int64) + np.arange(len(x))[:, None] * BINS
+            counted = np.bincount(bins.ravel(), weights.ravel(), len(x) * BINS).astype(np.float64)
+            return counted.reshape(len(x), BINS)
+
+        own = spread(self.centres(), self.histogram)
+        other = spread(values, np.broadcast_to(shape / shape.sum(), values.shape))
+        histogram = np.where(moves[:, None], (1 - share) * own + share * other, own)
+        return Statistics(low, high, self.mean, self.variance, histogram, low, high)
+
+
+@dataclass(frozen=True, slots=True)
+class Tails:
+    """How far other data is expected to reach, (C,), and the samples that say so."""
+
+    low: FloatArray  # at most what was seen, by no more than the extent that was
+    high: FloatArray  # at least what was seen, as above
+    samples: int
+
+    def divided(self, factor: FloatArray) -> Tails:
+        """Return the tails of the tensor with each channel divided by a positive number, (C,)."""
+        return Tails(self.low / factor, self.high / factor, self.samples)
 
 
 def measure(
@@ -99,9 +170,7 @@ def measure(
 
     channels: dict[str, _Channels] = {}
     wanted = [output for probe in probed.probes.values() for output in probe.outputs]
-    reduced_whole = {
-        name for probe in probed.probes.values() for name in (probe.low, probe.high, probe.total)
-    }
+    reduced_whole = {probe.total for probe in probed.probes.values()}
     held = sum(4 * math.prod(d or 1 for d in (graph.dims(v) or ())[1:]) for v in _values(model, axes))
     for part in observation.map_batches(
         probed.model,
@@ -115,7 +184,7 @@ def measure(
         step="ranges",
     ):
         for name, (low, high, values) in part.items():
-            channels.setdefault(name, _Channels(len(low))).add(low, high, values)
+            channels.setdefault(name, _Channels(low.shape[1])).add(low, high, values)
     return {name: sums.statistics() for name, sums in channels.items()}
 
 
@@ -127,12 +196,12 @@ def _values(model: ir.Model, names: Iterable[str]) -> list[ir.Value]:
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """Names of what a probed graph gives of one tensor: (C,) each, but for `values`, (N, C, n)."""
+    """Names of what a probed graph gives of one tensor."""
 
-    low: str
-    high: str
+    low: str  # (N, C)
+    high: str  # (N, C)
     total: str  # NaN where any value is: minimum and maximum may pass over one
-    values: str
+    values: str  # (N, C, n)
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -158,6 +227,7 @@ def _probed(model: ir.Model, axes: Mapping[str, int], positions: int) -> _Probed
     numbers = {
         "rows": [0, 0, -1],
         "axes": [0, 2],
+        "last": [2],
         "zero": [0],
         "one": [1],
         "two": [2],
@@ -190,10 +260,10 @@ def _probe(
         nodes.append(ir.node(op, [constants[v] if isinstance(v, str) else v for v in given], attributes))
         return nodes[-1].outputs[0]
 
-    def reduced(op: str, axes_input: int) -> ir.Value:
+    def reduced(op: str, axes_input: int, axes: str, numbers: list[int]) -> ir.Value:
         if opset >= axes_input:
-            return then(op, rows, "axes", attributes={"keepdims": 0})
-        return then(op, rows, attributes={"keepdims": 0, "axes": [0, 2]})
+            return then(op, rows, axes, attributes={"keepdims": 0})
+        return then(op, rows, attributes={"keepdims": 0, "axes": numbers})
 
     if axis != 1:
         rank = len(graph.dims(value) or ())
@@ -202,15 +272,45 @@ def _probe(
         )
     rows = then("Reshape", value, "rows")  # (N, C, positions)
     results = {
-        "low": reduced("ReduceMin", _MIN_MAX_AXES_INPUT),
-        "high": reduced("ReduceMax", _MIN_MAX_AXES_INPUT),
-        "total": reduced("ReduceSum", _SUM_AXES_INPUT),
+        "low": reduced("ReduceMin", _MIN_MAX_AXES_INPUT, "last", [2]),
+        "high": reduced("ReduceMax", _MIN_MAX_AXES_INPUT, "last", [2]),
+        "total": reduced("ReduceSum", _SUM_AXES_INPUT, "axes", [0, 2]),
     }
     # A step that shares no factor with the rows' length walks over all columns of the image.
     step = then("Div", then("Gather", then("Shape", rows), "two"), "positions")
     step = then("Add", then("Mul", then("Div", step, "two"), "two"), "one")
     results["values"] = then("Slice", rows, "zero", "end", "two", step)
     return nodes, results
+
+
+class _Extremes:
+    """Mean and variance of each sample's own extreme, by channel, as the samples come."""
+
+    def __init__(self, channels: int) -> None:
+        self.count = 0
+        self.first: FloatArray | None = None  # squares around it: far from 0 they would lose the variance
+        self.total, self.squares = np.zeros(channels), np.zeros(channels)
+
+    def add(self, extremes: Array) -> None:
+        """Add the extremes of some samples, (N, C)."""
+        values = extremes.astype(np.float64)
+        if self.first is None:
+            self.first = values[0]
+        values -= self.first
+        self.count += len(values)
+        self.total += values.sum(axis=0)
+        self.squares += (values**2).sum(axis=0)
+
+    def expected(self, side: int) -> FloatArray:
+        """Return the extreme expected among `_UNSEEN` samples, (C,): the largest (1) or the smallest (-1).
+
+        By Gumbel's distribution of largest values with the mean and variance that were seen.
+        """
+        first = 0.0 if self.first is None else self.first
+        mean = self.total / self.count
+        variance = np.maximum(self.squares / self.count - mean**2, 0)
+        expected: FloatArray = first + mean + side * _RETURN_LEVEL * np.sqrt(variance)
+        return expected
 
 
 class _Channels:
@@ -222,6 +322,7 @@ class _Channels:
 
     def __init__(self, channels: int) -> None:
         self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
+        self.lows, self.highs = _Extremes(channels), _Extremes(channels)
         self.counts = np.zeros((channels, BINS))
         self.centre, self.half = np.zeros(channels), np.zeros(channels)
         self.count = 0
@@ -229,8 +330,10 @@ class _Channels:
         self.waiting: list[Array] = []  # not counted yet: a histogram is touched as a whole each time
 
     def add(self, low: Array, high: Array, values: Array) -> None:
-        """Add (C,) extents of all values and (C, n) of them."""
-        self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
+        """Add (N, C) extents of all values of each sample, and (C, n) of the values."""
+        self.low, self.high = np.minimum(self.low, low.min(axis=0)), np.maximum(self.high, high.max(axis=0))
+        self.lows.add(low)
+        self.highs.add(high)
         self.waiting.append(values)
         if sum(part.shape[1] for part in self.waiting) >= BINS:
             self._count()
@@ -271,4 +374,9 @@ class _Channels:
             self.counts / self.count,
             self.centre - self.half,
             self.centre + self.half,
+            Tails(
+                np.clip(self.lows.expected(-1), 2 * self.low - self.high, self.low),
+                np.clip(self.highs.expected(1), self.high, 2 * self.high - self.low),
+                self.lows.count,
+            ),
         )

@@ -10,9 +10,16 @@ import numpy as np
 
 from se_deploy import calibration, files, graph
 from se_deploy.errors import BadInput
+from se_deploy.quantization.equalization import Group
 from se_deploy.quantization.qdq import Beside, QuantParams
 from se_deploy.schema import encode, load
-from se_deploy.schema.files import CalibratedBeside, CalibratedTensor, CalibrationCache, Stamp
+from se_deploy.schema.files import (
+    CalibratedBeside,
+    CalibratedTensor,
+    CalibrationCache,
+    FoldedFactors,
+    Stamp,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.calibration import Statistics
+    from se_deploy.protocols import FloatArray
 
 _HINT = "delete the cache or name another one with --calib-cache; it is never used for something else"
 
@@ -43,6 +51,7 @@ class Cache:
     moments: Mapping[str, Moments]  # of each tensor
     noise: Mapping[str, float] = field(default_factory=dict)  # per layer alone in INT8; empty: not measured
     float_tensors: Mapping[str, str] = field(default_factory=dict)  # those that no scale serves, and why
+    factors: Mapping[Group, FloatArray] = field(default_factory=dict)  # folded into the weights around them
 
     def statistics(self) -> dict[str, Statistics]:
         """Return the statistics as far as rounding weights needs them: mean and variance."""
@@ -90,6 +99,10 @@ def write(path: Path, cache: Cache) -> None:
             for name, params in cache.params.items()
         },
         float_tensors=cache.float_tensors,
+        folded=tuple(
+            FoldedFactors(tensors=group.tensors, axis=group.axis, divisor=tuple(divisor.tolist()))
+            for group, divisor in cache.factors.items()
+        ),
     )
     files.write_text(path, encode(content, indent=1) + "\n")
 
@@ -117,6 +130,10 @@ def read(path: Path, stamp: Stamp) -> Cache | None:
         moments={name: Moments(entry.mean, entry.variance) for name, entry in content.tensors.items()},
         noise=content.noise,
         float_tensors=content.float_tensors,
+        factors={
+            Group(entry.tensors, entry.axis, len(entry.divisor)): np.asarray(entry.divisor)
+            for entry in content.folded
+        },
     )
 
 

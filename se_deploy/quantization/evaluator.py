@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.data import Samples
-    from se_deploy.protocols import Array, Runtime
+    from se_deploy.protocols import Array, FloatArray, Runtime
     from se_deploy.quantization.qdq import QuantizedLayer
 
+_SURE = 2.0  # standard errors: right 39 times out of 40
 _LEAST_POWER = 1e-30  # keeps quotients and logarithms finite: equal tensors have 300 dB
 
 
@@ -29,6 +30,7 @@ class Evaluation:
     outputs: tuple[str, ...]  # of the graph; the other tensors are what its last layers write
     noise: Mapping[str, float]  # power of the error over the power of the tensor
     accuracy: float | None  # of the first output's largest entry, 0 to 1
+    by_sample_db: FloatArray = field(default_factory=lambda: np.zeros(0))  # (N,) over what `score_db` is of
 
     def sqnr_db(self) -> dict[str, float]:
         """Return the signal-to-quantization-noise ratio of every output, in dB."""
@@ -41,8 +43,17 @@ class Evaluation:
         Not the graph's outputs where there are others: a softmax's are 0 or 1 on most samples, and say how
         the few doubtful ones went.
         """
-        last = [name for name in self.noise if name not in self.outputs] or self.outputs
-        return float(np.mean([_db(self.noise[name]) for name in last]))
+        return float(np.mean([_db(self.noise[name]) for name in _last(self.noise, self.outputs)]))
+
+    def surely_better(self, plain: Evaluation) -> bool:
+        """Whether it beats the plain one by more than the samples differ in saying so.
+
+        Both the whole error and the mean over the samples must be better, the latter by `_SURE` of its
+        standard errors: few samples with large errors decide the former, and often by chance.
+        """
+        gain = self.by_sample_db - plain.by_sample_db
+        doubt = float(gain.std()) / np.sqrt(max(1, len(gain) - 1))
+        return self.score_db > plain.score_db and bool(gain.mean() > _SURE * doubt)
 
     @property
     def total_noise(self) -> float:
@@ -82,7 +93,8 @@ class Evaluator:
         """Return the evaluation of a whole graph."""
         noise = dict.fromkeys(self.tensors, 0.0)
         power = dict.fromkeys(self.tensors, 0.0)
-        answers = []
+        last = _last(self.tensors, self.outputs)
+        answers, by_sample = [], []
         for got, reference in zip(
             calibration.observe(model, self.tensors, self.held, self.runtime), self.references, strict=True
         ):
@@ -91,13 +103,16 @@ class Evaluator:
                 noise[name] += float(((exact - got[name]) ** 2).sum())
                 power[name] += float((exact**2).sum())
             answers.append(got[self.outputs[0]])
+            by_sample.append(np.mean([_sample_db(reference[name], got[name]) for name in last], axis=0))
         relative = {name: noise[name] / max(power[name], _LEAST_POWER) for name in self.tensors}
-        return Evaluation(self.outputs, relative, self._accuracy(answers))
+        return Evaluation(self.outputs, relative, self._accuracy(answers), np.concatenate(by_sample))
 
     def exact(self) -> Evaluation:
         """Return the float network's own evaluation: its accuracy is what a drop is measured from."""
         answers = [reference[self.outputs[0]] for reference in self.references]
-        return Evaluation(self.outputs, dict.fromkeys(self.tensors, 0.0), self._accuracy(answers))
+        noise = dict.fromkeys(self.tensors, 0.0)
+        perfect = np.full(self.held.count, _db(0.0))
+        return Evaluation(self.outputs, noise, self._accuracy(answers), perfect)
 
     def _accuracy(self, answers: Iterable[Array]) -> float | None:
         """Return the share of samples whose largest entry is their label; None without labels."""
@@ -117,6 +132,20 @@ def _trunk(model: ir.Model, tensors: tuple[str, ...]) -> ir.Model:
             if value not in read:
                 value.shape = None
     return trunk
+
+
+def _last(tensors: Iterable[str], outputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tensors that graphs are compared by: those of the last layers, else the outputs."""
+    return tuple(name for name in tensors if name not in outputs) or outputs
+
+
+def _sample_db(exact: Array, got: Array) -> FloatArray:
+    """Return the SQNR of each sample, (N,); of the whole where the first axis has no samples."""
+    wanted = exact.astype(np.float64).reshape(len(exact) if exact.ndim else 1, -1)
+    noise = ((wanted - got.reshape(wanted.shape)) ** 2).sum(axis=1)
+    power = np.maximum((wanted**2).sum(axis=1), _LEAST_POWER)
+    db: FloatArray = -10 * np.log10(np.maximum(noise / power, _LEAST_POWER))
+    return db
 
 
 def _db(noise: float) -> float:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from se_deploy import calibration, graph, opsets, se_blocks
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.passes.canonical.fold import fold_affine
-from se_deploy.quantization import layer_cost, layers
+from se_deploy.quantization import equalization, layer_cost, layers
 from se_deploy.quantization.evaluator import Evaluation, Evaluator
 from se_deploy.quantization.layers import FloatLayer, Layer
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from se_deploy.data import Samples
-    from se_deploy.protocols import Runtime
+    from se_deploy.protocols import FloatArray, Runtime
+    from se_deploy.quantization.equalization import Group
     from se_deploy.quantization.options import QuantizeOptions
     from se_deploy.quantization.policies import Policy
     from se_deploy.quantization.qdq import QuantizedLayer
@@ -98,6 +99,18 @@ class Job:
         if not inside:
             raise _nothing_to_quantize(out)
         return dataclasses.replace(self, layers=inside, float_layers=(*self.float_layers, *out))
+
+    def equalized(self, factors: Mapping[Group, FloatArray]) -> Job:
+        """Return the job on the float network with these factors in its weights."""
+        model = equalization.fold(self.model, factors).model
+        held = self.evaluator
+        last = tuple(name for name in held.tensors if name not in held.outputs)
+        return dataclasses.replace(
+            self,
+            model=model,
+            layers=layers.reread(model, self.layers),
+            evaluator=Evaluator.of(model, last, held.held, held.runtime, self.fast),
+        )
 
     def float_budget(self) -> float:
         """Return the MACs that may yet stay in float."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,11 @@ from se_deploy.quantization import qdq, scales
 from se_deploy.quantization.im2col import ConvWindow
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
-    from se_deploy.protocols import Array
+    from se_deploy.protocols import Array, FloatArray
     from se_deploy.quantization.policies import Policy
     from se_deploy.se_blocks import Census
 
@@ -88,6 +91,11 @@ class Layer:
         """Whether the stored weights have an axis that tells all outputs apart."""
         return self.op != "ConvTranspose" or self.groups == 1
 
+    def with_columns(self, factor: FloatArray) -> Layer:
+        """Return the layer with the columns of each channel it reads multiplied by a number, (C,)."""
+        along = factor.reshape(self.groups, 1, -1, 1)
+        return dataclasses.replace(self, matrix=(self.matrix * along).astype(np.float32))
+
     def as_stored(self, matrix: Array) -> Array:
         """Return a (G, O/G, C/G, taps) array in the node's own layout."""
         g, o, c, _ = matrix.shape
@@ -104,6 +112,18 @@ class Layers:
     quantizable: tuple[Layer, ...]
     in_float: tuple[FloatLayer, ...]
     gates: tuple[Layer, ...] = ()  # those of `in_float` that are in SE gates, and could be quantized
+
+
+def reread(model: ir.Model, known: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Return the same layers with the weights that `model` has now."""
+    nodes = {node.name: node for node in model.graph}
+    made = []
+    for layer in known:
+        fresh = _layer(nodes[layer.node])
+        if isinstance(fresh, str):
+            raise ValueError(f"'{layer.node}' is no longer a layer: {fresh}")  # noqa: TRY004 - a reason
+        made.append(dataclasses.replace(layer, matrix=fresh.matrix, bias=fresh.bias))
+    return tuple(made)
 
 
 def collect(model: ir.Model, census: Census, policy: Policy) -> Layers:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-OffsetFolding = Literal["all", "unpadded", "none"]
-"""Which layers may have an offset folded into their bias: all, those that pad nothing, or none."""
+OffsetFolding = Literal["all", "unpadded", "pointwise", "none"]
+"""Which layers may have an offset folded into their bias: all, those that pad nothing, those of them that
+read what a kernel of its own computes point by point (where the Sub fuses), or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Policy:
     quantize_depthwise: bool = True
     depthwise_reason: str = ""  # why they stay in float, where they do
     offset_folding: OffsetFolding = "all"
-    channel_equalization: bool = True
+    channel_equalization: bool = True  # by a Mul of its own in front of the quantizer
+    folded_equalization: bool = False  # by the weights around the tensor
     quantize_residual: bool = False  # the tensor that a residual Add reads is quantized once for all readers
     whole_chain: bool = False  # summands and poolings read INT8 too, and Concats one scale: nothing breaks it
     float_macs: float = 0.0  # share of MACs that may stay in float, spent where INT8 hurts most

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Strengths of equalization: none to all of a channel's size; finer steps changed no choice by 0.1 dB."""
+_SIZES: tuple[Method, ...] = ("mse", "minmax")
+"""Ranges that a channel's size is taken from: where clipping it alone would cost least, and its extent."""
 _LEAST_SHARE = 1 / 64  # of the largest channel's size: a channel that was quiet so far may not stay so
 _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
@@ -56,21 +58,41 @@ class Allowed:
     per_channel_weights: bool
 
 
-def choose(
-    statistics: Statistics, readers: Sequence[Layer], methods: Sequence[Method], allowed: Allowed
-) -> dict[Method, Choice]:
-    """Return scale, offset and equalization of the tensor that `readers` read, by each method.
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A tensor whose parameters are chosen, and what its error does."""
+
+    statistics: Statistics
+    readers: Sequence[Layer]
+    allowed: Allowed
+    passed_on: FloatArray  # (C,) `importance` of the tensors behind residual Adds
+
+    def scaled(self, factor: FloatArray) -> Subject:
+        """Return it divided by `factor` (C,), which its readers' columns take back."""
+        return Subject(
+            self.statistics.divided(factor),
+            [layer.with_columns(factor) for layer in self.readers],
+            self.allowed,
+            self.passed_on * factor**2,
+        )
+
+
+def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
+    """Return scale, offset and equalization of a tensor, by each method.
 
     A tensor that was 0 on all data says nothing of its range: its scale is a guess, with the reason.
     """
+    statistics, allowed = subject.statistics, subject.allowed
     if not statistics.low.any() and not statistics.high.any():
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
-    error = calibration.ClipError(statistics)
-    weight = sum(layer.column_power for layer in readers)
-    power_out = max(float((weight * statistics.variance).sum()), _LEAST_POWER)
+    powers = [_output_power(layer, statistics) for layer in subject.readers]
+    weight = importance(statistics, subject.readers) + subject.passed_on
     chosen = {}
-    for method, (low, high) in _ranges(statistics, readers, methods, allowed, error).items():
+    for method in methods:
+        seen = _as_seen(statistics, method)
+        error = calibration.ClipError(seen)
+        low, high = _range(seen, subject.readers, method, allowed, error)
         size = _sizes(low, high, allowed)
         share = np.maximum(size / float(size.max()), _LEAST_SHARE)
         best = np.inf
@@ -79,7 +101,8 @@ def choose(
             reach = float((size / factor).max())
             noise = sum(
                 _weight_noise(layer, factor, statistics.variance, per_channel=allowed.per_channel_weights)
-                for layer in readers
+                / power_out
+                for layer, power_out in zip(subject.readers, powers, strict=True)
             )
             # minmax promises that nothing is clipped
             scales = representable((_RANGE_SHARES if method != "minmax" else np.ones(1)) * reach)
@@ -95,35 +118,76 @@ def choose(
                     offset[i].astype(np.float32) if allowed.offset_folding else None,
                     factor.astype(np.float32) if power else None,
                 )
-                chosen[method] = Choice(params, best / power_out)
+                chosen[method] = Choice(params, best)
     return chosen
 
 
-def _ranges(
+def importance(statistics: Statistics, readers: Sequence[Layer]) -> FloatArray:
+    """Return what an error of power 1 in each channel does, (C,), over the power of the readers' outputs."""
+    total = np.zeros(len(statistics.variance))
+    for layer in readers:
+        total += layer.column_power / _output_power(layer, statistics)
+    return total
+
+
+def _output_power(layer: Layer, statistics: Statistics) -> float:
+    return max(float((layer.column_power * statistics.variance).sum()), _LEAST_POWER)
+
+
+def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
+    """Return what to divide each channel of these tensors by, all of them by the same; None: by nothing.
+
+    The strength whose predicted error is least, the tensors' summed up.
+    """
+    best: FloatArray | None = None
+    seen = [s for s in subjects if s.statistics.low.any() or s.statistics.high.any()]
+    least = sum(_least_noise(s) for s in seen)
+    for method in _SIZES:
+        sizes = []
+        for subject in seen:
+            statistics = _as_seen(subject.statistics, method)
+            error = calibration.ClipError(statistics)
+            low, high = _range(statistics, subject.readers, method, subject.allowed, error)
+            size = _sizes(low, high, subject.allowed)
+            sizes.append(size / float(size.max()))
+        share = np.maximum(np.max(sizes, axis=0), _LEAST_SHARE) if sizes else np.ones(1)
+        for power in POWERS[1:] if sizes else ():
+            noise = sum(_least_noise(s.scaled(share**power)) for s in seen)
+            if noise < least:
+                least, best = noise, share**power
+    return best
+
+
+def _least_noise(subject: Subject) -> float:
+    return choose(subject, ("mse",))["mse"].noise
+
+
+def _as_seen(statistics: Statistics, method: Method) -> Statistics:
+    """Return the statistics that a method looks at: the error of clipping is that of data yet to come."""
+    return statistics.expected() if method == "mse" else statistics
+
+
+def _range(
     statistics: Statistics,
     readers: Sequence[Layer],
-    methods: Sequence[Method],
+    method: Method,
     allowed: Allowed,
     error: calibration.ClipError,
-) -> dict[Method, tuple[FloatArray, FloatArray]]:
-    """Return each channel's range by each method, wide enough for one channel at least to have a scale."""
+) -> tuple[FloatArray, FloatArray]:
+    """Return each channel's range by a method, wide enough for one channel at least to have a scale."""
     extent = statistics.low, statistics.high
-    ranges = calibration.choose_ranges(statistics, methods, error)
+    low, high = calibration.choose_ranges(statistics, (method,), error)[method]
     if not allowed.channel_equalization:
         whole_tensor = statistics.per_tensor()
-        whole = calibration.choose_ranges(whole_tensor, methods, calibration.ClipError(whole_tensor))
-        for method, (low, high) in ranges.items():
-            begin = np.maximum(low, whole[method][0])
-            ranges[method] = (begin, np.maximum(begin, np.minimum(high, whole[method][1])))
+        whole = calibration.choose_ranges(whole_tensor, (method,), calibration.ClipError(whole_tensor))
+        begin = np.maximum(low, whole[method][0])
+        low, high = begin, np.maximum(begin, np.minimum(high, whole[method][1]))
     constant = bool((extent[1] - extent[0] <= _CONSTANT * np.maximum(-extent[0], extent[1])).all())
     # Padding is zeros, which must not be clipped; a constant tells its range only as a distance from 0.
     to_zero = constant or any(layer.padded for layer in readers)
-    result: dict[Method, tuple[FloatArray, FloatArray]] = {}
-    for method, chosen in ranges.items():
-        # Of a tensor that is hardly ever not 0, clipping may leave nothing.
-        low, high = chosen if (chosen[1] > chosen[0]).any() else extent
-        result[method] = (np.minimum(low, 0), np.maximum(high, 0)) if to_zero else (low, high)
-    return result
+    # Of a tensor that is hardly ever not 0, clipping may leave nothing.
+    low, high = (low, high) if (high > low).any() else extent
+    return (np.minimum(low, 0), np.maximum(high, 0)) if to_zero else (low, high)
 
 
 def _sizes(low: FloatArray, high: FloatArray, allowed: Allowed) -> FloatArray:

@@ -128,6 +128,14 @@ class CalibratedTensor(Struct, frozen=True, kw_only=True):
                 raise ValueError(f"its {name} has {len(values)} values for {channels} channels")
 
 
+class FoldedFactors(Struct, frozen=True, kw_only=True):
+    """What each channel of these tensors is divided by, along `axis`, in the weights around them."""
+
+    tensors: tuple[str, ...]
+    axis: Count
+    divisor: tuple[Annotated[float, Meta(gt=0, le=LARGEST_FLOAT)], ...]
+
+
 class CalibrationCache(
     Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-deploy/calibration-cache/1"
 ):
@@ -138,6 +146,7 @@ class CalibrationCache(
     noise: Mapping[str, Annotated[float, Meta(ge=0, le=LARGEST_FLOAT)]]
     tensors: Mapping[str, CalibratedTensor]
     float_tensors: Mapping[str, str] = msgspec.field(default_factory=dict)  # that no scale serves, and why
+    folded: tuple[FoldedFactors, ...] = ()  # before the scales of the tensors above apply
 
 
 class RewriteChoices(Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-deploy/rewrites/1"):

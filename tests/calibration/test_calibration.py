@@ -38,7 +38,7 @@ def summed(values, cuts=1):
     wide = np.atleast_2d(np.asarray(values, np.float32))
     found = stats._Channels(len(wide))
     for part in np.array_split(wide, cuts, axis=1):
-        found.add(part.min(axis=1), part.max(axis=1), part)
+        found.add(part.min(axis=1)[None], part.max(axis=1)[None], part)
     return found.statistics()
 
 
@@ -169,3 +169,62 @@ def test_batches_come_in_order_however_many_threads_run_them(tmp_path):
         for arrays in calibration.observe(chain(), ["a"], samples_of(x, tmp_path), RUNTIME)
     ]
     np.testing.assert_array_equal(np.concatenate(seen), -np.arange(37))
+
+
+def of_samples(samples):
+    """Statistics of (N, C, n) values: N samples of n values in each of C channels."""
+    found = stats._Channels(samples.shape[1])
+    for sample in samples.astype(np.float32):
+        found.add(sample.min(axis=1)[None], sample.max(axis=1)[None], sample)
+    return found.statistics()
+
+
+def drawn(count, seed=0):
+    """Samples whose sizes differ, as images' contrasts do; the second channel is ten times the first."""
+    random = np.random.default_rng(seed)
+    contrast = random.lognormal(0, 0.5, (count, 1, 1))
+    return contrast * np.abs(random.standard_normal((count, 2, 64))) * np.array([1, 10])[:, None]
+
+
+def test_what_is_expected_of_few_samples_is_near_what_many_show():
+    many = drawn(2000, seed=1)
+    few = [of_samples(drawn(16, seed)) for seed in range(2, 12)]
+    reached = np.array([one.high / many.max(axis=(0, 2)) for one in few])
+    expected = np.array([one.expected().high / many.max(axis=(0, 2)) for one in few])
+    assert np.abs(np.log(expected)).mean() < 0.6 * np.abs(np.log(reached)).mean()
+
+
+def test_tails_that_few_samples_did_not_show_are_taken_from_the_other_channels():
+    samples = drawn(16)
+    samples[:, 0] = np.minimum(samples[:, 0], 1.5)  # by chance no large value in the first
+    found = of_samples(samples).expected()
+    beyond = np.where(found.centres()[0] > 1.5, found.histogram[0], 0).sum()
+    assert 0 < beyond < 0.05
+    np.testing.assert_allclose(found.histogram.sum(axis=1), 1)
+
+
+def test_many_samples_speak_for_themselves():
+    samples = drawn(16).repeat(40, axis=0)
+    found = of_samples(samples)
+    assert np.abs(found.expected().mean - found.mean).max() == 0
+    own, expected = calibration.ClipError(found), calibration.ClipError(found.expected())
+    edge = np.array([1.0, 10.0])
+    np.testing.assert_allclose(expected(-edge, edge), own(-edge, edge), rtol=0.05)
+
+
+def test_what_never_moves_is_expected_to_stay():
+    found = of_samples(np.full((8, 2, 16), 3.0))
+    assert found.expected() is found
+    relu = of_samples(np.maximum(drawn(8) - 1, 0)).expected()
+    assert (relu.low == 0).all()
+
+
+@given(factor=arrays.arrays(np.float64, 2, elements=st.floats(0.01, 100)))
+@hypothesis_settings(max_examples=25, deadline=None)
+def test_statistics_of_a_divided_tensor_are_those_that_it_would_have(factor):
+    samples = drawn(8)
+    found = of_samples(samples).divided(factor).expected()
+    again = of_samples(samples / factor[:, None]).expected()
+    for name in ("low", "high", "mean"):
+        np.testing.assert_allclose(getattr(found, name), getattr(again, name), rtol=1e-4)
+    np.testing.assert_allclose(found.variance, again.variance, rtol=1e-4)

@@ -10,6 +10,7 @@ import pytest
 from ptq_graphs import FAST, RUNTIME, dataset, network
 
 from se_deploy import graph, quantization
+from se_deploy.backends import registry
 from se_deploy.errors import BadInput
 from se_deploy.quantization import cache
 from se_deploy.quantization.qdq import QuantParams
@@ -54,6 +55,7 @@ def test_a_cache_comes_back_as_it_was_written(path):
 def test_a_cache_of_an_earlier_version_is_read(path):
     content = json.loads(path.read_text())
     assert content.pop("float_tensors") == {}
+    assert content.pop("folded") == []
     assert set(content) == {"schema", "stamp", "method", "noise", "tensors"}
     assert content["tensors"]["x"].pop("reason") is None
     assert content["tensors"]["x"].pop("beside") == []
@@ -175,4 +177,25 @@ def test_a_cache_without_the_noise_of_a_layer_is_refused(tmp_path):
     node, _ = content["noise"].popitem()
     kept.write_text(json.dumps(content))
     with pytest.raises(BadInput, match=f"noise.{node} is missing"):
+        quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+
+
+def test_factors_in_the_weights_come_back_from_the_cache(tmp_path):
+    kept, samples = tmp_path / "cache.json", dataset(tmp_path)
+    options = dataclasses.replace(FAST, policy=registry.policy("tensorrt"))
+    once = quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    folded = json.loads(kept.read_text())["folded"]
+    assert {tensor for entry in folded for tensor in entry["tensors"]} & {"b", "e"}
+    twice = quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    assert graph.to_bytes(once.model) == graph.to_bytes(twice.model)
+
+
+def test_factors_that_do_not_fit_the_graph_are_refused(tmp_path):
+    kept, samples = tmp_path / "cache.json", dataset(tmp_path)
+    options = dataclasses.replace(FAST, policy=registry.policy("tensorrt"))
+    quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    content = json.loads(kept.read_text())
+    content["folded"][0]["divisor"].append(1.0)
+    kept.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="do not fit the graph"):
         quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)

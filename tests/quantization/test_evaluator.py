@@ -41,6 +41,28 @@ def test_the_score_is_that_of_the_outputs_where_nothing_stands_behind_the_last_l
     assert evaluation.score_db == pytest.approx((10 + 30) / 2)
 
 
+@pytest.mark.parametrize(
+    ("gains", "sure"),
+    [([1.0, 1.2, 0.9, 1.1], True), ([9.0, -1.0, -1.0, -2.0], False), ([0.0, 0.0, 0.0, 0.0], False)],
+)
+def test_a_gain_is_sure_where_the_samples_agree(gains, sure):
+    plain = Evaluation(("y",), {"y": 0.1}, None, np.zeros(4))
+    other = Evaluation(("y",), {"y": 0.05}, None, np.array(gains))
+    assert other.surely_better(plain) is sure
+
+
+def test_what_is_worse_on_the_whole_is_not_surely_better():
+    plain = Evaluation(("y",), {"y": 0.1}, None, np.zeros(4))
+    other = Evaluation(("y",), {"y": 0.2}, None, np.array([1.0, 1.2, 0.9, 1.1]))
+    assert not other.surely_better(plain)
+
+
+def test_each_sample_has_a_ratio_of_its_own(tmp_path):
+    x = np.random.default_rng(0).standard_normal((9, 4))
+    evaluation = evaluator(tmp_path, x)(scaled("1.1"))
+    np.testing.assert_allclose(evaluation.by_sample_db, np.full(9, 20), atol=0.01)
+
+
 def test_accuracy_counts_the_largest_entries_over_all_batches(tmp_path):
     x = np.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3, 0, 1]]
     labels = [0, 1, 2, 3, 0, 1, 2, 3, 1, 2]  # the last two differ

@@ -19,11 +19,13 @@ TENSORRT_RTX = Policy(
 
 TENSORRT = Policy(
     flavours.TENSORRT.name,
-    "per-channel weights are TensorRT's own form; nothing may stand between a layer and the next "
-    "quantizer, so that it can emit INT8",
+    "per-channel weights are TensorRT's own form; nothing may stand between a convolution and the next "
+    "quantizer, so that it can emit INT8: equalization is in the weights, and an offset only behind a kernel "
+    "that computes point by point",
     per_channel_weights=True,
-    offset_folding="none",
+    offset_folding="pointwise",
     channel_equalization=False,
+    folded_equalization=True,
     quantize_residual=True,
     whole_chain=True,
     float_macs=FLOAT_MACS,
