@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from se_deploy.options import Precision
     from se_deploy.schema.common import OutputKind
 
-_DATA = "images, .npy/.npz arrays, MNIST IDX, ..."
+_DATA = "images, .npy/.npz, WAV files, folders of frames, ..."
 
 output_onnx = required("-o --output", OUT_FILE, "ONNX file to write.", section=Section.OUTPUT)
 output_engine = required("-o --output", OUT_FILE, "Engine to write.", section=Section.OUTPUT)

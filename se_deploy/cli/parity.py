@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     "parity",
     argument("reference", Model()),
     arguments("candidates", IN_FILE),
-    required("--data", IN_PATH, "Samples: images, .npy/.npz arrays, MNIST IDX, ...", section=Section.DATA),
+    required(
+        "--data",
+        IN_PATH,
+        "Samples: images, .npy/.npz, WAV files, folders of frames, ...",
+        section=Section.DATA,
+    ),
     options.sampled,
     options.kinds,
     options.limits,

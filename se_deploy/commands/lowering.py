@@ -399,7 +399,7 @@ def require_data(options: CalibrationOptions) -> None:
     if options.data is None and not options.allow_random:
         raise BadData(
             "INT8 needs calibration data, and random data would ruin the answers",
-            hint="pass --calib-data: a folder of images, .npy/.npz arrays, MNIST IDX, ...",
+            hint="pass --calib-data: images, .npy/.npz, WAV files, folders of frames, ...",
         )
 
 
