@@ -43,6 +43,12 @@ def frozen(inputs: Sequence[TensorSpec]) -> int | None:
     return firsts.pop() if len(firsts) == 1 else None
 
 
+def rows(feeds: Arrays) -> int:
+    """Return how many samples a batch holds: 1 where first axes differ, as of a frame and a state with it."""
+    counts = {len(array) for array in feeds.values() if array.ndim}
+    return counts.pop() if len(counts) == 1 else 1
+
+
 def padded(feeds: Arrays, size: int) -> dict[str, Array]:
     """Return a batch of `size` samples: the last one is repeated."""
     return {

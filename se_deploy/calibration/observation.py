@@ -49,8 +49,8 @@ def with_outputs(model: ir.Model, tensors: Sequence[str]) -> ir.Model:
 
 def frozen_batch(model: ir.Model) -> int | None:
     """Return the number of samples that the graph is frozen to; None where it is free."""
-    first = graph.dims(model.graph.inputs[0])
-    return first[0] if first else None
+    firsts = {known[0] for value in model.graph.inputs if (known := graph.dims(value))}
+    return firsts.pop() if len(firsts) == 1 else None
 
 
 def observe(
@@ -100,7 +100,7 @@ def map_batches(
     fixed = frozen_batch(model)
 
     def run(start: int, feeds: Mapping[str, Array]) -> T:
-        rows = len(next(iter(feeds.values())))
+        rows = batching.rows(feeds)
         if fixed is not None and rows < fixed:
             made = session.run(batching.padded(feeds, fixed))
             arrays = {
@@ -125,7 +125,7 @@ def map_batches(
         running: deque[tuple[int, Future[T]]] = deque()
         started = 0
         for feeds in samples.batches(size):
-            count = len(next(iter(feeds.values())))
+            count = batching.rows(feeds)
             running.append((started + count, pool.submit(run, started, feeds)))
             started += count
             if len(running) > workers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from se_deploy import calibration, verification
+from se_deploy import batching, calibration, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.errors import UnsupportedGraph
@@ -69,6 +69,5 @@ def _batches(model: ir.Model, samples: Samples) -> Iterator[Arrays]:
     count = min(samples.count, max(_SAMPLES, size))
     some = samples.take([i * samples.count // count for i in range(count)])
     for feeds in some.batches(size):
-        rows = {len(array) for array in feeds.values()}
-        if not frozen or rows == {size}:  # a frozen graph takes whole batches only
+        if not frozen or batching.rows(feeds) == size:  # a frozen graph takes whole batches only
             yield feeds

@@ -77,7 +77,13 @@ def quantize(
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes, {samples.count} samples")
     check = None
     if verify:
-        check = verifying.checker(given, lifted.truth, samples=samples, seed=calibration.seed)
+        check = verifying.checker(
+            given,
+            lifted.truth,
+            samples=samples,
+            shapes=target_options(target).sizes,
+            seed=calibration.seed,
+        )
     progress("canonical form", 0, 1)
     form = verifying.canonical_form(given, check)
     nodes = form.model.graph.num_nodes()

@@ -265,6 +265,7 @@ def _fill(
         quantized = quantize.quantize(
             paths["onnx"],
             paths["int8"],
+            target=TargetOptions(sizes=build_engine.tuned_for(options.engine.shapes)),
             calibration=calibration,
             verify=options.verify,
             overwrite=True,

@@ -236,7 +236,9 @@ def read(
     check = None
     if verify:
         progress("the source's answers", 0, 1)
-        check = verifying.checker(given, truth, samples=samples, seed=options.seed)
+        check = verifying.checker(
+            given, truth, samples=samples, shapes=options.feeding.shapes, seed=options.seed
+        )
         progress("the source's answers", 1, 1)
     progress("canonical form", 0, 1)
     form = verifying.canonical_form(given, check, simplified=True)

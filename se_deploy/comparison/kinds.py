@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
+from se_deploy import batching
 from se_deploy.comparison import boxes
 from se_deploy.errors import BadInput
 from se_deploy.schema.common import OutputKind
@@ -52,7 +53,7 @@ def _guess(name: str, outputs: Arrays, feeds: Arrays) -> OutputKind:
     array = outputs[name]
     if array.dtype.kind != "f":
         return "mask" if _is_plane(array) else "labels"
-    samples = len(next(iter(feeds.values()))) if feeds and next(iter(feeds.values())).ndim else 0
+    samples = batching.rows(feeds) if any(array.ndim for array in feeds.values()) else 0
     if _is_boxes(name, outputs, samples):
         return "boxes"
     if _is_score(name, outputs, samples):

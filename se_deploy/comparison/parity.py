@@ -83,7 +83,7 @@ def compare(
         want = batching.run(reference, feeds)
         answered = batching.run(candidate, {feeds_as[name]: value for name, value in feeds.items()})
         got = {name: answered[other] for name, other in names.items()}
-        count = len(next(iter(feeds.values())))
+        count = batching.rows(feeds)
         if not meters:
             meters = {name: _Meter(kind) for name, kind in kinds_of(want, feeds, kinds).items()}
         _measure(meters, want, got)

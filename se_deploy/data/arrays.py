@@ -26,13 +26,28 @@ class ArraySource:
 
     arrays: Mapping[str, NpyFile]
     dtypes: Mapping[str, np.dtype[np.generic]]  # what the graph takes
+    whole: frozenset[str] = frozenset()  # inputs of which each entry is all that one call takes
 
     def fetch(self, numbers: Sequence[int]) -> dict[str, Array]:
-        """Return these entries of every array in the graph's own types."""
-        return {
+        """Return these entries of every array in the graph's own types; one alone where `whole` names any."""
+        rows = {
             name: array.rows(numbers).astype(self.dtypes[name], copy=False)
             for name, array in self.arrays.items()
         }
+        return {name: np.asarray(array[0]) if name in self.whole else array for name, array in rows.items()}
+
+
+def fed_whole(arrays: Mapping[str, NpyFile], specs: Sequence[TensorSpec]) -> frozenset[str]:
+    """Return the inputs whose arrays have one axis more than they: a state, or a scalar, for each sample.
+
+    Such an input has no axis that counts samples, or another than the first.
+    """
+    return frozenset(
+        spec.name
+        for spec in specs
+        if len(arrays[spec.name].shape) == len(spec.dims) + 1
+        and all(d in (None, n) for d, n in zip(spec.dims, arrays[spec.name].shape[1:], strict=True))
+    )
 
 
 def check(source: ArraySource, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
@@ -52,14 +67,15 @@ def check(source: ArraySource, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
                 f"'{array.name}' is stored in Fortran order", hint="save numpy.ascontiguousarray(array)"
             )
         wanted = spec.dims[1:]
-        fits = len(array.shape) == len(spec.dims) and all(
-            want is None or have == want for have, want in zip(array.shape[1:], wanted, strict=True)
+        fits = spec.name in source.whole or (
+            len(array.shape) == len(spec.dims)
+            and all(want is None or have == want for have, want in zip(array.shape[1:], wanted, strict=True))
         )
         if not fits:
             shown = ", ".join("?" if d is None else str(d) for d in ("N", *wanted))
             raise BadData(
                 f"'{array.name}' has shape {array.shape}, the input '{spec.name}' takes ({shown})",
-                hint="the first axis counts samples, the others must be the input's",
+                hint="the first axis counts samples, the others must be the input's, or a whole input's",
             )
         if array.dtype.kind != "f" and spec.dtype.kind == "f":
             warnings.append(

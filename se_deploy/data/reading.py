@@ -290,7 +290,9 @@ def _read_arrays(
             f"'{path}' has no array for the input '{missing[0]}'; it has {', '.join(found) or 'none'}",
             hint="save one array per input under the input's name: numpy.savez(path, name=array)",
         )
-    source = arrays.ArraySource({name: found[name] for name in names}, {s.name: s.dtype for s in specs})
+    own = {name: found[name] for name in names}
+    whole = arrays.fed_whole(own, specs)
+    source = arrays.ArraySource(own, {s.name: s.dtype for s in specs}, whole)
     warnings = arrays.check(source, specs)
     count = source.arrays[names[0]].shape[0]
     chosen = pick(count, limit, seed)
@@ -302,6 +304,7 @@ def _read_arrays(
         labels=None if labels is None else labels.rows(chosen).astype(np.int64),
         sha256=arrays.digest(source, chosen),
         warnings=warnings,
+        shapes=tuple(chosen) if whole else None,  # no two go into one call
     )
 
 

@@ -94,8 +94,9 @@ class Heads(nn.Module):
             boxes = parts.box_coder.decode(moved, anchors)
             scores = torch.sqrt(torch.sigmoid(made["cls_logits"]) * torch.sigmoid(made["bbox_ctrness"]))
         else:
-            flat = anchors.expand(len(moved), *anchors.shape).reshape(-1, 4)
-            boxes = parts.box_coder.decode_single(moved.reshape(-1, 4), flat).reshape(moved.shape)
+            # Samples stand where torchvision's coder has classes, so that the batch may be any.
+            columns = moved.permute(1, 0, 2).flatten(1)
+            boxes = parts.box_coder.decode_single(columns, anchors).unflatten(1, (-1, 4)).permute(1, 0, 2)
             logits = made["cls_logits"]
             scores = torch.softmax(logits, -1) if self.kind == "SSD" else torch.sigmoid(logits)
         inside = torch.minimum(boxes.clamp(min=0), cast("Tensor", self.limits))

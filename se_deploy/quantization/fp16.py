@@ -34,6 +34,8 @@ _FP32_OPS = frozenset({
 })  # fmt: skip
 """Operators without an FP16 form, or whose result is not what the FP32 one's is."""
 
+WITH_BODY = "what is inside of it is left as it is"
+
 
 @dataclass(frozen=True, slots=True)
 class Fp16(graph.Rewrite):
@@ -59,6 +61,9 @@ def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32", ranges: Ra
     # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
     folded = graph.rewrite(model, fold_affine)
     reasons = fp16_ranges.kept_fp32(folded.model, ranges)
+    for node in folded.model.graph:
+        if _has_body(node) and any(v.dtype == ir.DataType.FLOAT for v in node.outputs):
+            reasons.setdefault(node, WITH_BODY)
     found = tuple(KeptFp32(str(n.name), reasons[n]) for n in folded.model.graph if n in reasons)
     unchecked = fp16_ranges.unmeasured(folded.model, ranges)
     near = fp16_ranges.close(folded.model, ranges)
@@ -155,9 +160,12 @@ def _stays(node: ir.Node) -> bool:
     """Whether a node must compute in float32: no FP16 form, or a body that this does not enter."""
     if node.domain not in {"", "ai.onnx"}:
         return True
-    return node.op_type in _FP32_OPS or any(
-        a.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for a in node.attributes.values()
-    )
+    return node.op_type in _FP32_OPS or _has_body(node)
+
+
+def _has_body(node: ir.Node) -> bool:
+    kinds = {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+    return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
 def _ends_fp16(model: ir.Model, cast: ir.Node, kept: set[ir.Node], io: str) -> bool:

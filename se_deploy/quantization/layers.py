@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.quantization import qdq, scales
 from se_deploy.quantization.im2col import ConvWindow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import onnx_ir as ir
+    from collections.abc import Iterator, Sequence
 
     from se_deploy.protocols import Array, FloatArray
     from se_deploy.quantization.policies import Policy
@@ -153,7 +153,18 @@ def collect(model: ir.Model, census: Census, policy: Policy) -> Layers:
             in_float.append(FloatLayer(name, f"depthwise: {policy.depthwise_reason}", macs))
         else:
             layers.append(layer)
-    return Layers(tuple(layers), tuple(in_float), tuple(inside))
+    return Layers(tuple(layers), (*in_float, *_in_bodies(model)), tuple(inside))
+
+
+def _in_bodies(model: ir.Model) -> Iterator[FloatLayer]:
+    """Yield the layers inside of If, Loop and Scan nodes: no pass enters those."""
+    for outer in model.graph:
+        bodies = [a.as_graph() for a in outer.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        for node in itertools.chain.from_iterable(body.all_nodes() for body in bodies):
+            weight = node.inputs[1] if node.op_type in qdq.LAYERS and not node.domain else None
+            if weight is not None and graph.constant(weight) is not None:
+                reason = f"inside of {outer.op_type} '{outer.name}', which is left as it is"
+                yield FloatLayer(node.name or "", reason, graph.macs(node))
 
 
 def _layer(node: ir.Node) -> Layer | str:

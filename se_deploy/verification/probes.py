@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -80,16 +81,28 @@ def choose(
     """Return batches that `session`, which runs `model`, accepts and that can show a fault.
 
     `image` says how pixels become the input of its name; `shapes` are sizes by input that a user named, and
-    come first; `data` is a batch of the user's own samples. Free dimensions take two values each where the
-    graph accepts two, and 1 only where it accepts nothing else.
+    come first; `data` is a batch of the user's own samples, whose integers are used where others are refused.
+    Free dimensions take two values each where the graph accepts two, and 1 only where it accepts no other.
     Raises: UnsupportedGraph where no size that was tried is accepted.
     """
     axes = _axes(model, session)
-    maker = _Maker(session, session.inputs, axes, image, seed, found=found_by(model))
+    finds = found_by(model)
+    maker = _Maker(session, session.inputs, axes, image, seed, found=finds)
     batches = [axis for axis in _all(axes) if axis.is_batch]
     free = [axis for axis in _all(axes) if not axis.is_batch]
     given = _given(axes, image, shapes or {})
-    accepted = _accepted(maker, batches, free, given)
+    try:
+        accepted = _accepted(maker, batches, free, given)
+    except (
+        UnsupportedGraph
+    ):  # an integer may choose a branch, such as a sample rate: the user's data knows it
+        drawn = {
+            name: array for name, array in (data or {}).items() if array.dtype.kind in "iu" and array.size
+        }
+        if not drawn:
+            raise
+        maker = _Maker(session, session.inputs, axes, image, seed, found=finds, drawn=drawn)
+        accepted = _accepted(maker, batches, free, given)
     bounds = _bounds(maker, accepted[0])
     first, *others = [_Chosen(one.sizes, bounds) for one in accepted]
     probes = [Probe("noise", maker.noise(first, 0))]
@@ -226,7 +239,7 @@ def _candidates(free: Sequence[_Axis], given: Mapping[_Axis, int]) -> Iterator[d
 def _bounds(maker: _Maker, chosen: _Chosen) -> dict[str, int]:
     """Find the largest bound that the graph accepts, for one integer input after the other."""
     found: dict[str, int] = {}
-    for spec in filter(_is_index, maker.inputs):
+    for spec in (s for s in maker.inputs if _is_index(s) and s.name not in maker.drawn):
 
         def accepts(bound: int, name: str = spec.name) -> bool:
             return maker.accepts(_Chosen(chosen.sizes, {**found, name: bound}))
@@ -268,7 +281,9 @@ class _Maker:
         seed: int,
         *,
         found: Collection[str] = (),
+        drawn: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
+        self.drawn = drawn  # what integer inputs may hold, by name; the rest may hold anything
         self.session, self.inputs, self.axes = session, inputs, axes
         self.image, self.seed, self.found = image, seed, found
 
@@ -300,7 +315,9 @@ class _Maker:
     def _noise(self, spec: TensorSpec, chosen: _Chosen, rng: np.random.Generator) -> Array:
         shape = self.shape(spec, chosen)
         values: Array
-        if spec.dtype.kind == "b":
+        if spec.name in self.drawn:
+            values = np.asarray(rng.choice(self.drawn[spec.name].reshape(-1), shape))
+        elif spec.dtype.kind == "b":
             values = rng.integers(0, 2, shape)
         elif spec.dtype.kind in "iu":
             low, high = self._integers(spec, chosen)
@@ -329,6 +346,8 @@ class _Maker:
         return np.stack([np.broadcast_to(end, noise.shape)[0] for end in ends]).astype(spec.dtype)
 
     def _ends(self, spec: TensorSpec, chosen: _Chosen, rank: int) -> tuple[Array | float, Array | float]:
+        if spec.name in self.drawn:
+            return self.drawn[spec.name].min(), self.drawn[spec.name].max()
         if spec.dtype.kind == "b":
             return 0, 1
         if spec.dtype.kind in "iu":

@@ -8,6 +8,7 @@ pytest.importorskip("torchvision")
 
 import numpy as np
 import torch
+from se_graphs import run
 
 from se_deploy import graph, se_blocks
 from se_deploy.errors import BadInput
@@ -54,13 +55,17 @@ def test_every_box_of_the_detector_is_one_of_the_heads(name, size, first_class):
 
 
 @pytest.mark.slow
-def test_heads_are_exported_with_a_free_batch_and_blocks():
+@pytest.mark.parametrize("exporter", ["_dynamo", "_torchscript"])
+def test_heads_are_exported_with_a_free_batch_and_blocks(exporter):
     network = loaded()
-    model = torch_export.export(network).model
-    assert [(v.name, graph.dims(v)) for v in model.graph.outputs] == [
-        ("boxes", (None, 3234, 4)), ("scores", (None, 3234, 4)),
-    ]  # fmt: skip
+    model = getattr(torch_export, exporter)(network, 20, None)
+    assert [v.name for v in model.graph.outputs] == ["boxes", "scores"]
+    assert len(se_blocks.detect(model).se) == 8
     assert (network.image.height, network.image.width) == (320, 320)
+    batch = images(3)
+    with torch.no_grad():
+        boxes = network.module(batch)["boxes"]
+    np.testing.assert_allclose(run(model, batch.numpy())[0], boxes, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.slow

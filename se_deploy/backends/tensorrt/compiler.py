@@ -17,6 +17,8 @@ import weakref
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import onnx_ir as ir
+
 from se_deploy import graph, locks
 from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
@@ -31,8 +33,6 @@ from se_deploy.targets import Target, resolve_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import onnx_ir as ir
 
     from se_deploy.options import Profile
     from se_deploy.protocols import Progress
@@ -155,7 +155,7 @@ class Compiler:
         if not reply["ok"]:
             raise BuildFailed(
                 f"{self._flavour.title} {self.version} refused the network: {reply['reason']}",
-                hint=_hint(reply["reason"]),
+                hint=_in_body(model, reply["reason"]) or _hint(reply["reason"]),
             )
         names = "+".join(target.name for target in targets) if self.targets else self.device
         return reply, self._plan(reply, names), shapes
@@ -228,6 +228,18 @@ def _version(text: str) -> tuple[int, int]:
 
 def _sm(target: str) -> int:
     return int(target.removeprefix("sm"))
+
+
+def _in_body(model: ir.Model, reason: str) -> str | None:
+    """Return what to do where the node named is inside of another one; None where it is not."""
+    for outer in model.graph:
+        for body in (a.as_graph() for a in outer.attributes.values() if a.type == ir.AttributeType.GRAPH):
+            if any(node.name and f"'{node.name}'" in reason for node in body.all_nodes()):
+                return (
+                    f"it is inside of {outer.op_type} '{outer.name}', whose bodies are all built at the same "
+                    "sizes: export the network with the one that you need in its place"
+                )
+    return None
 
 
 def _hint(reason: str) -> str:

@@ -276,7 +276,8 @@ def _tensors(network: Any) -> list[Any]:  # noqa: ANN401
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401
     where = f" (node '{error.node_name()}', {error.node_operator()})" if hasattr(error, "node_name") else ""
-    return f"{error.desc()}{where}"
+    lines = (line for line in error.desc().splitlines() if not any(word in line for word in _SPURIOUS))
+    return f"{'; '.join(dict.fromkeys(lines)) or error.desc()}{where}"
 
 
 def _logger(trt: Any) -> Any:  # noqa: ANN401
