@@ -403,3 +403,26 @@ def test_random_bytes_take_their_whole_range():
     (batch,) = data.random([TensorSpec("x", np.dtype(np.uint8), (None, 4000))], count=1).batches(1)
     assert batch["x"].dtype == np.uint8
     assert (batch["x"].min(), batch["x"].max()) == (0, 255)
+
+
+STATE = TensorSpec("state", np.dtype(np.float32), (2, 1, 5))
+RATE = TensorSpec("rate", np.dtype(np.int64), ())
+
+
+def test_states_and_scalars_are_fed_whole_one_sample_at_a_time(tmp_path):
+    states = np.random.default_rng(0).standard_normal((4, 2, 1, 5)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 3)), state=states, rate=np.full(4, 16000))
+    samples = data.read(tmp_path / "a.npz", [VECTOR, STATE, RATE])
+    batches = list(samples.batches(3))
+    assert [{k: v.shape for k, v in one.items()} for one in batches] == [
+        {"x": (1, 3), "state": (2, 1, 5), "rate": ()}
+    ] * 4
+    np.testing.assert_array_equal(batches[2]["state"], states[2])
+    assert batches[0]["rate"] == 16000
+
+
+@pytest.mark.parametrize("shape", [(4, 2, 2, 5), (4, 2, 5), (4, 4, 2, 1, 5)])
+def test_a_state_of_another_shape_is_refused(tmp_path, shape):
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 3)), state=np.zeros(shape, np.float32))
+    with pytest.raises(BadData, match="'state' takes"):
+        data.read(tmp_path / "a.npz", [VECTOR, STATE])

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from layer_graphs import model_of, weights
 from ptq_graphs import network
+from se_graphs import written
 
 from se_deploy import quantization, se_blocks
 from se_deploy.backends.tensorrt import policies
@@ -85,3 +86,27 @@ def test_weights_as_matrices_go_back_to_where_they_were(body, shape, matrix):
     (layer,) = collected(model_of(body, [("w", array)], output="float[N,6,h,w] y")).quantizable
     assert layer.matrix.shape == matrix
     np.testing.assert_array_equal(layer.as_stored(layer.matrix), array)
+
+
+BRANCHES = """
+    y = If (t) <then_branch = one () => (float[N,4,6,6] a) { a = Conv(x, full) },
+                else_branch = other () => (float[N,4,6,6] b) { b = Neg(x) }>"""
+
+
+def test_layers_inside_of_an_if_are_named_and_left():
+    found = collected(in_branches())
+    assert not found.quantizable
+    (one,) = found.in_float
+    assert "inside of If 'y_if', which is left as it is" in one.reason
+    assert one.macs == 4 * 4 * 6 * 6
+
+
+def test_an_if_stays_in_fp32_and_says_so():
+    (one,) = quantization.to_fp16(in_branches()).kept
+    assert (one.node, one.reason) == ("y_if", "what is inside of it is left as it is")
+
+
+def in_branches():
+    model = written(BRANCHES, x="float[N,4,6,6] x, bool t")
+    next(node for node in model.graph if node.op_type == "If").name = "y_if"
+    return model

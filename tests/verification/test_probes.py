@@ -118,3 +118,18 @@ def test_the_users_data_is_a_probe_of_its_own():
 def test_a_scalar_beside_an_image_is_fed():
     made = model("float[N,3,8,8] x, float a", "y = Mul(x, a)")
     assert all(probe.feeds["a"].shape == () for probe in chosen(made))
+
+
+BY_RATE = """
+    k = Constant<value = int64 {16000}>() c = Equal(rate, k) v = Constant<value = int64[2] {5, 7}>()
+    y = If (c) <then_branch = t () => (float[A,B] s) { s = Neg(x) },
+                else_branch = e () => (float[A,B] r) { r = Reshape(x, v) }>"""
+
+
+def test_integers_that_choose_a_branch_come_from_the_users_data():
+    made = model("float[N,4] x, int64 rate", BY_RATE, "float[A,B] y")
+    with pytest.raises(UnsupportedGraph, match=r"none of the sizes|no answers"):
+        chosen(made)
+    probes = chosen(made, data={"x": np.ones((1, 4), np.float32), "rate": np.asarray(16000)})
+    assert {int(probe.feeds["rate"]) for probe in probes} == {16000}
+    assert {probe.kind for probe in probes} == {"noise", "extremes", "data"}

@@ -6,6 +6,7 @@ import time
 import onnx_ir as ir
 import plan_graphs
 import pytest
+from se_graphs import written
 
 from se_deploy import graph
 from se_deploy.backends import keeping
@@ -226,3 +227,17 @@ def test_what_is_not_installed_is_said_to_be(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(MissingRuntime, match="TensorRT-RTX is not installed here"):
         Compiler("tensorrt-rtx")
+
+
+def test_a_refused_node_inside_of_an_if_names_the_if(rtx):
+    body = """
+        s = Shape(x) k = Constant<value = int64[4] {1, 3, 4, 4}>() e = Equal(s, k) c = Cast<to = 6>(e)
+        m = ReduceMin<keepdims = 0>(c) t = Cast<to = 9>(m)
+        y = If (t) <then_branch = one () => (float[N,3,4,4] a) { a = Neg(x) },
+                    else_branch = other () => (float[N,3,4,4] b) {
+                        d = Det(x) u = Unsqueeze(d, ends) b = Mul(x, u) }>"""
+    model = written(body, x="float[N,3,4,4] x", constants="int64[2] ends = {2, 3}")
+    with pytest.raises(BuildFailed, match="refused the network") as refused:
+        rtx.build(model)
+    assert "inside of If" in refused.value.hint
+    assert "checkMacros" not in refused.value.message
