@@ -215,18 +215,15 @@ def inline(model: ir.Model) -> ir.Model:
     """Inline functions and make every constant an initializer and no input, so that a pass sees one form."""
     if model.functions:
         common.InlinePass()(model)
-    common.RemoveInitializersFromInputsPass()(model)  # PyTorch before 1.3 listed the weights as inputs too
-    model.ir_version = max(model.ir_version, 4)  # before it, it had to: runtimes and onnx hold a file to that
+    common.RemoveInitializersFromInputsPass()(model)  # PyTorch before 1.3 listed weights as inputs too, as
+    model.ir_version = max(model.ir_version, 4)  # every file had to before this version
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _read_through_identity(model)
     return model
 
 
 def _read_through_identity(model: ir.Model) -> None:
-    """Let nodes read a constant itself and not an Identity of it, which shape inference does not see through.
-
-    Paddle2ONNX writes the shape of every bias so: no size behind the first one would be known.
-    """
+    """Let nodes read a constant and no Identity of it, which hides its numbers: Paddle's biases, from sizes."""
     for node in model.graph.all_nodes():
         value = node.inputs[0] if node.op_type == "Identity" and not node.domain else None
         if value is not None and value.is_initializer() and not node.outputs[0].is_graph_output():
