@@ -223,7 +223,7 @@ def inline(model: ir.Model) -> ir.Model:
 
 
 def _read_through_identity(model: ir.Model) -> None:
-    """Let nodes read a constant and no Identity of it, which hides sizes from inference (Paddle writes it)."""
+    """Let nodes read a constant and no Identity of it, through which inference sees no sizes (Paddle's)."""
     for node in model.graph.all_nodes():
         value = node.inputs[0] if node.op_type == "Identity" and not node.domain else None
         if value is not None and value.is_initializer() and not node.outputs[0].is_graph_output():
