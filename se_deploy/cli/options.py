@@ -34,6 +34,7 @@ from se_deploy.cli.types import (
     KindOfOutput,
     Limit,
     NamedDims,
+    Pattern,
     PolicyName,
     RewriteNames,
     RuntimeName,
@@ -427,9 +428,7 @@ _calib_method = optional(
     "How ranges are clipped; default: the best on samples held back.",
 )
 _calib_cache = optional("--calib-cache", OUT_FILE, "Ranges as JSON, reused where everything matches.")
-_exclude_nodes = optional(
-    "--exclude-nodes", click.STRING, "Keep matching nodes out of INT8.", metavar="REGEX"
-)
+_exclude_nodes = optional("--exclude-nodes", Pattern(), "Keep matching nodes out of INT8.")
 _allow_random = switch("--allow-random-calibration", "Without data, calibrate on noise; a warning says so.")
 _policy = optional("--policy", PolicyName(), "Named placement of Q/DQ nodes; default: the target's.")
 _min_sqnr = optional("--min-sqnr", click.FLOAT, "Keep layers in FP16, cheapest first, to reach this many dB.")

@@ -41,6 +41,7 @@ def _shown(given: Given) -> Shown:
     options.host_engine,
     elsewhere.remote,
     options.reporter(),
+    first="--top --masks --output --labels --input-size --mean --std --checkpoint --pretrained --remote",
 )
 def predict(
     artifact: str,

@@ -292,6 +292,21 @@ class Floats(Notation[tuple[float, ...]]):
             self.fail(f"'{value}' are no numbers; write them as 0.485,0.456,0.406", param, ctx)
 
 
+class Pattern(Notation[str]):
+    """A regular expression."""
+
+    name = "REGEX"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the expression; refuse what is none before any work."""
+        text = str(value)
+        try:
+            re.compile(text)
+        except re.error as e:
+            self.fail(f"'{text}' is no regular expression: {e}; write it as in '^stem'", param, ctx)
+        return text
+
+
 class PolicyName(Listed[str]):
     """A placement of Q/DQ nodes by name."""
 

@@ -50,6 +50,7 @@ def export(
     _free([output], overwrite=overwrite)
     taken = _taken(model, network)
     to = target_options(target)
+    lowering.destination(to)  # refuses what cannot be read or is not here
     steps = [taken.text, "write every SE block in its canonical form"]
     if to.targets or registry.chosen(to.runtime):
         steps += _rewriting(to)
@@ -186,7 +187,7 @@ def _samples(path: Path | None, spec: InputSpec | None, calibration: Calibration
     """Return in words what data there is; images are looked at, as the command would. Raises: BadData."""
     if path is None:
         return "noise, black and white"
-    if spec is None or path.suffix in {".npy", ".npz"}:
+    if spec is None:
         return f"the samples of {path}"
     found = data.read(
         path,

@@ -22,6 +22,7 @@ from se_deploy.targets import figures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import onnx_ir as ir
 
@@ -64,7 +65,12 @@ class Destination:
 
 
 def destination(options: TargetOptions) -> Destination:
-    """Return what `options` name. Raises: BadInput or MissingRuntime for a runtime that is not here."""
+    """Return what `options` name.
+
+    Raises: BadInput or MissingRuntime for a runtime that is not here; BadInput for unreadable saved rewrites.
+    """
+    if options.rewrites.replay is not None:
+        _saved(options.rewrites.replay)
     return Destination(registry.chosen(options.runtime), options.targets, options.rewrites, options.sizes)
 
 
@@ -101,7 +107,7 @@ def optimized(
         return None
     blocks = se_blocks.detect(model).se
     if options.replay is not None:
-        choices = search.from_json(files.read_text(options.replay), name=f"'{options.replay}'")
+        choices = _saved(options.replay)
         done = search.replay(model, blocks, choices)
         lost = len(choices) - len(done.applied)
         notes = (f"{lost} saved rewrites do not apply to this graph",) if lost else ()
@@ -124,6 +130,10 @@ def optimized(
         lower=_half_unless(precision),
         progress=progress,
     )
+
+
+def _saved(path: Path) -> tuple[search.Choice, ...]:
+    return search.from_json(files.read_text(path), name=f"'{path}'")
 
 
 def _cost(model: ir.Model, targets: Sequence[Target]) -> Callable[[Plan], float]:

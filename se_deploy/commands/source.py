@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from se_deploy import extras, graph, opsets, se_blocks
+from se_deploy import data, extras, graph, opsets, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import lowering, verifying
 from se_deploy.errors import BadInput, BadModel
@@ -216,9 +216,11 @@ def read(
                 hint="leave --layout out; --bake-preprocessing writes a file that takes NHWC frames",
             )
         network = load_network(spec, options)
+        image_spec = image.applied(network.image)
+        if calibration.data is not None and image_spec is not None:
+            data.require(calibration.data, image_spec)  # the export takes long
         exported = torch_export.export(network, opset=options.opset or DEFAULT_OPSET, batch=options.batch)
         given, exporter = exported.model, exported.exporter
-        image_spec = image.applied(network.image)
         if image_spec is not None:
             input_spec.write(given.metadata_props, image_spec)
         notes += [*network.warnings, *exported.warnings]

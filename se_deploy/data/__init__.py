@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from se_deploy.data.images import preprocess
 from se_deploy.data.noise import random
-from se_deploy.data.reading import IMAGE_SUFFIXES, how_to_describe, is_prepared, read
+from se_deploy.data.reading import IMAGE_SUFFIXES, how_to_describe, is_prepared, read, require
 from se_deploy.data.samples import Samples, Source
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "preprocess",
     "random",
     "read",
+    "require",
 ]

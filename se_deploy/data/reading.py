@@ -67,9 +67,7 @@ def read(
         doubts = _array_doubts(samples, wanted) if wanted else ()
         return dataclasses.replace(samples, warnings=(*samples.warnings, *doubts))
     spec = _image_spec(path, inputs)
-    found = _images(path, spec, limit, seed)
-    if not found:
-        raise BadData(f"'{path}' holds no images", hint=f"name {KINDS}")
+    found = _some_images(path, spec, limit, seed)
     looked = images.inspect(found, spec, skip_unreadable=skip_unreadable)
     kept = tuple(found[p] for p in looked.readable)
     labels = [each.label for each in kept]
@@ -85,6 +83,14 @@ def read(
         sha256=looked.sha256,
         warnings=warnings,
     )
+
+
+def require(path: Path, spec: InputSpec) -> None:
+    """Look, before any long step, whether there is anything to feed a network of images. Raises: BadData."""
+    if not path.exists():
+        raise BadData(f"'{path}' does not exist", hint=f"name {KINDS}")
+    if _prepared_kind(path, [_tensor(spec)]) is None:
+        _some_images(path, spec, 1, 0)
 
 
 def is_prepared(path: Path, inputs: Sequence[TensorSpec]) -> bool:
@@ -181,6 +187,14 @@ def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSp
         )
     images.check_size(inputs[0])
     return inputs[0]
+
+
+def _some_images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
+    """Choose the images that `path` names. Raises: BadData where there are none."""
+    found = _images(path, spec, limit, seed)
+    if not found:
+        raise BadData(f"'{path}' holds no images", hint=f"name {KINDS}")
+    return found
 
 
 def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:

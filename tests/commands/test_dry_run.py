@@ -84,6 +84,34 @@ def test_it_refuses_what_the_command_refuses(words, said, folder, capsys):
 
 
 @needs.TORCH
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--calib-data", "empty"], "holds no images"),
+        (["--labels", "labels.json"], "labels.json"),
+        (["--mean", "0.5,0.5"], "2 values for 1 channels"),
+        (["--replay", "labels.json"], "labels.json"),
+        (["--int8"], "needs calibration data"),
+        (["--runtime", "onnxruntime", "--rewrites", "hoist-squeeze"], "is no rewrite"),
+        (["--checkpoint", "labels.json"], "labels.json"),
+        (["--exclude-nodes", "("], "no regular expression"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_mistake_is_found_before_the_export_starts(words, said, folder, capsys, monkeypatch):
+    (folder / "labels.json").write_text('{"not": "a list"}')
+
+    def started(*_given, **_options):
+        pytest.fail("the export has started")
+
+    monkeypatch.setattr("se_deploy.frontend.torch_export.export", started)
+    code = main(["export", "se_deploy:se_resnet20", "-o", "o.onnx", "--json", *words], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert code in {1, 2}
+    assert said in found["error"]["message"]
+
+
+@needs.TORCH
 def test_a_network_is_made_and_described(folder, capsys):
     code, found = dry(capsys, "export", "se_deploy:se_resnet20", "-o", "o.onnx", "--fp16")
     assert code == 0
