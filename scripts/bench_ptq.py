@@ -254,8 +254,7 @@ def growth() -> bool:
 
 def rows_of(subject: Subject, folder: Path, samples: Sequence[int], forms: Sequence[str]) -> list[Row]:
     """Return a network's rows, those made that are not in the folder yet."""
-    theirs = sorted({min(subject.peer_samples, n) for n in samples})
-    wanted = [(how, n) for how in subject.peers for n in theirs] + [
+    wanted = [(how, min(subject.peer_samples, max(samples))) for how in subject.peers] + [
         (how, n) for how in forms for n in samples
     ]
     rows = []
@@ -352,7 +351,7 @@ def line(row: Row) -> str:
 
 
 def best_peer(rows: Sequence[Row], network: str) -> Row | None:
-    """Return the peers' best row of a network, over methods and numbers of samples."""
+    """Return the peers' best row of a network, over their methods."""
     theirs = [row for row in rows if row["network"] == network and row["how"] in PEERS]
     return max(theirs, key=lambda row: float(row["sqnr_db"]), default=None)
 

@@ -10,6 +10,7 @@ in one row of the weights, enlarges the second: a power between 0 and 1 of the s
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -140,11 +141,13 @@ def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     The strength whose predicted error is least, the tensors' summed up.
     """
     best: FloatArray | None = None
-    seen = [s for s in subjects if s.statistics.low.any() or s.statistics.high.any()]
+    given = [s for s in subjects if s.statistics.low.any() or s.statistics.high.any()]
+    # Made once: what is expected of a divided tensor is what is expected of the tensor, divided.
+    seen = [dataclasses.replace(s, statistics=s.statistics.expected()) for s in given]
     least = sum(_least_noise(s) for s in seen)
     for method in _SIZES:
         sizes = []
-        for subject in seen:
+        for subject in given if method == "minmax" else seen:
             statistics = _as_seen(subject.statistics, method)
             error = calibration.ClipError(statistics)
             low, high = _range(statistics, subject.readers, method, subject.allowed, error)
