@@ -1,4 +1,4 @@
-"""What only a GPU shows: `pytest -m gpu` on a machine with one runs these, with whichever TensorRT is there."""
+"""What only a GPU shows: `pytest -m gpu` runs these, with whichever TensorRT is there."""
 
 import contextlib
 import importlib.util
