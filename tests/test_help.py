@@ -120,15 +120,35 @@ def test_a_flag_without_effect_is_taken_with_a_warning(net, capsys):
     assert "--opset" not in said(capsys, "profile", "--help-all")[1]
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script_and_completes_flags(shell, capsys):
-    code, out, _ = said(capsys, "completion", shell)
-    assert code == 0
-    assert "_SE_DEPLOY_COMPLETE" in out
-    typed = {"COMP_WORDS": "se-deploy inspect --tar", "COMP_CWORD": "2" if shell != "fish" else "--tar"}
+def completed(shell, *words):
+    """What the shell is offered for the last word."""
+    typed = {"COMP_WORDS": " ".join(["se-deploy", *words])}
+    typed["COMP_CWORD"] = words[-1] if shell == "fish" else str(len(words))
     done = subprocess.run(
         [sys.executable, "-c", "from se_deploy.cli import main; main()"],
         env={**os.environ, **typed, "_SE_DEPLOY_COMPLETE": f"{shell}_complete"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "--target" in done.stdout
+    return done.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_and_completes_flags(shell, capsys):
+    code, out, _ = said(capsys, "completion", shell)
+    assert code == 0
+    assert "_SE_DEPLOY_COMPLETE" in out
+    assert "--target" in completed(shell, "inspect", "--tar")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["export", "ne"], "file"),
+        (["inspect", "--runtime", "onnx"], "onnxruntime"),
+        (["inspect", "--target", "orin-na"], "orin-nano-super"),
+        (["run", "--precision", "fp"], "fp16"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+def test_what_a_command_takes_is_completed(words, offered):
+    assert offered in completed("bash", *words)

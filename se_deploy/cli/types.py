@@ -74,6 +74,15 @@ class Model(click.ParamType[str]):
             self.fail(f"File '{text}' does not exist.", param, ctx)
         return text
 
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002 - click's signature
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """Let the shell complete files: a network's name is not known without the zoo that has it."""
+        return [CompletionItem(incomplete, type="file")]
+
 
 class RuntimeName(click.ParamType[str]):
     """The name of a backend, or `auto`; which there are is asked when it is needed."""
@@ -83,6 +92,12 @@ class RuntimeName(click.ParamType[str]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002 - click's signature
         """Return the names, as click.Choice does."""
         return f"[{'|'.join(registry.choices())}]"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the names that what was typed may become."""
+        return click.Choice(registry.choices()).shell_complete(ctx, param, incomplete)
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name; refuse what no backend is called, as click.Choice does."""
