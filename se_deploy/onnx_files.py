@@ -62,9 +62,10 @@ def read(path: Path) -> onnx.ModelProto:
         raise BadModel(f"'{path}' holds no ONNX graph", hint="export it again")
     for problem in _problems(proto, path):
         raise BadModel(f"'{path}' cannot be used: {printable(problem)}", hint=_HINT)
+    outside = [found for found in _tensors(proto) if uses_external_data(found[0])]
     with _parsing(path):
         onnx.load_external_data_for_model(proto, str(path.parent))
-    for tensor, where in _tensors(proto):
+    for tensor, where in outside:
         if wrong := _wrong_size(tensor):
             raise BadModel(f"'{path}' cannot be used: {printable(where)} {printable(wrong)}", hint=_HINT)
     with _parsing(path):

@@ -38,9 +38,9 @@ def test_good_files_are_read(reader, tmp_path):
 @hypothesis.settings(deadline=None, max_examples=60)
 def test_a_damaged_file_is_read_or_refused_in_words(seed, reader, tmp_path_factory):
     chance = random.Random(seed)  # noqa: S311 - no secret
-    content = mutations.mutated(chance, reader.form, tuple(reader.seeds()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        content = mutations.mutated(chance, reader.form, tuple(reader.seeds()))
         assert cases.run(reader, content, tmp_path_factory.mktemp("fuzz") / "case") is None
 
 
