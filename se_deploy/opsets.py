@@ -26,6 +26,10 @@ FP16_SCALES = 19
 """From here QuantizeLinear takes FP16 tensors and FP16 scales."""
 
 
+BF16 = 22
+"""From here convolutions, pools and most activations take bfloat16."""
+
+
 def refuse_unknown(model: ir.Model, name: str) -> None:
     """Raise UnsupportedGraph where the graph's operator set is older or newer than what can be read."""
     version = graph.opset(model)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from se_deploy.schema.input_spec import InputSpec
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 FloatType = Literal["fp32", "fp16"]
 DeviceChoice = Literal["cpu", "cuda"]
 Method = Literal["minmax", "percentile", "entropy", "mse"]
@@ -223,6 +223,14 @@ class RunOptions:
     host: HostOptions = field(default_factory=HostOptions)
     timing: TimingOptions = field(default_factory=TimingOptions)
     verify: bool = True  # compare what is written with what was given
+
+    def __post_init__(self) -> None:
+        """Raises: BadInput for BF16, which has no place between FP16 and INT8."""
+        if self.precision == "bf16":
+            raise BadInput(
+                "one run goes from FP32 to FP16 and INT8, and not to BF16",
+                hint="export the network, then `se-deploy build-engine --bf16`",
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def test_what_comes_first_is_short(name):
         ("run", "--policy", "portable"),
         ("run", "--target", "orin-nano-super"),
         ("export", "--rewrites", "hoist-squeeze-1x1"),
-        ("run", "--precision", "[fp32|fp16|int8]"),
+        ("run", "--precision", "[fp32|bf16|fp16|int8]"),
     ],
 )
 def test_choices_are_listed_and_not_broken_at_hyphens(name, flag, choice, capsys, wide):

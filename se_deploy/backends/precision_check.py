@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
     from se_deploy.plan import Kernel, Plan
 
-PrecisionName = Literal["fp32", "fp16", "int8"]
+PrecisionName = Literal["fp32", "bf16", "fp16", "int8"]
 
-_ORDER: tuple[PrecisionName, ...] = ("int8", "fp16", "fp32")  # narrow to wide
+_ORDER: tuple[PrecisionName, ...] = ("int8", "fp16", "bf16", "fp32")  # narrow to wide
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _NARROW = {
-    "int8": "int8", "uint8": "int8", "float8e4m3": "int8", "float16": "fp16", "bfloat16": "fp16",
+    "int8": "int8", "uint8": "int8", "float8e4m3": "int8", "float16": "fp16", "bfloat16": "bf16",
 }  # fmt: skip
 _HELD = 0.95  # of the multiply-accumulates that the graph has in its narrowest type
 
@@ -94,7 +94,8 @@ def _asked(node: ir.Node) -> PrecisionName:
     if sources and all(source is not None and source.op_type == "DequantizeLinear" for source in sources):
         return "int8"
     dtype = node.outputs[0].dtype
-    return "fp32" if dtype is None or _NARROW.get(dtype.name.lower()) != "fp16" else "fp16"
+    floats: dict[str, PrecisionName] = {"FLOAT16": "fp16", "BFLOAT16": "bf16"}
+    return "fp32" if dtype is None else floats.get(dtype.name, "fp32")
 
 
 def _kernels(name: str, plan: Plan) -> list[Kernel]:

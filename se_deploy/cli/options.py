@@ -323,6 +323,7 @@ timed_network = group(
 
 _precision = optional("--precision", click.Choice(PRECISIONS), "Precision of weights and activations.")
 _fp16 = switch("--fp16", "Short for --precision fp16.")
+_bf16 = switch("--bf16", "Short for --precision bf16: as fast as FP16, without its overflow, less exact.")
 _int8 = switch("--int8", "Short for --precision int8.")
 
 
@@ -333,6 +334,8 @@ def _chosen(given: Given) -> Precision | None:
         asked[named] = f"--precision {named}"
     if _fp16.of(given):
         asked.setdefault("fp16", "--fp16")
+    if _bf16.of(given):
+        asked.setdefault("bf16", "--bf16")
     if _int8.of(given):
         asked.setdefault("int8", "--int8")
     if len(asked) > 1:
@@ -340,7 +343,7 @@ def _chosen(given: Given) -> Precision | None:
     return next(iter(asked), None)
 
 
-precision = group("precision", _chosen, _precision, _fp16, _int8, section=Section.PRECISION)
+precision = group("precision", _chosen, _precision, _fp16, _bf16, _int8, section=Section.PRECISION)
 
 _runtime = defaulted("--runtime", RuntimeName(), "auto", "Runtime to serve.")
 _targets = repeated(

@@ -117,11 +117,13 @@ def unused(network: NetworkOptions) -> list[str]:
 
 
 def precision_of(model: ir.Model) -> Precision:
-    """Read a graph's precision off its tensors: Q/DQ nodes, FP16 weights, or neither."""
+    """Read a graph's precision off its tensors: Q/DQ nodes, FP16 or BF16 weights, or none of them."""
     if any(node.op_type == "QuantizeLinear" for node in model.graph):
         return "int8"
-    half = any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values())
-    return "fp16" if half else "fp32"
+    types = {value.dtype for value in model.graph.initializers.values()}
+    if ir.DataType.FLOAT16 in types:
+        return "fp16"
+    return "bf16" if ir.DataType.BFLOAT16 in types else "fp32"
 
 
 def read_data(

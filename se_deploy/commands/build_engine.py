@@ -128,6 +128,8 @@ def build_engine(
     to = lowering.destination(target_options(target))
     backend = compilers.compiler_for(to.backend, to.targets)
     _check_features(engine.features, given, backend)
+    if wanted == "bf16":
+        compilers.refuse_bf16(backend, to.targets)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
     check = None
     with lowering.planner_for(to) as planner:
@@ -221,7 +223,7 @@ def _fitting(
     Raises: BadInput where the file would have to be undone first.
     """
     if stored not in {"fp32", wanted}:
-        kind = "quantized already" if stored == "int8" else "in FP16 already"
+        kind = "quantized already" if stored == "int8" else f"in {stored.upper()} already"
         raise BadInput(
             f"'{path}' is {kind}, {wanted.upper()} cannot be made from it",
             hint=f"start from the FP32 file, or build this one as it is: --precision {stored}",

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from se_deploy.targets import Target
 
 
+_FIRST_WITH_BF16 = 80
+"""CUDA C++ Programming Guide, "Arithmetic Instructions"; TensorRT-RTX refuses it for 7.5 in its own words."""
+
+
 def compiler_for(asked: Backend | None, targets: Sequence[Target]) -> Backend:
     """Return the backend that builds: the one asked for, else the first here that builds for the targets.
 
@@ -58,6 +62,16 @@ def compiler_for(asked: Backend | None, targets: Sequence[Target]) -> Backend:
 def targets_for(backend: Backend, targets: Sequence[Target]) -> tuple[Target, ...]:
     """Return what is built for: the targets asked for, else the backend's own choice on this machine."""
     return tuple(targets) or engines_of(backend).default_targets()
+
+
+def refuse_bf16(backend: Backend, targets: Sequence[Target]) -> None:
+    """Raise BadInput, before any work is done, where a target has no bfloat16: it came with Ampere, 8.0."""
+    here = engines_of(backend).here()
+    for target in targets_for(backend, targets) or ([here] if here else []):
+        if target.sm < _FIRST_WITH_BF16:
+            raise BadInput(
+                f"{target.called} has no BF16: the first is compute capability 8.0", hint="use --fp16"
+            )
 
 
 def runs_elsewhere(backend: Backend, targets: Sequence[Target]) -> tuple[str, ...]:

@@ -170,6 +170,8 @@ def _rewriting(target: TargetOptions) -> list[str]:
 def _lowering(precision: Precision, taken: _Taken, calibration: CalibrationOptions) -> list[str]:
     if precision == "fp32":
         return []
+    if precision == "bf16":
+        return ["lower to BF16"]
     seen = _samples(calibration.data, taken.spec, calibration)
     if precision == "fp16":
         return [f"lower to FP16, with ranges measured on {seen}"]

@@ -15,7 +15,7 @@ from se_deploy.errors import BadData
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import silent
-from se_deploy.quantization import fp16_rounding, layer_cost, to_fp16
+from se_deploy.quantization import fp16_rounding, layer_cost, to_bf16, to_fp16
 from se_deploy.roofline import roofline_ms
 from se_deploy.schema import input_spec
 from se_deploy.targets import figures
@@ -208,6 +208,8 @@ def lowered(
         final, kept, unchecked = half_way.model, half_way.kept, half_way.unchecked
         notes += half_way.warnings
         progress("to FP16", 1, 1, f"{len(kept)} nodes stay in FP32")
+    if precision == "bf16":
+        final = to_bf16(form).model
     if precision == "int8":
         progress("quantize", 0, 1)
         samples = samples or calibration_samples(form, calibration)

@@ -297,10 +297,11 @@ def load_network(spec: str, options: NetworkOptions) -> Network:
 
 
 def load_fp32(path: Path, image: ImageOptions) -> ir.Model:
-    """Read an ONNX file that holds neither FP16 weights nor Q/DQ nodes. Raises: BadModel."""
+    """Read an ONNX file that holds neither 16-bit weights nor Q/DQ nodes. Raises: BadModel."""
     model = load_onnx(path, image)
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
         raise BadModel(f"'{path}' is quantized already", hint="start from the FP32 file")
-    if any(value.dtype == ir.DataType.FLOAT16 for value in model.graph.initializers.values()):
-        raise BadModel(f"'{path}' is in FP16 already", hint="start from the FP32 file")
+    for dtype, name in ((ir.DataType.FLOAT16, "FP16"), (ir.DataType.BFLOAT16, "BF16")):
+        if any(value.dtype == dtype for value in model.graph.initializers.values()):
+            raise BadModel(f"'{path}' is in {name} already", hint="start from the FP32 file")
     return model

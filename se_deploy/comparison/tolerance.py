@@ -116,6 +116,11 @@ PRESETS = {
         "fp16", atol=1e-3, rtol=3e-2, min_cosine=0.999, min_top1=0.99, min_top5=0.999,
         min_iou=_iou_at(0.99), min_box_iou=0.95, divergence=3e-2,
     ),
+    # BF16 has 8 bits: FP16's limits times 8; answers that FP16 may change at a near tie change more often.
+    "bf16": Tolerance(
+        "bf16", atol=8e-3, rtol=0.24, min_cosine=0.99, min_top1=0.97, min_top5=0.99,
+        min_iou=_iou_at(0.97), min_box_iou=0.75, divergence=0.24,
+    ),
     # INT8 is judged by direction and by answers: single values may be far off.
     # 0.75 is COCO's strict match (AP75), and the mean over boxes that come and go at the score's threshold.
     "int8": Tolerance(

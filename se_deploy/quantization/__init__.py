@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from se_deploy.quantization.fp16 import Fp16, to_fp16
+    from se_deploy.quantization.fp16 import Fp16, to_bf16, to_fp16
     from se_deploy.quantization.layer_cost import roofline_device
     from se_deploy.quantization.layers import FloatLayer
     from se_deploy.quantization.mixed_precision import AccuracyGoal, TradeoffPoint
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PORTABLE", "AccuracyGoal", "FloatLayer", "Fp16", "Policy", "QuantParams", "QuantizationResult",
-    "QuantizeOptions", "QuantizedLayer", "TradeoffPoint", "quantize", "roofline_device", "to_fp16", "to_qdq",
-    "trial",
+    "QuantizeOptions", "QuantizedLayer", "TradeoffPoint", "quantize", "roofline_device", "to_bf16", "to_fp16",
+    "to_qdq", "trial",
 ]  # fmt: skip
 
 _MODULES = {
-    "fp16": ("Fp16", "to_fp16"),
+    "fp16": ("Fp16", "to_bf16", "to_fp16"),
     "layer_cost": ("roofline_device",),
     "layers": ("FloatLayer",),
     "mixed_precision": ("AccuracyGoal", "TradeoffPoint"),

@@ -1,10 +1,11 @@
-"""FP16 weights and activations, with the fewest casts that keep the graph's own inputs and outputs."""
+"""FP16 or BF16 weights and activations, with the fewest casts that keep the graph's inputs and outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -34,7 +35,24 @@ _FP32_OPS = frozenset({
 })  # fmt: skip
 """Operators without an FP16 form, or whose result is not what the FP32 one's is."""
 
+_NOT_IN_BF16 = frozenset({"Mish", "ConvTranspose"})
+"""Operators that TensorRT-RTX 1.7.1 refuses in bfloat16, of 55 tried; HardSwish is spelled anew."""
+
 WITH_BODY = "what is inside of it is left as it is"
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrow:
+    """A 16-bit type that float32 is turned into."""
+
+    dtype: ir.DataType
+    numpy: np.dtype[Any]
+    tag: str  # in the names of what is cast
+    keeps_range: bool  # whether it reaches as far as float32: then nothing overflows or underflows
+
+
+_FP16 = _Narrow(ir.DataType.FLOAT16, np.dtype(np.float16), "fp16", keeps_range=False)
+_BF16 = _Narrow(ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), "bf16", keeps_range=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +73,7 @@ def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32", ranges: Ra
     below 6e-8 such as an eps, and sizes. Quantization scales are floored at the smallest number, bounds and
     masks beyond +-65504 become +-65504; that is a warning, and so are weights that underflow to 0.
     """
-    losses = _Losses()
+    losses = _Losses(_FP16)
     if any(node.op_type in {"QuantizeLinear", "DequantizeLinear"} for node in model.graph):
         model = opsets.at_least(model, opsets.FP16_SCALES)
     # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
@@ -75,6 +93,43 @@ def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32", ranges: Ra
     done = graph.rewrite(folded.model, fp32_to_fp16)
     warnings = (*losses.warnings(), *_told(found), *_near(near))
     return Fp16(done.model, (*folded.counts, *done.counts), warnings, found, unchecked)
+
+
+def to_bf16(model: ir.Model) -> graph.Rewrite:
+    """Turn every float32 tensor into bfloat16, on a copy; inputs and outputs keep their type behind a Cast.
+
+    Its range is float32's, so nothing overflows and no range is asked for; it has 8 bits where FP16 has 11.
+    In float32 stay sizes, and operators without such a form. The operator set becomes 22, the first in which
+    convolutions and pools have bfloat16 (ONNX, "Changelog").
+    """
+    folded = graph.rewrite(opsets.at_least(model, opsets.BF16), fold_affine, hard_swish_apart)
+    reasons = fp16_ranges.kept_fp32(folded.model, None)
+    of_sizes = {node for node, why in reasons.items() if why in {fp16_ranges.OF_SIZES, fp16_ranges.OF_FRAMES}}
+    names = {node.name for node in of_sizes}
+
+    def fp32_to_bf16(copy: ir.Model) -> int:
+        wide = {n for n in copy.graph if n.name in names or n.op_type in _NOT_IN_BF16}
+        return _convert(copy, "fp32", _Losses(_BF16), wide)
+
+    done = graph.rewrite(folded.model, fp32_to_bf16)
+    return graph.Rewrite(done.model, (*folded.counts, *done.counts))
+
+
+def hard_swish_apart(model: ir.Model) -> int:
+    """Spell HardSwish by its definition: TensorRT takes that in bfloat16, and not the operator.
+
+    Before: HardSwish(x)     After: Mul(x, HardSigmoid<alpha = 1/6, beta = 0.5>(x)), equal up to rounding.
+    """
+    found = [node for node in model.graph if node.op_type == "HardSwish"]
+    for node in found:
+        x = graph.input_of(node, 0)
+        gate = ir.node("HardSigmoid", [x], {"alpha": 1 / 6, "beta": 0.5}, name=f"{node.name}_gate")
+        product = ir.node("Mul", [x, gate.outputs[0]], name=node.name)
+        for made in (gate, product):
+            made.outputs[0].type, made.outputs[0].shape = node.outputs[0].type, node.outputs[0].shape
+        model.graph.insert_before(node, [gate, product])
+        graph.replace(node.outputs[0], product.outputs[0])
+    return len(found)
 
 
 def _listed(names: list[str]) -> str:
@@ -103,18 +158,21 @@ def _near(close: Mapping[str, float]) -> list[str]:
 
 
 class _Losses:
-    """Counts what FP16 cannot hold while constants are converted."""
+    """Counts what the narrow type cannot hold while constants are converted."""
 
-    def __init__(self) -> None:
+    def __init__(self, to: _Narrow) -> None:
+        self.to = to
         self.over: list[str] = []
         self.under: list[str] = []
 
     def convert(self, name: str, array: Array, *, scale: bool) -> Array:
+        if self.to.keeps_range:
+            return array.astype(self.to.numpy)
         wide = np.maximum(array, np.float32(SMALLEST_SCALE)) if scale else array
         if (np.abs(wide) > LARGEST).any():
             self.over.append(name)
             wide = np.clip(wide, -LARGEST, LARGEST)
-        half = wide.astype(np.float16)
+        half = wide.astype(self.to.numpy)
         if np.count_nonzero(half) < np.count_nonzero(wide):
             self.under.append(name)
         return half
@@ -131,27 +189,28 @@ class _Losses:
 
 
 def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> int:
+    to = losses.to
     nodes = list(model.graph)
     kept = wide | {node for node in nodes if _stays(node)}
-    kept |= {node for node in nodes if node.op_type == "Cast" and _ends_fp16(model, node, kept, io)}
+    kept |= {node for node in nodes if node.op_type == "Cast" and _ends_narrow(model, node, kept, io, to)}
     outputs = [(i, v) for i, v in enumerate(model.graph.outputs) if v.dtype == ir.DataType.FLOAT]
     changed = 0
     for node in nodes:
         if node not in kept:
-            changed += _retype(node)
+            changed += _retype(node, to)
     names = graph.value_names(model)
     for value in list(model.graph.initializers.values()):
         changed += _convert_constant(model, value, kept, losses, names)
     if io == "fp16":
         for value in model.graph.inputs:
             if value.dtype == ir.DataType.FLOAT:
-                value.type = ir.TensorType(ir.DataType.FLOAT16)  # copies share types: never write into one
+                value.type = ir.TensorType(to.dtype)  # copies share types: never write into one
                 changed += 1
-    changed += _cast_edges(model, nodes, kept)
+    changed += _cast_edges(model, nodes, kept, to)
     if io == "fp32":
         for i, value in outputs:
-            if value.dtype == ir.DataType.FLOAT16:
-                _restore_output(model, i, value)
+            if value.dtype == to.dtype:
+                _restore_output(model, i, value, to)
                 changed += 1
     return changed + _drop_idle_casts(model)
 
@@ -168,15 +227,15 @@ def _has_body(node: ir.Node) -> bool:
     return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
-def _ends_fp16(model: ir.Model, cast: ir.Node, kept: set[ir.Node], io: str) -> bool:
-    """Whether a Cast leads from float16 to where float32 is wanted, so that it stays as it is."""
+def _ends_narrow(model: ir.Model, cast: ir.Node, kept: set[ir.Node], io: str, to: _Narrow) -> bool:
+    """Whether a Cast leads from the narrow type to where float32 is wanted, so that it stays as it is."""
     out = cast.outputs[0]
     if out.dtype != ir.DataType.FLOAT:
         return False
     uses = tuple(out.uses())
     if out.is_graph_output() and not uses:
         source = cast.inputs[0]
-        return io == "fp32" and source is not None and source.dtype == ir.DataType.FLOAT16
+        return io == "fp32" and source is not None and source.dtype == to.dtype
     return bool(uses) and all(use.node in kept or _fp32_slot(model, use.node, use.idx) for use in uses)
 
 
@@ -187,23 +246,23 @@ def _fp32_slot(model: ir.Model, node: ir.Node, slot: int) -> bool:
     return node.op_type == "Resize" and slot in {1, 2}
 
 
-def _retype(node: ir.Node) -> int:
-    """Let a node's float32 outputs, and what names float32 in its attributes, be float16."""
+def _retype(node: ir.Node, to: _Narrow) -> int:
+    """Let a node's float32 outputs, and what names float32 in its attributes, be of the narrow type."""
     changed = 0
     for value in node.outputs:
         if value.dtype == ir.DataType.FLOAT:
-            value.type = ir.TensorType(ir.DataType.FLOAT16)  # copies share types: never write into one
+            value.type = ir.TensorType(to.dtype)  # copies share types: never write into one
             changed += 1
     for name in ("to", "dtype", "output_dtype"):
         found = node.attributes.get(name)
         if found is not None and found.value == ir.DataType.FLOAT:
-            node.attributes[name] = ir.AttrInt64(name, ir.DataType.FLOAT16)
+            node.attributes[name] = ir.AttrInt64(name, to.dtype)
             changed += 1
     value_attribute = node.attributes.get("value")
     filled = None if value_attribute is None else value_attribute.as_tensor()
     if node.op_type == "ConstantOfShape" and (filled is None or filled.dtype == ir.DataType.FLOAT):
         number = np.zeros(1, np.float32) if filled is None else filled.numpy()
-        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(number.astype(np.float16)))
+        node.attributes["value"] = ir.AttrTensor("value", ir.tensor(number.astype(to.numpy)))
         changed += 1
     return changed
 
@@ -211,7 +270,7 @@ def _retype(node: ir.Node) -> int:
 def _convert_constant(
     model: ir.Model, value: ir.Value, kept: set[ir.Node], losses: _Losses, names: set[str]
 ) -> int:
-    """Connect the readers of a float32 constant to a float16 one; those that stay float32 keep the old."""
+    """Connect the readers of a float32 constant to a narrow one; those that stay float32 keep the old."""
     if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.is_graph_output():
         return 0
     uses = tuple(value.uses())
@@ -237,28 +296,28 @@ def _convert_constant(
     return 1
 
 
-def _cast_edges(model: ir.Model, nodes: list[ir.Node], kept: set[ir.Node]) -> int:
+def _cast_edges(model: ir.Model, nodes: list[ir.Node], kept: set[ir.Node], to: _Narrow) -> int:
     """Cast where a reader wants the other of the two types, once per value for all such readers."""
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     changed = 0
     values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
     for value in values:
-        if value.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
+        if value.dtype not in {ir.DataType.FLOAT, to.dtype}:
             continue
         for use in tuple(value.uses()):
             node = use.node
             if node.graph is not model.graph or node in kept or _fp32_slot(model, node, use.idx):
                 wanted = ir.DataType.FLOAT
             else:
-                wanted = ir.DataType.FLOAT16
+                wanted = to.dtype
             if value.dtype != wanted and node.op_type != "Cast":
-                node.replace_input_with(use.idx, _cast(casts, value, wanted))
+                node.replace_input_with(use.idx, _cast(casts, value, wanted, to))
                 changed += 1
     return changed
 
 
 def _cast(
-    casts: dict[tuple[ir.Value, ir.DataType], ir.Value], value: ir.Value, wanted: ir.DataType
+    casts: dict[tuple[ir.Value, ir.DataType], ir.Value], value: ir.Value, wanted: ir.DataType, to: _Narrow
 ) -> ir.Value:
     """Cast `value` once for all its readers; a Cast that it comes from is looked through."""
     producer = value.producer()
@@ -270,18 +329,18 @@ def _cast(
         node = ir.node("Cast", [value], {"to": wanted})
         out = node.outputs[0]
         out.type, out.shape = ir.TensorType(wanted), value.shape
-        out.name = f"{value.name}_{'fp16' if wanted == ir.DataType.FLOAT16 else 'fp32'}"
+        out.name = f"{value.name}_{to.tag if wanted == to.dtype else 'fp32'}"
         graph.insert_after(value, [node])
         casts[value, wanted] = out
     return casts[value, wanted]
 
 
-def _restore_output(model: ir.Model, index: int, value: ir.Value) -> None:
+def _restore_output(model: ir.Model, index: int, value: ir.Value, to: _Narrow) -> None:
     """Put the one Cast behind a graph output, which keeps its name and its float32."""
     node = ir.node("Cast", [value], {"to": ir.DataType.FLOAT})
     out, name = node.outputs[0], value.name
     out.type, out.shape = ir.TensorType(ir.DataType.FLOAT), value.shape
-    value.name = f"{name}_fp16"
+    value.name = f"{name}_{to.tag}"
     out.name = name
     model.graph.append(node)
     model.graph.outputs[index] = out

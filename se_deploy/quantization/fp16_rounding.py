@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from se_deploy.plan import Plan
 
-HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
+SINGLE = ir.DataType.FLOAT
+NARROW = {ir.DataType.FLOAT16: "float16", ir.DataType.BFLOAT16: "bfloat16"}
+"""Types that are rounded to, and how plans name them. What follows says FP16 of both."""
 
 AT_BOUNDARIES = "rounded at the plan's kernel boundaries"
 AT_EVERY_TENSOR = "rounded at every FP16 tensor"
@@ -61,16 +63,23 @@ def evaluation(model: ir.Model, plan: Plan | None = None) -> Evaluation:
     if not has_fp16(model):
         return Evaluation(model, None)
     if plan is None:
-        return Evaluation(rounded(model), AT_EVERY_TENSOR)
+        return Evaluation(rounded(model), _at_every_tensor(model))
     try:
         return Evaluation(rounded(model, plan), AT_BOUNDARIES)
     except BadArtifact:
-        return Evaluation(rounded(model), f"{AT_EVERY_TENSOR}, since the plan names no node of the graph")
+        return Evaluation(
+            rounded(model), f"{_at_every_tensor(model)}, since the plan names no node of the graph"
+        )
+
+
+def _at_every_tensor(model: ir.Model) -> str:
+    narrow = {value.dtype for g in model.graphs() for value in _values(g)}
+    return AT_EVERY_TENSOR if ir.DataType.FLOAT16 in narrow else AT_EVERY_TENSOR.replace("FP16", "BF16")
 
 
 def has_fp16(model: ir.Model) -> bool:
-    """Whether any tensor of the graph, an initializer or an input included, is FLOAT16."""
-    return any(value.dtype == HALF for g in model.graphs() for value in _values(g))
+    """Whether any tensor of the graph, an initializer or an input included, is FLOAT16 or BFLOAT16."""
+    return any(value.dtype in NARROW for g in model.graphs() for value in _values(g))
 
 
 def rounded(model: ir.Model, plan: Plan | None = None) -> ir.Model:
@@ -87,12 +96,12 @@ def rounded(model: ir.Model, plan: Plan | None = None) -> ir.Model:
         common.InlinePass()(copy)
     graphs = tuple(copy.graphs())
     _refuse_sequences(copy)
-    written = _written(copy, plan)
+    written = [(value, value.dtype or SINGLE) for value in _written(copy, plan)]  # before they are widened
     names = _Names({value.name for g in graphs for value in _values(g)})
     for g in graphs:
         _widen(g, names, main=g is copy.graph)
-    for value in written:
-        _round(value, names, copy.graph)
+    for value, dtype in written:
+        _round(value, dtype, names, copy.graph)
     return copy
 
 
@@ -123,7 +132,7 @@ def _refuse_sequences(model: ir.Model) -> None:
         values = [value for value in (*node.inputs, *node.outputs) if value is not None]
         # Not by the values' types: shape inference takes a sequence for a tensor.
         listed = "Sequence" in node.op_type or "Optional" in node.op_type
-        if listed and any(value.dtype == HALF for value in values):
+        if listed and any(value.dtype in NARROW for value in values):
             raise UnsupportedGraph(
                 f"{node.op_type} '{node.name}' makes or reads a sequence of FP16 tensors, which are not "
                 "rounded one by one here",
@@ -133,7 +142,7 @@ def _refuse_sequences(model: ir.Model) -> None:
 
 def _written(model: ir.Model, plan: Plan | None) -> list[ir.Value]:
     """Return the FLOAT16 results that are rounded: all of them, or what crosses from kernel to kernel."""
-    halves = [v for node in model.graph.all_nodes() for v in node.outputs if v.dtype == HALF]
+    halves = [v for node in model.graph.all_nodes() for v in node.outputs if v.dtype in NARROW]
     if plan is None or not halves:
         return halves
     homes = _homes(model, plan)
@@ -190,7 +199,7 @@ def _leaves(value: ir.Value, homes: Mapping[ir.Node, _Home]) -> bool:
     home = homes.get(node)
     if home is None:  # a move without a kernel hands on what is rounded already, or is within a kernel
         return node.op_type not in _MOVES
-    if home.dtypes and "float16" not in home.dtypes:
+    if home.dtypes and NARROW[value.dtype or SINGLE] not in home.dtypes:
         return False
     readers = (_NOWHERE if n is None else homes.get(n, _NOWHERE) for n in _readers(value, homes))
     return any(not home.kernels & reader.kernels for reader in readers)
@@ -211,7 +220,7 @@ def _readers(value: ir.Value, homes: Mapping[ir.Node, _Home]) -> Iterator[ir.Nod
 def _widen(g: ir.Graph, names: _Names, *, main: bool) -> None:
     """Make every FLOAT16 value a FLOAT one, but for inputs and outputs of the whole graph."""
     for value in [*g.inputs, *g.initializers.values()]:
-        if value.dtype != HALF:
+        if value.dtype not in NARROW:
             continue
         if main and (value.is_graph_input() or value.is_graph_output()):
             _cast_for_readers(value, names)
@@ -221,19 +230,23 @@ def _widen(g: ir.Graph, names: _Names, *, main: bool) -> None:
             value.const_value = _single(value.const_value)
     for node in g:
         for value in node.outputs:
-            if value.dtype == HALF:
+            if value.dtype in NARROW:
                 value.type = ir.TensorType(SINGLE)
         for name in _TYPE_ATTRIBUTES:
             attribute = node.attributes.get(name)
-            if attribute is not None and attribute.value == HALF:
+            if attribute is not None and attribute.value in NARROW:
                 node.attributes[name] = ir.AttrInt64(name, SINGLE)
         tensor = node.attributes.get("value")
-        if tensor is not None and tensor.type == ir.AttributeType.TENSOR and tensor.as_tensor().dtype == HALF:
+        if (
+            tensor is not None
+            and tensor.type == ir.AttributeType.TENSOR
+            and tensor.as_tensor().dtype in NARROW
+        ):
             node.attributes["value"] = ir.AttrTensor("value", _single(tensor.as_tensor()))
 
 
 def _single(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """Return a constant's FP16 values in FP32: every one of them is exact there."""
+    """Return a constant's 16-bit values in FP32: every one of them is exact there."""
     return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
 
 
@@ -248,13 +261,13 @@ def _cast_for_readers(value: ir.Value, names: _Names) -> None:
     graph.insert_after(value, [node for node in (wide.producer(),) if node is not None])
 
 
-def _round(value: ir.Value, names: _Names, whole: ir.Graph) -> None:
-    """Put the pair of Casts behind `value`; an output of the whole graph ends between them, in FP16."""
+def _round(value: ir.Value, dtype: ir.DataType, names: _Names, whole: ir.Graph) -> None:
+    """Put the pair of Casts behind `value`; an output of the whole graph ends between them, in `dtype`."""
     name, in_whole = str(value.name), value.graph is whole
     uses, output = tuple(value.uses()), value.is_graph_output()
     between = output and in_whole
     value.name = names.fresh(f"{name}_unrounded")
-    half = _cast(value, HALF, name if between else names.fresh(f"{name}_fp16"))
+    half = _cast(value, dtype, name if between else names.fresh(f"{name}_fp16"))
     wide = _cast(half, SINGLE, names.fresh(f"{name}_fp32") if between else name)
     for use in uses:
         use.node.replace_input_with(use.idx, wide)

@@ -304,7 +304,7 @@ def test_network_options_and_specifications_reach_the_reference(folder):
         (FUSION + "allow_split = -1\n", "'allow_split' is -1: expected `int` >= 0"),
         ("parity = 3\n", "expected `object`, got `int`"),
         ("[precision]\nfiles = []\n", "'files': expected `object`"),
-        ('[precision]\nfiles = {"se.onnx" = "bf16"}\n', "'files.se.onnx' is \"bf16\""),
+        ('[precision]\nfiles = {"se.onnx" = "fp8"}\n', "'files.se.onnx' is \"fp8\""),
         (LATENCY.replace("max_p50_ms = 1e6\n", ""), "sets no limit"),
         (LATENCY.replace("max_p50_ms = 1e6", "min_speedup = 2"), "without a reference"),
         ("[parity\n", "cannot be read"),

@@ -16,7 +16,14 @@ from se_deploy.cli import engine_options, main, options
 from se_deploy.commands import fastest
 from se_deploy.commands.build_engine import build_engine
 from se_deploy.errors import BadInput
-from se_deploy.options import EngineFeatures, EngineOptions, Profile, RewriteOptions, TargetOptions
+from se_deploy.options import (
+    EngineFeatures,
+    EngineOptions,
+    Profile,
+    RewriteOptions,
+    RunOptions,
+    TargetOptions,
+)
 from se_deploy.plan import Plan
 
 IMAGE = f"{plan_graphs.C}x{plan_graphs.SIDE}x{plan_graphs.SIDE}"
@@ -146,3 +153,30 @@ def test_of_several_builds_the_fastest_is_kept(monkeypatch, times, best):
     assert (kept.data, counted.made) == (bytes([best]), len(times))
     assert bool(kept.warnings) == (len(times) > 1)
     assert all("the fastest of 3 builds was kept: 1 ms, the others" in note for note in kept.warnings)
+
+
+@needs.RTX
+def test_bf16_from_the_command_line_to_the_manifest(net, tmp_path, capsys):
+    build = [
+        "build-engine",
+        str(net),
+        "-o",
+        str(tmp_path / "e.engine"),
+        "--runtime",
+        "tensorrt-rtx",
+        "--bf16",
+    ]
+    assert main([*build, "--no-rewrites", "--json"], standalone_mode=False) in {0, None}
+    said = json.loads(capsys.readouterr().out)
+    assert (said["requested_precision"], said["found_precision"]) == ("bf16", "bf16")
+    assert said["verified"]["passed"]
+    assert said["rounding"] == "rounded at the plan's kernel boundaries"
+    assert manifests.check(tmp_path / "e.engine").manifest.precision == "bf16"
+    assert main([*build, "--target", "sm75", "--overwrite", "--json"], standalone_mode=False) == 1
+    assert "sm75 has no BF16" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_a_run_goes_to_no_bf16():
+    with pytest.raises(BadInput, match="not to BF16") as caught:
+        RunOptions(precision="bf16")
+    assert "build-engine --bf16" in caught.value.hint
