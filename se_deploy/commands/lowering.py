@@ -209,7 +209,9 @@ def lowered(
         notes += half_way.warnings
         progress("to FP16", 1, 1, f"{len(kept)} nodes stay in FP32")
     if precision == "bf16":
-        final = to_bf16(form).model
+        brain = to_bf16(form)
+        final, kept = brain.model, brain.kept
+        notes += brain.warnings
     if precision == "int8":
         progress("quantize", 0, 1)
         samples = samples or calibration_samples(form, calibration)

@@ -57,7 +57,7 @@ _BF16 = _Narrow(ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), "bf16", keep
 
 @dataclass(frozen=True, slots=True)
 class Fp16(graph.Rewrite):
-    """The FP16 graph; `warnings` name what FP16 cannot hold."""
+    """The FP16 or BF16 graph; `warnings` name what it cannot hold."""
 
     warnings: tuple[str, ...] = ()
     kept: tuple[KeptFp32, ...] = ()  # nodes that compute in FP32, in the graph's order
@@ -95,7 +95,7 @@ def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32", ranges: Ra
     return Fp16(done.model, (*folded.counts, *done.counts), warnings, found, unchecked)
 
 
-def to_bf16(model: ir.Model) -> graph.Rewrite:
+def to_bf16(model: ir.Model) -> Fp16:
     """Turn every float32 tensor into bfloat16, on a copy; inputs and outputs keep their type behind a Cast.
 
     Its range is float32's, so nothing overflows and no range is asked for; it has 8 bits where FP16 has 11.
@@ -105,14 +105,16 @@ def to_bf16(model: ir.Model) -> graph.Rewrite:
     folded = graph.rewrite(opsets.at_least(model, opsets.BF16), fold_affine, hard_swish_apart)
     reasons = fp16_ranges.kept_fp32(folded.model, None)
     of_sizes = {node for node, why in reasons.items() if why in {fp16_ranges.OF_SIZES, fp16_ranges.OF_FRAMES}}
-    names = {node.name for node in of_sizes}
+    names = {str(node.name) for node in of_sizes}
+    refused = [node for node in folded.model.graph if node.op_type in _NOT_IN_BF16]
+    found = tuple(KeptFp32(str(n.name), f"TensorRT takes no {n.op_type} in BF16") for n in refused)
+    names |= {kept.node for kept in found}
 
     def fp32_to_bf16(copy: ir.Model) -> int:
-        wide = {n for n in copy.graph if n.name in names or n.op_type in _NOT_IN_BF16}
-        return _convert(copy, "fp32", _Losses(_BF16), wide)
+        return _convert(copy, "fp32", _Losses(_BF16), {node for node in copy.graph if node.name in names})
 
     done = graph.rewrite(folded.model, fp32_to_bf16)
-    return graph.Rewrite(done.model, (*folded.counts, *done.counts))
+    return Fp16(done.model, (*folded.counts, *done.counts), tuple(_told(found)), found)
 
 
 def hard_swish_apart(model: ir.Model) -> int:

@@ -79,6 +79,8 @@ def test_activations_build_in_bf16(act):
         assert precision_check.planned_precision(planner.plan(brain), brain).precision == "bf16"
     finally:
         planner.close()
+    kept = [one.reason for one in to_bf16(model).kept]
+    assert kept == (["TensorRT takes no Mish in BF16"] if act == "Mish" else [])
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     exact = run(model, x)
     assert np.abs(run(fp16_rounding.evaluation(brain).model, x) - exact).max() <= 0.05 * np.abs(exact).max()
