@@ -64,7 +64,9 @@ def finish(
     if "error" in answer.fields:
         failure = schema.results.Error
         error = schema.convert(answer.fields, failure, what=name, error=broken, hint=_VERSIONS).error
-        raise getattr(errors, error.kind, broken)(f"{name}: {error.message}", hint=error.hint)
+        known = getattr(errors, error.kind, None)
+        leaf = known if isinstance(known, type) and issubclass(known, errors.SeDeployError) else broken
+        raise leaf(f"{name}: {error.message}", hint=error.hint)
     fields = {**answer.fields, "remote": name}
     payload = schema.convert(fields, kind, what=name, error=broken, hint=_VERSIONS)
     if reporter.as_json:

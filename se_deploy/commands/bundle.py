@@ -135,7 +135,7 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
         parts[own.name] = text.encode() if cargo.respecified else own
         if cargo.onnx is not None:
             parts[cargo.onnx.name] = cargo.onnx
-        parts |= _runner(cargo.manifest.runtime)
+        parts |= _runner(cargo.manifest)
     elif cargo.onnx is not None:
         parts[cargo.onnx.name] = _onnx(cargo, cargo.onnx)
     if cargo.spec is not None:
@@ -157,12 +157,15 @@ def _script() -> bytes:
     return f"{head.rstrip()}\n{body}{tail}".encode()
 
 
-def _runner(runtime: str) -> dict[str, Part]:
+def _runner(manifest: Manifest) -> dict[str, Part]:
     """Return the script that runs an engine on the device, and the preprocessing that it imports.
 
-    Nothing where the backend's engines load in no Python.
+    Nothing where the backend's engines load in no Python, or where this one takes more than its file:
+    weights, plug-ins, a DLA core, tensors in a layout of the device's.
     """
-    engines = registry.get(runtime).engines
+    engines, f = registry.get(manifest.runtime).engines, manifest.features
+    if f is not None and (f.strip_weights or f.plugins or f.io_formats or f.dla_core is not None):
+        return {}
     if engines is None:
         return {}
     text = _RUN_ENGINE.read_text("utf-8")

@@ -39,7 +39,7 @@ def main() -> None:
     path, manifest = checked()
     said: dict[str, Any] = {"engine": path.name, "runtime": manifest["runtime"], "version": trt.__version__}
     if asked.images or asked.arrays:
-        engine = Engine(path)
+        engine = Engine(path, manifest)
         if asked.arrays:
             np.savez(asked.arrays[1], **engine.run(dict(np.load(asked.arrays[0]))))
         said["predictions"] = [classified(engine, image, manifest) for image in asked.images]
@@ -61,7 +61,8 @@ def checked() -> tuple[Path, dict[str, Any]]:
     path = FOLDER / Path(manifest["engine"]).name
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["engine_sha256"]:
         sys.exit(f"{path.name} is not here, or not what its manifest describes: copy the bundle again")
-    if trt.__version__ != manifest["version"]:
+    features = manifest["features"] = manifest.get("features") or {}
+    if trt.__version__ != manifest["version"] and not features.get("version_compatible"):
         sys.exit(f"it is of version {manifest['version']}, here is {trt.__version__}: see README.txt")
     return path, manifest
 
@@ -89,12 +90,12 @@ def classified(engine: Engine, path: str, manifest: dict[str, Any]) -> dict[str,
 class Engine:
     """A loaded engine and its execution context; arrays are numpy by tensor name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         log = trt.Logger(trt.Logger.ERROR)  # prints TensorRT's own reasons
-        if hasattr(trt, "init_libnvinfer_plugins"):
-            trt.init_libnvinfer_plugins(log, "")
-        self.cuda = cuda_runtime()
-        self.engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+        trt.init_libnvinfer_plugins(log, "")
+        self.cuda, runtime = cuda_runtime(), trt.Runtime(log)
+        runtime.engine_host_code_allowed = bool(manifest["features"].get("version_compatible"))
+        self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
         self.context = self.engine and self.engine.create_execution_context()
         if not self.context:
             sys.exit(f"{path.name} does not load on this device: build it again here, see README.txt")
@@ -141,7 +142,6 @@ def cuda_runtime() -> ctypes.CDLL:
 
 
 def succeeded(error: int) -> None:
-    """End the script where a call of CUDA's gives an error."""
     if error:
         sys.exit(f"CUDA failed with error {error}")
 

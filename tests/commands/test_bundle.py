@@ -22,7 +22,7 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.cli.main import main
-from se_deploy.commands import bundle, predict
+from se_deploy.commands import answers, bundle, predict
 from se_deploy.deploy import on_device, pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
 from se_deploy.options import ImageOptions, Profile
@@ -215,7 +215,7 @@ def test_the_script_reads_a_description_without_the_later_fields():
 @given(st.lists(st.floats(-30, 30), min_size=2, max_size=9))
 def test_the_script_computes_probabilities_as_the_package_does(scores):
     row = np.array(scores)
-    np.testing.assert_array_equal(on_device.probabilities(row), predict.probabilities(row[None])[0])
+    np.testing.assert_array_equal(on_device.probabilities(row), answers.probabilities(row[None])[0])
 
 
 def test_without_an_input_spec_it_is_said_and_flags_give_one(tmp_path):

@@ -12,6 +12,7 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.commands import bundle, predict
 from se_deploy.data import preprocessing
 from se_deploy.options import Profile
+from se_deploy.schema.files import EngineFeatures
 
 pytestmark = fake_device.CC
 
@@ -21,11 +22,11 @@ def environment(tmp_path_factory):
     return fake_device.make(tmp_path_factory.mktemp("machine") / "device")
 
 
-def bundled(folder, *, runtime="tensorrt", **fields):
+def bundled(folder, *, runtime="tensorrt", data=b"a plan", **fields):
     """Bundle an engine whose ONNX file is the colour network; give the bundle's folder."""
     onnx = use_graphs.save(folder / "net.engine.onnx")
     path = folder / "net.engine"
-    path.write_bytes(b"vtrt" + bytes(64) if runtime == "tensorrt-rtx" else b"a plan")
+    path.write_bytes(b"vtrt" + bytes(64) if runtime == "tensorrt-rtx" else data)
     manifests.write(use_graphs.manifest(path, onnx, runtime=runtime, **fields), manifests.path_of(path))
     bundle.bundle(path, folder / "out")
     return folder / "out"
@@ -105,6 +106,27 @@ def test_an_rtx_engine_is_loaded_by_its_own_module(tmp_path):
 def test_without_images_only_the_manifest_is_checked(out, environment):
     done = fake_device.run(out / "run_engine.py", environment={**environment, "LD_LIBRARY_PATH": ""})
     assert (done.returncode, done.stdout) == (0, "net.engine: tensorrt 10.3.0, as its manifest says\n")
+
+
+@pytest.mark.slow
+def test_a_version_compatible_engine_runs_in_another_version(tmp_path, environment):
+    features = EngineFeatures(version_compatible=True)
+    out = bundled(tmp_path, data=b"a plan with a lean runtime", version="10.0.1", features=features)
+    done = fake_device.run(out / "run_engine.py", images(tmp_path)[0], environment=environment)
+    assert done.stdout.splitlines()[2].split()[1:] == ["0", "red"], done.stderr
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        EngineFeatures(strip_weights=True),
+        EngineFeatures(plugins={"lib.so": "0" * 64}),
+        EngineFeatures(io_formats={"x": "CHW4"}),
+        EngineFeatures(dla_core=0),
+    ],
+)
+def test_an_engine_that_takes_more_than_its_file_gets_no_script(tmp_path, features):
+    assert not (bundled(tmp_path, features=features) / "run_engine.py").exists()
 
 
 def broken_engine(out):
