@@ -2,6 +2,7 @@ import pytest
 
 from se_deploy import schema
 from se_deploy.backends import registry
+from se_deploy.backends.tensorrt import gpu
 from se_deploy.commands import doctor
 from se_deploy.commands.doctor import Probe
 
@@ -26,6 +27,18 @@ HERE = {name: Probe({"version": "1.0"}) for name in (*doctor._PACKAGES, *BACKEND
 }
 OLD = {"error": "cudaErrorInsufficientDriver", "count": 0, "sm": None, "name": None, "bindings": 13050}
 NO_GPU = Probe(OLD | {"driver": 0})  # the bindings' error is the same without any driver
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_but_the_one_told(monkeypatch):
+    monkeypatch.setattr(gpu, "here", lambda: None)
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_serve_runs_none_of_its_engines(monkeypatch):
+    assert any("TensorRT-RTX engines" in line for line in conclude(HERE).can_run)
+    monkeypatch.setattr(gpu, "here", lambda: gpu.Gpu("NVIDIA H100", 90, 3352.0))
+    assert not any("TensorRT-RTX engines" in line for line in conclude(HERE).can_run)
+    assert any("TensorRT engines" in line for line in conclude(HERE).can_run)
 
 
 def conclude(found, **facts):

@@ -143,6 +143,9 @@ def _needs_full(version: str, targets: Sequence[str]) -> str:  # noqa: ARG001 - 
 
 def _read_rtx(answer: Mapping[str, Any], gpu: str | None) -> Findings:
     targets = ", ".join(str(target) for target in answer["targets"])
+    here = _here()
+    if here is not None and here.name not in answer["targets"]:
+        gpu = None  # which runs none of its engines
     return Findings(
         f"{answer['version']}, builds for {targets}",
         can_build=(f"{_RTX.title} {answer['version']} engines for {targets}, without a GPU",),
