@@ -336,7 +336,8 @@ def _cells(one: Row) -> tuple[str, ...]:
     fed = ", ".join(f"{name} {'x'.join(map(str, dims))}" for name, dims in one.shapes.items())
     kinds = ", ".join(f"{count} {kind}" for kind, count in one.blocks.items()) or "none"
     share = "" if one.macs_int8 is None else f"{100 * one.macs_int8:.1f} %"
-    return (one.name, fed, kinds, *_engine(one, "fp16"), *_engine(one, "int8"), share, one.refusal or "")
+    refusal = (one.refusal or "").replace("|", "\\|")
+    return (one.name, fed, kinds, *_engine(one, "fp16"), *_engine(one, "int8"), share, refusal)
 
 
 def _engine(one: Row, precision: str) -> tuple[str, str]:
