@@ -273,6 +273,7 @@ class CalibrationOptions:
     min_sqnr_db: float | None = None
     max_drop_points: float | None = None
     keep_fraction: float | None = None  # of the multiply-accumulates, left in FP16
+    reconstruct_s: float | None = None  # to spend on block-wise reconstruction; None: none
     seed: int = 0
 
 

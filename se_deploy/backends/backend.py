@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from se_deploy.options import EngineFeatures
     from se_deploy.passes.registry import Scope
     from se_deploy.protocols import Planner, Progress, Runtime, Session
+    from se_deploy.quantization.reconstruction import Trainer
     from se_deploy.se_blocks.types import SEBlock
     from se_deploy.targets import Target
 
@@ -156,6 +157,7 @@ class Backend:
     runs: frozenset[Kind] = frozenset()
     runtime: Callable[[SessionOptions], Runtime] | None = None  # opens what it runs
     network: Callable[[Network | nn.Module, SessionOptions], Session] | None = None  # runs PyTorch's own
+    trainer: Callable[[], Trainer] | None = None  # of INT8 roundings; raises MissingRuntime
     suffixes: tuple[str, ...] = ()  # of the engines that it runs; one that builds none wants no manifest
     magic: bytes = b""  # what its engines begin with
     has_power_meter: bool = False  # whether it runs where the machine's power sensors measure

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Runtime, Session
+    from se_deploy.quantization.reconstruction import Trainer
 
 GROUP = "se_deploy.backends"
 AUTO = "auto"
@@ -150,6 +151,12 @@ def network_session(network: Network | nn.Module, options: SessionOptions | None
     opened = reference().network
     assert opened is not None  # noqa: S101 - reference() looks for it
     return opened(network, options or SessionOptions())
+
+
+def trainer() -> Trainer:
+    """Return what trains INT8 roundings. Raises: MissingRuntime with the install command."""
+    made = next(backend.trainer for backend in every() if backend.trainer is not None)
+    return made()
 
 
 def of_suffix(suffix: str) -> tuple[Backend, ...]:

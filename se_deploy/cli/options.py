@@ -440,6 +440,13 @@ _max_drop = optional(
 )
 _keep = optional("--keep", Share(), "Share of the multiply-accumulates to keep in FP16, as 10%.")
 
+_reconstruct = optional(
+    "--reconstruct",
+    click.FloatRange(min=0, min_open=True),
+    "Seconds to train roundings in, block by block; needs PyTorch.",
+    metavar="SECONDS",
+)
+
 
 def _calibration(given: Given) -> CalibrationOptions:
     return CalibrationOptions(
@@ -454,6 +461,7 @@ def _calibration(given: Given) -> CalibrationOptions:
         min_sqnr_db=_min_sqnr.of(given),
         max_drop_points=_max_drop.of(given),
         keep_fraction=_keep.of(given),
+        reconstruct_s=_reconstruct.of(given),
         seed=seed.of(given),
     )
 
@@ -472,6 +480,7 @@ calibration = group(
     _min_sqnr,
     _max_drop,
     _keep,
+    _reconstruct,
     seed,
     section=Section.CALIBRATION,
 )

@@ -459,6 +459,9 @@ def quantized(
         float_macs=calibration.keep_fraction,
         goal=quantization.AccuracyGoal(calibration.min_sqnr_db, calibration.max_drop_points),
         device=quantization.roofline_device(to.targets),
+        reconstruct=None
+        if calibration.reconstruct_s is None
+        else quantization.Request(registry.trainer(), calibration.reconstruct_s),
     )
     done = quantization.quantize(
         model,

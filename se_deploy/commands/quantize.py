@@ -127,6 +127,9 @@ def to_schema(result: QuantizeResult) -> results.Quantize:
         sqnr_db={name: finite(value) for name, value in made.sqnr_db.items()},
         macs_int8_fraction=made.macs_int8_fraction,
         worth=as_schema.worth(result.worth),
+        reconstruction=None
+        if made.reconstruction is None
+        else convert(made.reconstruction, results.Reconstruction, from_attributes=True),
         worth_unknown=as_schema.worth_unknown(result.worth),
         chain=as_schema.chain(chain.lint(result.lowered.model)),
         curve=tuple(

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from se_deploy.quantization.policies import PORTABLE, Policy
     from se_deploy.quantization.ptq import quantize
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams, to_qdq, trial
+    from se_deploy.quantization.reconstruction import Request
 
 __all__ = [
     "PORTABLE", "AccuracyGoal", "FloatLayer", "Fp16", "Policy", "QuantParams", "QuantizationResult",
-    "QuantizeOptions", "QuantizedLayer", "TradeoffPoint", "quantize", "roofline_device", "to_bf16", "to_fp16",
-    "to_qdq", "trial",
+    "QuantizeOptions", "QuantizedLayer", "Request", "TradeoffPoint", "quantize", "roofline_device", "to_bf16",
+    "to_fp16", "to_qdq", "trial",
 ]  # fmt: skip
 
 _MODULES = {
@@ -33,6 +34,7 @@ _MODULES = {
     "options": ("QuantizationResult", "QuantizeOptions"),
     "policies": ("PORTABLE", "Policy"),
     "ptq": ("quantize",),
+    "reconstruction": ("Request",),
     "qdq": ("QuantParams", "QuantizedLayer", "to_qdq", "trial"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

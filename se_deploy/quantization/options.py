@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.layers import FloatLayer
     from se_deploy.quantization.mixed_precision import TradeoffPoint
     from se_deploy.quantization.qdq import QuantParams
+    from se_deploy.quantization.reconstruction import Reconstruction, Request
     from se_deploy.targets import Device
 
 
@@ -35,6 +36,7 @@ class QuantizeOptions:
     gptq: bool = True  # second-order weight rounding
     float_macs: float | None = None  # share of MACs that may stay in float, measured; None: the policy's
     goal: AccuracyGoal = field(default_factory=AccuracyGoal)  # reached by leaving more in float
+    reconstruct: Request | None = None  # block-wise reconstruction, and what to spend on it
     device: Device | None = None  # by whose roofline they are cheap; None: a small Jetson
 
 
@@ -55,4 +57,5 @@ class QuantizationResult:
     curve: tuple[TradeoffPoint, ...] = ()  # accuracy against cost; () where sensitivity was not measured
     kept_fp32: tuple[KeptFp32, ...] = ()  # what an FP16 base cannot hold
     unchecked: tuple[str, ...] = ()  # what nobody knows of FP16's ranges, in words
+    reconstruction: Reconstruction | None = None  # None: not asked for
     rounding: str | None = None  # where `sqnr_db` is rounded to FP16, in words; None over an FP32 base

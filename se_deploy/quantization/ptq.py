@@ -22,6 +22,7 @@ from se_deploy.quantization import (
     placement,
     qdq,
     qparams,
+    reconstruction,
     residual,
     rounding,
     scales,
@@ -132,6 +133,11 @@ def _quantize(
         )
     if options.gptq:
         plan = _with_gptq(job, plan, known.params, progress)
+    params, rebuilt = known.params, None
+    if options.reconstruct is not None:
+        plan, rebuilt = _reconstructed(job, plan, options.reconstruct, progress)
+        read_by = {layer.node: layer.tensor for layer in job.layers}
+        params = {**params, **{read_by[layer.node]: layer.params for layer in plan.layers}}
     planned, evaluation = plan.layers, plan.evaluation
     warnings = [*samples.warnings, *job.warnings]
     rest = [layer for layer in ranked if layer not in in_float] if options.goal.asked else []
@@ -155,7 +161,7 @@ def _quantize(
         evaluation = job.evaluator(run.model)
     inside = [layer for layer in job.layers if layer not in in_float]
     fraction = sum(layer.macs for layer in inside) / max(1, job.macs)
-    warnings += [*_notes(known.params, inside, planned), *job.missed_share(fraction)]
+    warnings += [*_notes(params, inside, planned), *job.missed_share(fraction)]
     return QuantizationResult(
         model=result,
         policy=policy.name,
@@ -168,13 +174,27 @@ def _quantize(
         ),
         sqnr_db=evaluation.sqnr_db(),
         macs_int8_fraction=fraction,
-        params={layer.tensor: known.params[layer.tensor] for layer in inside},
+        params={layer.tensor: params[layer.tensor] for layer in inside},
         warnings=tuple(warnings),
         curve=curve,
         kept_fp32=half.kept if half else (),
         unchecked=half.unchecked if half else (),
+        reconstruction=rebuilt,
         rounding=run.rounding if run else None,
     )
+
+
+def _reconstructed(
+    job: Job, plan: Plan, request: reconstruction.Request, progress: Progress
+) -> tuple[Plan, reconstruction.Reconstruction]:
+    """Return the plan with trained blocks where the whole network is better with them, and what was done."""
+    task = reconstruction.Task(job.model, job.layers, plan.layers, job.chosen, job.block)
+    trained = request.trainer(task, seconds=request.seconds, progress=progress)
+    after = job.evaluated(list(trained.planned))
+    kept = any(b.kept for b in trained.blocks) and after.evaluation.score_db > plan.evaluation.score_db
+    before_db, after_db = (min(one.evaluation.sqnr_db().values()) for one in (plan, after))
+    done = reconstruction.Reconstruction(request.seconds, kept, trained.blocks, before_db, after_db)
+    return (after if kept else plan), done
 
 
 def _ranges(job: Job, model: ir.Model, extremes: Sequence[Arrays]) -> fp16_ranges.Ranges:

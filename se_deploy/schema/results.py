@@ -179,6 +179,27 @@ class Range(Struct, frozen=True, kw_only=True):
     reason: str | None = None  # why the scale does not come from the data
 
 
+class ReconstructedBlock(Struct, frozen=True, kw_only=True):
+    """One block: the SQNR of its output on samples that it was not trained on, in dB."""
+
+    tensor: str
+    layers: tuple[str, ...]
+    kept: bool
+    before_db: float | None = None
+    after_db: float | None = None
+    reason: str | None = None  # why it was not tried
+
+
+class Reconstruction(Struct, frozen=True, kw_only=True):
+    """What --reconstruct did: blocks by cross-validation, the worst output on the samples held back."""
+
+    seconds: Amount
+    kept: bool
+    blocks: tuple[ReconstructedBlock, ...]
+    before_db: float | None
+    after_db: float | None
+
+
 class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     """What `quantize` wrote; SQNR per output on samples that were not calibrated on."""
 
@@ -198,6 +219,7 @@ class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
     rounding: str | None = None  # where the SQNR's numbers are rounded to FP16
     chain: Chain | None = None
+    reconstruction: Reconstruction | None = None
     verified: Verified | None = None
 
 

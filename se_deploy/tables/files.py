@@ -40,11 +40,20 @@ def quantized(result: results.Quantize) -> Grid:
         "multiply-accumulates in INT8": percent(result.macs_int8_fraction),
         "INT8 chain by TensorRT's published rules": _chain(result.chain),
         "INT8 against FP16": result.worth.reason if result.worth else f"not known: {result.worth_unknown}",
+        **_reconstructed(result.reconstruction),
         "SQNR on samples held back": ", ".join(f"{k}: {number(v)} dB" for k, v in sqnr.items()),
     }
     for name, value in rows.items():
         add(table, name, value)
     return table
+
+
+def _reconstructed(found: results.Reconstruction | None) -> dict[str, str]:
+    if found is None:
+        return {}
+    blocks = f"{sum(block.kept for block in found.blocks)} of {len(found.blocks)} blocks are better"
+    change = f"{number(found.before_db)} -> {number(found.after_db)} dB"
+    return {"reconstruction": f"{blocks}, {change}, {'kept' if found.kept else 'not kept'}"}
 
 
 def _chain(found: results.Chain | None) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from se_deploy.backends.backend import SessionOptions
     from se_deploy.frontend.zoo import Network
     from se_deploy.protocols import Session
+    from se_deploy.quantization.reconstruction import Trainer
 
 
 def _session(network: Network | torch.nn.Module, options: SessionOptions) -> Session:
@@ -22,6 +23,13 @@ def _session(network: Network | torch.nn.Module, options: SessionOptions) -> Ses
         from se_deploy.backends.pytorch import session
 
     return session.open_network(network, options)
+
+
+def _trainer() -> Trainer:
+    with extras.needed_for("--reconstruct"):
+        from se_deploy.backends.pytorch import reconstruction
+
+    return reconstruction.train
 
 
 def _read(answer: Mapping[str, Any], gpu: str | None) -> Findings:  # noqa: ARG001 - it runs without one
@@ -35,4 +43,5 @@ BACKEND = Backend(
     packages=("torch",),
     check=SelfCheck("import torch as m; print(json.dumps({'version': m.__version__}))", _read),
     network=_session,
+    trainer=_trainer,
 )
