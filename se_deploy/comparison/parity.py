@@ -106,11 +106,14 @@ def compare(
     )
 
 
-def measured(name: str, pairs: Iterable[tuple[Array, Array]]) -> OutputParity:
-    """Measure one output from (reference, candidate) arrays of equal shapes. Raises: BadInput for others."""
+def measured(name: str, pairs: Iterable[tuple[Array, Array]], kind: OutputKind | None = None) -> OutputParity:
+    """Measure one output from (reference, candidate) arrays of equal shapes. Raises: BadInput for others.
+
+    `kind`: what it is, where that is known; else the first pair decides.
+    """
     meter: _Meter | None = None
     for want, got in pairs:
-        meter = meter or _Meter(kinds_of({name: want}, {})[name])
+        meter = meter or _Meter(kind or kinds_of({name: want}, {})[name])
         _measure({name: meter}, {name: want}, {name: got})
     return (meter or _Meter("values")).parity(name)
 

@@ -11,13 +11,14 @@ from se_deploy import graph
 from se_deploy.passes.registry import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     import onnx_ir as ir
 
     from se_deploy.se_blocks.types import SEBlock
 
 MAP_RANK = 4  # (N, C, H, W)
+SQUEEZED_RANKS = (3, 4, 5)  # of signals (N, C, T), maps, clips (N, C, T, H, W)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,8 @@ class Scaled:
         return self.scale.outputs[0]
 
 
-def parts(model: ir.Model, block: SEBlock) -> Parts | Refused:
-    """The parts of `block` in `model` as rewritten so far."""
+def parts(model: ir.Model, block: SEBlock, ranks: Collection[int] = (MAP_RANK,)) -> Parts | Refused:
+    """The parts of `block` in `model` as rewritten so far; what it scales has one of `ranks` dimensions."""
     gate = graph.values(model).get(block.gate_output)
     if gate is None:
         return Refused("its gate is no longer a tensor of the graph")
@@ -68,8 +69,9 @@ def parts(model: ir.Model, block: SEBlock) -> Parts | Refused:
         return Refused("it is not in canonical form: no convolution lies between its squeeze and its gate")
     read, squeezed = squeeze_ends(squeezes[0])
     scale = next((u.node for u in gate.uses() if u.node.name == block.scale_node), None)
-    if scale is not None and not _scales_channels(scale, gate):
-        return Refused("its gate does not multiply a map (N, C, H, W) by one factor per channel")
+    if scale is not None and not _scales_channels(scale, gate, ranks):
+        what = "a map (N, C, H, W)" if len(ranks) == 1 else "a signal, a map or a clip"
+        return Refused(f"its gate does not multiply {what} by one factor per channel")
     return Parts(read, squeezed, _in_order(layers, squeezed), gate, scale)
 
 
@@ -87,16 +89,16 @@ def scaled(model: ir.Model, block: SEBlock) -> Scaled | Refused:
     return Scaled(found, found.scale, data)
 
 
-def _scales_channels(scale: ir.Node, gate: ir.Value) -> bool:
-    """Whether a Mul multiplies (N, C, H, W) with a gate (N, C, 1, 1)."""
+def _scales_channels(scale: ir.Node, gate: ir.Value, ranks: Collection[int]) -> bool:
+    """Whether a Mul multiplies (N, C, H, W) with a gate (N, C, 1, 1), or the like of other `ranks`."""
     column, y = graph.dims(gate), graph.dims(scale.outputs[0])
     return (
         scale.op_type == "Mul"
         and scale.inputs[0] is not scale.inputs[1]
         and y is not None
         and column is not None
-        and len(y) == MAP_RANK
-        and column[1:] == (y[1], 1, 1)
+        and len(y) in ranks
+        and column[1:] == (y[1], *[1] * (len(y) - 2))
     )
 
 
@@ -135,22 +137,33 @@ def is_squeeze(node: ir.Node) -> bool:
         return True
     if node.op_type == "AveragePool":
         shape, window = graph.dims(node.inputs[0]), graph.ints(node, "kernel_shape")
-        return shape is not None and len(shape) == MAP_RANK and shape[2:] == window
+        return shape is not None and len(shape) in SQUEEZED_RANKS and shape[2:] == window
     return node.op_type == "ReduceMean" and _is_nhwc_mean(node)
+
+
+def channels_last(rank: int) -> tuple[int, ...]:
+    """Return the permutation that puts the channels last: (N, C, H, W) -> (N, H, W, C)."""
+    return (0, *range(2, rank), 1)
+
+
+def channels_second(rank: int) -> tuple[int, ...]:
+    """Return the permutation that puts the last dimension second: (N, H, W, C) -> (N, C, H, W)."""
+    return (0, rank - 1, *range(1, rank - 1))
 
 
 def _is_nhwc_mean(node: ir.Node) -> bool:
     before = node.inputs[0].producer() if node.inputs[0] is not None else None
     after = graph.sole_consumer(node.outputs[0])
     axes = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else np.array(graph.ints(node, "axes"))
+    if before is None or after is None or axes is None or not before.op_type == after.op_type == "Transpose":
+        return False
+    there = graph.ints(before, "perm")
+    rank = len(there)
     return (
-        before is not None
-        and after is not None
-        and axes is not None
-        and before.op_type == after.op_type == "Transpose"
-        and graph.ints(before, "perm") == (0, 2, 3, 1)
-        and graph.ints(after, "perm") == (0, 3, 1, 2)
-        and sorted(axes.tolist()) == [1, 2]
+        rank in SQUEEZED_RANKS
+        and there == channels_last(rank)
+        and graph.ints(after, "perm") == channels_second(rank)
+        and sorted(axes.tolist()) == [*range(1, rank - 1)]
     )
 
 

@@ -166,8 +166,8 @@ class Expected:
     probes: tuple[Probe, ...]
     answers: tuple[Arrays, ...]  # by output name, one for each probe
     opened: Callable[[], AbstractContextManager[Session]]  # the source, to be asked again
-    # the outputs whose rows may come in any order and number
-    sets: Mapping[str, OutputKind] = field(default_factory=dict)
+    sets: Mapping[str, OutputKind] = field(default_factory=dict)  # whose rows may be any, in any order
+    kinds: Mapping[str, OutputKind] = field(default_factory=dict)  # that somebody named
 
     @property
     def inputs(self) -> tuple[CheckInput, ...]:
@@ -193,7 +193,8 @@ def expect(
     """
     with opened() as session:
         answers = tuple(_asked(session, probe.feeds) for probe in probes)
-    return Expected(tuple(probes), answers, opened, sets.kinds_of_sets(probes, answers, found, kinds))
+    as_sets = sets.kinds_of_sets(probes, answers, found, kinds)
+    return Expected(tuple(probes), answers, opened, as_sets, kinds or {})
 
 
 def verify(
@@ -378,7 +379,8 @@ def _near(
         raise ValueError("a step that claims no exactness needs a tolerance")
     taken = _like_data(expected)
     pairs = [(expected.answers[i][name], answers[i][name]) for i in taken]
-    misses = tolerance.misses(comparison.measured(name, [distances.masked(*pair) for pair in pairs]))
+    masked = [distances.masked(*pair) for pair in pairs]
+    misses = tolerance.misses(comparison.measured(name, masked, expected.kinds.get(name)))
     if not misses:
         return None
     miss = misses[0]

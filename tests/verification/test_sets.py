@@ -163,3 +163,15 @@ def test_a_source_that_is_no_steadier_is_the_limit_and_a_note_says_so(lost, own,
     judged = sets.judged({"boxes": "boxes"}, [probe], [(want, {"boxes": want["boxes"][lost:]})], [again])
     assert (judged.wrong["boxes"] is not None) == wrong
     assert any("the source itself moves by up to" in note for note in judged.notes) == noted
+
+
+@pytest.mark.parametrize(("kinds", "passes"), [({}, True), ({"y": "labels"}, False)])
+def test_a_lower_precision_is_measured_by_the_kind_that_was_named(kinds, passes):
+    """Labels written as floats are held to equality, other numbers to the preset's error."""
+    near = "k = Mul(flat, more) y = Identity(k)"
+    outputs = "float[1, 1, 64] y"
+    tolerance = comparison.PRESETS["fp16"]
+    found = verified(
+        detector("y = Identity(flat)", outputs), detector(near, outputs), tolerance=tolerance, kinds=kinds
+    )
+    assert found.passed == passes

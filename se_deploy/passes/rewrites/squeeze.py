@@ -2,7 +2,7 @@
 
 TensorRT-RTX lays maps out as NHWC and copies a whole map to NCHW before it computes GlobalAveragePool or
 ReduceMean over axes (2, 3): one more kernel, one more read and one more write of the map per block. Two
-spellings of the same mean avoid it.
+spellings of the same mean avoid it. It does the same with signals (N, C, T) and clips (N, C, T, H, W).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.passes.editing import put_before, reduce_before
-from se_deploy.passes.parts import MAP_RANK, parts
+from se_deploy.passes.parts import SQUEEZED_RANKS, channels_last, channels_second, parts
 from se_deploy.passes.registry import Refused, Tried, rewrite
 from se_deploy.se_blocks.types import SEBlock
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class _Squeeze:
     site: str
     node: ir.Node  # GlobalAveragePool, or a ReduceMean that is one
-    dims: tuple[int | None, ...]  # of what it reads, (N, C, H, W)
+    dims: tuple[int | None, ...]  # of what it reads, (N, C, H, W), (N, C, T) or (N, C, T, H, W)
 
     @property
     def shape(self) -> tuple[object, ...]:
@@ -43,7 +43,7 @@ def _poolings(model: ir.Model, blocks: Sequence[SEBlock]) -> Iterable[SEBlock | 
 def _match(model: ir.Model, target: SEBlock | ir.Node) -> _Squeeze | Refused:
     node: ir.Node | None
     if isinstance(target, SEBlock):
-        found = parts(model, target)
+        found = parts(model, target, SQUEEZED_RANKS)
         if isinstance(found, Refused):
             return found
         node, site = found.squeezed.producer(), target.output
@@ -52,8 +52,8 @@ def _match(model: ir.Model, target: SEBlock | ir.Node) -> _Squeeze | Refused:
     if node is None or not _is_mean(node):
         return Refused("its squeeze has another spelling than GlobalAveragePool already", taken=True)
     dims = graph.dims(node.inputs[0])
-    if dims is None or len(dims) != MAP_RANK:
-        return Refused("what it squeezes is no map (N, C, H, W)")
+    if dims is None or len(dims) not in SQUEEZED_RANKS:
+        return Refused("what it squeezes is no signal, map or clip of a known number of dimensions")
     return _Squeeze(site, node, dims)
 
 
@@ -61,16 +61,17 @@ def _match_static(model: ir.Model, target: SEBlock | ir.Node) -> _Squeeze | Refu
     found = _match(model, target)
     if isinstance(found, Refused) or None not in found.dims[2:]:
         return found
-    return Refused("it squeezes a map whose height and width are free, which would be the kernel's size")
+    return Refused("it squeezes a map of a free size, which would be the kernel's")
 
 
 def _is_mean(node: ir.Node) -> bool:
-    """Whether `node` is GlobalAveragePool, or ReduceMean over height and width that keeps its rank."""
+    """Whether `node` is GlobalAveragePool, or ReduceMean over all behind the channels that keeps its rank."""
     if node.op_type != "ReduceMean" or not graph.attribute(node, "keepdims", 1):
         return node.op_type == "GlobalAveragePool"
     given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     axes = graph.ints(node, "axes") if given is None else given.tolist()
-    return {axis % MAP_RANK for axis in axes} == {2, 3}
+    dims = graph.dims(node.inputs[0])
+    return dims is not None and {axis % len(dims) for axis in axes} == {*range(2, len(dims))}
 
 
 @rewrite(
@@ -106,9 +107,11 @@ def squeeze_nhwc_mean(model: ir.Model, found: _Squeeze) -> None:
 
     Before: GlobalAveragePool(x: (N, C, H, W)) -> (N, C, 1, 1)
     After:  Transpose(x) -> (N, H, W, C), ReduceMean(axes = (1, 2)) -> (N, 1, 1, C), Transpose back
-    Proof:  the transposes rename axes only; the mean runs over the same H * W elements of each channel.
+    Proof:  the transposes rename axes only; the mean runs over the same H * W elements of each channel. The
+            same holds of (N, C, T) and (N, C, T, H, W).
     """
     node = found.node
-    nhwc = put_before(node, "Transpose", [graph.input_of(node, 0)], perm=[0, 2, 3, 1])
-    mean = reduce_before(model, node, "ReduceMean", nhwc, (1, 2))
-    graph.replace(node.outputs[0], put_before(node, "Transpose", [mean], perm=[0, 3, 1, 2]))
+    rank = len(found.dims)
+    nhwc = put_before(node, "Transpose", [graph.input_of(node, 0)], perm=list(channels_last(rank)))
+    mean = reduce_before(model, node, "ReduceMean", nhwc, range(1, rank - 1))
+    graph.replace(node.outputs[0], put_before(node, "Transpose", [mean], perm=list(channels_second(rank))))

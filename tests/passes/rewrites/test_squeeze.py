@@ -36,6 +36,31 @@ def test_a_spelling_keeps_the_function(name, channels, height, width, opset):
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
+@pytest.mark.parametrize("sides", [(9,), (3, 5, 4), (1,)], ids=["signal", "clip", "one frame"])
+def test_signals_and_clips_are_squeezed_the_same_way(name, sides):
+    body, shapes = se(8, 2)
+    ones = (1,) * len(sides)
+    shapes |= {"f1": (2, 8, *ones), "f2": (8, 2, *ones)}
+    dims = f"float[N,8,{','.join(map(str, sides))}]"
+    before = build(f"{dims} x", f"{dims} z", body + "z = Relu(y)", shapes)
+    after, applied = apply(before, name)
+    assert [c.site for c in applied] == ["y"]
+    assert "GlobalAveragePool" not in graph.ops(after)
+    assert_same(before, after)
+    assert_only_touches(before, after, {"n_s"})
+    assert apply(after, name)[1] == ()
+    assert [b.output for b in detect(after).se] == ["y"]
+
+
+def test_a_signal_of_free_length_takes_the_mean_in_nhwc_alone():
+    body, shapes = se(8, 2)
+    shapes |= {"f1": (2, 8, 1), "f2": (8, 2, 1)}
+    before = build("float[N,8,T] x", "float[N,8,T] z", body + "z = Relu(y)", shapes)
+    assert apply(before, "squeeze-average-pool")[1] == ()
+    assert len(apply(before, "squeeze-nhwc-mean")[1]) == 1
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
 def test_twice_is_once(name):
     once, _ = apply(block(), name)
     assert apply(once, name)[1] == ()
