@@ -59,7 +59,8 @@ def examples_of(
     declared = feeding.inputs or tuple(_declared(name, array) for name, array in arrays.items())
     declared = _in_order(module, declared)
     sizes = {**_sizes(declared, arrays), **feeding.sizes}
-    sizes.setdefault(BATCH, EXAMPLE_BATCH)
+    if sizes.get(BATCH, 1) == 1:  # a batch to plan for is none to export with
+        sizes[BATCH] = EXAMPLE_BATCH
     unknown = [name for name in free_names(declared) if name not in sizes]
     if not unknown:
         return Examples(_tensors(declared, arrays, sizes, seed), declared)

@@ -13,6 +13,7 @@ from se_deploy import graph, se_blocks
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.frontend import torch_export, zoo
 from se_deploy.networks import SqueezeExcite, accounting, ecapa, res2net, unet
+from se_deploy.signature import Feeding
 
 FP32_REORDERED = {"rtol": 1e-4, "atol": 1e-5}  # a whole network of fp32 sums in another order
 SMALL_ECAPA = {"channels": 32, "scale": 4, "squeezed": 8, "aggregated": 48, "attention": 16, "embedding": 12}
@@ -169,6 +170,9 @@ def test_a_network_with_free_sizes_says_how_it_is_fed():
     assert str(masks.inputs[0]) == "input:Nx1xHxW"
     assert masks.image is not None
     assert masks.image.shape == (1, 256, 256)
+    planned = Feeding(shapes={"feats": (1, 80, 50)})
+    one = zoo.load("se_deploy:ecapa_tdnn", model_args=SMALL_ECAPA, feeding=planned)
+    assert np.shape(one.examples[0]) == (2, 80, 50), "torch.export freezes a batch of 1"
     frozen = zoo.load("se_deploy:ecapa_tdnn", model_args=SMALL_ECAPA, input_size=(80, 30))
     assert np.shape(frozen.examples[0]) == (2, 80, 30)
     assert frozen.inputs[0].dims == ("N", 80, 30)
