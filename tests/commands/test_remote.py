@@ -122,10 +122,11 @@ def test_an_engine_built_there_comes_back_whole(device, work):
 @SLOW
 def test_an_error_there_is_an_error_here(device, work):
     (work / "bad.onnx").write_bytes(b"junk")
-    code, out, _ = call("predict", "net.onnx", "x.npy", "--json", *device.words)
+    (work / "x.png").write_bytes(b"no image")
+    code, out, _ = call("predict", "net.onnx", "x.png", "--json", *device.words)
     error = json.loads(out)["error"]
     assert (code, error["kind"]) == (1, "BadData")
-    assert error["message"].startswith(f"{loopback.HOST}: the image 'x.npy' cannot be read")
+    assert error["message"].startswith(f"{loopback.HOST}: the image 'x.png' cannot be read")
     code, _, err = call("profile", "bad.onnx", *device.words)
     assert (code, "bad.onnx" in err) == (1, True)
 
