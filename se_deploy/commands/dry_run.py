@@ -174,7 +174,8 @@ def _lowering(precision: Precision, taken: _Taken, calibration: CalibrationOptio
         return ["lower to BF16"]
     seen = _samples(calibration.data, taken.spec, calibration)
     if precision == "fp16":
-        return [f"lower to FP16, with ranges measured on {seen}"]
+        made_up = "noise, black and white"
+        return [f"lower to FP16, with ranges measured on {made_up if calibration.data is None else seen}"]
     lowering.require_data(calibration)
     return [f"quantize to INT8, calibrated on {seen}"]
 
@@ -188,7 +189,7 @@ def _building(precision: Precision, target: TargetOptions) -> str:
 def _samples(path: Path | None, spec: InputSpec | None, calibration: CalibrationOptions | None) -> str:
     """Return in words what data there is; images are looked at, as the command would. Raises: BadData."""
     if path is None:
-        return "noise, black and white"
+        return "random numbers, which mean nothing"
     if spec is None:
         return f"the samples of {path}"
     found = data.read(
