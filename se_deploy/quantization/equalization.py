@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize"})
 _HOMOGENEOUS = frozenset({"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout"})
 _SHAPES = frozenset({"Flatten", "Reshape", "Squeeze"})  # where nothing but the channels is left to arrange
-_SMOOTH = frozenset({"HardSwish", "Gelu", "Mish", "Swish"})
+_SMOOTH = frozenset({"HardSwish", "Mish", "Swish"})
+"""Not Gelu: a convolution takes it in and would write INT8 itself (TensorRT's Layer Fusion Catalog)."""
 _SPATIAL = 2  # the first axis behind batch and channels
 
 

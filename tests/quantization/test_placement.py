@@ -21,6 +21,8 @@ NETWORKS = {
     "k = Relu(t) y = Conv<pads = [1,1,1,1]>(k, w2, b2)",
     "se residual": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) d = Conv(r, k2) " + SE.format("c")
     + "t = Add(e, d) k = Relu(t) y = Conv<pads = [1,1,1,1]>(k, w2, b2)",
+    "gelu behind a convolution": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) r = Gelu(a) "
+    "y = Conv<pads = [1,1,1,1]>(r, w1, b1)",
     "average pooling": BLOCK + "m = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(r) "
     "y = Conv<pads = [1,1,1,1]>(m, w1, b1)",
     "concat and one of its inputs": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) u = Relu(c) "
