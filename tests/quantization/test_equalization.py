@@ -17,6 +17,7 @@ EXACT = {
     "clip that is a relu": "t = Clip(a, zero)",
     "max pool": "r = Relu(a) t = MaxPool<kernel_shape = [2,2]>(r)",
     "average pool": "t = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(a)",
+    "resizing": 't = Resize<mode = "linear">(a, roi, twice)',
     "residual": "r = Relu(a) c = Conv(r, u) s = Add(c, r) t = Relu(s)",
     "add of a constant": "r = Relu(a) t = Add(r, column)",
     "product with a constant": "r = Relu(a) t = Mul(r, column)",
@@ -48,6 +49,7 @@ CONSTANTS = {
     "w": weights(6, 4, 3, 3), "b": weights(6), "v": weights(5, 6, 1, 1), "u": weights(6, 6, 1, 1, seed=4),
     "dw": weights(6, 1, 3, 3), "gw": weights(6, 3, 1, 1), "tw": weights(6, 3, 2, 2), "bd": weights(6, seed=5),
     "w1": weights(3, 6, 1, 1), "b1": weights(3), "w2": weights(6, 3, 1, 1), "slope": np.abs(weights(6, 1, 1)),
+    "roi": np.zeros(0, np.float32), "twice": np.array([1, 1, 2, 2], np.float32),
     "column": weights(6, 1, 1, seed=6) + 2, "zero": np.zeros((), np.float32), "one": np.ones((), np.float32),
 }  # fmt: skip
 
