@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".wav"
 _MOST_CHANNELS = 8  # of sound: 7.1; what has more rows than that is features
+_MOST_WIDTH = 4  # bytes of a PCM number
 _DAMAGED: tuple[type[Exception], ...] = (wave.Error, *files.DAMAGED)
 _HINT = "save it as PCM of 8, 16, 24 or 32 bits, or give the samples as .npy"
 
@@ -75,6 +76,8 @@ def open_wave(path: Path, name: str) -> Recording:
     except _DAMAGED as e:
         why = "it is cut off" if isinstance(e, EOFError) else files.reason_of(e)
         raise BadData(f"'{name}' is no PCM WAV file: {why}", hint=_HINT) from e
+    if not 1 <= found.width <= _MOST_WIDTH:
+        raise BadData(f"'{name}' has numbers of {8 * found.width} bits", hint=_HINT)
     if found.frames * found.channels * found.width > size:
         raise BadData(f"'{name}' ends before its {found.frames} frames", hint=_HINT)
     if not found.frames:

@@ -1,6 +1,6 @@
 """One case at a time under limits: what a reader may use, and what it may raise.
 
-    python -m fuzz.cases READER --seed N --seconds S      mutated files, from `tests`
+    python -m fuzz.cases READER... --seed N --seconds S   mutated files, from `tests`
     python -m fuzz.cases --files FILE...                  files named READER/NAME, as kept in found/
 
 Prints one JSON object a line. The case at hand lies in the folder `--folder` before it is read, so that one
@@ -95,7 +95,7 @@ def _say(line: dict[str, object]) -> None:
 def main() -> None:
     """Run as the lines above say."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("reader", nargs="?")
+    parser.add_argument("readers", nargs="*")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--cases", type=int, default=10**9)
@@ -115,14 +115,21 @@ def main() -> None:
             found = run(BY_NAME[file.parent.name], file.read_bytes(), folder)
             _say({"file": str(file), "finding": found})
         return
-    reader = BY_NAME[args.reader]
-    seeds = tuple(reader.seeds())
-    for seed in seeds:  # good files are read once before the limit: what is imported then is no case's doing
-        run(reader, seed, folder)
+    readers = [BY_NAME[name] for name in args.readers]
+    seeds = {reader.name: tuple(reader.seeds()) for reader in readers}
+    for reader in readers:  # good files are read before the limit: what is imported then is no case's doing
+        for seed in seeds[reader.name]:
+            run(reader, seed, folder)
     limit()
+    for reader in readers:
+        _fuzz(reader, seeds[reader.name], folder, args)
+
+
+def _fuzz(reader: Reader, seeds: tuple[bytes, ...], folder: Path, args: argparse.Namespace) -> None:
+    """Read damaged files until there were enough or time is up; keep and tell the first of each finding."""
     end, done, seen = time.monotonic() + args.seconds, 0, set()
     while done < args.cases and time.monotonic() < end:
-        chance = random.Random(f"{args.reader}/{args.seed}/{done}")  # noqa: S311 - no secret
+        chance = random.Random(f"{reader.name}/{args.seed}/{done}")  # noqa: S311 - no secret
         content = mutations.mutated(chance, reader.form, seeds)
         found = run(reader, content, folder)
         done += 1
