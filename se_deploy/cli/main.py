@@ -102,7 +102,8 @@ def commands() -> None:
 def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> int:
     """Run a command and return its exit code; `standalone_mode` ends the process with it instead."""
     _tame_logs()
-    _interrupt_on_termination()
+    if standalone_mode:  # the process is the command's own, and so are its signals
+        _interrupt_on_termination()
     words = list(sys.argv[1:] if args is None else args)
     code = _run(words, as_json="--json" in words)
     if standalone_mode:
