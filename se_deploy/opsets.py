@@ -14,7 +14,7 @@ OLDEST = 7
 """ONNX Runtime guarantees its answers from here on, so that a conversion can be compared with the file."""
 
 NEWEST = 26
-"""The last one that ONNX Runtime 1.31 loads; PyTorch 2.14's exporter writes no later one."""
+"""The last one that ONNX Runtime 1.31 loads."""
 
 OWN = 11
 """From here on every step works on the graph as it is; an older one is converted to this."""
@@ -24,7 +24,6 @@ PER_CHANNEL = 13
 
 FP16_SCALES = 19
 """From here QuantizeLinear takes FP16 tensors and FP16 scales."""
-
 
 BF16 = 22
 """From here convolutions, pools and most activations take bfloat16."""
