@@ -117,7 +117,7 @@ def test_a_detection_network_finds_its_images_resized_and_not_normalized():
     network = zoo.load("torchvision:ssdlite320_mobilenet_v3_large")
     spec = network.image
     assert (spec.shape, spec.mean, spec.std) == ((3, 320, 320), (0.0,) * 3, (1.0,) * 3)
-    inside = network.module.transform
+    inside = network.module.detector.transform
     for image in photographs().values():
         ours, _ = inside([torch.from_numpy(data.preprocess(image, spec))])
         theirs, _ = inside([functional.to_tensor(image)])
