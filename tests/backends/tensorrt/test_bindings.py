@@ -9,9 +9,9 @@ from pathlib import Path
 import fake_nvidia
 import pytest
 
+from backends.tensorrt.bindings_walk import KINDS, Walk
 from se_deploy.backends.tensorrt import features, layouts
 from se_deploy.options import EngineFeatures
-from tests.backends.tensorrt.bindings_walk import KINDS, Walk
 
 FOLDER = Path(fake_nvidia.RECORDED)
 VERSIONS = sorted(path.stem for path in FOLDER.glob("*.json"))
