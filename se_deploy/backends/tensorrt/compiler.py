@@ -249,6 +249,11 @@ def _hint(reason: str) -> str:
         return "build on the device, or use --runtime tensorrt-rtx, which builds without one"
     if "non-zero zero point" in reason.lower() or "Scale coefficients" in reason:
         return "quantize with `se-deploy quantize`: symmetric, with positive scales"
+    if "not found in plugin registry" in reason:
+        return (
+            "this compiler lacks the operator: leave it outside of the graph (torchvision's NMS: "
+            "--model-arg nms=False), or build with full TensorRT on the device"
+        )
     return "look at the node named, or export the network again with `se-deploy export`"
 
 

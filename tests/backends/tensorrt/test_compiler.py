@@ -107,6 +107,14 @@ def test_the_compilers_own_reason_is_passed_on(rtx):
     assert "symmetric" in caught.value.hint
 
 
+def test_an_operator_that_it_lacks_is_named_with_the_ways_around_it(rtx):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[8] x) => (int64[1, K] y) { y = NonZero(x) }"""
+    with pytest.raises(BuildFailed, match="NonZero") as caught:
+        rtx.build(graph.tidy(ir.from_onnx_text(text)))
+    assert "outside of the graph" in caught.value.hint
+
+
 def test_too_little_workspace_fails_with_the_way_out(rtx):
     with pytest.raises(BuildFailed) as caught:
         rtx.build(plan_graphs.se_net(), BuildOptions(workspace_bytes=1))
