@@ -55,6 +55,7 @@ def test_every_box_of_the_detector_is_one_of_the_heads(name, size, first_class):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporters' own, which `export` keeps from its callers
 @pytest.mark.parametrize("exporter", ["_dynamo", "_torchscript"])
 def test_heads_are_exported_with_a_free_batch_and_blocks(exporter):
     network = loaded()

@@ -71,7 +71,9 @@ def _is_mean(node: ir.Node) -> bool:
     given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     axes = graph.ints(node, "axes") if given is None else given.tolist()
     dims = graph.dims(node.inputs[0])
-    return dims is not None and {axis % len(dims) for axis in axes} == {*range(2, len(dims))}
+    if not dims:
+        return False
+    return {axis % len(dims) for axis in axes} == {*range(2, len(dims))}
 
 
 @rewrite(
