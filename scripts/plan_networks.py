@@ -40,6 +40,7 @@ class Row:
     macs: int
     blocks: int  # that the network has
     found: int  # by the census of the exported graph
+    judged: int  # of them SE blocks: scSE and other attention get no verdict
     fused: int
     split: int
     fallback: int
@@ -79,6 +80,7 @@ def row(name: str, opset: int, plans: int, planner: Planner) -> Row:
         macs=facts.macs,
         blocks=facts.blocks,
         found=len(se_blocks.detect(made).blocks),
+        judged=len(low.blocks),
         fused=said.count("fused"),
         split=said.count("split"),
         fallback=said.count("fallback"),

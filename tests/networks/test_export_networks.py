@@ -95,7 +95,7 @@ def test_a_large_network_exports_with_its_blocks_and_plans_in_fp16(name, plan_ne
         planner.close()
     assert row.found == row.blocks > 0
     # No rewrite is searched for here: a canonical squeeze is split, a very large one is summed up in FP32.
-    assert row.fused + row.split + row.fallback == row.blocks
+    assert row.fused + row.split + row.fallback == row.judged == (0 if name == "scse_unet" else row.blocks)
     assert row.kernels > row.blocks
 
 
