@@ -58,7 +58,16 @@ def test_a_file_name_that_is_no_utf_8_is_a_name_like_any(tmp_path):
     assert Path(os.fsdecode(odd + b".html")).exists()
 
 
+@pytest.fixture
+def told_of_hangups():
+    """Let children end by SIGHUP, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("told_of_hangups")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_is_an_interrupt(tmp_path, number):
     use_graphs.save(tmp_path / "net.onnx", use_graphs.SE)

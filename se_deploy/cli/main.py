@@ -102,13 +102,18 @@ def commands() -> None:
 def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> int:
     """Run a command and return its exit code; `standalone_mode` ends the process with it instead."""
     _tame_logs()
-    if standalone_mode:  # the process is the command's own, and so are its signals
-        _interrupt_on_termination()
     words = list(sys.argv[1:] if args is None else args)
-    code = _run(words, as_json="--json" in words)
-    if standalone_mode:
-        sys.exit(code)
-    return code
+    if not standalone_mode:
+        return _run(words, as_json="--json" in words)
+    _interrupt_on_termination()  # the process is the command's own, and so are its signals
+    try:
+        code = _run(words, as_json="--json" in words)
+    except Exception:
+        # A C extension that is interrupted while it is imported says that its import failed, and not why.
+        if not _interrupted:
+            raise
+        code = _interrupted_here()
+    sys.exit(code)
 
 
 def _run(words: list[str], *, as_json: bool) -> int:
@@ -120,6 +125,8 @@ def _run(words: list[str], *, as_json: bool) -> int:
             code = commands.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
         sys.stdout.flush()  # what cannot be written is known here and not at the end of the interpreter
     except SeDeployError as e:
+        if _interrupted:  # what was interrupted was taken for a failure on the way
+            return _interrupted_here()
         return _fail(e.kind, e.message, e.hint, EXIT_ERROR, as_json=as_json)
     except click.UsageError as e:
         hint = f"{e.ctx.command_path} --help" if e.ctx else "se-deploy --help"
@@ -130,8 +137,7 @@ def _run(words: list[str], *, as_json: bool) -> int:
     except click.ClickException as e:
         return _fail(type(e).__name__, e.format_message(), "see --help", e.exit_code, as_json=as_json)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing half-written was left behind", err=True)
-        return EXIT_INTERRUPTED
+        return _interrupted_here()
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: nobody is left to tell.
         _drop_output()
@@ -147,6 +153,11 @@ def _run(words: list[str], *, as_json: bool) -> int:
         message = f"there is not enough memory: {e}" if str(e) else "there is not enough memory"
         return _fail("System", message, "give a smaller batch or input size", EXIT_ERROR, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _interrupted_here() -> int:
+    click.echo("interrupted; nothing half-written was left behind", err=True)
+    return EXIT_INTERRUPTED
 
 
 def _drop_output() -> None:
@@ -166,13 +177,19 @@ def _interrupt_on_termination() -> None:
     """Take SIGTERM and SIGHUP as Ctrl-C is taken: what is half-done is removed, and helpers are ended."""
     if threading.current_thread() is not threading.main_thread():
         return  # only there may handlers be set
-    for name in ("SIGTERM", "SIGHUP"):
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it
+        taken = {signal.SIG_DFL, signal.default_int_handler}
+        if number is not None and signal.getsignal(number) in taken:  # nohup ignores it
             signal.signal(number, _interrupt)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
+_interrupted: list[int] = []
+"""The signals that ended this process's command."""
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    _interrupted.append(number)
     raise KeyboardInterrupt
 
 
