@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import pickle
@@ -439,3 +440,11 @@ def test_what_numpy_warns_of_never_reaches_the_terminal():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_an_interrupt_is_of_the_command_that_it_reached(tmp_path):
+    cli = importlib.import_module("se_deploy.cli.main")
+    with pytest.raises(KeyboardInterrupt):
+        cli._interrupt(signal.SIGINT, None)
+    words = ["export", "se_deploy:nothing", "-o", str(tmp_path / "x.onnx")]
+    assert main(words, standalone_mode=False) == 1

@@ -102,6 +102,7 @@ def commands() -> None:
 def main(args: Sequence[str] | None = None, *, standalone_mode: bool = True) -> int:
     """Run a command and return its exit code; `standalone_mode` ends the process with it instead."""
     _tame_logs()
+    _interrupted.clear()  # what ended the command before
     words = list(sys.argv[1:] if args is None else args)
     if not standalone_mode:
         return _run(words, as_json="--json" in words)
@@ -185,7 +186,7 @@ def _interrupt_on_termination() -> None:
 
 
 _interrupted: list[int] = []
-"""The signals that ended this process's command."""
+"""The signals that the command now running was sent."""
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
