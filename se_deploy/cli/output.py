@@ -141,14 +141,9 @@ def console() -> Console:
 
 def show(tables: Sequence[Grid | str]) -> None:
     """Print tables, and lines between them, on stdout."""
-    out = console()
-    for i, table in enumerate(tables):
-        if isinstance(table, str):
-            out.print(printable(table))
-            continue
-        if i:
-            out.print()
-        out.print(table.fitted(out))
+    from se_deploy.tables.base import print_all
+
+    print_all(tables, console())
 
 
 def _leave(code: int) -> NoReturn:

@@ -138,3 +138,14 @@ def titled(
 def add(table: Grid, *cells: str | Text | None) -> None:
     """Add a row to a table."""
     table.add(*cells)
+
+
+def print_all(tables: Sequence[Grid | str], out: Console) -> None:
+    """Print tables, each fitted to the console, and the lines between them."""
+    for i, table in enumerate(tables):
+        if isinstance(table, str):
+            out.print(printable(table))
+            continue
+        if i:
+            out.print()
+        out.print(table.fitted(out))

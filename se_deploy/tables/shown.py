@@ -30,14 +30,10 @@ class Shown(ABC):
         """Return the tables as text."""
         from rich.console import Console  # noqa: PLC0415 - rich where something is shown
 
+        from se_deploy.tables.base import print_all  # noqa: PLC0415 - as above
+
         out = Console(file=io.StringIO(), width=_WIDTH, highlight=False, markup=False)
-        for i, table in enumerate(self.tables()):
-            if isinstance(table, str):
-                out.print(printable(table))
-                continue
-            if i:
-                out.print()
-            out.print(table.fitted(out))
+        print_all(self.tables(), out)
         written = out.file
         return written.getvalue().rstrip("\n") if isinstance(written, io.StringIO) else ""
 
