@@ -18,7 +18,7 @@ from se_deploy.options import OUTPUT_KINDS, RunOptions
 if TYPE_CHECKING:
     from se_deploy.cli.output import Reporter
     from se_deploy.cli.parameters import Given
-    from se_deploy.commands.run import RunResult
+    from se_deploy.commands.run_result import RunResult
     from se_deploy.options import CalibrationOptions
 
 _data = optional(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.commands.run import RunResult, run
+from se_deploy.commands.run import run
 from se_deploy.options import (
     CalibrationOptions,
     HostOptions,
@@ -18,6 +18,7 @@ from se_deploy.protocols import silent
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from se_deploy.commands.run_result import RunResult
     from se_deploy.options import TargetLike
     from se_deploy.protocols import Progress
 

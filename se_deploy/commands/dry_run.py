@@ -14,7 +14,8 @@ from se_deploy import data, files, graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import artifacts, compilers, lowering, source
 from se_deploy.commands.build_engine import files_of
-from se_deploy.commands.run import ENGINES, artifact_paths, require_samples
+from se_deploy.commands.run import require_samples
+from se_deploy.commands.run_files import ENGINES, artifact_paths
 from se_deploy.options import ImageOptions, NetworkOptions, TargetOptions, target_options
 from se_deploy.schema import input_spec, tool_version
 from se_deploy.schema.results import DryRun

@@ -19,7 +19,7 @@ from test_cli import NET, WEIGHTS
 from test_cli import run as call
 
 from se_deploy.cli import main
-from se_deploy.commands.run import RunResult
+from se_deploy.commands.run_result import RunResult
 from se_deploy.schema import input_spec
 
 KEYS = {

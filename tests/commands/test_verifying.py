@@ -18,7 +18,7 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.cli import main
 from se_deploy.commands import fp16, source, verifying
 from se_deploy.commands.export import export, to_schema
-from se_deploy.commands.run import RunResult
+from se_deploy.commands.run_result import RunResult
 from se_deploy.frontend import simplify
 from se_deploy.options import CalibrationOptions, RewriteOptions, TargetOptions
 from se_deploy.passes import canonical, registry
