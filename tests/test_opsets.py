@@ -12,7 +12,7 @@ from se_graphs import Recipe, build, read, run
 from test_cli import run as call
 
 from se_deploy import graph, opsets, se_blocks
-from se_deploy.commands import source
+from se_deploy.commands import reading, source
 from se_deploy.commands.parity import parity
 from se_deploy.errors import UnsupportedGraph
 from se_deploy.options import ImageOptions, NetworkOptions
@@ -52,7 +52,7 @@ def feeds(**more):
 
 
 def lifted(path):
-    return source.converted(source.load_onnx(path, ImageOptions()), str(path))
+    return reading.converted(reading.load_onnx(path, ImageOptions()), str(path))
 
 
 @pytest.mark.parametrize("opset", [7, 8, 9, 10])

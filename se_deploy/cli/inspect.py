@@ -67,7 +67,7 @@ def inspect(
         se-deploy inspect net.int8.onnx --gate chain
         se-deploy inspect net.onnx --calib-data photos/ --html widths.html
     """
-    from se_deploy import files, report
+    from se_deploy import files
     from se_deploy.commands import inspect as verb
     from se_deploy.tables import graphs
 
@@ -85,6 +85,8 @@ def inspect(
         )
     payload = verb.to_schema(result)
     if html:
+        from se_deploy import report
+
         drawings = {}
         if isinstance(result, verb.InspectResult):
             drawings = {b.output: report.block_svg(result.model, b) for b in result.census.blocks}
@@ -100,12 +102,12 @@ def inspect(
 
 def _then(file: Path, result: InspectResult | EngineInspection) -> list[str | Path]:
     """Return what to type next."""
-    from se_deploy.commands import artifacts
     from se_deploy.commands import inspect as verb
+    from se_deploy.commands import reading
 
     if isinstance(result, verb.EngineInspection):
         return ["bundle", file, "-o", "to-the-device"]
     if not result.plans:
         return ["inspect", file, "--plan"]
-    half = ["--fp16"] if artifacts.precision_of(result.model) == "fp32" else []
+    half = ["--fp16"] if reading.precision_of(result.model) == "fp32" else []
     return ["build-engine", file, *half, "-o", file.with_suffix(".engine")]

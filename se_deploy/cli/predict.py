@@ -85,7 +85,7 @@ def _predict_there(
 ) -> None:
     """Predict on a device: by its se-deploy, or where it has none by the script that a bundle holds."""
     from se_deploy import schema
-    from se_deploy.commands import artifacts
+    from se_deploy.commands import reading
     from se_deploy.commands import remote as verb
     from se_deploy.tables import lists
 
@@ -94,7 +94,7 @@ def _predict_there(
     try:
         elsewhere.finish(remote, schema.results.Predict, lambda payload: [lists.predicted(payload)], reporter)
     except verb.NotInstalled as missing:
-        if artifacts.kind_of(artifact) != "engine":
+        if reading.kind_of(artifact) != "engine":
             raise
         result = verb.predict_by_script(
             remote,

@@ -7,15 +7,13 @@ import dataclasses
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from se_deploy import data, fusion, graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import source
+from se_deploy.commands import reading, source
 from se_deploy.errors import BadData, MissingRuntime
 from se_deploy.frontend import image_input
 from se_deploy.options import HostOptions, NetworkOptions, SampleOptions
@@ -25,6 +23,8 @@ from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import onnx_ir as ir
 
     from se_deploy.options import Precision
     from se_deploy.plan import Plan
@@ -51,14 +51,6 @@ class Opened:
     rounding: str | None = None  # where its numbers are rounded to FP16, in words; None where nothing is
 
 
-def kind_of(artifact: str | Path) -> Literal["engine", "onnx", "network"]:
-    """Return what an argument names, by its ending and by what is there."""
-    suffix = Path(artifact).suffix
-    if suffix not in {"", ".onnx"} and registry.of_suffix(suffix):
-        return "engine"
-    return "onnx" if source.is_onnx(str(artifact)) else "network"
-
-
 @contextlib.contextmanager
 def opened(
     artifact: str | Path | Opened,
@@ -79,7 +71,7 @@ def opened(
     if isinstance(artifact, Opened):
         yield artifact
         return
-    kind = kind_of(artifact)
+    kind = reading.kind_of(artifact)
     host, network = host or HostOptions(), network or NetworkOptions()
     if kind == "network":
         yield _network(str(artifact), host, network)
@@ -91,8 +83,8 @@ def opened(
             spec = image_input.described(engine.image, taken, network.image.size)
             yield dataclasses.replace(engine, image=network.image.applied(spec))
         return
-    model = source.load_onnx(Path(artifact), network.image)
-    precision = precision_of(model)
+    model = reading.load_onnx(Path(artifact), network.image)
+    precision = reading.precision_of(model)
     run = Evaluation(model, None)
     if exact and host.device == "cpu":  # a GPU's FP16 kernels round by themselves, those of the CPU do not
         run = fp16_rounding.evaluation(model)
@@ -114,16 +106,6 @@ def opened(
 def unused(network: NetworkOptions) -> list[str]:
     """Return what to warn of where artifacts are only run: an operator set is for what is written."""
     return [] if network.opset is None else [f"--opset {network.opset} was not used: nothing is written here"]
-
-
-def precision_of(model: ir.Model) -> Precision:
-    """Read a graph's precision off its tensors: Q/DQ nodes, FP16 or BF16 weights, or none of them."""
-    if any(node.op_type == "QuantizeLinear" for node in model.graph):
-        return "int8"
-    types = {value.dtype for value in model.graph.initializers.values()}
-    if ir.DataType.FLOAT16 in types:
-        return "fp16"
-    return "bf16" if ir.DataType.BFLOAT16 in types else "fp32"
 
 
 def read_data(

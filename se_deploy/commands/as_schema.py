@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING, TypedDict
 
 from msgspec import convert
 
-from se_deploy.commands.benefit import Unweighed
 from se_deploy.schema import common, results
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from se_deploy.commands.lowering import Worth
     from se_deploy.passes.search import SearchResult
     from se_deploy.quantization.chain import Chain
     from se_deploy.quantization.fp16_ranges import KeptFp32
@@ -106,26 +104,3 @@ def chain(found: Chain | None) -> results.Chain | None:
         int8_macs_fraction=found.int8_macs_fraction,
         int8_bytes_fraction=found.int8_bytes_fraction,
     )
-
-
-def worth(found: Worth | Unweighed | None) -> common.Worth | None:
-    """Return INT8 against FP16; None where it is not known."""
-    if found is None or isinstance(found, Unweighed):
-        return None
-    return common.Worth(
-        fp16_bytes=found.fp16.activation_bytes,
-        int8_bytes=found.int8.activation_bytes,
-        fp16_kernels=found.fp16.kernels,
-        int8_kernels=found.int8.kernels,
-        fp16_ms=found.fp16_ms,
-        int8_ms=found.int8_ms,
-        device=found.device.name if found.device else None,
-        recommended="int8" if found.worth_it else "fp16",
-        reason=found.reason,
-        timed_on=found.timed_on,
-    )
-
-
-def worth_unknown(found: Worth | Unweighed | None) -> str | None:
-    """Return why it is not known whether INT8 pays; None where it is, or where nobody asked."""
-    return found.cause if isinstance(found, Unweighed) else None

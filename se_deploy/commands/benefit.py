@@ -21,7 +21,7 @@ from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.profiling import latency
 from se_deploy.protocols import TensorSpec, silent
 from se_deploy.quantization.chain import ModelledPlanner
-from se_deploy.schema import input_spec
+from se_deploy.schema import common, input_spec
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -133,3 +133,26 @@ def _feeds(inputs: tuple[TensorSpec, ...]) -> Arrays:
     """Return one batch of random numbers for a session."""
     fixed = [dataclasses.replace(spec, dims=tuple(d or 1 for d in spec.dims)) for spec in inputs]
     return next(iter(data.random(fixed, count=1, seed=0).batches(1)))
+
+
+def to_schema(found: Worth | Unweighed | None) -> common.Worth | None:
+    """Return INT8 against FP16; None where it is not known."""
+    if found is None or isinstance(found, Unweighed):
+        return None
+    return common.Worth(
+        fp16_bytes=found.fp16.activation_bytes,
+        int8_bytes=found.int8.activation_bytes,
+        fp16_kernels=found.fp16.kernels,
+        int8_kernels=found.int8.kernels,
+        fp16_ms=found.fp16_ms,
+        int8_ms=found.int8_ms,
+        device=found.device.name if found.device else None,
+        recommended="int8" if found.worth_it else "fp16",
+        reason=found.reason,
+        timed_on=found.timed_on,
+    )
+
+
+def unknown(found: Worth | Unweighed | None) -> str | None:
+    """Return why it is not known whether INT8 pays; None where it is, or where nobody asked."""
+    return found.cause if isinstance(found, Unweighed) else None

@@ -12,13 +12,12 @@ from se_deploy.backends import keeping, precision_check
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import (
-    artifacts,
     as_schema,
     benefit,
     compilers,
     fastest,
     lowering,
-    source,
+    reading,
     verifying,
 )
 from se_deploy.commands import shapes as sizing
@@ -117,10 +116,10 @@ def build_engine(
     for kept in (calibration.cache, engine.timing_cache):
         files.claim_kept(kept)
     progress("read", 0, 1)
-    lifted = source.converted(source.load_onnx(Path(model), image or ImageOptions()), str(model))
+    lifted = reading.converted(reading.load_onnx(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes")
-    stored = artifacts.precision_of(given)
+    stored = reading.precision_of(given)
     wanted: Precision = precision or stored
     notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration, engine.io))
     if wanted == "int8" and stored == "fp32":
@@ -369,8 +368,8 @@ def to_schema(result: BuildResult) -> results.BuildEngine:
         seconds=result.built.seconds,
         skipped_tactics=result.built.skipped_tactics,
         rewrites=tuple((choice.rewrite, choice.site) for choice in search.choices) if search else (),
-        worth=as_schema.worth(result.worth),
-        worth_unknown=as_schema.worth_unknown(result.worth),
+        worth=benefit.to_schema(result.worth),
+        worth_unknown=benefit.unknown(result.worth),
         verified=verification.to_schema(result.verified),
         **as_schema.search(search),
         **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked, result.lowered.rounding),

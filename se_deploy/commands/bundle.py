@@ -15,7 +15,7 @@ import se_deploy
 from se_deploy import files, graph, locks
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.commands import artifacts, source
+from se_deploy.commands import reading
 from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
 from se_deploy.errors import BadArtifact, BadInput
@@ -91,7 +91,7 @@ def bundle(
 
 def _cargo(path: Path, image: ImageOptions) -> _Cargo:
     """Look at what is to be bundled; an engine is held against its manifest."""
-    kind = artifacts.kind_of(str(path))
+    kind = reading.kind_of(str(path))
     if kind == "network":
         raise BadInput(f"'{path}' is neither an engine nor an ONNX file", hint="export or build it first")
     manifest, own = None, None
@@ -109,7 +109,7 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
                 f"'{onnx_file.name}' is not beside the engine: the bundle has no file to build it again from"
             )
             onnx_file = None
-    model = source.load_onnx(onnx_file, ImageOptions()) if onnx_file else None
+    model = reading.load_onnx(onnx_file, ImageOptions()) if onnx_file else None
     if kind == "onnx" and model is not None:
         own = input_spec.read(model.metadata_props)
     spec = image.applied(own)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.backends import manifest as manifests
-from se_deploy.commands import artifacts, inspect, source
+from se_deploy.commands import inspect, reading
 from se_deploy.commands import parity as comparing
 from se_deploy.commands import profile as timing
 from se_deploy.commands.gates import Gates, read
@@ -120,12 +120,12 @@ def to_schema(result: CheckResult) -> results.Check:
 
 def _precision(gate: PrecisionGate, warnings: list[str]) -> Gate:
     """Hold what a file runs in against what is required: an engine's plan, a graph's tensors."""
-    if artifacts.kind_of(str(gate.file)) == "engine":
+    if reading.kind_of(str(gate.file)) == "engine":
         checked = manifests.check(gate.file)
         warnings += checked.warnings
         found, where = checked.manifest.precision, "its plan runs"
     else:
-        found = artifacts.precision_of(source.load_onnx(gate.file, ImageOptions()))
+        found = reading.precision_of(reading.load_onnx(gate.file, ImageOptions()))
         where = "its tensors are"
     return Gate(
         gate="precision",
@@ -137,7 +137,7 @@ def _precision(gate: PrecisionGate, warnings: list[str]) -> Gate:
 
 def _chain(gate: ChainGate, file: Path) -> Gate:
     """Hold the breaks of a Q/DQ file's INT8 chain against how many are allowed."""
-    found = chain.lint(source.load_onnx(file, ImageOptions()))
+    found = chain.lint(reading.load_onnx(file, ImageOptions()))
     if found is None:
         raise BadInput(f"nothing in '{file}' is quantized", hint="give the file that `quantize` wrote")
     counted = (

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import data, files, graph, se_blocks
 from se_deploy.backends import registry
-from se_deploy.commands import artifacts, compilers, lowering, source
+from se_deploy.commands import compilers, lowering, reading, source
 from se_deploy.commands.build_engine import files_of
 from se_deploy.commands.run import require_samples
 from se_deploy.commands.run_files import ENGINES, artifact_paths
@@ -71,7 +71,7 @@ def quantize(
 ) -> DryRun:
     """Return what `quantize` would do. Raises: as `quantize` does before it calibrates."""
     _free([output], overwrite=overwrite)
-    source.load_fp32(model, image)  # refuses what is quantized or in FP16
+    reading.load_fp32(model, image)  # refuses what is quantized or in FP16
     taken = _taken(str(model), NetworkOptions(image=image))
     to = lowering.destination(target_options(target))
     steps = [taken.text, *_lowering("int8", taken, calibration)]
@@ -142,10 +142,10 @@ def _free(paths: Iterable[Path], *, overwrite: bool) -> None:
 
 def _taken(spec: str, options: NetworkOptions) -> _Taken:
     """Look at what a command begins with; a network is made, pretrained weights are not fetched."""
-    if source.is_onnx(spec):
-        model = source.load_onnx(Path(spec), options.image)
+    if reading.is_onnx(spec):
+        model = reading.load_onnx(Path(spec), options.image)
         blocks = len(se_blocks.detect(model).se)
-        precision = artifacts.precision_of(model)
+        precision = reading.precision_of(model)
         text = (
             f"read {spec}: {model.graph.num_nodes()} nodes, operator set {graph.opset(model)}, "
             f"{precision.upper()}, {blocks} SE blocks"

@@ -8,39 +8,28 @@ from typing import TYPE_CHECKING
 
 from msgspec import convert
 
-from se_deploy import advice, fusion, graph, se_blocks
+from se_deploy import graph, se_blocks
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.commands import artifacts, as_schema, lowering, shapes, source
-from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
+from se_deploy.commands import as_schema, reading
+from se_deploy.errors import BadInput
 from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
-from se_deploy.quantization import chain as chains
-from se_deploy.schema import results, tool_version
+from se_deploy.schema import common, results, tool_version
 from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import onnx_ir as ir
 
-    from se_deploy.backends.backend import Backend
-    from se_deploy.fusion import Totals, Verdict
-    from se_deploy.options import Precision, TargetLike, TargetOptions
-    from se_deploy.plan import Plan
-    from se_deploy.protocols import Planner, Progress
+    from se_deploy import advice
+    from se_deploy.commands.plans import Planned
+    from se_deploy.options import TargetLike
+    from se_deploy.protocols import Progress
+    from se_deploy.quantization import chain as chains
     from se_deploy.schema.files import Manifest
     from se_deploy.tables.base import Grid
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """One compiler's plan of the graph, a verdict per block, and what SE costs in it."""
-
-    plan: Plan
-    verdicts: tuple[Verdict, ...]
-    totals: Totals
-    precision: Precision
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -121,74 +110,50 @@ def inspect(
     Raises: BadModel, BadArtifact (an engine that does not match its manifest), BadInput, BadData.
     """
     path = Path(file)
-    if artifacts.kind_of(str(file)) == "engine":
+    if reading.kind_of(str(file)) == "engine":
         if calib_data is not None:
             raise BadInput(
                 f"'{file}' is an engine: its inner tensors cannot be looked at",
                 hint="give the FP32 ONNX file that it was built from",
             )
         return EngineInspection(str(file), *manifests.check(path))
-    read = source.load_onnx if calib_data is None else source.load_fp32
-    lifted = source.converted(read(path, image or ImageOptions()), str(file))
+    read = reading.load_onnx if calib_data is None else reading.load_fp32
+    lifted = reading.converted(read(path, image or ImageOptions()), str(file))
     model = lifted.model
     census = se_blocks.detect(model)
-    plans, notes = planned(model, census, target_options(target), progress) if plan else ((), ())
+    made: tuple[Planned, ...] = ()
+    notes: tuple[str, ...] = ()
+    if plan:
+        from se_deploy.commands import plans  # noqa: PLC0415 - a look at a file needs no plan
+
+        made, notes = plans.planned(model, census, target_options(target), progress)
     advised = None
     if calib_data is not None:
-        samples = lowering.calibration_samples(model, CalibrationOptions(Path(calib_data), calib_samples))
-        advised = advice.advise(model, samples, registry.graph_runtime(), progress=progress)
-        notes = (*notes, *samples.warnings, *advised.warnings)
-    warnings = (*lifted.warnings, *notes)
-    return InspectResult(str(file), model, census, plans, warnings, advised, chains.lint(model))
+        samples = CalibrationOptions(Path(calib_data), calib_samples)
+        advised, said = _advised(model, samples, progress)
+        notes = (*notes, *said)
+    return InspectResult(str(file), model, census, made, (*lifted.warnings, *notes), advised, _chain(model))
 
 
-def planned(
-    model: ir.Model,
-    census: se_blocks.Census,
-    target: TargetOptions,
-    progress: Progress = silent,
-) -> tuple[tuple[Planned, ...], tuple[str, ...]]:
-    """Plan a graph with every backend that can plan without a device.
+def _advised(
+    model: ir.Model, calibration: CalibrationOptions, progress: Progress
+) -> tuple[advice.AdviceResult, tuple[str, ...]]:
+    """Return what the data says of each block's width, and what must be said of the data."""
+    from se_deploy import advice  # noqa: PLC0415 - what it runs on: most looks at a file have no data
+    from se_deploy.commands import lowering  # noqa: PLC0415 - the same
 
-    One that is missing or refuses is a warning, unless it was asked for by name.
-    """
-    plans: list[Planned] = []
-    notes: list[str] = []
-    one = registry.chosen(target.runtime)
-    names = registry.names() if one is None else (one.name,)
-    for done, name in enumerate(names):
-        progress("plan", done, len(names))
-        try:
-            plans += _plans(model, census, registry.get(name), target, asked=one is not None)
-        except (MissingRuntime, BuildFailed) as e:
-            if one is not None:
-                raise
-            notes.append(f"no plan from {name}: {e.message}")
-    progress("plan", len(names), len(names))
-    return tuple(plans), tuple(notes)
+    samples = lowering.calibration_samples(model, calibration)
+    found = advice.advise(model, samples, registry.graph_runtime(), progress=progress)
+    return found, (*samples.warnings, *found.warnings)
 
 
-def _plans(
-    model: ir.Model, census: se_blocks.Census, backend: Backend, target: TargetOptions, *, asked: bool
-) -> Iterator[Planned]:
-    """Yield the plan for each target; none from a backend that plans nothing and was not asked for."""
-    planning = backend.planning
-    if planning is None or not (asked or planning.without_device):
-        if asked:
-            raise BadInput(
-                f"{backend.title} does not say what it would run", hint="leave --runtime out, or name another"
-            )
-        return
-    for device in target.targets or (None,) if planning.targets else (None,):
-        with planning.open(device) as planner:
-            yield _planned(model, census, shapes.SizedPlanner(planner, target.sizes), backend)
+def _chain(model: ir.Model) -> chains.Chain | None:
+    """Return the chain of INT8 layers; None where nothing is quantized."""
+    if not reading.is_quantized(model):
+        return None
+    from se_deploy.quantization import chain as chains  # noqa: PLC0415 - most files are not quantized
 
-
-def _planned(model: ir.Model, census: se_blocks.Census, planner: Planner, backend: Backend) -> Planned:
-    plan = planner.plan(model)
-    verdicts = fusion.verdicts(plan, census.se, model, backend.form().fusion)
-    plain = planner.plan(fusion.without_gates(model, census.se)) if census.se else None
-    return Planned(plan, verdicts, fusion.totals(plan, verdicts, plain), artifacts.precision_of(model))
+    return chains.lint(model)
 
 
 def to_schema(result: InspectResult | EngineInspection) -> results.Inspect:
@@ -208,7 +173,11 @@ def to_schema(result: InspectResult | EngineInspection) -> results.Inspect:
     advised = None
     if result.advice is not None:
         advised = convert(result.advice, results.Advice, from_attributes=True)
-    plans = tuple(fusion.to_schema(p.plan, p.verdicts, p.precision, p.totals) for p in result.plans)
+    made: tuple[common.Plan, ...] = ()
+    if result.plans:
+        from se_deploy.commands import plans  # noqa: PLC0415 - loaded already: it made them
+
+        made = tuple(map(plans.to_schema, result.plans))
     return results.Inspect(
         tool_version=tool_version(),
         warnings=result.warnings,
@@ -219,8 +188,8 @@ def to_schema(result: InspectResult | EngineInspection) -> results.Inspect:
         se_params=results.SEParams(
             counted=sum(block.params for block in se), formula=se_blocks.formula_params(se)
         ),
-        plans=plans,
-        totals=plans[0].totals if plans else None,
+        plans=made,
+        totals=made[0].totals if made else None,
         advice=advised,
         chain=as_schema.chain(result.chain),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from se_deploy import batching, comparison
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import artifacts
+from se_deploy.commands import artifacts, reading
 from se_deploy.commands.fed_frames import FedFrames
 from se_deploy.data import pictures
 from se_deploy.errors import BadInput
@@ -327,7 +327,7 @@ def _tolerance(limits: Limits, precision: Precision, output: str) -> Tolerance:
 def _first_image(candidates: Sequence[str | Path], network: NetworkOptions) -> InputSpec | None:
     """Return the input spec of the first candidate that has one: the reference has none."""
     for candidate in candidates:
-        if artifacts.kind_of(candidate) != "network":
+        if reading.kind_of(candidate) != "network":
             with artifacts.opened(candidate, stand_in=True, network=network) as one:
                 if one.image is not None:
                     return one.image

@@ -13,7 +13,7 @@ import numpy as np
 from se_deploy import batching, data, files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.sessions import shape_text
-from se_deploy.commands import answers, artifacts
+from se_deploy.commands import answers, artifacts, reading
 from se_deploy.data import masks
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
 from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
@@ -197,7 +197,7 @@ def _opened(artifact: str, host: HostOptions | None, network: NetworkOptions) ->
             opening = artifacts.opened(artifact, host=host, network=network)
             one = stack.enter_context(opening)
         except MissingRuntime as e:
-            if artifacts.kind_of(artifact) != "engine":
+            if reading.kind_of(artifact) != "engine":
                 raise
             try:
                 onnx = manifests.stand_in(Path(artifact), manifests.read(Path(artifact)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from se_deploy import verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.commands import artifacts, shapes
+from se_deploy.commands import artifacts, reading, shapes
 from se_deploy.commands.parity import name_of
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
@@ -291,7 +291,7 @@ def _doubts(found: Timed) -> Iterator[str]:
 
 def _manifest(artifact: str | Path | artifacts.Opened) -> Manifest | None:
     """Return the manifest of an engine that has one."""
-    if isinstance(artifact, artifacts.Opened) or artifacts.kind_of(artifact) != "engine":
+    if isinstance(artifact, artifacts.Opened) or reading.kind_of(artifact) != "engine":
         return None
     path = Path(artifact)
     return manifests.read(path) if manifests.path_of(path).is_file() else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import convert
 
 from se_deploy import files, graph, verification
-from se_deploy.commands import as_schema, benefit, lowering, source, verifying
+from se_deploy.commands import as_schema, benefit, lowering, reading, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -71,7 +71,7 @@ def quantize(
     files.claim(output, overwrite=overwrite)
     files.claim_kept(calibration.cache)
     progress("read", 0, 1)
-    lifted = source.converted(source.load_fp32(Path(model), image or ImageOptions()), str(model))
+    lifted = reading.converted(reading.load_fp32(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
     samples = lowering.calibration_samples(given, calibration)
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes, {samples.count} samples")
@@ -126,11 +126,11 @@ def to_schema(result: QuantizeResult) -> results.Quantize:
         **as_schema.fp16(made.kept_fp32, made.unchecked, made.rounding),
         sqnr_db={name: finite(value) for name, value in made.sqnr_db.items()},
         macs_int8_fraction=made.macs_int8_fraction,
-        worth=as_schema.worth(result.worth),
+        worth=benefit.to_schema(result.worth),
         reconstruction=None
         if made.reconstruction is None
         else convert(made.reconstruction, results.Reconstruction, from_attributes=True),
-        worth_unknown=as_schema.worth_unknown(result.worth),
+        worth_unknown=benefit.unknown(result.worth),
         chain=as_schema.chain(chain.lint(result.lowered.model)),
         curve=tuple(
             results.CurvePoint(

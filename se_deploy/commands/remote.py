@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from se_deploy import files, locks
 from se_deploy.backends import manifest as manifests
-from se_deploy.commands import artifacts
 from se_deploy.commands import bundle as bundling
+from se_deploy.commands import reading
 from se_deploy.commands.build_engine import onnx_path
 from se_deploy.commands.remote_files import Layout, Read, Written
-from se_deploy.data import reading
+from se_deploy.data.reading import LIST_SUFFIXES
 from se_deploy.errors import BadInput, RemoteFailed
 from se_deploy.schema import convert, results, tool_version
 
@@ -145,11 +145,11 @@ def _claim(words: Sequence[Word], *, overwrite: bool) -> None:
     for word in words:
         value = word.value
         if isinstance(value, Written) and not value.kept:
-            engine = artifacts.kind_of(value.path) == "engine"
+            engine = reading.kind_of(value.path) == "engine"
             beside = (manifests.path_of(value.path), onnx_path(value.path)) if engine else ()
             for path in (value.path, *beside):
                 files.claim(path, overwrite=overwrite)
-        listed = isinstance(value, Read) and value.path.suffix.lower() in reading.LIST_SUFFIXES
+        listed = isinstance(value, Read) and value.path.suffix.lower() in LIST_SUFFIXES
         if listed and word.option in _DATA_OPTIONS:
             raise BadInput(
                 f"'{word.value}' lists files by their paths here, which the device does not have",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from se_deploy import files, locks, onnx_files
 from se_deploy.backends import manifest as manifests
-from se_deploy.commands import artifacts
+from se_deploy.commands import reading
 from se_deploy.data import idx
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _belongings(path: Path) -> tuple[str, ...]:
     """Return what is read together with a file, by its names from the file's folder. Raises: BadModel."""
     if path.is_dir():
         return ()
-    if artifacts.kind_of(path) == "engine":
+    if reading.kind_of(path) == "engine":
         own = manifests.path_of(path)
         if not own.is_file():
             return ()

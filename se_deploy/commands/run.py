@@ -21,6 +21,7 @@ from se_deploy.commands import (
     inspect,
     lowering,
     parity,
+    plans,
     profile,
     quantize,
     run_files,
@@ -242,8 +243,8 @@ def _build(asked: _Asked, name: Precision, target: TargetOptions, half: BuildRes
 
 def _inspect(asked: _Asked, taken: Source, target: TargetOptions) -> InspectResult:
     first = TargetOptions(targets=target.targets[:1], sizes=asked.sizes)
-    plans, notes = inspect.planned(taken.model, taken.census, first, asked.progress)
-    return inspect.InspectResult("model.onnx", taken.model, taken.census, plans, notes)
+    found, notes = plans.planned(taken.model, taken.census, first, asked.progress)
+    return inspect.InspectResult("model.onnx", taken.model, taken.census, found, notes)
 
 
 def _compare(asked: _Asked, taken: Source, written: Sequence[Path]) -> ParityResult:
