@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from se_deploy import graph
-from se_deploy.commands import as_schema, lowering
+from se_deploy.commands import benefit, lowering
 from se_deploy.plan import Kernel, Plan, PlanTensor
 from se_deploy.targets import resolve_target
 
@@ -47,7 +47,7 @@ def test_int8_must_move_less_and_take_less_time(int8, fp16, worth_it, words):
     found = lowering.worth(INT8, FP16, planner=Plans(int8, fp16))
     assert found.worth_it is worth_it
     assert words in found.reason
-    assert as_schema.worth(found).recommended == ("int8" if worth_it else "fp16")
+    assert benefit.to_schema(found).recommended == ("int8" if worth_it else "fp16")
     assert bool(found.warnings) is not worth_it
 
 
@@ -84,4 +84,4 @@ def test_without_figures_of_the_target_there_is_no_roofline(int8, fp16, worth_it
     assert (found.device, found.int8_ms, found.worth_it) == (None, None, worth_it)
     assert "no roofline: no figures are known of sm100" in found.reason
     assert "Orin" not in found.reason
-    assert as_schema.worth(found).device is None
+    assert benefit.to_schema(found).device is None
