@@ -140,7 +140,9 @@ class Module(torch.nn.Module):
         return F.max_pool2d(x, attrs["kernel_shape"], strides, before, 1, ceil)
 
     def _AveragePool(self, given, attrs, _names):
-        before, _ = _pads(attrs)
+        before, after = _pads(attrs)
+        if list(given[0].shape[2:]) == attrs["kernel_shape"] and before == after == (0, 0):
+            return given[0].mean((2, 3), keepdim=True)  # PyTorch's pool sums a window one by one
         counted = bool(attrs.get("count_include_pad", 0))
         strides, ceil = attrs.get("strides", [1, 1]), bool(attrs.get("ceil_mode", 0))
         return F.avg_pool2d(given[0], attrs["kernel_shape"], strides, before, ceil, counted)

@@ -1,6 +1,7 @@
 """What a machine with an NVIDIA GPU, and nothing else prepared, shows of this project, in at most 8 minutes.
 
-    scripts/on_gpu [--output on_gpu.json] [--minutes 8] [--step NAME]... [--again] [--rehearse]
+    scripts/on_gpu [--output on_gpu.json] [--minutes 8] [--step NAME]... [--batch N]... [--again]
+                   [--rehearse]
 
 Steps, each in a process of its own, so that one that fails or hangs takes no other along; those that are done
 are kept in the output and not run again without --again:
@@ -52,6 +53,7 @@ NETWORKS = (
 REHEARSED = ("mobilenetv3_small_100",)
 COMPILED = 3  # networks that torch.compile gets: each takes it half a minute
 CALLS, ROUNDS, WARM_UP = 100, 5, 10
+BATCHES = (1, 8)
 PACKAGES = (
     "torch", "triton", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "tensorrt",
     "tensorrt-rtx", "msgspec", "pytest",
@@ -152,22 +154,25 @@ def _gpu_tests(folder: Path) -> str:
     return (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
 
 
-def step_rewrites(folder: Path, device: str, *, rehearse: bool, until: float) -> Found:
+def step_rewrites(
+    folder: Path, device: str, batches: tuple[int, ...], *, rehearse: bool, until: float
+) -> Found:
     """Return rows of network, batch, mode and graph with ms and the ratio to the network as users have it."""
     import torch  # noqa: PLC0415 - the other steps run without
 
     torch.backends.cudnn.benchmark = True
     rows: list[Found] = []
     found: Found = {"torch": torch.__version__, "device": device, "rows": rows, "complete": False}
-    for number, network in enumerate(REHEARSED if rehearse else NETWORKS):
-        for batch in (1,) if rehearse else (1, 8):
-            forms = ["fp16", "ours.bdynamic", *(["ours.b1"] if batch == 1 else [])]
-            compiled = number < COMPILED and not rehearse
-            for mode in ("replayed", "compiled") if compiled else ("replayed",):
-                if time.time() > until:
-                    return found
-                rows += _timed_forms(network, forms, batch, mode, device=device, rehearse=rehearse)
-                (folder / "rewrites.part.json").write_text(json.dumps(found))
+    networks = REHEARSED if rehearse else NETWORKS
+    turns = [("replayed", network, batch) for network in networks for batch in batches]
+    if not rehearse:  # the slow ones last
+        turns += [("compiled", network, batch) for batch in batches for network in networks[:COMPILED]]
+    for mode, network, batch in turns:
+        if time.time() > until:
+            return found
+        forms = ["fp16", "ours.bdynamic", *(["ours.b1"] if batch == 1 else [])]
+        rows += _timed_forms(network, forms, batch, mode, device=device, rehearse=rehearse)
+        (folder / "rewrites.part.json").write_text(json.dumps(found))
     return {**found, "complete": True}
 
 
@@ -175,9 +180,13 @@ def _timed_forms(
     network: str, forms: list[str], batch: int, mode: str, *, device: str, rehearse: bool
 ) -> list[Found]:
     """Time the forms of a network in turn, so that a drifting clock hits all alike."""
+    import torch  # noqa: PLC0415 - as above
+
     calls, rounds = (1, 1) if rehearse else (CALLS, ROUNDS)
     head = {"network": network, "batch": batch, "mode": mode}
     try:
+        if mode == "compiled":
+            torch._dynamo.reset()  # noqa: SLF001 - or it gives up after some graphs and runs them as they are
         runs = {form: _runner(network, form, batch, mode, device) for form in forms}
         took: dict[str, list[float]] = {form: [] for form in forms}
         for turn in range(rounds):
@@ -204,18 +213,27 @@ def _runner(network: str, form: str, batch: int, mode: str, device: str) -> Call
         module = module.in_float32()
     shape = [batch, *graph["inputs"][0]["shape"][1:]]
     x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
-    run = torch.compile(module) if mode == "compiled" else module
+    run = torch.compile(module, dynamic=False) if mode == "compiled" else module
     with torch.inference_mode():
         for _ in range(3):  # compiles, and chooses cuDNN's algorithms
-            run(x)
+            wanted = run(x)
         if device == "cpu":
             return lambda: _inferred(run, x)
         torch.cuda.synchronize()
         recorded = torch.cuda.CUDAGraph()
         with torch.cuda.graph(recorded):
-            run(x)
-        replay: Callable[[], object] = recorded.replay
-        return replay
+            found = run(x)
+    recorded.replay()
+    torch.cuda.synchronize()
+    for one, other in zip(found, wanted, strict=True):
+        if not torch.allclose(one, other, rtol=1e-2, atol=1e-2, equal_nan=True):  # weights are random
+            raise RuntimeError(f"the recording of {network}.{form} computes something else")
+
+    def replay(_held: object = (module, x, found)) -> None:
+        """Replay; a recording reads the memory of what it was recorded from, which must stay."""
+        recorded.replay()
+
+    return replay
 
 
 def _inferred(run: Callable[..., object], x: object) -> object:
@@ -358,13 +376,13 @@ def _first_line(command: list[str]) -> str | None:
     return (done.stdout.strip().splitlines() or [None])[0]
 
 
-def run_step(name: str, folder: Path, *, rehearse: bool, until: float) -> Found:
+def run_step(name: str, folder: Path, batches: tuple[int, ...], *, rehearse: bool, until: float) -> Found:
     """Run one step in this process."""
     device = "cpu" if rehearse else "cuda"
     if name == "cuda":
         return step_cuda(folder, device)
     if name == "rewrites":
-        return step_rewrites(folder, device, rehearse=rehearse, until=until)
+        return step_rewrites(folder, device, batches, rehearse=rehearse, until=until)
     if name == "onnxruntime":
         return step_onnxruntime(folder, device, rehearse=rehearse)
     return step_engine(folder, name, rehearse=rehearse)
@@ -377,6 +395,7 @@ def supervised(name: str, folder: Path, options: argparse.Namespace, seconds: fl
     command = [
         sys.executable, __file__, "--inside", name, "--folder", str(folder),
         "--until", str(time.time() + seconds), *(["--rehearse"] if options.rehearse else []),
+        *(word for batch in options.batch or () for word in ("--batch", str(batch))),
     ]  # fmt: skip
     start = time.time()
     with (folder / f"{name}.log").open("w") as log:
@@ -439,7 +458,10 @@ def main() -> int:
     options = _arguments()
     sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
     if options.inside:
-        found = run_step(options.inside, options.folder, rehearse=options.rehearse, until=options.until)
+        batches = tuple(options.batch or ((1,) if options.rehearse else BATCHES))
+        found = run_step(
+            options.inside, options.folder, batches, rehearse=options.rehearse, until=options.until
+        )
         (options.folder / f"{options.inside}.json").write_text(json.dumps(found))
         return 0
     known = json.loads(options.output.read_text()) if options.output.is_file() else {}
@@ -471,6 +493,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("on_gpu.json"), help="results, kept step by step")
     parser.add_argument("--minutes", type=float, default=8.0, help="of all steps together")
     parser.add_argument("--step", action="append", choices=SHARES, help="run this one only; repeatable")
+    parser.add_argument("--batch", type=int, action="append", help="of `rewrites`; repeatable; 1 and 8")
     parser.add_argument("--again", action="store_true", help="run what is done once more")
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, with less of everything")
     for name, kind in (("--inside", str), ("--folder", Path), ("--until", float)):

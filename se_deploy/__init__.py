@@ -26,9 +26,12 @@ _VERBS = frozenset(__all__) - {"__version__"}
 
 def __getattr__(name: str) -> object:
     if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 - 15 ms that --help need not pay
+        from importlib import metadata  # noqa: PLC0415 - 15 ms that --help need not pay
 
-        return version("se-deploy")
+        try:
+            return metadata.version("se-deploy")
+        except metadata.PackageNotFoundError:  # a source tree on the path, as scripts/on_gpu uses it
+            return "0+uninstalled"
     if name in _VERBS:
         return getattr(importlib.import_module(f"se_deploy.commands.{name}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,12 @@ import functools
 import math
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+
+import se_deploy
 
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
@@ -186,8 +187,8 @@ class Worth(Struct, frozen=True, kw_only=True):
 
 @functools.cache
 def tool_version() -> str:
-    """Return this package's version."""
-    return version("se-deploy")
+    """Return this package's version, "0+uninstalled" where it runs from a source tree."""
+    return str(se_deploy.__version__)
 
 
 def relative(path: Path, folder: Path) -> str:

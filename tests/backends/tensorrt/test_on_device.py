@@ -9,11 +9,12 @@ import pytest
 
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.onnxruntime.session import OrtRuntime
-from se_deploy.backends.tensorrt import cuda
+from se_deploy.backends.tensorrt import cuda, gpu
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.session import TrtRuntime
-from se_deploy.errors import DeviceFailed, MissingRuntime
+from se_deploy.errors import DeviceFailed, MissingRuntime, SeDeployError
 from se_deploy.profiling import latency, power
+from se_deploy.targets import resolve_target
 
 pytestmark = pytest.mark.gpu
 
@@ -36,11 +37,15 @@ def engine(request, device, tmp_path):
     """An engine of the block of plan_graphs, batch 1 to 16, and the runtime that runs it."""
     if importlib.util.find_spec(MODULES[request.param]) is None:
         pytest.skip(f"{request.param} is not installed")
-    with contextlib.closing(Compiler(request.param)) as compiler:
-        try:
-            built = compiler.build(plan_graphs.se_net(tail="none"), BuildOptions())
-        except MissingRuntime as e:
-            pytest.skip(e.message)
+    target = resolve_target(f"sm{gpu.here().sm}")
+    try:
+        compiler = Compiler(request.param)
+        compiler.check_target(target)  # not all of them run on all devices
+    except SeDeployError as e:
+        pytest.skip(e.message)
+    with contextlib.closing(compiler):
+        options = BuildOptions(targets=(target,) if compiler.targets else ())
+        built = compiler.build(plan_graphs.se_net(tail="none"), options)
     path = tmp_path / "net.engine"
     path.write_bytes(built.data)
     return request.param, path
