@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import se_deploy
 
 SCRIPT = """\
+from importlib import metadata
 from pathlib import Path
 from se_deploy import build_engine, export, inspect, parity, profile, quantize
 from se_deploy.options import CalibrationOptions, EngineOptions, Limits
@@ -77,3 +79,13 @@ def test_the_package_imports_nothing_heavy():
     code = f"import sys, se_deploy; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_source_tree_that_is_not_installed_has_a_version_too(monkeypatch):
+    """A machine without a package index runs it by PYTHONPATH: `doctor` ended in a traceback there."""
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert se_deploy.__version__ == "0+uninstalled"
