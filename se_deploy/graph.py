@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from se_deploy import files, onnx_files
+from se_deploy import files, onnx_files, shape_inference
 from se_deploy.errors import BadModel, UnsupportedGraph, one_line
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def tidy(model: ir.Model) -> ir.Model:
             node.name = f"{node.op_type}:{node.outputs[0].name}"
     common.NameFixPass()(model)
     _type_sequences(model)
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    shape_inference.infer(model)
     return model
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 _NUMBERS = "fiub"  # numpy's kinds: float, int, unsigned, bool
 _MOST_UNPACKED = 200
 """Times the size of its archive that an array may unpack to; images do to 2 times, masks to 50."""
+_UNPACKED = frozenset({zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2})
+"""Methods that need a megabyte to unpack; LZMA takes what the member's own head asks for, up to 4 GiB."""
 _SMALL_BYTES = 1 << 26  # which any archive may unpack to
 _MOST_HEAD = 1 << 14  # bytes; numpy itself refuses heads above 10,000
 _ZIP_HEAD, _ZIP_NAME_LENGTH = 30, 26  # bytes of a member's own head, and where in it the name's length is
@@ -131,6 +133,11 @@ def _member(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tu
     size = path.stat().st_size
     with archive.open(member) as packed:  # refuses what the archive's own head says otherwise
         if member.compress_type != zipfile.ZIP_STORED:
+            if member.compress_type not in _UNPACKED:
+                raise BadData(
+                    f"'{path}:{member.filename}' is compressed by a method that may take gigabytes of memory",
+                    hint="save it with numpy.savez or numpy.savez_compressed",
+                )
             if member.file_size > max(_MOST_UNPACKED * size, _SMALL_BYTES):
                 raise BadData(
                     f"'{path}:{member.filename}' unpacks to {member.file_size:,} bytes, from {size:,}",

@@ -191,9 +191,20 @@ def _too_many_nodes(proto: onnx.ModelProto) -> Iterator[str]:
         yield f"it has {total:,} nodes with its functions written out, at most {MOST_NODES:,} are read"
 
 
+_BESIDE_OUTPUTS = {"If": 0, "Loop": 1, "Scan": 0}
+"""How many outputs a body has beyond those of its node: a Loop's says whether it goes on."""
+
+
 def _wrong_attributes(node: onnx.NodeProto) -> Iterator[str]:
     """Yield attributes whose values no operator can have."""
     named = f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
+    if node.op_type == "Constant" and node.domain in _OWN_DOMAINS and len(node.attribute) != 1:
+        yield f"{named} has {len(node.attribute)} values, not one"
+    if node.op_type in _BESIDE_OUTPUTS and node.domain in _OWN_DOMAINS:
+        wanted = len(node.output) + _BESIDE_OUTPUTS[node.op_type]
+        for body in _bodies(node):
+            if len(body.output) != wanted:
+                yield f"{named}: a body of it gives {len(body.output)} values, not {wanted}"
     for one in node.attribute:
         values = [*one.ints, one.i] if one.type == onnx.AttributeProto.INT else list(one.ints)
         if one.name == "perm" and sorted(values) != list(range(len(values))):
@@ -288,6 +299,7 @@ _WEIGHT_RANKS = {"Conv": None, "ConvTranspose": None, "Gemm": 2, "BatchNormaliza
 _MAPS = frozenset({
     "Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool",
 })  # fmt: skip
+_OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _MAP_RANK = 3  # of a map, at least: (N, C, L)
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft"})
 """Those whose operators mean what ONNX's of the same name do: the last is ONNX Runtime's."""
@@ -315,7 +327,7 @@ def _least_inputs(operator: str, version: int) -> int:
 def _wrong_node(node: ir.Node, version: int) -> str | None:
     if node.domain not in _DOMAINS and onnx.defs.has(node.op_type):
         return f"it is of '{node.domain}', and would be taken for ONNX's operator of that name"
-    least = _least_inputs(node.op_type, version) if node.domain in {"", "ai.onnx"} else 0
+    least = _least_inputs(node.op_type, version) if node.domain in _OWN_DOMAINS else 0
     if len(node.inputs) < least or (least and node.inputs[0] is None):  # a function may be called with fewer
         return f"it has {len(node.inputs)} inputs, at least {least} are needed"
     ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]

@@ -6,6 +6,7 @@ one of the tables below. What the census must say of it follows from the recipe 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -113,8 +114,8 @@ def _axes(net):
 
 
 def _sum_by_shape(net, x):
-    h, w = (net.size(x, a) for a in _axes(net)[:2])
-    area = net.op("Cast", net.op("Mul", h, w), to=onnx.TensorProto.FLOAT)
+    count = functools.reduce(lambda a, b: net.op("Mul", a, b), [net.size(x, a) for a in _axes(net)])
+    area = net.op("Cast", count, to=onnx.TensorProto.FLOAT)
     return net.op("Div", net.reduce("ReduceSum", x, _axes(net)), area)
 
 
@@ -328,12 +329,22 @@ SOURCES = {
 }
 
 
-def build(recipe):
-    """Write the network of a recipe: convolution -> source -> block -> convolution."""
-    net, c, spatial = Net(recipe), recipe.channels, list(recipe.spatial)
-    x = net.op("Conv", "input", net.weight(c, 3, *[1] * len(spatial)), net.weight(c))
-    x = SOURCES[recipe.source][1](net, x)
-    y = SQUEEZES[recipe.squeeze](net, EXTRAS[recipe.extra](net, x))
+@dataclass(frozen=True)
+class Written:
+    """A block as it was written: the names of its values, and of its Mul."""
+
+    squeezed: str
+    gate: str
+    scaled: str
+    mul: str
+    end: str  # what follows reads: behind the residual Add where there is one
+
+
+def write(net, x):
+    """Write the block of the net's recipe behind `x`, of the recipe's channels and size."""
+    recipe = net.recipe
+    c = recipe.channels
+    y = squeezed = SQUEEZES[recipe.squeeze](net, EXTRAS[recipe.extra](net, x))
     flat = recipe.squeeze in FLAT
     layer = LAYERS[recipe.layers]
     wants_flat = getattr(layer, "flat", False)
@@ -354,22 +365,57 @@ def build(recipe):
             if recipe.seed % 3
             else net.view(y, net.size(x, 0), net.size(x, 1), *_ones(net))
         )
-    y = EXPANDS[recipe.expand](net, EXTRAS[recipe.extra](net, y), x)
-    scaled = net.op("Mul", y, x) if recipe.gate_first else net.op("Mul", x, y)
+    gate = EXPANDS[recipe.expand](net, EXTRAS[recipe.extra](net, y), x)
+    scaled = net.op("Mul", gate, x) if recipe.gate_first else net.op("Mul", x, gate)
     mul = net.nodes[-1].name
-    out = net.op("Add", x, scaled) if recipe.residual else scaled
-    out = net.op("Conv", out, net.weight(2, c, *[1] * len(spatial)), net.weight(2))
+    end = net.op("Add", x, scaled) if recipe.residual else scaled
+    return Written(squeezed, gate, scaled, mul, end)
+
+
+def expectation(recipe):
+    """Give what the census must say of a recipe's block."""
+    layers = 2 if recipe.reduced else 1
+    kind = "residual-se" if recipe.residual else "se" if layers == 2 else "ese"
+    name, gain, _ = GATES[recipe.gate]
+    c, r = recipe.channels, recipe.reduced
+    weights = 2 * c * r if r else c * c
+    weights //= recipe.groups
+    biases = 0 if recipe.layers == "matmul" else c + (r or 0)
+    norm = 2 * r if recipe.norm == "batch" and r else 0
+    slope = recipe.activation == "prelu" and r
+    return {
+        "kind": kind,
+        "channels": c,
+        "reduced": r,
+        "ratio": c / r if r else None,
+        "activation": ACTIVATIONS[recipe.activation][0] if r else "none",
+        "gate": name,
+        "gain": gain,
+        "form": "conv" if recipe.layers.startswith("conv") else "linear",
+        "params": weights + biases + norm + (1 if slope else 0),
+        "placement": SOURCES[recipe.source][0],
+        "followed_by": "conv",
+        "channel_axis": 1,
+    }
+
+
+def build(recipe):
+    """Write the network of a recipe: convolution -> source -> block -> convolution."""
+    net, c, spatial = Net(recipe), recipe.channels, list(recipe.spatial)
+    x = net.op("Conv", "input", net.weight(c, 3, *[1] * len(spatial)), net.weight(c))
+    made = write(net, SOURCES[recipe.source][1](net, x))
+    out = net.op("Conv", made.end, net.weight(2, c, *[1] * len(spatial)), net.weight(2))
     net.nodes.append(helper.make_node("Identity", [out], ["output"], name="out"))
     sizes = list("HWD"[: len(spatial)]) if recipe.free_map else spatial
-    made = helper.make_graph(
+    proto = helper.make_graph(
         net.nodes,
         "g",
         [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, [recipe.batch, 3, *sizes])],
         [helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [recipe.batch, 2, *sizes])],
         net.initializers,
     )
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", recipe.opset)], ir_version=8)
-    return proto, mul, scaled
+    opsets = [helper.make_opsetid("", recipe.opset)]
+    return helper.make_model(proto, opset_imports=opsets, ir_version=8), made.mul, made.scaled
 
 
 def read(proto):

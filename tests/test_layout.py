@@ -17,9 +17,9 @@ PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
     "errors", "extras", "locks", "files", "shipped", "schema", "plan", "targets", "roofline", "protocols",
     "batching", "signature", "npy",
-    "options", "onnx_files", "graph", "opsets", "networks", "frontend", "se_blocks", "passes", "data",
-    "calibration", "quantization", "advice", "fusion", "comparison", "backends", "verification",
-    "profiling", "deploy", "report", "tables", "commands", "pytest_plugin", "cli",
+    "options", "onnx_files", "shape_inference", "graph", "opsets", "networks", "frontend", "se_blocks",
+    "passes", "data", "calibration", "quantization", "advice", "fusion", "comparison", "backends",
+    "verification", "profiling", "deploy", "report", "tables", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")
 

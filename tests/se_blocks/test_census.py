@@ -7,7 +7,18 @@ import onnx_ir as ir
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from se_graphs import ACTIVATIONS, GATES, LAYERS, OF_KNOWN_SIZE, SOURCES, SQUEEZES, Recipe, build, read
+from se_graphs import (
+    ACTIVATIONS,
+    GATES,
+    LAYERS,
+    OF_KNOWN_SIZE,
+    SOURCES,
+    SQUEEZES,
+    Recipe,
+    build,
+    expectation,
+    read,
+)
 
 from se_deploy import se_blocks
 from se_deploy.se_blocks import constants, functions
@@ -39,32 +50,6 @@ def changed(part, choice):
     if part == "activation" and choice == "hardswish":
         recipe = dataclasses.replace(recipe, opset=14)
     return recipe
-
-
-def expectation(recipe):
-    layers = 2 if recipe.reduced else 1
-    kind = "residual-se" if recipe.residual else "se" if layers == 2 else "ese"
-    name, gain, _ = GATES[recipe.gate]
-    c, r = recipe.channels, recipe.reduced
-    weights = 2 * c * r if r else c * c
-    weights //= recipe.groups
-    biases = 0 if recipe.layers == "matmul" else c + (r or 0)
-    norm = 2 * r if recipe.norm == "batch" and r else 0
-    slope = recipe.activation == "prelu" and r
-    return {
-        "kind": kind,
-        "channels": c,
-        "reduced": r,
-        "ratio": c / r if r else None,
-        "activation": ACTIVATIONS[recipe.activation][0] if r else "none",
-        "gate": name,
-        "gain": gain,
-        "form": "conv" if recipe.layers.startswith("conv") else "linear",
-        "params": weights + biases + norm + (1 if slope else 0),
-        "placement": SOURCES[recipe.source][0],
-        "followed_by": "conv",
-        "channel_axis": 1,
-    }
 
 
 def check(recipe):

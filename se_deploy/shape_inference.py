@@ -1,0 +1,71 @@
+"""The shapes of a graph's values: onnx's inference, and what it does not follow in older operator sets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FOLLOWED = 14
+"""Onnx infers what a Reshape makes from a shape that the graph computes from this operator set on."""
+
+_LARGEST_SHAPE = 64
+"""Elements of a constant that may be a shape, axes or bounds; larger ones are weights."""
+
+
+def infer(model: ir.Model) -> None:
+    """Set the type and shape of every value that can be inferred, in place.
+
+    Before operator set 14 a Reshape to computed sizes, which is TorchScript's `x.view(x.size(0), -1)`, has no
+    rank by onnx, nor has what follows: there the shapes are those of the graph in that version.
+    """
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    if model.graph.opset_imports.get("", _FOLLOWED) < _FOLLOWED and any(_lost(model)):
+        _take_from_newer(model)
+
+
+def _lost(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield what a Reshape writes and has no rank."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Reshape" and not node.domain and node.outputs[0].shape is None:
+            yield node.outputs[0]
+
+
+def _take_from_newer(model: ir.Model) -> None:
+    try:
+        newer = onnx.version_converter.convert_version(ir.to_proto(_light(model)), _FOLLOWED)
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(newer, data_prop=True))
+    except (
+        RuntimeError,
+        onnx.checker.ValidationError,
+        onnx.onnx_cpp2py_export.version_converter.ConvertError,
+    ):
+        return  # an operator without an adapter: the shapes stay as unknown as they are
+    for own, other in zip(model.graphs(), inferred.graphs(), strict=False):
+        known = ir.convenience.create_value_mapping(other)
+        for name, value in ir.convenience.create_value_mapping(own).items():
+            found = known[name].shape if name in known else None
+            if found is not None and _sizes(found) > _sizes(value.shape):
+                value.shape = found.copy()
+
+
+def _light(model: ir.Model) -> ir.Model:
+    """Copy a graph with its weights as inputs: a conversion reads every byte; no shape depends on them."""
+    copy = model.clone()
+    for name, value in list(copy.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.size > _LARGEST_SHAPE:
+            del copy.graph.initializers[name]
+            value.const_value = None
+            if not value.is_graph_input():
+                copy.graph.inputs.append(value)
+    return copy
+
+
+def _sizes(shape: ir.Shape | None) -> int:
+    """Count what is known of a shape: nothing, its rank, and each size."""
+    return 0 if shape is None else 1 + sum(isinstance(size, int) for size in shape)

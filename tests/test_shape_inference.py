@@ -1,0 +1,64 @@
+"""Shapes that onnx's inference loses: a Reshape to computed sizes, before operator set 14."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import helper, numpy_helper
+from se_graphs import Net, Recipe, read, run, write
+
+from se_deploy import graph, se_blocks, shape_inference
+from se_deploy.passes import canonical
+
+
+def two_blocks(opset, **parts):
+    """Two blocks, one behind the other: what the first one's sizes become, the second has to know."""
+    net = Net(Recipe(opset=opset, **parts))
+    x = net.op("Conv", "input", net.weight(8, 3, 1, 1))
+    first = write(net, net.op("Relu", x))
+    x = net.op("Conv", first.end, net.weight(8, 8, 1, 1))
+    second = write(net, net.op("Relu", x))
+    net.nodes.append(helper.make_node("Identity", [second.end], ["output"], name="out"))
+    ends = [helper.make_tensor_value_info("input", 1, ["N", 3, 6, 5])]
+    outputs = [helper.make_tensor_value_info("output", 1, None)]
+    made = helper.make_graph(net.nodes, "g", ends, outputs, net.initializers)
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=8), [first.scaled, second.scaled]
+
+
+@pytest.mark.parametrize("opset", [11, 12, 13, 14])
+@pytest.mark.parametrize(
+    "parts", [{"layers": "gemm"}, {"squeeze": "flattened-by-shape"}, {"expand": "shape"}], ids=str
+)
+def test_a_block_behind_one_that_computes_its_sizes_is_found(opset, parts):
+    proto, outputs = two_blocks(opset, **parts)
+    model = read(proto)
+    assert [block.output for block in se_blocks.detect(model).se] == outputs
+    assert graph.dims(graph.values(model)[outputs[1]])[1] == 8
+    form = canonical.canonicalize(model).model
+    x = np.random.default_rng(0).standard_normal((3, 3, 6, 5)).astype(np.float32)
+    np.testing.assert_allclose(run(form, x)[0], run(model, x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_constants_afterwards_and_no_inputs():
+    model = ir.from_proto(two_blocks(11, layers="gemm")[0])
+    shape_inference.infer(model)
+    assert [value.name for value in model.graph.inputs] == ["input"]
+    sizes = [value.const_value.size for value in model.graph.initializers.values()]
+    assert max(sizes) == 64
+
+
+def test_what_no_converter_knows_keeps_its_unknown_sizes():
+    proto, outputs = two_blocks(11, layers="gemm")
+    node = helper.make_node("NoSuchOperator", ["input"], ["other"], domain="elsewhere")
+    proto.graph.node.append(node)
+    proto.graph.output.append(helper.make_tensor_value_info("other", 1, None))
+    proto.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    assert se_blocks.detect(read(proto)).se[0].output == outputs[0]
+
+
+def test_larger_weights_do_not_travel_to_the_converter():
+    proto, _ = two_blocks(11, layers="gemm")
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((100, 2), np.float32), "large"))
+    light = ir.to_proto(shape_inference._light(ir.from_proto(proto)))
+    assert "large" in {value.name for value in light.graph.input}
+    assert "large" not in {tensor.name for tensor in light.graph.initializer}
