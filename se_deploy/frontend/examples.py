@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from se_deploy import npy
 from se_deploy.errors import BadData, BadInput
+from se_deploy.frontend import torch_threads
 from se_deploy.signature import BATCH, DeclaredInput, Feeding, free_names
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from se_deploy.protocols import Array
 
+OUTPUT_NAME = "output"
 EXAMPLE_BATCH = 2  # a batch of 1 is specialized by torch.export
 _TRIED_SIZES = (64, 96, 128, 224, 48, 32, 256, 16, 8, 512)
 """For free dimensions that nobody gave a size: common sizes first, multiples of what networks stride by."""
@@ -170,3 +173,27 @@ def _accepts(module: nn.Module, tensors: tuple[torch.Tensor, ...]) -> bool:
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):
         return False
     return True
+
+
+@torch_threads.limited(1)
+def answer_of(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> Any:  # noqa: ANN401
+    """Return what a module gives for its examples. Raises: BadInput where it does not take them."""
+    try:
+        with torch.no_grad():
+            return module(*examples)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as e:
+        shapes = ", ".join("x".join(map(str, x.shape)) for x in examples)
+        raise BadInput(
+            f"'{spec}' does not accept an input of {shapes}: {str(e).splitlines()[0]}",
+            hint="pass --input-size, as in 3x224x224",
+        ) from e
+
+
+def output_names(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - modules return what they like
+    """Return the names of a module's outputs: its own where it returns a dict."""
+    if isinstance(answer, dict):
+        return tuple(answer)
+    leaves, _ = pytree.tree_flatten(answer)
+    if len(leaves) == 1:
+        return (OUTPUT_NAME,)
+    return tuple(f"{OUTPUT_NAME}_{i}" for i in range(len(leaves)))

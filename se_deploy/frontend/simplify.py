@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _TIMEOUT_S = 600
-# Where torch is installed onnxsim imports it for a feature that is not used here: three seconds of CPU.
+# onnxsim imports torch and sympy where they are, for features that are not used here: seconds of CPU.
 # It ends with this process, however that ends: PR_SET_PDEATHSIG is 1.
 _SIMPLIFY = """
 import ctypes, os, signal, sys
@@ -28,7 +28,7 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 if os.getppid() != int(sys.argv[3]):
     sys.exit(1)
-sys.modules["torch"] = None
+sys.modules |= {"torch": None, "sympy": None}
 import onnx, onnxsim
 model, same = onnxsim.simplify(onnx.load(sys.argv[1]), tensor_size_threshold="64MB")
 onnx.save(model, sys.argv[2])

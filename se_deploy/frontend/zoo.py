@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from se_deploy import extras, files
 from se_deploy.errors import BadInput, BadModel, meant
 from se_deploy.frontend import public_zoos
-from se_deploy.frontend.examples import EXAMPLE_BATCH, dtype_name, examples_of
+from se_deploy.frontend.examples import EXAMPLE_BATCH, answer_of, dtype_name, examples_of, output_names
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
 from se_deploy.schema import input_spec, provenance
 from se_deploy.schema.input_spec import InputSpec
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 
     Args = Mapping[str, Any]
 
-OUTPUT_NAME = "output"
 _NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _ZOOS = ("timm", "torchvision", "se_deploy")
@@ -58,6 +56,7 @@ class Network:
     frozen: tuple[Any, ...] = ()  # what `networks.freeze` found, one entry per adaptive block
     declared: tuple[DeclaredInput, ...] = ()  # () where only the batch is free
     program: torch.export.ExportedProgram | None = None  # where the module came out of one
+    answer: Any = None  # what the module gives for `examples`; None where it was not asked
 
     @property
     def inputs(self) -> tuple[DeclaredInput, ...]:
@@ -137,16 +136,18 @@ def load(
     found = examples_of(module, spec, feeding, dims, seed)
     if found.declared:
         image = image_of(found.declared, image, feeding.sizes)
+    answer = answer_of(module, found.tensors, spec)
     return Network(
         spec=spec,
         module=module,
         examples=found.tensors,
-        output_names=_output_names(module, found.tensors, spec),
+        output_names=output_names(answer),
         image=image,
         weights=weights,
         warnings=(*notes, *found.warnings),
         frozen=frozen,
         declared=found.declared,
+        answer=answer,
     )
 
 
@@ -360,15 +361,17 @@ def _from_program(path: Path) -> Network:
         part.training = False  # a program is what it was exported as, and refuses to be told
     examples = tuple(args)
     declared = _declared_by(program, examples)
+    answer = answer_of(module, examples, str(path))
     return Network(
         spec=str(path),
         module=module,
         examples=examples,
-        output_names=_output_names(module, examples, str(path)),
+        output_names=output_names(answer),
         image=image_of(declared, None),
         weights=f"program {path.name} (sha256 {files.sha256(path)[:12]})",
         declared=declared,
         program=program,
+        answer=answer,
     )
 
 
@@ -430,21 +433,3 @@ def _image_of_size(
     if len(dims) != 3:  # noqa: PLR2004 - (C, H, W)
         return None
     return msgspec.structs.replace(input_spec.resized(image, dims), name=name)
-
-
-def _output_names(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> tuple[str, ...]:
-    try:
-        with torch.no_grad():
-            result = module(*examples)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as e:
-        shapes = ", ".join("x".join(map(str, x.shape)) for x in examples)
-        raise BadInput(
-            f"'{spec}' does not accept an input of {shapes}: {str(e).splitlines()[0]}",
-            hint="pass --input-size, as in 3x224x224",
-        ) from e
-    if isinstance(result, dict):
-        return tuple(result)
-    leaves, _ = pytree.tree_flatten(result)
-    if len(leaves) == 1:
-        return (OUTPUT_NAME,)
-    return tuple(f"{OUTPUT_NAME}_{i}" for i in range(len(leaves)))

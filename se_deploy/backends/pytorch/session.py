@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from se_deploy.backends.sessions import checked, end_to_end_ms, wall_times
 from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.frontend import torch_threads
 from se_deploy.frontend.zoo import Network
 from se_deploy.protocols import CallCost, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
 
@@ -32,6 +32,7 @@ def open_network(network: Network | torch.nn.Module, options: SessionOptions) ->
             network.input_names,
             network.output_names,
             examples=network.examples,
+            answer=network.answer,
             dims=[tuple(d if isinstance(d, int) else None for d in one.dims) for one in network.inputs],
             threads=options.threads,
             device=options.device,
@@ -51,11 +52,12 @@ class TorchSession:
         output_names: Sequence[str],
         *,
         examples: Sequence[torch.Tensor] = (),
+        answer: Any = None,  # noqa: ANN401 - modules return what they like
         dims: Sequence[tuple[int | None, ...]] | None = None,
         threads: int = 0,
         device: str = "cpu",
     ) -> None:
-        """`examples`: one batch for each input, which says shapes and types.
+        """`examples`: one batch for each input, which says shapes and types; `answer`: what it gives.
 
         `dims`: the inputs' dimensions, None where free; where it is None the batch of each is.
 
@@ -70,7 +72,8 @@ class TorchSession:
         self._device = torch.device(device)
         self._output_names = tuple(output_names)
         self._inputs = tuple(_specs(input_names, examples, dims))
-        self._outputs = tuple(_specs(output_names, self._example_outputs(examples)))
+        answers = self._example_outputs(examples) if answer is None else _flat(answer)
+        self._outputs = tuple(_specs(output_names, answers))
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -84,7 +87,7 @@ class TorchSession:
 
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """Compute every output for one batch. Raises: BadInput where the feeds do not fit."""
-        with torch.no_grad(), _threads(self._threads):
+        with torch.no_grad(), torch_threads.limited(self._threads):
             results = _flat(self._module(*self._tensors(feeds)))
         arrays = (result.detach().cpu().numpy().copy() for result in results)
         return dict(zip(self._output_names, arrays, strict=True))
@@ -98,7 +101,7 @@ class TorchSession:
             if self._device.type == "cuda":
                 torch.cuda.synchronize(self._device)
 
-        with torch.inference_mode(), _threads(self._threads):
+        with torch.inference_mode(), torch_threads.limited(self._threads):
             return wall_times(call, calls)
 
     def cost(self, feeds: Arrays, calls: int) -> CallCost:
@@ -115,20 +118,6 @@ class TorchSession:
             return ()
         with torch.no_grad():
             return _flat(self._module(*(example.to(self._device) for example in examples)))
-
-
-@contextlib.contextmanager
-def _threads(wanted: int) -> Iterator[None]:
-    """Let PyTorch use `wanted` threads within one operator for as long as the block runs."""
-    before = torch.get_num_threads()
-    if wanted in (0, before):
-        yield
-        return
-    torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _flat(result: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401  (modules return what they like)
