@@ -19,7 +19,7 @@ ORDER = [
     "batching", "signature", "npy",
     "options", "onnx_files", "shape_inference", "graph", "opsets", "networks", "frontend", "se_blocks",
     "passes", "data", "calibration", "quantization", "advice", "fusion", "comparison", "backends",
-    "verification", "profiling", "deploy", "report", "tables", "commands", "pytest_plugin", "cli",
+    "verification", "profiling", "deploy", "report", "tables", "sweeps", "commands", "pytest_plugin", "cli",
 ]  # fmt: skip
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "numpy", "onnx_ir", "matplotlib", "rich")
 
@@ -116,7 +116,7 @@ def test_torch_is_imported_only_where_pytorch_is_the_subject():
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["export"], ["run"], ["inspect"], ["quantize"], ["check"], ["predict"]]
+    "command", [[], ["export"], ["run"], ["inspect"], ["quantize"], ["check"], ["predict"], ["sweep"]]
 )
 def test_help_imports_nothing_heavy(command):
     code = (

@@ -33,6 +33,7 @@ COMMANDS = {
     "parity": "Compare outputs under a tolerance preset.",
     "profile": "Measure latency, also against PyTorch.",
     "run": "Do all of it: one directory, one report.",
+    "sweep": "Do `run` for networks x precisions x targets, here or on a Ray cluster.",
     "demo": "Do `run` on the shipped network and digits.",
     "doctor": "Show what this machine can build and run.",
     "check": "Evaluate every gate listed in se-deploy.toml.",

@@ -175,6 +175,11 @@ def argument(name: str, kind: click.ParamType[T], *, metavar: str | None = None)
     return _single(click.Argument([name], type=kind, metavar=metavar))
 
 
+def optional_argument(name: str, kind: click.ParamType[T]) -> Part[T | None]:
+    """Return a positional argument that may be left out: None."""
+    return _single(click.Argument([name], type=kind, required=False))
+
+
 def arguments(name: str, kind: click.ParamType[T]) -> Part[tuple[T, ...]]:
     """Return one or more positional arguments."""
     return _single(click.Argument([name], type=kind, nargs=-1, required=True))

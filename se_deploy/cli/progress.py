@@ -38,6 +38,7 @@ class Step:
     began: float  # seconds of time.monotonic
     done: int
     total: int
+    note: str = ""  # what it found so far
 
     @property
     def seconds(self) -> float:
@@ -85,6 +86,7 @@ class Steps:
                 while self.open[-1].name != step:
                     self._end("")
                 self.open[-1].done, self.open[-1].total = done, total
+            self.open[-1].note = found
             if done >= total:
                 self._end(found)
             self.display.running(self.open, self.overall)
@@ -168,7 +170,8 @@ def where(steps: list[Step]) -> str:
     """Return what runs, the outermost step first, with the count of the innermost."""
     inner = steps[-1]
     count = f" {inner.done}/{inner.total}" if inner.total > 1 else ""
-    return printable(": ".join(step.name for step in steps)) + count
+    note = f" ({inner.note})" if inner.note else ""
+    return printable(": ".join(step.name for step in steps) + count + note)
 
 
 @contextlib.contextmanager

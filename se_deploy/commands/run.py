@@ -24,10 +24,12 @@ from se_deploy.commands import (
     plans,
     profile,
     quantize,
+    reading,
     run_files,
     source,
 )
 from se_deploy.commands.run_files import ENGINES, artifact_paths
+from se_deploy.commands.run_prepared import Prepared
 from se_deploy.commands.run_result import RunResult, drawing, machine, to_schema
 from se_deploy.errors import BadData
 from se_deploy.options import RunOptions, SampleOptions, TargetOptions
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Progress
 
 __all__ = [
-    "ENGINES", "RunResult", "artifact_paths", "machine", "require_samples", "run", "to_schema",
+    "ENGINES", "Prepared", "RunResult", "Said", "artifact_paths", "deployed", "machine", "prepared",
+    "require_samples", "run", "to_schema",
 ]  # fmt: skip
 
 
@@ -97,17 +100,52 @@ def run(
     require_samples(calibration, options)
     asked = _Asked(model, folder, options, calibration, progress)
     with locks.folder(folder):
-        return _fill(
-            asked, overwrite=overwrite, verb=verb, command=command or f"se-deploy {verb} {model} -o {folder}"
-        )
+        run_files.claim(folder, overwrite=overwrite)
+        steps = _Steps(progress, 8)
+        done = _prepare(asked, steps)
+        return _deploy(asked, done, Said(verb, command or f"se-deploy {verb} {model} -o {folder}"), steps)
 
 
-def _fill(asked: _Asked, *, overwrite: bool, command: str, verb: str) -> RunResult:
-    """Do what `run` says, in a folder that no other run writes into."""
-    precision, data, progress = asked.options.precision, asked.options.data, asked.progress
-    paths = run_files.claim(asked.folder, overwrite=overwrite)
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a run is called in its report."""
+
+    verb: str  # "run" or "demo"
+    command: str  # as typed
+
+
+def prepared(model: str, folder: Path, *, calibration: CalibrationOptions, options: RunOptions) -> Prepared:
+    """Do the half of `run` that needs no device: export and quantize into `folder`, replacing its files.
+
+    Raises: whatever a step raises.
+    """
+    require_samples(calibration, options)
+    return _prepare(_Asked(model, folder, options, calibration, silent), _Steps(silent, 8))
+
+
+def deployed(
+    done: Prepared, folder: Path, *, calibration: CalibrationOptions, options: RunOptions, said: Said
+) -> RunResult:
+    """Do the other half, where the engine is to run: build, compare, time and report.
+
+    `done` is what the first half gave, maybe in another process; its files are in `folder`. The network
+    itself is loaded again where it did not come along.
+    Raises: whatever a step raises.
+    """
+    done = done.moved(folder)
+    taken = done.exported.source
+    if taken.network is None and not reading.is_onnx(taken.spec):
+        taken = dataclasses.replace(taken, network=source.load_network(taken.spec, options.network))
+        done = dataclasses.replace(done, exported=dataclasses.replace(done.exported, source=taken))
+    asked = _Asked(taken.spec, folder, options, calibration, silent)
+    return _deploy(asked, done, said, _Steps(silent, 8))
+
+
+def _prepare(asked: _Asked, steps: _Steps) -> Prepared:
+    """Export and quantize."""
+    precision, progress = asked.options.precision, asked.progress
+    paths = run_files.graphs(asked.folder)
     files.claim_kept(asked.calibration.cache)
-    steps = _Steps(progress, 8)
     steps.next()
     taken = source.read(
         asked.model,
@@ -130,12 +168,20 @@ def _fill(asked: _Asked, *, overwrite: bool, command: str, verb: str) -> RunResu
         written.append(paths["int8"])
         notes += quantized.warnings
     steps.next()
+    return Prepared(exported, quantized, tuple(path.name for path in written), tuple(notes))
+
+
+def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps) -> RunResult:
+    """Build, compare, time and report."""
+    taken = done.exported.source
+    notes = list(done.warnings)
+    written = [asked.folder / name for name in done.written]
     compiler = compilers.compiler_for(
         registry.chosen(asked.options.target.runtime), asked.options.target.targets
     )
     target = dataclasses.replace(asked.options.target, runtime=compiler.name)
     engines: dict[Precision, BuildResult] = {}
-    for name in ENGINES[precision]:
+    for name in ENGINES[asked.options.precision]:
         engines[name] = _build(asked, name, target, engines.get("fp16"))
         steps.next()
     inspection = _inspect(asked, taken, target)
@@ -147,24 +193,24 @@ def _fill(asked: _Asked, *, overwrite: bool, command: str, verb: str) -> RunResu
     notes += inspection.warnings
     for built in engines.values():
         notes += built.warnings
-    if data is None:
+    if asked.options.data is None:
         notes.append("parity was judged on the calibration data: name other data with --data")
     notes += [*compared.warnings, *timed.warnings]
     result = RunResult(
         asked.folder,
-        verb,
-        command,
+        said.verb,
+        said.command,
         dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
-        exported,
+        done.exported,
         inspection,
-        quantized,
+        done.quantized,
         engines,
         compared,
         timed,
         tuple(dict.fromkeys(notes)),
     )
     run_files.remove_stale(asked.folder, result.files, Path(asked.model))
-    _report(result, progress)
+    _report(result, asked.progress)
     steps.next()
     return result
 

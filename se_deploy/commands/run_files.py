@@ -39,13 +39,17 @@ def reports(folder: Path) -> tuple[Path, ...]:
     return (folder / "report.json", folder / "report.html")
 
 
-def claim(folder: Path, *, overwrite: bool) -> dict[str, Path]:
-    """Return the ONNX files of each form, once nothing stands in the way of any file of a run.
+def claim(folder: Path, *, overwrite: bool) -> None:
+    """Check that nothing stands in the way of any file of a run.
 
     Raises: OutputExists where something does, without `overwrite`.
     """
     for path in (*_own(folder), *reports(folder)):
         files.claim(path, overwrite=overwrite)
+
+
+def graphs(folder: Path) -> dict[str, Path]:
+    """Return the ONNX files of each form."""
     return {"onnx": folder / "model.onnx", **{p: folder / f"model.{p}.onnx" for p in ("fp16", "int8")}}
 
 

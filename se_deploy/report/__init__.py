@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy.report.pages import compare_html, html, inspect_html
 from se_deploy.report.summary import markdown
+from se_deploy.report.sweep_page import sweep_html
 from se_deploy.report.xunit import junit
 
 if TYPE_CHECKING:
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
 
     from se_deploy.se_blocks import SEBlock
 
-__all__ = ["block_svg", "compare_html", "html", "inspect_html", "junit", "markdown", "network_svg"]
+__all__ = [
+    "block_svg",
+    "compare_html",
+    "html",
+    "inspect_html",
+    "junit",
+    "markdown",
+    "network_svg",
+    "sweep_html",
+]
 
 
 def block_svg(model: ir.Model, block: SEBlock) -> str:

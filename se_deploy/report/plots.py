@@ -84,6 +84,18 @@ class Plot:
     svg: Markup
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One artifact of a sweep: its time per image, and its accuracy as a share."""
+
+    name: str
+    ms: float
+    share: float
+    planned: bool
+    passed: bool
+    front: bool  # no other one is both faster and as accurate
+
+
 def available() -> bool:
     """Whether plots can be drawn here; where not, every function below returns None."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -310,6 +322,44 @@ def groups(
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(runs), 3))
 
     return _plot(name, title, caption, draw, rows=len(rows) * max(1, round(len(runs) * 0.8)))
+
+
+def front(points: Sequence[Point], name: str, target: str) -> Plot | None:
+    """Draw accuracy against time with the Pareto front, whose points have a number; None without points."""
+    if not points:
+        return None
+    best = sorted((point for point in points if point.front), key=lambda point: point.ms)
+
+    def draw(axes: Axes) -> None:
+        for passed, colour in ((True, _SERIES[0]), (False, _SERIES[1])):
+            for planned in (True, False):
+                group = [p for p in points if p.passed == passed and p.planned == planned]
+                face = "none" if planned else colour
+                axes.scatter(
+                    [p.ms for p in group],
+                    [100 * p.share for p in group],
+                    s=34,
+                    facecolors=face,
+                    edgecolors=colour,
+                )
+        axes.plot([p.ms for p in best], [100 * p.share for p in best], color=_SERIES[2], linewidth=1.4)
+        for number, point in enumerate(best, 1):
+            at = (point.ms, 100 * point.share)
+            axes.annotate(str(number), at, xytext=(0, 6), textcoords="offset points", ha="center")
+        axes.grid()
+        axes.margins(0.08)
+        axes.set_xlabel("ms per image")
+        axes.set_ylabel("top-1, %")
+
+    named = "; ".join(f"{number}: {_short(point.name)}" for number, point in enumerate(best, 1))
+    return _plot(
+        name,
+        f"Accuracy against time: {target}",
+        "Up and left is better. Hollow: planned by a roofline, filled: measured; orange: fails its verdicts. "
+        f"Green: the Pareto front{f' ({named})' if named else ', which is empty: nothing passes'}.",
+        draw,
+        rows=10,
+    )
 
 
 def _p50(timing: Timing) -> str:

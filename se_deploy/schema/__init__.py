@@ -11,7 +11,7 @@ import gc
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from se_deploy.schema import config, files, results
+from se_deploy.schema import config, files, results, sweep
 from se_deploy.schema.codec import builtins, convert, decode, encode, load
 from se_deploy.schema.common import finite, relative, tool_version
 
@@ -34,6 +34,7 @@ OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
         "parity": results.Parity,
         "profile": results.Profile,
         "run": results.Run,
+        "sweep": sweep.Sweep,
         "demo": results.Demo,
         "doctor": results.Doctor,
         "check": results.Check,
@@ -48,6 +49,8 @@ OBJECTS: Mapping[str, type[Struct]] = MappingProxyType(
         "rewrites": files.RewriteChoices,
         "input": files.BundleInput,
         "config": config.Config,
+        "sweep-cell": sweep.SweepCell,
+        "sweep-file": sweep.SweepFile,
     }
 )
 """By command, and by kind of file; "dry-run" is what a command prints

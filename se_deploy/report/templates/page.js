@@ -38,6 +38,45 @@
     URL.revokeObjectURL(link.href);
   }
 
+  // A box for words, and a choice of values for each column that says so; a row stays where all of them hold.
+  function filter(region, table) {
+    const rows = [...table.tBodies[0].rows];
+    const box = document.createElement("input");
+    box.type = "search";
+    box.placeholder = "Search";
+    box.setAttribute("aria-label", "Search " + region.getAttribute("aria-label"));
+    const choices = [...table.tHead.rows[0].cells]
+      .map((heading, column) => ({ heading, column }))
+      .filter(({ heading }) => "choices" in heading.dataset)
+      .map(({ heading, column }) => {
+        const select = document.createElement("select");
+        const name = text(heading);
+        select.setAttribute("aria-label", name);
+        select.add(new Option(name + ": all", ""));
+        for (const value of [...new Set(rows.map((row) => text(row.cells[column])))].sort()) select.add(new Option(value));
+        return { select, column };
+      });
+    const shown = document.createElement("span");
+    shown.className = "soft";
+    shown.setAttribute("role", "status");
+    function apply() {
+      const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of rows) {
+        const whole = text(row).toLowerCase();
+        row.hidden =
+          !words.every((word) => whole.includes(word)) ||
+          choices.some(({ select, column }) => select.value && text(row.cells[column]) !== select.value);
+      }
+      shown.textContent = rows.filter((row) => !row.hidden).length + " of " + rows.length;
+    }
+    const tools = document.createElement("p");
+    tools.className = "tools";
+    tools.append(box, ...choices.map(({ select }) => select), shown);
+    tools.addEventListener("input", apply);
+    apply();
+    region.before(tools);
+  }
+
   function button(label, title, act) {
     const made = document.createElement("button");
     made.type = "button";
@@ -58,6 +97,7 @@
     const csv = button("CSV", "Save this table as a CSV file", () => download(table, name));
     csv.className = "tool";
     region.after(csv);
+    if (table.classList.contains("filtered")) filter(region, table);
   }
 
   for (const canvas of document.querySelectorAll(".canvas")) {

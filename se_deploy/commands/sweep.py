@@ -1,0 +1,368 @@
+"""`sweep`: many runs in one folder, cached by what went into them, with one report."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from se_deploy import files, locks, report, schema
+from se_deploy.commands import run, sweep_cell, sweep_choice
+from se_deploy.commands.sweep_cell import CELL, DEPLOY, PREPARE
+from se_deploy.errors import BadInput, OutputExists
+from se_deploy.protocols import silent
+from se_deploy.schema import tool_version
+from se_deploy.schema.sweep import Sweep, SweepCell, SweepNode, SweepStep
+from se_deploy.sweeps.local import Local, jobs_that_fit
+from se_deploy.sweeps.tasks import Count, LostWorker, NoWorker, Outcome, Task, TimeLimit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from se_deploy.commands.sweep_plan import Cell, Matrix
+    from se_deploy.protocols import Progress
+    from se_deploy.sweeps.tasks import Executor
+
+LOCAL, RAY = "local", "ray"
+
+SWEEP, TABLE, PAGE = "sweep.json", "sweep.csv", "report.html"
+"""What a sweep's folder holds besides its cells."""
+
+_OF_THE_MACHINE = frozenset(
+    {
+        LostWorker.__name__,
+        TimeLimit.__name__,
+        NoWorker.__name__,
+        "MissingRuntime",
+        "DeviceFailed",
+        "CannotWrite",
+    }
+)
+"""Kinds of failure that another try may not have: these cells are tried again, all others keep theirs."""
+
+_COLUMNS = (
+    "model", "precision", "target", "batch", "state", "artifact", "recommended", "parity", "accuracy",
+    "top1_agreement", "sqnr_db", "kernels", "activation_bytes", "size_bytes", "ms", "ms_from", "node",
+    "seconds", "folder", "reason",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOptions:
+    """Who works on a sweep, and how it treats what is there."""
+
+    on: str = LOCAL  # or "ray", or "ray://HOST:PORT"
+    jobs: int | None = None  # processes of this machine; None: as many as its memory allows
+    retries: int = 1  # of a step whose worker was lost
+    store: Path | None = None  # a folder that every node sees, for the way of files between them
+    retry_failed: bool = False
+    overwrite: bool = False  # cells of which something that went in has changed
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """Every cell, and who worked on them."""
+
+    folder: Path
+    command: str
+    made: Sweep
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What failed, and what the others warn of, in words."""
+        return self.made.warnings
+
+    @property
+    def verdicts(self) -> dict[str, tuple[str, ...]]:
+        """What fails, by the name of a gate: `cells` for those that have no result."""
+        found: dict[str, list[str]] = {"cells": [_failed(one) for one in self.made.cells if one.reason]}
+        for cell in self.made.cells:
+            for gate, texts in cell.failures.items():
+                found.setdefault(gate, []).extend(f"{cell.folder}: {text}" for text in texts)
+        return {gate: tuple(texts) for gate, texts in found.items()}
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """What fails in any case: NaN or inf that the source does not have, and a sweep without a result."""
+        wrong = [f"{cell.folder}: {text}" for cell in self.made.cells for text in cell.not_finite]
+        nothing = ["no cell has a result"] if self.made.failed == len(self.made.cells) else []
+        return (*wrong, *nothing)
+
+
+def packages() -> Mapping[str, str]:
+    """Return the versions of what computes here: a part of every cell's key."""
+    return run.machine().packages
+
+
+def sweep(
+    matrix: Matrix,
+    folder: str | Path,
+    *,
+    options: SweepOptions | None = None,
+    command: str | None = None,
+    progress: Progress = silent,
+) -> SweepResult:
+    """Run every cell of `matrix` that has no result in `folder` yet, and write the sweep's report.
+
+    A cell that fails is a result with its reason; the others go on.
+    Raises: BadInput, OutputExists for cells whose inputs changed, MissingRuntime, CannotWrite.
+    """
+    folder, options = Path(folder), options or SweepOptions()
+    said = command or f"se-deploy sweep -o {folder}"
+    with locks.folder(folder):
+        began = time.monotonic()
+        known = {cell.folder: _known(folder, cell) for cell in matrix.cells}
+        _refuse_changed(matrix.cells, known, overwrite=options.overwrite)
+        kept = {
+            cell.folder: one
+            for cell in matrix.cells
+            if (one := known[cell.folder]) is not None and _stands(one, cell, retry=options.retry_failed)
+        }
+        left = [cell for cell in matrix.cells if cell.folder not in kept]
+        executor: Executor = Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries)
+        made: dict[str, SweepCell] = {}
+        if left:
+            executor = _executor(options)
+            made = _work(left, matrix, folder, executor, progress)
+        cells = tuple(made.get(cell.folder) or _again(kept[cell.folder]) for cell in matrix.cells)
+        result = Sweep(
+            tool_version=tool_version(),
+            warnings=_warnings(cells),
+            cells=cells,
+            report=PAGE,
+            csv=TABLE,
+            on=options.on,
+            done=_count(cells, "done"),
+            cached=_count(cells, "cached"),
+            failed=_count(cells, "failed"),
+            seconds=time.monotonic() - began,
+            recommended=sweep_choice.choices(cells),
+            nodes=tuple(SweepNode(name=node.name, tags=node.tags) for node in executor.nodes) if left else (),
+            command=said,
+            date=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
+        )
+        with files.together() as publish:
+            publish(folder / SWEEP).write_text(f"{schema.encode(result)}\n", "utf-8")
+            publish(folder / TABLE).write_text(as_csv(cells), "utf-8")
+            publish(folder / PAGE).write_text(report.sweep_html(result), "utf-8", errors="backslashreplace")
+    return SweepResult(folder, said, result)
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Return what an earlier sweep left in its folder. Raises: BadInput."""
+    hint = "name a folder that `se-deploy sweep` filled"
+    return schema.load(folder / SWEEP, Sweep, what="the result of a sweep", error=BadInput, hint=hint)
+
+
+def _executor(options: SweepOptions) -> Executor:
+    if options.on == LOCAL:
+        return Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries)
+    raise BadInput(f"'{options.on}' is nobody who works", hint="give --on local")
+
+
+def _known(folder: Path, cell: Cell) -> SweepCell | None:
+    """Return what an earlier sweep found of this cell; None where nothing is there."""
+    path = folder / cell.folder / CELL
+    if not path.exists():
+        return None
+    hint = "remove the cell's folder: it is then computed again"
+    return schema.load(path, SweepCell, what="the result of a cell", error=BadInput, hint=hint)
+
+
+def _refuse_changed(cells: Iterable[Cell], known: Mapping[str, SweepCell | None], *, overwrite: bool) -> None:
+    changed = [
+        cell.folder
+        for cell in cells
+        if (one := known[cell.folder]) is not None and one.key != cell.key and one.state != "failed"
+    ]
+    if changed and not overwrite:
+        raise OutputExists(
+            f"what goes into {len(changed)} cells has changed since they ran, the first: {changed[0]}",
+            hint="pass --overwrite to compute them again, or name another folder",
+        )
+
+
+def _stands(one: SweepCell, cell: Cell, *, retry: bool) -> bool:
+    """Whether what is known of a cell is its result: a machine's failure is none."""
+    if one.key != cell.key:
+        return False
+    return one.state != "failed" or not (retry or one.kind in _OF_THE_MACHINE)
+
+
+def _again(one: SweepCell) -> SweepCell:
+    return one if one.state == "failed" else replace(one, state="cached")
+
+
+def _count(cells: Sequence[SweepCell], state: str) -> int:
+    return sum(cell.state == state for cell in cells)
+
+
+def _failed(cell: SweepCell) -> str:
+    return f"{cell.folder} failed: {cell.reason}"
+
+
+def _warnings(cells: Sequence[SweepCell]) -> tuple[str, ...]:
+    return tuple(_failed(cell) for cell in cells if cell.state == "failed")
+
+
+def _work(
+    cells: Sequence[Cell], matrix: Matrix, folder: Path, executor: Executor, progress: Progress
+) -> dict[str, SweepCell]:
+    """Run cells and publish each as it ends; return them by folder."""
+    shared: dict[str, list[Cell]] = {}
+    for cell in cells:
+        shared.setdefault(cell.prepare_key, []).append(cell)
+    tasks: list[Task] = []
+    for cell in cells:
+        if shared[cell.prepare_key][0] is cell:
+            tasks.append(
+                Task(cell.prepare_key, sweep_cell.prepare, cell, cell.files, seconds=matrix.cell_seconds)
+            )
+        tasks.append(
+            Task(
+                cell.key,
+                sweep_cell.deploy,
+                cell,
+                cell.files,
+                after=cell.prepare_key,
+                needs=cell.target.called if cell.target else None,
+                seconds=matrix.cell_seconds,
+            )
+        )
+    by_key = {cell.key: cell for cell in cells}
+    prepared: dict[str, Outcome] = {}
+    made: dict[str, SweepCell] = {}
+    seen = _Seen(progress, len(cells))
+
+    def ended(outcome: Outcome) -> None:
+        cell = by_key.get(outcome.key)
+        if cell is None:
+            prepared[outcome.key] = outcome
+            return
+        first = shared[cell.prepare_key][0] is cell
+        made[cell.folder] = _published(cell, outcome, prepared[cell.prepare_key], folder, first=first)
+        seen.cell(made[cell.folder])
+
+    seen.count(Count(0, len(tasks)))
+    executor.run(tasks, matrix.inputs, ended=ended, count=seen.count)
+    return made
+
+
+def _published(cell: Cell, outcome: Outcome, before: Outcome, folder: Path, *, first: bool) -> SweepCell:
+    """Put what a cell made into its folder, its result last, and return that."""
+    place = folder / cell.folder
+    files.claim(place / CELL, overwrite=True)
+    (place / CELL).unlink(missing_ok=True)
+    steps = [
+        SweepStep(
+            name=name,
+            node=one.node,
+            seconds=one.seconds,
+            attempts=one.attempts,
+            shared=name == PREPARE and not first,
+        )
+        for name, one in ((PREPARE, before), (DEPLOY, outcome))
+        if one.attempts
+    ]
+    if outcome.failure is None and outcome.output is not None:
+        summary = schema.load(
+            outcome.output / CELL, SweepCell, what="the result of a cell", error=BadInput, hint="run it again"
+        )
+        result = replace(summary, steps=tuple(steps))
+        for path in sorted(outcome.output.iterdir()):
+            if path.name != CELL:
+                (place / path.name).unlink(missing_ok=True)
+                shutil.move(path, place / path.name)
+    else:
+        why = outcome.failure
+        result = SweepCell(
+            model=cell.model,
+            precision=cell.precision,
+            target=cell.target.called if cell.target else None,
+            batch=cell.batch or "dynamic",
+            state="failed",
+            folder=cell.folder,
+            reason=None if why is None else why.message,
+            kind=None if why is None else why.kind,
+            hint=None if why is None else why.hint,
+            key=cell.key,
+            steps=tuple(steps),
+        )
+    files.write_text(place / CELL, f"{schema.encode(result)}\n")
+    return result
+
+
+class _Seen:
+    """Says how far the sweep is: cells done, running, failed, and what is left of the time."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total = progress, total
+        self._began = time.monotonic()
+        self._done = self._failed = 0
+
+    def cell(self, made: SweepCell) -> None:
+        """A cell has ended."""
+        self._done += 1
+        self._failed += made.state == "failed"
+        took = sum(step.seconds for step in made.steps if not step.shared)
+        where = ", ".join(dict.fromkeys(step.node for step in made.steps))
+        found = made.reason or f"{took:.1f} s on {where}"
+        self._progress(made.folder, 0, 1)
+        self._progress(made.folder, 1, 1, f"{made.state}: {found}")
+
+    def count(self, count: Count) -> None:
+        """Steps have begun or ended."""
+        spent = time.monotonic() - self._began
+        left = (
+            "" if not self._done else f", some {spent / self._done * (self._total - self._done):.0f} s left"
+        )
+        words = f"{count.running} steps running, {self._failed} cells failed{left}"
+        if self._done == self._total:
+            words = f"{self._done - self._failed} done, {self._failed} failed"
+        self._progress("cells", self._done, self._total, words)
+
+
+def as_csv(cells: Sequence[SweepCell]) -> str:
+    """Return a row for each engine of each cell, and one for each cell that has none."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    table.writeheader()
+    for cell in cells:
+        own: dict[str, object] = {
+            "model": cell.model,
+            "precision": cell.precision,
+            "target": cell.target,
+            "batch": cell.batch,
+            "state": cell.state,
+            "node": " ".join(dict.fromkeys(step.node for step in cell.steps)),
+            "seconds": round(sum(step.seconds for step in cell.steps if not step.shared), 3),
+            "folder": cell.folder,
+            "reason": cell.reason,
+        }
+        rows = [
+            {
+                "artifact": one.path,
+                "recommended": one.path == cell.recommended,
+                "parity": one.passed,
+                **{name: getattr(one, name) for name in _COLUMNS[8:16]},
+            }
+            for one in cell.artifacts
+        ]
+        for row in rows or [{}]:
+            table.writerow({name: _harmless(value) for name, value in (own | row).items()})
+    return text.getvalue()
+
+
+def _harmless(value: object) -> object:
+    """Return a value that no spreadsheet takes for a formula."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value) if value is not None else ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value

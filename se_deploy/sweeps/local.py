@@ -1,0 +1,114 @@
+"""Tasks in processes of this machine, as many at a time as its memory allows."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import tempfile
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from se_deploy.sweeps import isolation
+from se_deploy.sweeps.tasks import Count, Node, Outcome, Places
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from concurrent.futures import Future
+
+    from se_deploy.sweeps.tasks import Task
+
+TASK_BYTES = 2_000_000_000
+"""Memory that one task is reckoned to take: PyTorch, a compiler and its network of some 100 MB."""
+
+_MEMORY = Path("/proc/meminfo")
+
+
+def jobs_that_fit() -> int:
+    """Return how many tasks this machine has memory and processors for; at least one."""
+    return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, _in_memory()))
+
+
+def _in_memory() -> int:
+    lines = _MEMORY.read_text("ascii").splitlines() if _MEMORY.is_file() else []
+    free_kb = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
+    return 1 if free_kb is None else free_kb * 1024 // TASK_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """Processes of this machine."""
+
+    base: Path  # where the names of input files begin
+    jobs: int
+    retries: int
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """This machine, which builds for every target that a compiler here builds for."""
+        return (Node(platform.node()),)
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        inputs: Mapping[str, Path],  # noqa: ARG002 - the files lie where their names say
+        *,
+        ended: Callable[[Outcome], None],
+        count: Callable[[Count], None],
+    ) -> None:
+        """Work on every task; see `Executor`."""
+        children = isolation.Children()
+        scratch = Path(tempfile.mkdtemp(prefix="se-deploy-sweep-"))
+        waiting = list(tasks)
+        outcomes: dict[str, Outcome] = {}
+        running: dict[Future[Outcome], Task] = {}
+        pool = ThreadPoolExecutor(self.jobs)
+        try:
+            while waiting or running:
+                for task in [t for t in waiting if t.after is None or t.after in outcomes]:
+                    before = None if task.after is None else outcomes[task.after]
+                    if before is not None and before.failure is not None:
+                        waiting.remove(task)
+                        outcomes[task.key] = _inherited(task, before)
+                        ended(outcomes[task.key])
+                    elif len(running) < self.jobs:
+                        waiting.remove(task)
+                        running[pool.submit(self._one, task, before, scratch, children)] = task
+                count(Count(len(running), len(waiting)))
+                finished = wait(running, return_when=FIRST_COMPLETED).done if running else ()
+                for future in finished:
+                    done = future.result()
+                    del running[future]
+                    outcomes[done.key] = done
+                    ended(done)
+                _drop(outcomes, [*waiting, *running.values()])
+        finally:
+            children.close()
+            pool.shutdown(wait=True, cancel_futures=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _one(
+        self, task: Task, before: Outcome | None, scratch: Path, children: isolation.Children
+    ) -> Outcome:
+        made = before.output if before is not None else None
+        spent = before.seconds if before is not None else 0.0
+        places = Places(self.base, made, scratch / task.key)
+        seconds = None if task.seconds is None else max(0.0, task.seconds - spent)
+        return isolation.attempted(
+            task, places, platform.node(), children, seconds=seconds, retries=self.retries
+        )
+
+
+def _inherited(task: Task, before: Outcome) -> Outcome:
+    """Return the outcome of a task whose predecessor failed: that failure, without any work."""
+    return Outcome(task.key, before.node, 0.0, 0, before.failure)
+
+
+def _drop(outcomes: Mapping[str, Outcome], left: Sequence[Task]) -> None:
+    """Remove what tasks made that no other one still has to read."""
+    read = {task.after for task in left}
+    for done in outcomes.values():
+        if done.output is not None and done.key not in read:
+            shutil.rmtree(done.output, ignore_errors=True)

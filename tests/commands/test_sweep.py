@@ -1,0 +1,256 @@
+"""`sweep`: what the matrix is, what is kept between calls, and what it prints and leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+from pathlib import Path
+
+import needs
+import numpy as np
+import pytest
+import use_graphs
+from msgspec.structs import replace
+
+from se_deploy.cli import main
+from se_deploy.commands import sweep, sweep_choice, sweep_plan
+from se_deploy.commands.sweep_plan import Asked
+from se_deploy.errors import BadInput
+from se_deploy.schema.sweep import SweepArtifact, SweepCell
+
+QUICK = "search_plans = 0\nwarmup_ms = 1\nduration_s = 0.02\n"
+
+
+@contextlib.contextmanager
+def inside(folder):
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def call(*words):
+    """Return a command's exit code, its object, and what it says."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words], standalone_mode=False)
+    return code, json.loads(out.getvalue()) if out.getvalue() else None, err.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with a network, its data, and a file that is no network."""
+    use_graphs.save(tmp_path / "net.onnx", use_graphs.SE)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32))
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
+    with inside(tmp_path):
+        yield tmp_path
+
+
+def matrix(text="", *, packages=None, **flags):
+    path = None
+    if text:
+        path = Path("sweep.toml")
+        path.write_text(text)
+    return sweep_plan.read(path, Asked(**flags), packages or {})
+
+
+def test_the_matrix_is_in_the_order_written(folder):
+    found = matrix(
+        'models = ["net.onnx", "timm:b"]\nprecisions = ["int8", "fp16"]\ntargets = ["orin-nano", "sm86"]\n'
+        'batches = [1, "dynamic"]\ncalib_data = "x.npy"\n'
+    )
+    assert [cell.folder for cell in found.cells[:5]] == [
+        "cells/net.onnx/int8-orin-nano-batch1", "cells/net.onnx/int8-orin-nano",
+        "cells/net.onnx/int8-sm86-batch1", "cells/net.onnx/int8-sm86",
+        "cells/net.onnx/fp16-orin-nano-batch1",
+    ]  # fmt: skip
+    assert len(found.cells) == 16
+    assert found.cells[8].folder.startswith("cells/timm_b/int8")
+    assert len({cell.key for cell in found.cells}) == 16
+    assert len({cell.prepare_key for cell in found.cells}) == 8, "targets share what needs no device"
+    assert set(found.cells[0].files) == {"net.onnx", "x.npy"}
+
+
+def test_flags_replace_what_the_file_says(folder):
+    text = 'models = ["timm:a", "timm:b"]\nprecisions = ["fp16", "int8"]\n'
+    found = matrix(text, models=("net.onnx",), precisions=("fp32",), batches=(4,))
+    assert [(c.model, c.precision, c.batch, c.target) for c in found.cells] == [("net.onnx", "fp32", 4, None)]
+
+
+def test_paths_are_seen_from_the_file(folder):
+    (folder / "deep").mkdir()
+    text = 'calib_data = "../x.npy"\n[[network]]\nmodel = "../net.onnx"\n[[network]]\nmodel = "own.py:Net"\n'
+    (folder / "deep" / "sweep.toml").write_text(text)
+    (folder / "deep" / "own.py").write_text("")
+    found = sweep_plan.read(Path("deep/sweep.toml"), Asked(), {})
+    assert [cell.model for cell in found.cells] == ["net.onnx", "deep/own.py:Net"]
+    assert set(found.cells[1].files) == {"deep/own.py", "x.npy"}
+
+
+def test_two_networks_of_one_model_have_folders_of_their_own(folder):
+    text = "".join(f'[[network]]\nmodel = "timm:a"\nmodel_args = {{num_classes = {n}}}\n' for n in (2, 3))
+    names = [cell.folder for cell in matrix(text).cells]
+    assert names[0] == "cells/timm_a/int8"
+    assert names[1].startswith("cells/timm_a-")
+
+
+def key(text="", **flags):
+    base = 'models = "net.onnx"\ncalib_data = "x.npy"\ntargets = "sm86"\n'
+    return matrix(f"{base}{text}", **flags).cells[0].key
+
+
+def test_a_key_changes_with_everything_that_goes_in(folder):
+    keys = [
+        key(), key("duration_s = 1\n"),
+        key(precisions=("fp16",)), key(targets=("sm89",)), key(batches=(1,)), key("search_plans = 1\n"),
+        key("calib_samples = 4\n"), key(packages={"onnx": "1"}),
+    ]  # fmt: skip
+    np.save(folder / "x.npy", np.zeros((8, 3, 8, 8), np.float32))
+    keys.append(key())
+    use_graphs.save(folder / "net.onnx", use_graphs.SE.replace("Relu", "Elu"))
+    keys.append(key())
+    assert len(set(keys)) == len(keys)
+    assert key() == key()
+    assert key("cell_seconds = 5\n") == key(), "a limit is no input"
+
+
+def test_the_source_of_a_module_goes_in(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    (folder / "own_nets.py").write_text("A = 1")
+    before = matrix(models=("own_nets:Net",)).cells[0].key
+    (folder / "own_nets.py").write_text("A = 2")
+    assert matrix(models=("own_nets:Net",)).cells[0].key != before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no network"),
+        ("targets = 'sm86'\n", "no network"),
+        ("models = ['a']\nprecision = 'fp16'\n", "precision"),
+        ("models = ['a']\nprecisions = ['bf16']\n", "precisions"),
+        ("models = ['a']\ntargets = ['orin-nana']\n", "orin-nano"),
+        ("models = ['a']\nbatches = [0]\n", "batches"),
+        ("models = ['a'\n", "no TOML"),
+        ("models = ['gone.onnx']\n", "gone.onnx"),
+        ("[[network]]\nmodel = 'timm:a'\ncheckpoint = 'gone.pth'\n", "gone.pth"),
+    ],
+)
+def test_a_wrong_matrix_is_refused_before_any_work(folder, text, words):
+    with pytest.raises(BadInput) as refused:
+        matrix(text or "\n")
+    assert words in f"{refused.value.message} {refused.value.hint}"
+
+
+def artifact(ms, accuracy, *, passed=True, path="model.fp16.engine"):
+    return SweepArtifact(
+        path=path, precision="fp16", ms=ms, ms_from="planned", accuracy=accuracy, passed=passed
+    )
+
+
+def cell(folder, *artifacts, target="sm86"):
+    return SweepCell(
+        model=folder, precision="fp16", target=target, batch="dynamic", state="done", folder=folder,
+        reason=None, key="", artifacts=artifacts,
+    )  # fmt: skip
+
+
+def test_the_fastest_that_is_about_as_accurate_is_recommended():
+    cells = [
+        cell("slow", artifact(2.0, 0.80)), cell("near", artifact(1.0, 0.791)),
+        cell("far", artifact(0.5, 0.70)),
+        cell("wrong", artifact(0.1, 0.80, passed=False)), cell("other", target="sm89"),
+    ]  # fmt: skip
+    chosen, nothing = sweep_choice.choices(cells)
+    assert (chosen.target, chosen.folder) == ("sm86", "near")
+    assert "79.10 %" in chosen.reason
+    assert (nothing.target, nothing.folder, nothing.artifact) == ("sm89", None, None)
+
+
+def test_without_classes_the_fastest_that_passes_is_recommended():
+    chosen = sweep_choice.choices([cell("a", artifact(2.0, None)), cell("b", artifact(1.0, None))])[0]
+    assert chosen.folder == "b"
+    assert "no classes" in chosen.reason
+
+
+def test_a_spreadsheet_takes_no_cell_for_a_formula():
+    bad = replace(cell("=1+1", artifact(1.0, 0.5)), state="failed", reason="@x")
+    row = next(csv.DictReader(io.StringIO(sweep.as_csv([bad]))))
+    assert (row["model"], row["reason"], row["ms"], row["parity"]) == ("'=1+1", "'@x", "1.0", "true")
+
+
+@pytest.mark.slow
+@needs.RTX
+def test_a_sweep_from_end_to_end(folder):
+    Path("sweep.toml").write_text(
+        'models = ["net.onnx", "broken.onnx"]\nprecisions = ["fp16", "int8"]\ntargets = ["sm86", "sm89"]\n'
+        f'calib_data = "x.npy"\n{QUICK}'
+    )
+    code, first, said = call("sweep", "sweep.toml", "-o", "out", "--json")
+    assert code == 0
+    assert [c["state"] for c in first["cells"]] == ["done"] * 4 + ["failed"] * 4
+    assert "broken.onnx" in first["cells"][4]["reason"]
+    assert "failed: 'broken.onnx'" in said
+    assert (first["done"], first["cached"], first["failed"]) == (4, 0, 4)
+    out = Path("out")
+    for found in first["cells"][:4]:
+        report = json.loads((out / found["folder"] / "report.json").read_text())
+        assert report["schema"] == "se-deploy/run/1"
+        assert (out / found["report"]).is_file()
+        for engine in found["artifacts"]:
+            assert (out / found["folder"] / engine["path"]).is_file()
+        assert [step["name"] for step in found["steps"]] == ["export, quantize", "build-engine, profile"]
+        assert not list((out / found["folder"]).glob("*.pickle"))
+    shared = [found["steps"][0]["shared"] for found in first["cells"][:4]]
+    assert shared == [False, True, False, True], "what needs no device is done once for both targets"
+    assert len((out / "sweep.csv").read_text().splitlines()) == 1 + 2 + 4 + 4
+    assert json.loads((out / "sweep.json").read_text()) == first
+    assert first["cells"][0]["artifacts"][0]["ms_from"] == "planned"
+
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("cells/**/*")}
+    code, second, _ = call("sweep", "sweep.toml", "-o", "out", "--json", "-q")
+    assert code == 0
+    assert [c["state"] for c in second["cells"]] == ["cached"] * 4 + ["failed"] * 4
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("cells/**/*")} == times, "no work was done"
+    assert [c["artifacts"] for c in second["cells"]] == [c["artifacts"] for c in first["cells"]]
+    assert call("sweep", "sweep.toml", "-o", "out", "-q", "--json", "--gate", "cells")[0] == 3
+
+    np.save("x.npy", np.random.default_rng(1).standard_normal((8, 3, 8, 8), np.float32))
+    code, refused, _ = call("sweep", "sweep.toml", "-o", "out", "--json", "-q")
+    assert (code, refused["error"]["kind"]) == (1, "OutputExists")
+    words = ("--precision", "fp16", "--target", "sm86", "--overwrite", "--json", "-q")
+    code, third, _ = call("sweep", "sweep.toml", "-o", "out", *words)
+    assert [c["state"] for c in third["cells"]] == ["done", "failed"]
+
+
+@pytest.mark.slow
+@needs.RTX
+def test_a_cell_is_a_run(folder):
+    """The halves in two processes leave what `run` leaves in one."""
+    words = ("--precision", "int8", "--target", "sm86", "--calib-data", "x.npy")
+    rest = ("--search-plans", "0", "--warmup-ms", "1", "--duration-s", "0.02", "-q", "--json")
+    assert call("run", "net.onnx", *words, *rest, "-o", "alone")[0] == 0
+    Path("sweep.toml").write_text(QUICK)
+    assert call("sweep", "sweep.toml", "--model", "net.onnx", *words, "-o", "out", "-q", "--json")[0] == 0
+    cells = Path("out/cells/net.onnx/int8-sm86")
+    made = {path.name for path in cells.iterdir()}
+    assert made == {path.name for path in Path("alone").iterdir()} | {"cell.json", "task.log"}
+    for name in ("model.onnx", "model.fp16.onnx", "model.int8.onnx", "model.int8.engine.onnx"):
+        assert (cells / name).read_bytes() == (Path("alone") / name).read_bytes()
+    ours, theirs = (json.loads((at / "report.json").read_text()) for at in (cells, Path("alone")))
+    for key in ("export", "quantize", "parity", "recommendation"):
+        assert ours[key] == theirs[key], key
+    assert ours["inspect"]["plans"][0] == theirs["inspect"]["plans"][0]
+
+
+@pytest.mark.slow
+def test_a_sweep_without_any_result_fails(folder):
+    code, found, _ = call("sweep", "--model", "broken.onnx", "--calib-data", "x.npy", "-o", "out", "--json")
+    assert code == 3
+    assert found["failed"] == 1
