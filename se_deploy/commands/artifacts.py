@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.backends.backend import Backend
     from se_deploy.options import Precision
     from se_deploy.plan import Plan
     from se_deploy.protocols import Session
@@ -181,10 +182,12 @@ def _engine(path: Path, *, stand_in: bool, host: HostOptions) -> Iterator[Opened
     built_with = manifest.features
     host_code = built_with is not None and built_with.version_compatible
     options = dataclasses.replace(options, host_code=host_code)
-    runtime = registry.engine_runtime(registry.get(manifest.runtime), options)
+    backend = registry.get(manifest.runtime)
+    runtime = registry.engine_runtime(backend, options)
     with contextlib.ExitStack() as stack:
         reason = ""
         try:  # the opening alone: what fails in use is no missing runtime
+            _refuse_elsewhere(path, manifest, backend)
             session = stack.enter_context(runtime.open(path))
         except MissingRuntime as e:
             if not stand_in:
@@ -222,6 +225,19 @@ def _engine(path: Path, *, stand_in: bool, host: HostOptions) -> Iterator[Opened
             evaluated="plan-rounded" if run.rounding == fp16_rounding.AT_BOUNDARIES else None,
             rounding=run.rounding,
         )
+
+
+def _refuse_elsewhere(path: Path, manifest: Manifest, backend: Backend) -> None:
+    """Raise MissingRuntime where the GPU at hand is none of those that an engine was built for."""
+    here = backend.engines.here() if backend.engines else None
+    portable = manifest.features is not None and manifest.features.hardware_compatibility is not None
+    if here is None or portable or here.name in manifest.targets:
+        return
+    raise MissingRuntime(
+        f"'{path}' was built for {', '.join(manifest.targets)}, "
+        f"and this machine's GPU is {here.called} ({here.name})",
+        hint=f"run it where it belongs, or build it with --target {here.name} if {backend.title} has that",
+    )
 
 
 def _plan(manifest: Manifest) -> Plan | None:
