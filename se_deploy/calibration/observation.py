@@ -87,6 +87,7 @@ def map_batches(
     *,
     without_rows: Collection[str] = (),
     sample_bytes: int | None = None,
+    numbered: str | None = None,
     progress: Progress = silent,
     step: str = "observe",
 ) -> Iterator[T]:
@@ -95,20 +96,22 @@ def map_batches(
     A few batches are run and digested at a time, each in a thread of its own: a session that runs node by
     node keeps one core busy. So `digest` must neither change nor share what another call reads.
     `without_rows` names tensors that hold no row for each sample. `sample_bytes` is what a run holds of each
-    sample; None: what `tensors` take.
+    sample; None: what `tensors` take. `numbered` is an input of the graph, an int64 scalar, that is given the
+    number of a run's first sample.
     """
     fixed = frozen_batch(model)
 
     def run(start: int, feeds: Mapping[str, Array]) -> T:
         rows = batching.rows(feeds)
+        beside = {} if numbered is None else {numbered: np.array(start, np.int64)}
         if fixed is not None and rows < fixed:
-            made = session.run(batching.padded(feeds, fixed))
+            made = session.run({**batching.padded(feeds, fixed), **beside})
             arrays = {
                 **feeds,
                 **{k: a if k in without_rows else _unpadded(a, fixed, rows) for k, a in made.items()},
             }
         else:
-            arrays = {**feeds, **session.run(feeds)}
+            arrays = {**feeds, **session.run({**feeds, **beside})}
         return digest(start, {name: arrays[name] for name in tensors})
 
     workers = min(_MAX_WORKERS, os.cpu_count() or 1)

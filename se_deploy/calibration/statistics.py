@@ -29,6 +29,7 @@ POSITIONS = 1 << 10
 """Values of each channel that enter its histogram, over all samples together: enough for its moments."""
 TAIL_POSITIONS = 1 << 14
 """Enough to say what clipping costs: with `POSITIONS` squared error cuts too much (3 to 13 dB)."""
+_STRIDE = 7919  # between the first positions of two samples: a prime, so that they walk over all of a step
 _LEAST_POSITIONS = 8  # of each sample
 # Of a histogram's half span: what is wide enough for bins that float32 tells apart, and a margin in which
 # the extremes fall into the outer bins, not onto their edges.
@@ -180,6 +181,7 @@ def measure(
         digest,
         without_rows=reduced_whole,
         sample_bytes=held,
+        numbered=probed.number,
         progress=progress,
         step="ranges",
     ):
@@ -215,6 +217,7 @@ class _Probed:
 
     model: ir.Model
     probes: Mapping[str, _Probe]
+    number: str  # the input that takes the number of the batch's first sample
 
 
 def _probed(model: ir.Model, axes: Mapping[str, int], positions: int) -> _Probed:
@@ -228,16 +231,23 @@ def _probed(model: ir.Model, axes: Mapping[str, int], positions: int) -> _Probed
         "rows": [0, 0, -1],
         "axes": [0, 2],
         "last": [2],
-        "zero": [0],
         "one": [1],
         "two": [2],
         "end": [np.iinfo(np.int64).max],
         "positions": [positions],
+        "stride": [_STRIDE],
     }
     constants = {
         name: graph.initializer(copy, f"probe_{name}", np.array(number, np.int64), taken)
         for name, number in numbers.items()
     }
+    # Each batch begins elsewhere: the same few pixels of every image would not stand for the others.
+    first = ir.Value(
+        name=graph.fresh_name("probe_first", taken),
+        shape=ir.Shape([]),  # not (1,): it would be taken for a batch
+        type=ir.TensorType(ir.DataType.INT64),
+    )
+    constants["first"] = first
     probes = {}
     for number, value in enumerate(_values(copy, axes)):
         name = value.name or ""
@@ -247,7 +257,8 @@ def _probed(model: ir.Model, axes: Mapping[str, int], positions: int) -> _Probed
             taken.add(result.name)
         probes[name] = _Probe(**{kind: str(result.name) for kind, result in results.items()})
         graph.insert_after(value, nodes)
-    return _Probed(copy, probes)
+    copy.graph.inputs.append(first)
+    return _Probed(copy, probes, str(first.name))
 
 
 def _probe(
@@ -279,7 +290,8 @@ def _probe(
     # A step that shares no factor with the rows' length walks over all columns of the image.
     step = then("Div", then("Gather", then("Shape", rows), "two"), "positions")
     step = then("Add", then("Mul", then("Div", step, "two"), "two"), "one")
-    results["values"] = then("Slice", rows, "zero", "end", "two", step)
+    begin = then("Mod", then("Mul", "first", "stride"), step)
+    results["values"] = then("Slice", rows, begin, "end", "two", step)
     return nodes, results
 
 

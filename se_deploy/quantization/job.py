@@ -45,6 +45,7 @@ class Effort:
 EVALUATION = Effort(10, 48, 5e8)  # every choice is evaluated on these
 SENSITIVITY = Effort(4, 16, 6e9)  # one layer alone in INT8; the budget is shared by all layers
 GPTQ = Effort(16, 64, 1.2e9)  # second moments that round the weights
+BIASES = Effort(8, 16, 5e8)  # mean errors: 16 samples gave what 64 did
 
 LEAST_INT8_MACS = 0.95
 """Of all layers with constant weights, SE gates included: the promise of a form that leaves some in float."""

@@ -17,7 +17,7 @@ from se_deploy.quantization.im2col import ConvWindow
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from se_deploy.protocols import Array, FloatArray
+    from se_deploy.protocols import Array
     from se_deploy.quantization.policies import Policy
     from se_deploy.se_blocks import Census
 
@@ -90,11 +90,6 @@ class Layer:
     def scales_per_channel(self) -> bool:
         """Whether the stored weights have an axis that tells all outputs apart."""
         return self.op != "ConvTranspose" or self.groups == 1
-
-    def with_columns(self, factor: FloatArray) -> Layer:
-        """Return the layer with the columns of each channel it reads multiplied by a number, (C,)."""
-        along = factor.reshape(self.groups, 1, -1, 1)
-        return dataclasses.replace(self, matrix=(self.matrix * along).astype(np.float32))
 
     def as_stored(self, matrix: Array) -> Array:
         """Return a (G, O/G, C/G, taps) array in the node's own layout."""

@@ -34,6 +34,7 @@ class QuantizeOptions:
     offset_folding: bool = True
     channel_equalization: bool = True
     gptq: bool = True  # second-order weight rounding
+    bias_correction: bool = True  # of each layer's mean error in the quantized network
     float_macs: float | None = None  # share of MACs that may stay in float, measured; None: the policy's
     goal: AccuracyGoal = field(default_factory=AccuracyGoal)  # reached by leaving more in float
     reconstruct: Request | None = None  # block-wise reconstruction, and what to spend on it

@@ -13,6 +13,7 @@ from se_deploy import calibration, graph
 from se_deploy.errors import BadInput
 from se_deploy.protocols import silent
 from se_deploy.quantization import (
+    bias_correction,
     cache,
     equalization,
     fp16_ranges,
@@ -30,7 +31,7 @@ from se_deploy.quantization import (
 )
 from se_deploy.quantization.cache import Cache, Moments
 from se_deploy.quantization.fp16 import to_fp16
-from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare
+from se_deploy.quantization.job import BIASES, GPTQ, Job, Plan, evenly, named, prepare
 from se_deploy.quantization.layers import FloatLayer, Layer
 from se_deploy.quantization.options import QuantizationResult, QuantizeOptions
 from se_deploy.schema import tool_version
@@ -133,6 +134,8 @@ def _quantize(
         )
     if options.gptq:
         plan = _with_gptq(job, plan, known.params, progress)
+    if options.bias_correction:
+        plan = _with_biases(job, plan, progress)
     params, rebuilt = known.params, None
     if options.reconstruct is not None:
         plan, rebuilt = _reconstructed(job, plan, options.reconstruct, progress)
@@ -429,6 +432,21 @@ def _with_gptq(job: Job, plan: Plan, params: Mapping[str, QuantParams], progress
         )
     )
     return plan if plan.evaluation.surely_better(rounded.evaluation) else rounded
+
+
+def _with_biases(job: Job, plan: Plan, progress: Progress) -> Plan:
+    """Return the plan with corrected biases, or the plan itself where that is surely better."""
+    corrected = job.evaluated(
+        bias_correction.correct(
+            job.model,
+            plan.layers,
+            evenly(job.chosen, BIASES.samples(job.macs), job.block),
+            runtime=job.evaluator.runtime,
+            fast=job.fast,
+            progress=progress,
+        )
+    )
+    return plan if plan.evaluation.surely_better(corrected.evaluation) else corrected
 
 
 def _left_in_float(layer: Layer, noise: Mapping[str, float], *, measured: bool) -> FloatLayer:

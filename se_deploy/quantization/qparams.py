@@ -10,7 +10,6 @@ in one row of the weights, enlarges the second: a power between 0 and 1 of the s
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,15 +67,6 @@ class Subject:
     allowed: Allowed
     passed_on: FloatArray  # (C,) `importance` of the tensors behind residual Adds
 
-    def scaled(self, factor: FloatArray) -> Subject:
-        """Return it divided by `factor` (C,), which its readers' columns take back."""
-        return Subject(
-            self.statistics.divided(factor),
-            [layer.with_columns(factor) for layer in self.readers],
-            self.allowed,
-            self.passed_on * factor**2,
-        )
-
 
 def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     """Return scale, offset and equalization of a tensor, by each method.
@@ -87,40 +77,72 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     if not statistics.low.any() and not statistics.high.any():
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
-    powers = [_output_power(layer, statistics) for layer in subject.readers]
-    weight = importance(statistics, subject.readers) + subject.passed_on
     chosen = {}
     for method in methods:
-        seen = _as_seen(statistics, method)
-        error = calibration.ClipError(seen)
-        low, high = _range(seen, subject.readers, method, allowed, error)
-        size = _sizes(low, high, allowed)
+        error = _Error.of(subject, method)
+        size = _sizes(error.low, error.high, allowed)
         share = np.maximum(size / float(size.max()), _LEAST_SHARE)
         best = np.inf
         for power in POWERS if allowed.channel_equalization else (0.0,):
             factor = share**power
-            reach = float((size / factor).max())
-            noise = sum(
-                _weight_noise(layer, factor, statistics.variance, per_channel=allowed.per_channel_weights)
-                / power_out
-                for layer, power_out in zip(subject.readers, powers, strict=True)
-            )
             # minmax promises that nothing is clipped
-            scales = representable((_RANGE_SHARES if method != "minmax" else np.ones(1)) * reach)
-            step = factor * scales[:, None]  # (scales, C)
-            offset = _offset(low, high, step) if allowed.offset_folding else np.zeros_like(step)
-            clipped = error(offset + LOWEST_LEVEL * step, offset + HIGHEST_LEVEL * step)
-            totals = (weight * (step**2 * _UNIFORM_NOISE + clipped)).sum(axis=1) + noise
+            shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
+            scales = representable(shares * float((size / factor).max()))
+            totals = error(factor, scales)
             i = int(totals.argmin())
             if totals[i] < best:
                 best = float(totals[i])
                 params = QuantParams(
                     float(scales[i]),
-                    offset[i].astype(np.float32) if allowed.offset_folding else None,
+                    error.offset(factor * scales[i]).astype(np.float32) if allowed.offset_folding else None,
                     factor.astype(np.float32) if power else None,
                 )
                 chosen[method] = Choice(params, best)
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class _Error:
+    """The error that quantizing a tensor is predicted to make, over the power of its readers' outputs."""
+
+    subject: Subject
+    low: FloatArray  # (C,) each channel's range
+    high: FloatArray
+    clipped: calibration.ClipError
+    weight: FloatArray  # (C,) what an error of power 1 does
+
+    @classmethod
+    def of(cls, subject: Subject, method: Method) -> _Error:
+        """Return the error with ranges by a method, on the statistics that it looks at."""
+        seen = _as_seen(subject.statistics, method)
+        clipped = calibration.ClipError(seen)
+        low, high = _range(seen, subject.readers, method, subject.allowed, clipped)
+        weight = importance(subject.statistics, subject.readers) + subject.passed_on
+        return cls(subject, low, high, clipped, weight)
+
+    def __call__(self, factor: FloatArray, scales: FloatArray) -> FloatArray:
+        """Return the error with each channel divided by `factor`, (C,), at each of the scales, (S,)."""
+        step = factor * scales[:, None]
+        offset = self.offset(step)
+        clipped = self.clipped(offset + LOWEST_LEVEL * step, offset + HIGHEST_LEVEL * step)
+        statistics, per_channel = self.subject.statistics, self.subject.allowed.per_channel_weights
+        of_weights = sum(
+            _weight_noise(layer, factor, statistics.variance, per_channel=per_channel)
+            / _output_power(layer, statistics)
+            for layer in self.subject.readers
+        )
+        total: FloatArray = (self.weight * (step**2 * _UNIFORM_NOISE + clipped)).sum(axis=1) + of_weights
+        return total
+
+    def offset(self, step: FloatArray) -> FloatArray:
+        """Return where the levels lie in steps of these sizes, (..., C)."""
+        folds = self.subject.allowed.offset_folding
+        return _offset(self.low, self.high, step) if folds else np.zeros_like(step)
+
+    def least(self, factor: FloatArray) -> float:
+        """Return the error with each channel divided by `factor`, at the scale of least error."""
+        size = _sizes(self.low, self.high, self.subject.allowed)
+        return float(self(factor, _RANGE_SHARES * float((size / factor).max())).min())
 
 
 def importance(statistics: Statistics, readers: Sequence[Layer]) -> FloatArray:
@@ -142,27 +164,22 @@ def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     """
     best: FloatArray | None = None
     given = [s for s in subjects if s.statistics.low.any() or s.statistics.high.any()]
-    # Made once: what is expected of a divided tensor is what is expected of the tensor, divided.
-    seen = [dataclasses.replace(s, statistics=s.statistics.expected()) for s in given]
-    least = sum(_least_noise(s) for s in seen)
+    errors = [_Error.of(subject, "mse") for subject in given]
+    if not errors:
+        return None
+    least = sum(error.least(np.ones_like(error.low)) for error in errors)
     for method in _SIZES:
         sizes = []
-        for subject in given if method == "minmax" else seen:
-            statistics = _as_seen(subject.statistics, method)
-            error = calibration.ClipError(statistics)
-            low, high = _range(statistics, subject.readers, method, subject.allowed, error)
-            size = _sizes(low, high, subject.allowed)
+        for subject, error in zip(given, errors, strict=True):
+            one = error if method == "mse" else _Error.of(subject, method)
+            size = _sizes(one.low, one.high, subject.allowed)
             sizes.append(size / float(size.max()))
-        share = np.maximum(np.max(sizes, axis=0), _LEAST_SHARE) if sizes else np.ones(1)
-        for power in POWERS[1:] if sizes else ():
-            noise = sum(_least_noise(s.scaled(share**power)) for s in seen)
+        share = np.maximum(np.max(sizes, axis=0), _LEAST_SHARE)
+        for power in POWERS[1:]:
+            noise = sum(error.least(share**power) for error in errors)
             if noise < least:
                 least, best = noise, share**power
     return best
-
-
-def _least_noise(subject: Subject) -> float:
-    return choose(subject, ("mse",))["mse"].noise
 
 
 def _as_seen(statistics: Statistics, method: Method) -> Statistics:

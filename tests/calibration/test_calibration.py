@@ -58,6 +58,17 @@ def test_statistics_are_those_of_all_samples(tmp_path):
         np.testing.assert_allclose(found[name].histogram.sum(axis=1), 1)
 
 
+def test_the_values_that_are_counted_come_from_everywhere(tmp_path):
+    """The same few pixels of every image would not stand for the others, such as a background."""
+    pixels = 16 * 16
+    step = pixels // calibration.statistics._LEAST_POSITIONS // 2 * 2 + 1
+    one = (np.arange(pixels) % step < step // 3).astype(np.float32).reshape(1, 1, 16, 16)
+    model = graph.tidy(ir.from_onnx_text(CHAIN.format(op="Relu", batch="N").replace("2,4,4", "1,16,16")))
+    samples = samples_of(np.repeat(one, 200, axis=0), tmp_path)
+    found = calibration.measure(model, {"x": 1}, samples, RUNTIME, positions=1)
+    np.testing.assert_allclose(found["x"].mean, one.mean(), rtol=0.2)
+
+
 @given(st.integers(0, 99), st.integers(1, 12))
 @hypothesis_settings(deadline=None, max_examples=15)
 def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):

@@ -12,7 +12,7 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.backends.tensorrt import policies
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadData, BadInput, UnsupportedGraph
-from se_deploy.quantization import AccuracyGoal, QuantizeOptions, gptq
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, gptq
 
 
 def test_the_portable_form(tmp_path):
@@ -419,10 +419,31 @@ def test_each_policy_puts_offsets_and_equalization_where_it_may(tmp_path, name, 
 
 def test_gptq_is_better_than_rounding_to_nearest(tmp_path):
     samples = dataset(tmp_path)
-    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
-    with_gptq = dataclasses.replace(FAST, gptq=True)
+    without = dataclasses.replace(FAST, bias_correction=False)
+    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
+    with_gptq = dataclasses.replace(without, gptq=True)
     made = quantization.quantize(network(), samples, runtime=RUNTIME, options=with_gptq)
     assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 0.3
+
+
+def test_corrected_biases_are_better(tmp_path):
+    samples = dataset(tmp_path)
+    without = dataclasses.replace(FAST, bias_correction=False)
+    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
+    made = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
+    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 1
+
+
+def test_corrected_biases_are_kept_only_where_they_are_not_surely_worse(tmp_path, monkeypatch):
+    def spoiled(model, planned, *rest, **options):
+        return [dataclasses.replace(layer, weight=layer.weight // 2) for layer in planned]
+
+    samples = dataset(tmp_path)
+    without = dataclasses.replace(FAST, bias_correction=False)
+    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
+    monkeypatch.setattr(bias_correction, "correct", spoiled)
+    made = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
+    assert graph.to_bytes(made.model) == graph.to_bytes(plain.model)
 
 
 def test_gptq_is_kept_only_where_it_is_evaluated_better(tmp_path, monkeypatch):
