@@ -14,6 +14,7 @@ from se_deploy import data, files, graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.commands import compilers, lowering, reading, source
 from se_deploy.commands.build_engine import files_of
+from se_deploy.commands.export import choices_path, replays_its_own
 from se_deploy.commands.run import require_samples
 from se_deploy.commands.run_files import ENGINES, artifact_paths
 from se_deploy.options import ImageOptions, NetworkOptions, TargetOptions, target_options
@@ -48,9 +49,10 @@ def export(
     overwrite: bool = False,
 ) -> DryRun:
     """Return what `export` would do. Raises: as `export` does before it exports."""
-    _free([output], overwrite=overwrite)
-    taken = _taken(model, network)
     to = target_options(target)
+    _free([output], overwrite=overwrite)
+    _free([choices_path(output)], overwrite=overwrite or replays_its_own(output, to))
+    taken = _taken(model, network)
     lowering.destination(to)  # refuses what cannot be read or is not here
     steps = [taken.text, "write every SE block in its canonical form"]
     if to.targets or registry.chosen(to.runtime):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from se_deploy.backends.backend import Backend
     from se_deploy.commands.lowering import Lowered
     from se_deploy.commands.source import Source
-    from se_deploy.options import FloatType, NetworkOptions, Precision, TargetLike
+    from se_deploy.options import FloatType, NetworkOptions, Precision, TargetLike, TargetOptions
     from se_deploy.protocols import Progress
     from se_deploy.tables.base import Grid
     from se_deploy.verification import Verified
@@ -72,9 +72,11 @@ def export(
     """
     output = Path(output)
     calibration = calibration or CalibrationOptions()
+    options = target_options(target)
     files.claim(output, overwrite=overwrite)
+    files.claim(choices_path(output), overwrite=overwrite or replays_its_own(output, options))
     files.claim_kept(calibration.cache)
-    to = lowering.destination(target_options(target))
+    to = lowering.destination(options)
     if to.targets and to.backend is None:
         to = dataclasses.replace(to, backend=compilers.compiler_for(None, to.targets))
     if precision == "int8":
@@ -98,6 +100,8 @@ def export(
         publish(output).write_bytes(graph.file_bytes(done.model))
         if done.found is not None and done.found.choices:
             publish(choices_path(output)).write_text(search.to_json(done.found.choices), "utf-8")
+    if done.found is None or not done.found.choices:  # a list left beside the file would be taken for its own
+        choices_path(output).unlink(missing_ok=True)
     verified = taken.verified.joined(done.verified)
     warnings = (*taken.warnings, *done.warnings, *verified.warnings)
     return ExportResult(output, taken, done, precision, _name(to.backend), verified, warnings)
@@ -110,6 +114,12 @@ def _name(backend: Backend | None) -> str:
 def choices_path(output: Path) -> Path:
     """OUT.rewrites.json: the choice of rewrites, replayable."""
     return output.with_suffix(".rewrites.json")
+
+
+def replays_its_own(output: Path, options: TargetOptions) -> bool:
+    """Return whether the choices that are replayed are those beside `output`, which are written again."""
+    replay, own = options.rewrites.replay, choices_path(output)
+    return replay is not None and replay.exists() and own.exists() and replay.samefile(own)
 
 
 def to_schema(result: ExportResult) -> results.Export:

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from se_deploy.errors import one_line
 from se_deploy.report import facts, units
 from se_deploy.schema.results import Check, Parity
 
@@ -127,16 +128,22 @@ def _suite(parent: ET.Element, name: str, cases: list[_Case]) -> None:
     )
     for case in cases:
         group = f"se-deploy.{name}.{case.group}" if case.group != name else f"se-deploy.{name}"
-        entry = ET.SubElement(suite, "testcase", classname=_legal(group), name=_legal(case.name), time="0")
+        named = {"classname": _named(group), "name": _named(case.name)}
+        entry = ET.SubElement(suite, "testcase", named, time="0")
         if case.passed is False:
-            failure = ET.SubElement(entry, "failure", message=_legal(case.message), type="GateFailed")
-            failure.text = _legal(case.details or case.message)
+            failure = ET.SubElement(entry, "failure", message=_named(case.message), type="GateFailed")
+            failure.text = _text(case.details or case.message)
         elif case.passed is None:
             ET.SubElement(entry, "skipped", message="not judged")
         elif case.details:
-            ET.SubElement(entry, "system-out").text = _legal(case.details)
+            ET.SubElement(entry, "system-out").text = _text(case.details)
 
 
-def _legal(text: str) -> str:
-    """Replace what XML 1.0 cannot hold, such as a NUL in a tensor's name."""
-    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", text)
+def _text(text: str) -> str:
+    """Escape the control characters of each line: names in files are other people's."""
+    return "\n".join(_named(line) for line in text.split("\n"))
+
+
+def _named(text: str) -> str:
+    """Escape control characters, line feeds too, and replace what else XML 1.0 cannot hold."""
+    return _ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", one_line(text))

@@ -98,3 +98,31 @@ def test_check_has_a_parity_result_per_table():
 
 def test_nothing_is_still_a_document():
     assert cases(check()) == {}
+
+
+HOSTILE = "a\nb\tc\r\x1b[31m\x00\x85\u202e\uffff</testcase>&\"'"
+
+
+def test_hostile_names_reach_junit_escaped():
+    parity = sample.report()["parity"]
+    candidate = parity["candidates"][1]
+    candidate["path"] = f"{HOSTILE}.onnx"
+    candidate["outputs"][0] |= {"name": HOSTILE, "passed": False}
+    candidate["passed"] = False
+    candidate["failures"] = [f"'{HOSTILE}': cosine 0.91 is below 0.98"]
+    where = {"tensor": HOSTILE, "node": HOSTILE, "op_type": HOSTILE, "relative_rms": 1}
+    candidate["first_divergence"] = where
+    gate = {"gate": "fusion", "name": HOSTILE, "passed": False, "details": [HOSTILE]}
+    for result in (parity, check(parity=[parity], gates=[gate])):
+        text = report.junit(typed(result))
+        assert set(text) & {*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), "\u202e", "\uffff"} == {"\n"}
+        text.encode("utf-8")
+        found = cases(result)
+        begins = "a\\nb\\tc\\r\\x1b[31m\\x00\\x85\\u202e"
+        names = [name for _, name in found if name.startswith(begins)]
+        assert len(names) == (1 if result is parity else 2)
+        assert all(name.endswith("</testcase>&\"'") for name in names)
+        failures = [failure for case in found.values() for failure in case.findall("failure")]
+        assert failures
+        attributes = [*found.values(), *failures]
+        assert not any("\n" in value for one in attributes for value in one.attrib.values())
