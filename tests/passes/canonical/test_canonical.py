@@ -173,6 +173,9 @@ CHANNELS_LAST = """
 MIXED = """
     h = Cast<to = 11>(x) q = ReduceMean<axes = [2, 3]>(h) p = Cast<to = 1>(q) a = Conv(p, w1) r = Relu(a)
     c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"""
+ROUNDED = """
+    h = Cast<to = 10>(x) f = Cast<to = 1>(h) p = GlobalAveragePool(f) a = Conv(p, w1) r = Relu(a)
+    c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"""
 COMPUTED = """
     k = DequantizeLinear(i8, f8) p = GlobalAveragePool(x) a = Conv(p, k) r = Relu(a) c = Conv(r, w2)
     g = Sigmoid(c) y = Mul(x, g)"""
@@ -185,8 +188,9 @@ COMPUTED = """
         (CHANNELS_LAST, "NHWC"),
         (COMPUTED, "computed in the graph"),
         (MIXED, "squeezed in"),
+        (ROUNDED, "rounds what it squeezes"),
     ],
-    ids=["norm", "channels-last", "computed-weights", "mixed-types"],
+    ids=["norm", "channels-last", "computed-weights", "mixed-types", "rounded"],
 )
 def test_what_has_no_canonical_form_is_refused_with_its_reason(body, reason):
     model = written(body, constants="int8[2,4,1,1] i8 = {1, 2, 3, 4, 5, 6, 7, 8}, float f8 = {0.1}")
