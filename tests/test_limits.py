@@ -130,7 +130,8 @@ def test_distances_leave_out_what_the_source_has_no_number_for():
 
 
 def test_a_change_in_the_last_bits_is_as_large_as_the_largest_number_says():
-    feeds = {"x": np.array([[4.0, 0.0, -1.0]], np.float32), "n": np.array([1, 2]), "e": np.zeros(0, np.float32)}
+    x = np.array([[4.0, 0.0, -1.0]], np.float32)
+    feeds = {"x": x, "n": np.array([1, 2]), "e": np.zeros(0, np.float32)}
     moved = distances.perturbed(feeds, 0)
     step = np.abs(moved["x"].astype(np.float64) - feeds["x"]).max()
     assert 0 < step <= 4.0 * 2.0**-21
