@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, graph, locks, report, schema
+from se_deploy import data, files, graph, locks, report, schema
 from se_deploy.backends import keeping, registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import (
@@ -78,6 +78,7 @@ class _Asked:
         return dataclasses.replace(self.calibration, data=self.options.data)
 
 
+@data.kept()
 @keeping.kept()
 def run(
     model: str | Path,
@@ -114,6 +115,7 @@ class Said:
     command: str  # as typed
 
 
+@data.kept()
 def prepared(model: str, folder: Path, *, calibration: CalibrationOptions, options: RunOptions) -> Prepared:
     """Do the half of `run` that needs no device: export and quantize into `folder`, replacing its files.
 
@@ -123,6 +125,7 @@ def prepared(model: str, folder: Path, *, calibration: CalibrationOptions, optio
     return _prepare(_Asked(model, folder, options, calibration, silent), _Steps(silent, 8))
 
 
+@data.kept()
 def deployed(
     done: Prepared, folder: Path, *, calibration: CalibrationOptions, options: RunOptions, said: Said
 ) -> RunResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
@@ -199,6 +200,7 @@ def to_schema(result: RunResult) -> results.Run:
     )
 
 
+@functools.cache
 def machine() -> results.Machine:
     """Return what this run ran on: processor, cores, Python and the packages that matter."""
     installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}

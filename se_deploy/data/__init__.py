@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from se_deploy.data.images import preprocess
 from se_deploy.data.noise import random
+from se_deploy.data.prepared import kept
 from se_deploy.data.reading import IMAGE_SUFFIXES, how_to_describe, is_prepared, read, require
 from se_deploy.data.samples import Samples, Source
 
@@ -18,6 +19,7 @@ __all__ = [
     "Source",
     "how_to_describe",
     "is_prepared",
+    "kept",
     "preprocess",
     "random",
     "read",

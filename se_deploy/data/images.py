@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from PIL import Image, UnidentifiedImageError
 
 from se_deploy import files
-from se_deploy.data import preprocessing
+from se_deploy.data import prepared, preprocessing
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
@@ -76,11 +76,14 @@ class ImageSource:
 
         Raises: BadData that names the image which cannot be read.
         """
-        return {self.spec.name: np.stack([self._sample(self.images[n]) for n in numbers])}
+        how = repr(replace(self.spec, name="", labels=()))
+        return {self.spec.name: np.stack([self._sample(self.images[n], how) for n in numbers])}
 
-    def _sample(self, image: SourceImage) -> Array:
+    def _sample(self, image: SourceImage, how: str) -> Array:
         try:
-            return preprocess(image.open(image.content()), self.spec)
+            data = image.content()
+            whole = f"{how} {image.raw}"
+            return prepared.of(data, whole, lambda: preprocess(image.open(data), self.spec))
         except UNREADABLE as e:
             raise unreadable(image.name, e) from e
 

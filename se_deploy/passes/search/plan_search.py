@@ -205,6 +205,8 @@ class _Search:
         self.first = frozenset(r.name for r in rewrites.rewriters() if r.tried.first)
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.known: dict[State, Cost | None] = {}
+        self.outcomes: dict[State, State] = {}  # which choices of a state could be applied
+        self.last: tuple[State, Replayed] | None = None
         self.state: State = frozenset()  # the choices behind the best cost so far
         self.applied: State = frozenset()  # those of the graph that was measured last
         self.attribution = CostAttribution(model, blocks)
@@ -341,8 +343,11 @@ class _Search:
 
     def measure(self, state: State) -> Cost | None:
         """Plan the graph that `state` makes; None where it cannot be built or the budget is used up."""
+        if self.outcomes.get(state) in self.known:
+            self.applied = self.outcomes[state]
+            return self.known[self.applied]
         done = self.replayed(state)
-        self.applied = frozenset(done.applied)
+        self.applied = self.outcomes[state] = frozenset(done.applied)
         if self.applied not in self.known:
             if self.known and self.spent():  # the graph as given is always planned
                 return None
@@ -369,5 +374,8 @@ class _Search:
             self.warnings.append(message)
         return late or self.plans >= self.budget
 
-    def replayed(self, choices: Iterable[Choice]) -> Replayed:
-        return replay(self.model, self.blocks, choices)
+    def replayed(self, state: State) -> Replayed:
+        """The graph that `state` makes; the last one is kept, for what comes next often asks for it again."""
+        if self.last is None or self.last[0] != state:
+            self.last = (state, replay(self.model, self.blocks, state))
+        return self.last[1]
