@@ -26,8 +26,25 @@ def printable(text: str) -> str:
 
 def meant(word: str, names: Iterable[str]) -> str:
     """Return "did you mean X? " for the name that `word` nearly is, as the beginning of a hint; else ""."""
-    near = difflib.get_close_matches(word, list(names), n=1)
+    near = near_misses(word, names, 1)
     return f"did you mean '{near[0]}'? " if near else ""
+
+
+def near_misses(word: str, names: Iterable[str], most: int) -> list[str]:
+    """Return the names that `word` nearly is, the nearest first; case, `-` and `_` are no difference."""
+    by_letters: dict[str, str] = {}
+    for name in names:
+        by_letters.setdefault(_letters(name), name)
+    return [by_letters[near] for near in difflib.get_close_matches(_letters(word), by_letters, n=most)]
+
+
+def same_letters(one: str, other: str) -> bool:
+    """Whether two names differ in case, `-` and `_` at most."""
+    return _letters(one) == _letters(other)
+
+
+def _letters(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def one_line(name: str) -> str:

@@ -285,4 +285,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         return decode(
             text, tuple[str, ...], what=f"'{path}', a list of class names", error=BadInput, hint=hint
         )
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not names:
+        raise BadInput(f"'{path}' names no class", hint="write one class name a line, or leave --labels out")
+    return names

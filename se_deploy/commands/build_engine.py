@@ -18,6 +18,7 @@ from se_deploy.commands import (
     fastest,
     lowering,
     reading,
+    sampling,
     verifying,
 )
 from se_deploy.commands import shapes as sizing
@@ -118,12 +119,13 @@ def build_engine(
     progress("read", 0, 1)
     lifted = reading.converted(reading.load_onnx(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
+    sizing.refuse_unknown([str(value.name) for value in given.graph.inputs], engine.shapes or {})
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes")
     stored = reading.precision_of(given)
     wanted: Precision = precision or stored
     notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration, engine.io))
     if wanted == "int8" and stored == "fp32":
-        lowering.require_data(calibration)
+        sampling.require_data(calibration)
     to = lowering.destination(target_options(target))
     backend = compilers.compiler_for(to.backend, to.targets)
     _check_features(engine.features, given, backend)
@@ -135,7 +137,7 @@ def build_engine(
         if stored == "fp32":
             samples = None
             if wanted == "int8" or calibration.data is not None:
-                samples = lowering.calibration_samples(given, calibration)
+                samples = sampling.calibration_samples(given, calibration)
             if verify:
                 check = verifying.checker(
                     given,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import data, files, graph, se_blocks
 from se_deploy.backends import registry
-from se_deploy.commands import compilers, lowering, reading, source
+from se_deploy.commands import compilers, lowering, reading, sampling, source
 from se_deploy.commands.build_engine import files_of
 from se_deploy.commands.export import choices_path, replays_its_own
 from se_deploy.commands.run import require_samples
@@ -179,7 +179,7 @@ def _lowering(precision: Precision, taken: _Taken, calibration: CalibrationOptio
     if precision == "fp16":
         made_up = "noise, black and white"
         return [f"lower to FP16, with ranges measured on {made_up if calibration.data is None else seen}"]
-    lowering.require_data(calibration)
+    sampling.require_data(calibration)
     return [f"quantize to INT8, calibrated on {seen}"]
 
 

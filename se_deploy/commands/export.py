@@ -11,7 +11,7 @@ from msgspec import convert
 
 from se_deploy import files, graph, verification
 from se_deploy.backends import registry
-from se_deploy.commands import as_schema, compilers, lowering, source
+from se_deploy.commands import as_schema, compilers, lowering, sampling, source
 from se_deploy.options import CalibrationOptions, target_options
 from se_deploy.passes import search
 from se_deploy.protocols import silent
@@ -80,7 +80,7 @@ def export(
     if to.targets and to.backend is None:
         to = dataclasses.replace(to, backend=compilers.compiler_for(None, to.targets))
     if precision == "int8":
-        lowering.require_data(calibration)
+        sampling.require_data(calibration)
     taken = source.read(
         str(model), options=network, calibration=calibration, verify=verify, progress=progress
     )

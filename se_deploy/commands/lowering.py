@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 from se_deploy import data, files, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import fp16, shapes
-from se_deploy.errors import BadData
+from se_deploy.commands import fp16, sampling, shapes
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import silent
 from se_deploy.quantization import fp16_rounding, layer_cost, to_bf16, to_fp16
 from se_deploy.roofline import roofline_ms
-from se_deploy.schema import input_spec
 from se_deploy.targets import figures
 
 if TYPE_CHECKING:
@@ -202,7 +200,7 @@ def lowered(
         half_way = fp16.half(
             form,
             io=io,
-            samples=samples or range_samples(form, calibration),
+            samples=samples or sampling.range_samples(form, calibration),
             probes=probes,
         )
         final, kept, unchecked = half_way.model, half_way.kept, half_way.unchecked
@@ -214,7 +212,7 @@ def lowered(
         notes += brain.warnings
     if precision == "int8":
         progress("quantize", 0, 1)
-        samples = samples or calibration_samples(form, calibration)
+        samples = samples or sampling.calibration_samples(form, calibration)
         made = quantized(form, samples, to=to, calibration=calibration, base=base, progress=progress)
         final, kept, unchecked = made.model, made.kept_fp32, made.unchecked
         notes += made.warnings
@@ -401,43 +399,6 @@ def _milliseconds(plan: Plan, macs: Mapping[str, int], device: Device) -> float:
     if time is None:
         raise ValueError(f"the figures of {device.title} are not known")
     return time
-
-
-def range_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples | None:
-    """Return the user's samples for FP16's ranges; None where none were named. Raises: BadData."""
-    return None if options.data is None else calibration_samples(model, options)
-
-
-def require_data(options: CalibrationOptions) -> None:
-    """Raise BadData where INT8 has neither data nor leave to calibrate on noise."""
-    if options.data is None and not options.allow_random:
-        raise BadData(
-            "INT8 needs calibration data, and random data would ruin the answers",
-            hint="pass --calib-data: images, .npy/.npz, WAV files, folders of frames, ...",
-        )
-
-
-def calibration_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples:
-    """Read the calibration data by the graph's own input spec. Raises: BadData."""
-    spec = input_spec.read(model.metadata_props)
-    taken = shapes.tensor_specs(model)
-    if options.data is None:
-        require_data(options)
-        return data.random(taken, count=options.samples or 32, seed=options.seed)
-    prepared = data.is_prepared(options.data, taken)
-    if spec is None and not prepared:
-        raise BadData(
-            f"the graph does not say how images become its input, so '{options.data}' cannot be used",
-            hint=data.how_to_describe(taken),
-        )
-    return data.read(
-        options.data,
-        taken if prepared or spec is None else [spec],
-        image=spec,
-        limit=options.samples,
-        skip_unreadable=options.skip_unreadable,
-        seed=options.seed,
-    )
 
 
 def quantized(

@@ -198,6 +198,7 @@ def profile(
     if not named:
         raise BadInput("there is nothing to measure", hint="name an ONNX file or an engine")
     timed: list[Timed] = []
+    inputs: set[str] = set()
     notes = artifacts.unused(network)
     measure = _Measure(timing or TimingOptions(), network.seed)
     sweep = tuple(batches) or (_batch(batch, measure.timing.sizes),)
@@ -219,6 +220,9 @@ def profile(
                         raise
                     notes.append(f"{name} was not timed: {e.message}")
                     continue
+                inputs |= {spec.name for spec in one.session.inputs}
+                if done == len(named) - 1:  # a shape is of any of the artifacts, and the last has no excuse
+                    shapes.refuse_unknown(inputs, measure.timing.sizes)
                 sessions = [one]
                 if measure.timing.streams > 1 and not is_reference:
                     if isinstance(one.session, QueuedSession):

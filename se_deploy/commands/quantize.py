@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import convert
 
 from se_deploy import files, graph, verification
-from se_deploy.commands import as_schema, benefit, lowering, reading, verifying
+from se_deploy.commands import as_schema, benefit, lowering, reading, sampling, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -73,7 +73,7 @@ def quantize(
     progress("read", 0, 1)
     lifted = reading.converted(reading.load_fp32(Path(model), image or ImageOptions()), str(model))
     given = lifted.model
-    samples = lowering.calibration_samples(given, calibration)
+    samples = sampling.calibration_samples(given, calibration)
     progress("read", 1, 1, f"{given.graph.num_nodes()} nodes, {samples.count} samples")
     check = None
     if verify:

@@ -16,6 +16,7 @@ from se_deploy import graph, opsets
 from se_deploy.backends import registry
 from se_deploy.errors import BadInput, BadModel
 from se_deploy.frontend import image_input
+from se_deploy.options import read_labels
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -52,12 +53,32 @@ def load_onnx(path: Path, image: ImageOptions) -> ir.Model:
     spec = image.applied(image_input.described(own, taken, image.size))
     if spec is not None and own is None and len(model.graph.inputs) == 1:
         spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
+    check_labels(image, _classes(model))
     if spec is not None:
         input_spec.write(model.metadata_props, spec)
     if image.size is None:
         return model
     layout = taken.layout if isinstance(taken, image_input.ImageInput) else "NCHW"
     return graph.rewrite(model, _sized(image.size, layout)).model
+
+
+def check_labels(image: ImageOptions, classes: int | None) -> None:
+    """Refuse --labels that would be put to the wrong classes. Raises: BadInput.
+
+    `classes`: how many there are; None where the outputs do not say it.
+    """
+    names = () if image.labels is None else read_labels(image.labels)
+    if names and classes not in (None, 1, len(names)):  # one number is a class and its opposite, or a score
+        raise BadInput(
+            f"--labels names {len(names)} labels for {classes} classes",
+            hint=f"name a file of {classes} labels, one a line, with --labels",
+        )
+
+
+def _classes(model: ir.Model) -> int | None:
+    """Return how many classes the only output (N, classes) tells apart; None for any other outputs."""
+    known = graph.dims(model.graph.outputs[0]) if len(model.graph.outputs) == 1 else None
+    return known[1] if known is not None and len(known) == 2 else None  # noqa: PLR2004 - (N, classes)
 
 
 def _declared(inputs: Sequence[DeclaredInput], path: Path) -> Callable[[ir.Model], int]:

@@ -26,6 +26,7 @@ from se_deploy.commands import (
     quantize,
     reading,
     run_files,
+    sampling,
     source,
 )
 from se_deploy.commands.run_files import ENGINES, artifact_paths
@@ -154,6 +155,7 @@ def _prepare(asked: _Asked, steps: _Steps) -> Prepared:
         asked.model,
         options=asked.options.network,
         calibration=asked.calibration,
+        compared_on=asked.options.data,
         verify=asked.options.verify,
         progress=progress,
     )
@@ -248,7 +250,7 @@ def _write_fp32(taken: Source, path: Path) -> ExportResult:
 
 def _write_fp16(asked: _Asked, taken: Source, path: Path) -> tuple[str, ...]:
     """Write the FP16 file and return what must be said of it."""
-    seen = lowering.range_samples(taken.model, asked.observed)
+    seen = sampling.range_samples(taken.model, asked.observed)
     asked.progress("FP16 file", 0, 1)
     half = fp16.half(taken.model, samples=seen)
     graph.save(half.model, path)
@@ -372,7 +374,7 @@ def _calibration_data(calibration: CalibrationOptions, taken: Source, folder: Pa
         return calibration.data
     import numpy as np  # noqa: PLC0415 - only for this case
 
-    samples = lowering.calibration_samples(taken.model, calibration)
+    samples = sampling.calibration_samples(taken.model, calibration)
     path = folder / "random-calibration.npz"
     np.savez(path, allow_pickle=False, **next(samples.batches(samples.count)))
     return path

@@ -8,13 +8,13 @@ import msgspec
 import onnx_ir as ir
 
 from se_deploy import batching, graph
-from se_deploy.errors import BadData, BadInput
+from se_deploy.errors import BadData, BadInput, meant
 from se_deploy.frontend import image_input
 from se_deploy.protocols import TensorSpec
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import numpy as np
 
@@ -40,18 +40,23 @@ def settled(
     Raises: BadInput where a size is free that nobody named, or where `named` does not fit.
     """
     named = named or {}
-    known = [spec.name for spec in inputs]
-    for name in named:
-        if name not in known:
-            raise BadInput(
-                f"--opt-shapes names '{name}', which is no input", hint=f"the inputs: {', '.join(known)}"
-            )
+    refuse_unknown([spec.name for spec in inputs], named)
     if image is not None and len(inputs) == 1:
         image = msgspec.structs.replace(image, name=inputs[0].name)  # an engine's manifest may lack the name
     return {
         spec.name: _given(spec, named[spec.name]) if spec.name in named else _own(spec, figure, batch, image)
         for spec in inputs
     }
+
+
+def refuse_unknown(inputs: Collection[str], named: Iterable[str]) -> None:
+    """Raise BadInput where a shape was named for what is no input."""
+    for name in named:
+        if name not in inputs:
+            raise BadInput(
+                f"--opt-shapes (or --min-shapes, --max-shapes) names '{name}', which is no input",
+                hint=f"{meant(name, inputs)}the inputs: {', '.join(inputs)}",
+            )
 
 
 def at(model: ir.Model, sizes: Mapping[str, Sequence[int]], *, batch: bool) -> ir.Model:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from se_deploy import data, extras, graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import lowering, reading, verifying
+from se_deploy.commands import reading, sampling, shapes, verifying
 from se_deploy.errors import BadInput
 from se_deploy.frontend import bake
 from se_deploy.options import DEFAULT_OPSET, CalibrationOptions, NetworkOptions
@@ -73,12 +73,13 @@ def read(
     *,
     options: NetworkOptions | None = None,
     calibration: CalibrationOptions | None = None,
+    compared_on: Path | None = None,
     verify: bool = True,
     progress: Progress = silent,
 ) -> Source:
     """Export (or load), simplify, canonicalize, count the blocks, and verify against where it came from.
 
-    `calibration` names the user's data, which is then verified on too.
+    `calibration` names the user's data, which is then verified on too; `compared_on` what a later step reads.
     Raises: BadModel, ExportFailed, MissingRuntime, BadInput, BadData, UnsupportedGraph.
     """
     options = options or NetworkOptions()
@@ -89,12 +90,14 @@ def read(
     network: Network | None = None
     notes: list[str] = []
     truth: Truth | None
+    samples: Samples | None = None
     if reading.is_onnx(spec):
         given, exporter = reading.load_fp32(Path(spec), image), "onnx"
         if options.batch is not None:
             given = graph.rewrite(given, _with_batch(options.batch, spec)).model
         lifted = reading.converted(given, spec, options.opset)
         given, truth, notes = lifted.model, lifted.truth, [*lifted.warnings]
+        shapes.refuse_unknown([str(value.name) for value in given.graph.inputs], options.feeding.shapes)
     else:
         with extras.needed_for(f"'{spec}'"):
             from se_deploy.frontend import torch_export  # noqa: PLC0415 - an ONNX file needs no torch
@@ -105,17 +108,19 @@ def read(
                 hint="leave --layout out; --bake-preprocessing writes a file that takes NHWC frames",
             )
         network = load_network(spec, options)
+        shapes.refuse_unknown(network.input_names, options.feeding.shapes)
         image_spec = image.applied(network.image)
-        if calibration.data is not None and image_spec is not None:
-            data.require(calibration.data, image_spec)  # the export takes long
+        if image_spec is not None:  # what is wrong with the data is said before the export, which takes long
+            reading.check_labels(image, _classes(network))
+            samples = sampling.image_samples(image_spec, calibration)
+            if compared_on is not None:
+                data.require(compared_on, image_spec)
         exported = torch_export.export(network, opset=options.opset or DEFAULT_OPSET, batch=options.batch)
         given, exporter = exported.model, exported.exporter
         if image_spec is not None:
             input_spec.write(given.metadata_props, image_spec)
         notes += [*network.warnings, *exported.warnings]
-        one = SessionOptions(
-            threads=1
-        )  # some images: threads that wait for each other cost more than they give
+        one = SessionOptions(threads=1)  # for so few images threads cost more than they give
         truth = verifying.of_session(registry.network_session(network, one))
     outside: InputSpec | None = None
     if options.bake_preprocessing:
@@ -125,7 +130,8 @@ def read(
             truth = verifying.fed_frames(truth or verifying.of_graph(plain), outside)
     if options.kinds:
         _name_outputs(given, options.kinds)
-    samples = None if calibration.data is None else lowering.calibration_samples(given, calibration)
+    if calibration.data is not None and (samples is None or options.bake_preprocessing):
+        samples = sampling.calibration_samples(given, calibration)
     progress(first, 1, 1, f"{given.graph.num_nodes()} nodes")
     check = None
     if verify:
@@ -158,6 +164,12 @@ def read(
         warnings=tuple(notes),
         outside=outside,
     )
+
+
+def _classes(network: Network) -> int | None:
+    """Return how many classes a network tells apart; None where its output is no list of them."""
+    shape: tuple[int, ...] = tuple(getattr(network.answer, "shape", ()))
+    return int(shape[1]) if len(shape) == 2 else None  # noqa: PLR2004 - (N, classes)
 
 
 def _name_outputs(model: ir.Model, kinds: Mapping[str, OutputKind]) -> None:

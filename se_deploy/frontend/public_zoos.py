@@ -6,13 +6,12 @@ Where no weights are loaded, the transform is still that of the network's defaul
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from se_deploy.errors import BadInput, BadModel
+from se_deploy.errors import BadInput, BadModel, near_misses, same_letters
 from se_deploy.frontend import detectors
 from se_deploy.schema.input_spec import InputSpec, per_channel
 from se_deploy.signature import DeclaredInput
@@ -49,7 +48,8 @@ class Built:
 def _near(name: str, names: Sequence[str]) -> str:
     """Return the names that `name` is part of or nearly is, as a hint; else ""."""
     word = name.lower()
-    near = [one for one in names if word in one] or difflib.get_close_matches(word, names, n=_NEAR_MISSES)
+    same = [one for one in names if same_letters(word, one)]
+    near = same or [one for one in names if word in one] or near_misses(word, names, _NEAR_MISSES)
     return f"did you mean {', '.join(near[:_NEAR_MISSES])}?" if near else ""
 
 

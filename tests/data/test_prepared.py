@@ -11,7 +11,8 @@ from se_deploy.data import images, prepared
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.schema.input_spec import InputSpec
 
-SPEC = InputSpec(name="input", channels=3, height=8, width=8)
+PLAIN = {"name": "input", "channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+SPEC = InputSpec(height=8, width=8, **PLAIN)
 
 
 def png(value):
@@ -53,7 +54,7 @@ def test_another_file_and_another_way_to_prepare_it_are_other_samples(decoded):
     with data.kept():
         red = source(png(200)).fetch([0])["input"]
         black = source(png(0)).fetch([0])["input"]
-        small = source(png(200), InputSpec(name="input", channels=3, height=4, width=4)).fetch([0])["input"]
+        small = source(png(200), InputSpec(height=4, width=4, **PLAIN)).fetch([0])["input"]
     assert not np.array_equal(red, black)
     assert small.shape == (1, 3, 4, 4)
     assert len(decoded) == 3
