@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -25,9 +26,20 @@ INSTALL = MappingProxyType(
         "timm": install("zoo"),
         "torchvision": install("zoo"),
         "matplotlib": install("report"),
+        "ray": install("sweep"),
     }
 )
 """What installs a package, by the name that Python imports."""
+
+
+def require(package: str, what: str) -> None:
+    """Check, without importing it, that a package is installed. Raises: MissingRuntime, with the command."""
+    if importlib.util.find_spec(package) is None:
+        raise _missing(package, what, INSTALL)
+
+
+def _missing(package: str, what: str, commands: Mapping[str, str]) -> MissingRuntime:
+    return MissingRuntime(f"{what} needs {package}, which is not installed", hint=commands[package])
 
 
 @contextlib.contextmanager
@@ -42,4 +54,4 @@ def needed_for(what: str, commands: Mapping[str, str] = INSTALL) -> Iterator[Non
         package = e.name or ""
         if package not in commands:
             raise
-        raise MissingRuntime(f"{what} needs {package}, which is not installed", hint=commands[package]) from e
+        raise _missing(package, what, commands) from e

@@ -34,6 +34,7 @@ COMMANDS = {
     "profile": "Measure latency, also against PyTorch.",
     "run": "Do all of it: one directory, one report.",
     "sweep": "Do `run` for networks x precisions x targets, here or on a Ray cluster.",
+    "worker": "Work for sweeps as a node of a Ray cluster.",
     "demo": "Do `run` on the shipped network and digits.",
     "doctor": "Show what this machine can build and run.",
     "check": "Evaluate every gate listed in se-deploy.toml.",

@@ -41,6 +41,7 @@ class Section(Enum):
     LIMITS = "Tolerances"
     TIMING = "Timing"
     DEVICE = "On another machine"
+    CLUSTER = "On a cluster"
     HOST = "This machine"
     REPORTING = "Messages and exit code"
 

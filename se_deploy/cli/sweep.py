@@ -10,7 +10,7 @@ from se_deploy.cli import options
 from se_deploy.cli.parameters import command, defaulted, group, optional, optional_argument, repeated, switch
 from se_deploy.cli.run import typed
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_FILE, IN_PATH, Batch, Model, TargetName
+from se_deploy.cli.types import IN_DIR, IN_FILE, IN_PATH, Batch, Model, TargetName, Where
 from se_deploy.schema.sweep import RunPrecision
 
 if TYPE_CHECKING:
@@ -49,6 +49,9 @@ _seconds = optional(
     "What a cell may take; one that takes longer has failed.",
     section=Section.HOST,
 )
+_on = defaulted(
+    "--on", Where(), "local", "Who works: local, ray on a node, or ray://HOST:PORT.", section=Section.CLUSTER
+)
 _jobs = optional(
     "--jobs",
     click.IntRange(min=1),
@@ -57,6 +60,12 @@ _jobs = optional(
 )
 _retries = defaulted(
     "--retries", click.IntRange(min=0), 1, "New tries of a step whose worker was lost.", section=Section.HOST
+)
+_store = optional(
+    "--store",
+    IN_DIR,
+    "Folder that all nodes share, for files on their way; default: Ray's object store.",
+    section=Section.CLUSTER,
 )
 _retry_failed = switch("--retry-failed", "Try cells again that failed before.", section=Section.OUTPUT)
 _overwrite = switch("--overwrite", "Compute cells again whose inputs have changed.", section=Section.OUTPUT)
@@ -80,8 +89,10 @@ def _options(given: Given) -> SweepOptions:
     from se_deploy.commands.sweep import SweepOptions
 
     return SweepOptions(
+        on=_on.of(given),
         jobs=_jobs.of(given),
         retries=_retries.of(given),
+        store=_store.of(given),
         retry_failed=_retry_failed.of(given),
         overwrite=_overwrite.of(given),
     )
@@ -92,9 +103,9 @@ def _options(given: Given) -> SweepOptions:
     optional_argument("file", IN_FILE),
     options.output_folder,
     group("asked", _asked, _models, _precisions, _targets, _batches, _calib_data, _data, _seconds),
-    group("chosen", _options, _jobs, _retries, _retry_failed, _overwrite),
+    group("chosen", _options, _on, _jobs, _retries, _store, _retry_failed, _overwrite),
     options.reporter("cells", "parity", "fusion", "precision", "latency"),
-    first="-o --model --precision --target --batch --calib-data --data --jobs --cell-seconds --overwrite",
+    first="-o --model --precision --target --batch --calib-data --data --on --cell-seconds --overwrite",
 )
 def sweep(file: Path | None, output: Path, asked: Asked, chosen: SweepOptions, reporter: Reporter) -> None:
     """Do `run` for every network, precision, target and batch of FILE (sweep.toml), or of the flags.

@@ -21,6 +21,8 @@ from se_deploy.targets import DEVICES, Target, resolve_target
 
 T = TypeVar("T")
 
+_LAST_PORT = 65535
+
 IN_PATH = click.Path(exists=True, path_type=Path)
 IN_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 IN_DIR = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -203,6 +205,48 @@ class FolderOrKind(Notation["Path | tuple[str, OutputKind]"]):
         if word in OUTPUT_KINDS:
             return KindOfOutput().convert(value, param, ctx)
         return OUT_DIR.convert(str(value), param, ctx)
+
+
+class Where(Notation[str]):
+    """Who works on tasks: this machine, or a Ray cluster."""
+
+    name = "local|ray[://HOST:PORT]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; refuse what is none of the three."""
+        text = str(value)
+        if text not in {"local", "ray"} and not re.fullmatch(r"ray://(\[[^\]]+\]|[^:/\s]+):\d{1,5}", text):
+            self.fail(f"'{text}' is neither local, ray nor ray://HOST:10001", param, ctx)
+        return text
+
+
+class HostPort(Notation[tuple[str, int]]):
+    """A host and a port: 192.168.7.1:6379, [fd00::1]:6379."""
+
+    name = "HOST:PORT"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        """Return (host, port)."""
+        if isinstance(value, tuple):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) <= _LAST_PORT:
+            self.fail(f"'{value}' is no address; write it as 192.168.7.1:6379", param, ctx)
+        return host.strip("[]"), int(port)
+
+
+class Tag(Notation[str]):
+    """What a worker works for: a device's name, a compute capability, or a word of one's own."""
+
+    name = "NAME"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the word."""
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", str(value)):
+            self.fail(f"'{value}' is no name of letters, digits, dots and hyphens", param, ctx)
+        return str(value)
 
 
 class Batch(Notation[int | None]):

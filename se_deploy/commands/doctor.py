@@ -123,6 +123,7 @@ def conclude(
         checks=tuple(checks),
         can_build=tuple(build),
         can_run=tuple(run),
+        gpus=_gpus(found[_GPU]),
     )
 
 
@@ -176,6 +177,10 @@ def _gpu(probe: Probe) -> Finding:
         return Finding(name=_GPU, state="missing", detail="no NVIDIA driver", fix=_DRIVER)
     complaint = f"no NVIDIA device can be used ({answer['error']})"
     return Finding(name=_GPU, state="missing", detail=complaint, fix=_DRIVER)
+
+
+def _gpus(probe: Probe) -> int:
+    return int(probe.answer["count"]) if probe.answer else 0
 
 
 def _cuda(version: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime as dt
 import io
@@ -21,17 +22,18 @@ from se_deploy.errors import BadInput, OutputExists
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
 from se_deploy.schema.sweep import Sweep, SweepCell, SweepNode, SweepStep
+from se_deploy.sweeps import cluster
 from se_deploy.sweeps.local import Local, jobs_that_fit
 from se_deploy.sweeps.tasks import Count, LostWorker, NoWorker, Outcome, Task, TimeLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from se_deploy.commands.sweep_plan import Cell, Matrix
     from se_deploy.protocols import Progress
-    from se_deploy.sweeps.tasks import Executor
+    from se_deploy.sweeps.tasks import Executor, Node
 
-LOCAL, RAY = "local", "ray"
+LOCAL = "local"
 
 SWEEP, TABLE, PAGE = "sweep.json", "sweep.csv", "report.html"
 """What a sweep's folder holds besides its cells."""
@@ -127,11 +129,12 @@ def sweep(
             if (one := known[cell.folder]) is not None and _stands(one, cell, retry=options.retry_failed)
         }
         left = [cell for cell in matrix.cells if cell.folder not in kept]
-        executor: Executor = Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries)
         made: dict[str, SweepCell] = {}
+        nodes: tuple[Node, ...] = ()
         if left:
-            executor = _executor(options)
-            made = _work(left, matrix, folder, executor, progress)
+            with _executor(options) as executor:
+                nodes = executor.nodes
+                made = _work(left, matrix, folder, executor, progress)
         cells = tuple(made.get(cell.folder) or _again(kept[cell.folder]) for cell in matrix.cells)
         result = Sweep(
             tool_version=tool_version(),
@@ -145,7 +148,7 @@ def sweep(
             failed=_count(cells, "failed"),
             seconds=time.monotonic() - began,
             recommended=sweep_choice.choices(cells),
-            nodes=tuple(SweepNode(name=node.name, tags=node.tags) for node in executor.nodes) if left else (),
+            nodes=tuple(SweepNode(name=node.name, tags=node.tags) for node in nodes),
             command=said,
             date=dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -162,10 +165,14 @@ def read_sweep(folder: Path) -> Sweep:
     return schema.load(folder / SWEEP, Sweep, what="the result of a sweep", error=BadInput, hint=hint)
 
 
-def _executor(options: SweepOptions) -> Executor:
+@contextlib.contextmanager
+def _executor(options: SweepOptions) -> Iterator[Executor]:
+    """Open who works. Raises: BadInput, MissingRuntime."""
     if options.on == LOCAL:
-        return Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries)
-    raise BadInput(f"'{options.on}' is nobody who works", hint="give --on local")
+        yield Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries)
+        return
+    with cluster.opened(options.on, retries=options.retries, store=options.store) as joined:
+        yield joined
 
 
 def _known(folder: Path, cell: Cell) -> SweepCell | None:
@@ -270,7 +277,7 @@ def _published(cell: Cell, outcome: Outcome, before: Outcome, folder: Path, *, f
             shared=name == PREPARE and not first,
         )
         for name, one in ((PREPARE, before), (DEPLOY, outcome))
-        if one.attempts
+        if one.attempts or one.failure is None
     ]
     if outcome.failure is None and outcome.output is not None:
         summary = schema.load(

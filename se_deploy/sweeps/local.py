@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy.sweeps import isolation
-from se_deploy.sweeps.tasks import Count, Node, Outcome, Places
+from se_deploy.sweeps.tasks import Count, Node, Outcome, Places, inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +71,7 @@ class Local:
                     before = None if task.after is None else outcomes[task.after]
                     if before is not None and before.failure is not None:
                         waiting.remove(task)
-                        outcomes[task.key] = _inherited(task, before)
+                        outcomes[task.key] = inherited(task, before)
                         ended(outcomes[task.key])
                     elif len(running) < self.jobs:
                         waiting.remove(task)
@@ -99,11 +99,6 @@ class Local:
         return isolation.attempted(
             task, places, platform.node(), children, seconds=seconds, retries=self.retries
         )
-
-
-def _inherited(task: Task, before: Outcome) -> Outcome:
-    """Return the outcome of a task whose predecessor failed: that failure, without any work."""
-    return Outcome(task.key, before.node, 0.0, 0, before.failure)
 
 
 def _drop(outcomes: Mapping[str, Outcome], left: Sequence[Task]) -> None:

@@ -126,3 +126,8 @@ class Executor(Protocol):
 def failure_of(error: SeDeployError) -> Failure:
     """Return what an error says."""
     return Failure(error.kind, error.message, error.hint)
+
+
+def inherited(task: Task, before: Outcome) -> Outcome:
+    """Return the outcome of a task whose predecessor failed: that failure, without any work."""
+    return Outcome(task.key, before.node, 0.0, 0, before.failure)

@@ -151,5 +151,5 @@ def test_the_probes_answer_on_this_machine():
 
 def test_json_has_one_entry_for_each_check():
     found = schema.builtins(conclude(HERE))
-    assert set(found) == {"schema", "tool_version", "warnings", "checks", "can_build", "can_run"}
+    assert set(found) == {"schema", "tool_version", "warnings", "checks", "can_build", "can_run", "gpus"}
     assert set(found["checks"][0]) == {"name", "state", "detail", "fix"}

@@ -148,6 +148,20 @@ def test_a_wrong_matrix_is_refused_before_any_work(folder, text, words):
     assert words in f"{refused.value.message} {refused.value.hint}"
 
 
+def test_without_ray_one_sentence_names_the_extra(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    words = ("--model", "net.onnx", "--calib-data", "x.npy", "-o", "out", "--json", "--on", "ray")
+    code, found, _ = call("sweep", *words)
+    assert code == 1
+    assert found["error"]["kind"] == "MissingRuntime"
+    assert "se-deploy[sweep]" in found["error"]["hint"]
+
+
+@pytest.mark.parametrize("on", ["somewhere", "ray://host", "ray:host:1", "ray://host:port"])
+def test_who_works_is_one_of_three(folder, on):
+    assert call("sweep", "--model", "net.onnx", "-o", "out", "--on", on, "--json")[0] == 2
+
+
 def artifact(ms, accuracy, *, passed=True, path="model.fp16.engine"):
     return SweepArtifact(
         path=path, precision="fp16", ms=ms, ms_from="planned", accuracy=accuracy, passed=passed

@@ -24,6 +24,7 @@ class Doctor(Result, frozen=True, kw_only=True, tag="se-deploy/doctor/1"):
     checks: tuple[Finding, ...]
     can_build: tuple[str, ...]
     can_run: tuple[str, ...]
+    gpus: Count = 0  # NVIDIA devices that can be used
 
 
 class ShippedNetwork(Struct, frozen=True, kw_only=True):

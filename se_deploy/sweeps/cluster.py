@@ -1,0 +1,410 @@
+"""Tasks on a Ray cluster: Ray schedules, moves what tasks make, and tries again where a worker was lost.
+
+Here stands what a task needs (which resource, which files) and what became of it. Ray is imported when a
+cluster is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import socket
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from se_deploy import extras, files, locks
+from se_deploy.errors import BadInput, RemoteFailed
+from se_deploy.schema import tool_version
+from se_deploy.sweeps import content, isolation
+from se_deploy.sweeps.tasks import (
+    Count,
+    Failure,
+    LostWorker,
+    Node,
+    NoWorker,
+    Outcome,
+    Places,
+    failure_of,
+    inherited,
+    inside,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from se_deploy.sweeps.tasks import Task
+
+PREFIX = "se_deploy:"
+"""Of the resources that a worker has: "se_deploy:orin-nano" is its device, which one task uses at a time."""
+
+ON_A_NODE, ON_CLIENT = "ray", "ray://"
+"""The cluster that this machine is a node of, and how the address of another one begins."""
+
+ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch that, at "0", lets 127.0.0.1 be what it says: else Ray takes an outer address of the machine
+for it, and listens on every one."""
+
+_CONNECT_S = 10.0  # for a first node to answer
+_POLL_S = 1.0  # how often progress is told, and lost devices are looked for, while nothing ends
+_PROBE_S = 120.0  # for a node to say what it is: its first process has to start
+_RETRIES_OF_A_PROBE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What became of a task on its node, without its files."""
+
+    node: str
+    seconds: float
+    attempts: int
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Versions:
+    """What all nodes must have alike."""
+
+    node: str
+    python: str
+    ray: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a node does a task."""
+
+    seconds: float | None  # it may take
+    retries: int  # of a process that is lost, on the same node
+    store: Path | None  # where its files are; None: in Ray's memory
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A task that Ray has: its record, its files, and what it follows."""
+
+    task: Task
+    files: Any  # the reference to what it makes
+
+
+@contextlib.contextmanager
+def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
+    """Join the cluster that this machine is a node of ("ray"), or one elsewhere ("ray://HOST:PORT").
+
+    Raises: MissingRuntime without Ray; BadInput where no cluster answers, or versions differ between nodes.
+    """
+    extras.require("ray", f"--on {on}")
+    address = on if on != ON_A_NODE else _address()
+    host, _, port = address.removeprefix(ON_CLIENT).rpartition(":")
+    _check_answers(on, host.strip("[]"), port)
+    if is_loopback(host) and not address.startswith(ON_CLIENT):
+        os.environ[ON_LOOPBACK] = "0"  # read when Ray is imported, which else looks for the node elsewhere
+    import ray  # noqa: PLC0415 - an optional extra, which nothing else needs
+
+    try:
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+        )
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
+        raise _refused(on, files.reason_of(e)) from e
+    try:
+        yield Cluster(ray, retries, store, _nodes(ray))
+    finally:
+        ray.shutdown()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody else can reach `host`."""
+    return host in {"localhost", "::1"} or host.startswith("127.")
+
+
+def _address() -> str:
+    """Return where the cluster is that this machine is a node of, as Ray notes it. Raises: BadInput."""
+    named = os.environ.get("RAY_ADDRESS")
+    if named:
+        return named
+    noted = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if not noted.is_file():
+        raise _refused(ON_A_NODE, "this machine is no node of one")
+    return files.read_text(noted).strip()
+
+
+def _check_answers(on: str, host: str, port: str) -> None:
+    """Raise BadInput where nobody listens: Ray would ask for minutes."""
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
+    except (OSError, ValueError) as e:
+        raise _refused(on, f"nobody answers at {host}:{port} ({files.reason_of(e)})") from e
+
+
+def _refused(on: str, reason: str) -> BadInput:
+    if "ersion mismatch" in reason or "ersions" in reason:
+        hint = "install one version of Python and of Ray on every node"
+    elif on == ON_A_NODE:
+        hint = "start a node here first: `se-deploy worker --head --address 127.0.0.1:6379`"
+    else:
+        hint = "give ray://HOST:10001 of the first node; a node on 127.0.0.1 is joined by --on ray"
+    return BadInput(f"--on {on}: no cluster can be joined: {reason}", hint=hint)
+
+
+def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which has no types here
+    """Return every node with its tags. Raises: BadInput where one has other versions than this machine."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - as ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    probe = ray.remote(_versions)
+    asked = [
+        probe.options(
+            num_cpus=0,
+            max_retries=_RETRIES_OF_A_PROBE,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote()
+        for node in alive
+    ]
+    own = _versions()
+    nodes = []
+    for node, reference in zip(alive, asked, strict=True):
+        address = node["NodeManagerAddress"]
+        try:
+            found = ray.get(reference, timeout=_PROBE_S)
+        except (ray.exceptions.RayError, ImportError) as e:
+            raise BadInput(
+                f"the node {address} cannot work: {_last_line(e)}",
+                hint=f"install se-deploy {own.tool} there, with Python {own.python} and Ray {own.ray}",
+            ) from e
+        for what in ("python", "ray", "tool"):
+            there, here = getattr(found, what), getattr(own, what)
+            if there != here:
+                name = {"python": "Python", "ray": "Ray", "tool": "se-deploy"}[what]
+                raise BadInput(
+                    f"the node {address} has {name} {there}, this machine {here}",
+                    hint=f"install one {name} on every node",
+                )
+        nodes.append(Node(found.node, _tags(node)))
+    return tuple(nodes)
+
+
+def _last_line(error: Exception) -> str:
+    """Return what an error of Ray's comes to: a traceback of the node precedes it."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
+
+
+def _tags(node: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(sorted(name.removeprefix(PREFIX) for name in node["Resources"] if name.startswith(PREFIX)))
+
+
+def _versions() -> _Versions:
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    return _Versions(_here(), platform.python_version(), ray.__version__, tool_version())
+
+
+def _here() -> str:
+    """Return this node's name: the machine's and the number that Ray gave: a machine may have several."""
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    return f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:6]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster that was joined."""
+
+    ray: Any  # the module
+    retries: int
+    store: Path | None  # a folder that every node sees; None: what tasks read and make is in Ray's memory
+    nodes: tuple[Node, ...]
+    _inputs: dict[str, Any] = field(default_factory=dict)  # references by SHA-256
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        inputs: Mapping[str, Path],
+        *,
+        ended: Callable[[Outcome], None],
+        count: Callable[[Count], None],
+    ) -> None:
+        """Work on every task; see `Executor`."""
+        waiting = list(tasks)
+        outcomes: dict[str, Outcome] = {}
+        made: dict[str, Any] = {}  # references to what tasks made, by key
+        sent: dict[Any, _Sent] = {}  # by the reference to a task's record
+
+        def end(outcome: Outcome) -> None:
+            outcomes[outcome.key] = outcome
+            ended(outcome)
+
+        with self._working(sent) as scratch:
+            while waiting or sent:
+                for task in [one for one in waiting if one.after is None or one.after in outcomes]:
+                    waiting.remove(task)
+                    before = None if task.after is None else outcomes[task.after]
+                    if before is not None and before.failure is not None:
+                        end(inherited(task, before))
+                    elif task.needs is not None and not self._has(task.needs):
+                        end(Outcome(task.key, "", 0.0, 1, failure_of(_nobody(task.needs))))
+                    else:
+                        record, result = self._submit(task, inputs, before, made)
+                        sent[record], made[task.key] = _Sent(task, result), result
+                count(self._count(len(sent), len(waiting)))
+                done = self.ray.wait(list(sent), timeout=_POLL_S)[0] if sent else []
+                for record in done:
+                    one = sent.pop(record)
+                    last = all(task.after != one.task.key for task in waiting)
+                    end(self._collected(one, record, scratch if last else None))
+                for record in [] if done else self._orphaned(sent):
+                    one = sent.pop(record)
+                    self.ray.cancel(record, force=True)
+                    lost = LostWorker(f"the worker with {one.task.needs} is gone", hint="start it again")
+                    end(Outcome(one.task.key, "", 0.0, 1, failure_of(lost)))
+
+    @contextlib.contextmanager
+    def _working(self, sent: Mapping[Any, _Sent]) -> Iterator[Path]:
+        """Yield a folder for what comes back, and take back from Ray what is left at the end.
+
+        Raises: RemoteFailed where the whole cluster is lost.
+        """
+        try:
+            with locks.scratch() as scratch:
+                yield scratch
+        except ConnectionError as e:
+            sent = {}
+            raise RemoteFailed(
+                f"the cluster was lost: {files.reason_of(e)}",
+                hint="run the sweep again: it goes on behind the cells that are done",
+            ) from e
+        finally:
+            for record in sent:
+                self.ray.cancel(record, force=True)
+
+    def _submit(
+        self, task: Task, inputs: Mapping[str, Path], before: Outcome | None, made: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        """Hand a task to Ray; return references to its record and to what it makes."""
+        spent = 0.0 if before is None else before.seconds
+        on_node = self.ray.remote(_on_node).options(
+            num_cpus=1,
+            num_gpus=1 if task.needs is not None and self._with_gpu(task.needs) else 0,
+            resources={} if task.needs is None else {f"{PREFIX}{task.needs}": 1},
+            max_retries=self.retries,
+            num_returns=2,
+            name=f"{task.function.__name__} {task.key[:8]}",
+        )
+        references = {sha: self._reference(sha, inputs[sha]) for sha in dict.fromkeys(task.files.values())}
+        previous = None if task.after is None else [made[task.after]]  # in a list: fetched when it is read
+        limit = None if task.seconds is None else max(0.0, task.seconds - spent)
+        way = _Way(limit, self.retries, self.store)
+        record, result = on_node.remote(task, references, previous, way)
+        return record, result
+
+    def _reference(self, sha: str, path: Path) -> Any:  # noqa: ANN401 - Ray's, or None
+        """Return Ray's reference to an input, put there once; with a store it is written there, and None."""
+        if self.store is not None:
+            place = _stored(self.store, sha)
+            if not place.exists():
+                files.claim(place, overwrite=True)
+                files.write_bytes(place, content.packed(path))
+            return None
+        if sha not in self._inputs:
+            self._inputs[sha] = [self.ray.put(content.packed(path))]
+        return self._inputs[sha]
+
+    def _collected(self, sent: _Sent, record: Any, scratch: Path | None) -> Outcome:  # noqa: ANN401 - Ray's
+        """Return what became of a task; its files are fetched where nobody else reads them."""
+        key = sent.task.key
+        try:
+            made: _Made = self.ray.get(record)
+            output = None
+            if made.failure is None and scratch is not None:
+                output = scratch / key
+                data = (
+                    self.ray.get(sent.files) if self.store is None else _stored(self.store, key).read_bytes()
+                )
+                content.unpack(data, output)
+        except self.ray.exceptions.RayError as e:
+            lost = LostWorker(
+                f"its worker was lost: {_last_line(e)}", hint="look at the node; more tries: --retries"
+            )
+            return Outcome(key, "", 0.0, self.retries + 1, failure_of(lost))
+        return Outcome(key, made.node, made.seconds, made.attempts, made.failure, output)
+
+    def _alive(self) -> list[Mapping[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def _has(self, tag: str) -> bool:
+        return any(f"{PREFIX}{tag}" in node["Resources"] for node in self._alive())
+
+    def _with_gpu(self, tag: str) -> bool:
+        """Whether every node with this tag has a GPU that Ray knows of, and hides from who asks for none."""
+        tagged = [node for node in self._alive() if f"{PREFIX}{tag}" in node["Resources"]]
+        return all(node["Resources"].get("GPU", 0) >= 1 for node in tagged)
+
+    def _orphaned(self, sent: Mapping[Any, _Sent]) -> list[Any]:
+        """Return the tasks whose device is gone: Ray would let them wait for ever."""
+        devices = {one.task.needs for one in sent.values() if one.task.needs is not None}
+        gone = {tag for tag in devices if not self._has(tag)}
+        return [record for record, one in sent.items() if one.task.needs in gone]
+
+    def _count(self, sent: int, waiting: int) -> Count:
+        every, free = self.ray.cluster_resources(), self.ray.available_resources()
+        running = min(sent, round(every.get("CPU", 0) - free.get("CPU", 0)))
+        return Count(running, waiting + sent - running)
+
+
+def _nobody(tag: str) -> NoWorker:
+    return NoWorker(
+        f"no worker has {tag}",
+        hint=f"start `se-deploy worker` on one, or with --tag {tag} where it builds without the device",
+    )
+
+
+def _stored(store: Path, key: str) -> Path:
+    return store / key[:2] / f"{key}.tar"
+
+
+def _on_node(
+    task: Task,
+    inputs: Mapping[str, Any],
+    before: Sequence[Any] | None,
+    way: _Way,
+) -> tuple[_Made, bytes | None]:
+    """Do a task where Ray put it: fetch its files, run it in a process of its own, pack what it made."""
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    def fetched(key: str, references: Sequence[Any] | None) -> bytes:
+        data: bytes
+        if store is not None:
+            data = _stored(store, key).read_bytes()
+        else:
+            (data,) = ray.get(list(references or ()))
+        return data
+
+    node, store = _here(), way.store
+    if store is not None and _stored(store, task.key).exists():
+        return _Made(node, 0.0, 0, None), None
+    with locks.scratch() as place:
+        places = Places(place / "inputs", None if before is None else place / "before", place / "output")
+        places.inputs.mkdir()
+        for name, sha in task.files.items():
+            content.unpack(fetched(sha, inputs[sha]), places.inputs / inside(name))
+        if places.before is not None and task.after is not None:
+            content.unpack(fetched(task.after, before), places.before)
+        done = isolation.attempted(
+            task, places, node, isolation.Children(), seconds=way.seconds, retries=way.retries
+        )
+        record = _Made(node, done.seconds, done.attempts, done.failure)
+        if done.failure is not None:
+            return record, None
+        data = content.packed(places.output)
+    if store is None:
+        return record, data
+    files.claim(_stored(store, task.key), overwrite=True)
+    files.write_bytes(_stored(store, task.key), data)
+    return record, None
