@@ -6,6 +6,7 @@ Simplifiers have changed results, lost the dynamic batch and crashed (pains: Onn
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -13,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from se_deploy import graph, locks
 from se_deploy.errors import BadModel
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_ir as ir
 
 _TIMEOUT_S = 600
@@ -72,7 +77,53 @@ def simplify(model: ir.Model) -> Simplified:
     small.metadata_props.update(model.metadata_props)
     if not _same_interface(model, small):
         return _kept(model, before, "changed the shape of an input or output")
+    _name_what_was_folded(model, small)
     return Simplified(small, before)
+
+
+_FOLDED_INTO = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_FOLDED = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div"})
+
+
+def _name_what_was_folded(given: ir.Model, made: ir.Model) -> None:
+    """Call the output of a node by what it now holds.
+
+    onnxsim folds a bias or a BatchNormalization into the convolution before and keeps that one's tensor name,
+    which now holds other numbers: whoever compares both graphs tensor by tensor would blame the convolution.
+    """
+    old = {value.name: value for node in given.graph for value in node.outputs}
+    taken = graph.value_names(made)
+    for node in made.graph:
+        value = node.outputs[0]
+        was = old.get(value.name)
+        producer = None if was is None else was.producer()
+        if was is None or producer is None or value.is_graph_output():
+            continue
+        if not {node.op_type, producer.op_type} <= _FOLDED_INTO or _reads_same(node, producer):
+            continue
+        held = _last_folded(was, taken)
+        value.name = graph.fresh_name(held if held != was.name else f"{was.name}_folded", taken)
+        taken.add(value.name)
+
+
+def _last_folded(value: ir.Value, kept: Collection[str]) -> str:
+    """Return the name behind the constant arithmetic that follows `value` and is in the graph no more."""
+    while (reader := graph.sole_consumer(value)) is not None and reader.op_type in _FOLDED:
+        others = [one for one in reader.inputs if one is not value]
+        if reader.outputs[0].name in kept or any(graph.constant(one) is None for one in others):
+            break
+        value = reader.outputs[0]
+    return str(value.name)
+
+
+def _reads_same(node: ir.Node, producer: ir.Node) -> bool:
+    """Whether two nodes have the same weights and bias."""
+    pairs = list(itertools.zip_longest(node.inputs[1:], producer.inputs[1:]))
+    arrays = [(graph.constant(one), graph.constant(other)) for one, other in pairs]
+    return all(
+        (one is None) == (other is None) and (one is None or other is None or np.array_equal(one, other))
+        for one, other in arrays
+    )
 
 
 def _same_interface(given: ir.Model, made: ir.Model) -> bool:
