@@ -87,14 +87,20 @@ def _predict_there(
     from se_deploy import schema
     from se_deploy.commands import reading
     from se_deploy.commands import remote as verb
+    from se_deploy.commands.remote_files import Written
     from se_deploy.tables import lists
 
-    if shown.folder != Path():
-        raise click.UsageError("With --remote, masks stay on the device: leave --masks out.")
+    default = [verb.Word("--masks=", Written(shown.folder, folder=True))] if shown.folder == Path() else []
     try:
-        elsewhere.finish(remote, schema.results.Predict, lambda payload: [lists.predicted(payload)], reporter)
+        elsewhere.finish(
+            remote,
+            schema.results.Predict,
+            lambda payload: [lists.predicted(payload)],
+            reporter,
+            also=default,  # where it was not typed masks are written here too, and come from there
+        )
     except verb.NotInstalled as missing:
-        if reading.kind_of(artifact) != "engine":
+        if reading.kind_of(artifact) != "engine" or shown.folder != Path():  # the script draws no masks
             raise
         result = verb.predict_by_script(
             remote,

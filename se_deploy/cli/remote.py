@@ -51,15 +51,23 @@ remote = group("remote", _remote, _host, _program, _config, section=Section.DEVI
 
 
 def finish(
-    where: Remote, kind: type[R], tables: Callable[[R], Sequence[Grid | str]], reporter: Reporter
+    where: Remote,
+    kind: type[R],
+    tables: Callable[[R], Sequence[Grid | str]],
+    reporter: Reporter,
+    *,
+    also: Sequence[Word] = (),
 ) -> None:
-    """Run the current command on a device, print its result as if it had run here, and end as it ended."""
+    """Run the current command on a device, print its result as if it had run here, and end as it ended.
+
+    `also`: words besides those that were typed.
+    """
     from se_deploy import errors, schema
     from se_deploy.commands import remote as verb
 
-    ctx = click.get_current_context()
+    ctx: click.Context = click.get_current_context()
     overwrite = bool(_typed(ctx).get("overwrite"))
-    answer = verb.run(where, str(ctx.info_name), tuple(words(ctx)), overwrite=overwrite, talk=talk)
+    answer = verb.run(where, str(ctx.info_name), (*also, *words(ctx)), overwrite=overwrite, talk=talk)
     name, broken = where.host.name, errors.RemoteFailed
     if "error" in answer.fields:
         failure = schema.results.Error
@@ -127,4 +135,6 @@ def _marked(parameter: click.Parameter, text: str) -> str | Read | Written:
         )
     if not isinstance(kind, click.Path):
         return text
-    return Read(Path(text)) if kind.exists else Written(Path(text), kept=parameter.name in _CACHES)
+    if kind.exists:
+        return Read(Path(text))
+    return Written(Path(text), kept=parameter.name in _CACHES, folder=not kind.file_okay)

@@ -144,7 +144,7 @@ def _claim(words: Sequence[Word], *, overwrite: bool) -> None:
     """Check before any work that what is written may be, and that what is read can travel."""
     for word in words:
         value = word.value
-        if isinstance(value, Written) and not value.kept:
+        if isinstance(value, Written) and not value.kept and not value.folder:
             engine = reading.kind_of(value.path) == "engine"
             beside = (manifests.path_of(value.path), onnx_path(value.path)) if engine else ()
             for path in (value.path, *beside):

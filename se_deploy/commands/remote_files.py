@@ -25,10 +25,11 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A file that a command writes."""
+    """A file that a command writes, or a folder that it writes files into."""
 
     path: Path
     kept: bool = False  # a cache: it is read too where it is there, and replaced unasked
+    folder: bool = False
 
 
 class Layout:
@@ -60,6 +61,8 @@ class Layout:
         if written.kept and whole.is_file():
             self._sent[place] = whole
         self._given[f"{self._folder}/{place}"] = str(written.path)
+        if written.folder:  # "cat.png" and not "./cat.png", as the command writes it here
+            self._given[f"{self._folder}/{place}/"] = f"{written.path / 'x'}"[:-1]
         return self._there("out", written.path)
 
     def send(self, host: Host) -> None:
@@ -120,9 +123,11 @@ class Layout:
         return f"{root}/{self._numbers.setdefault(parent, len(self._numbers))}/{name}"
 
     def _target(self, place: str) -> Written | None:
-        """Return where a file that came back belongs: to a name given, or one that it begins, as OUT.json."""
+        """Return where a file that came back belongs: at a name given or begun (OUT.json), or in a folder."""
         for named, written in self._written.items():
             rest = place.removeprefix(named)
+            if written.folder and place.startswith(f"{named}/") and "/" not in rest[1:]:
+                return Written(written.path / rest[1:])
             if place.startswith(named) and "/" not in rest and (not rest or rest.startswith(".")):
                 return Written(written.path.with_name(written.path.name + rest), kept=written.kept)
         return None

@@ -12,6 +12,7 @@ import fake_device
 import loopback
 import numpy as np
 import pytest
+import test_predict_kinds as kinds
 import use_graphs
 
 from se_deploy.backends import manifest as manifests
@@ -88,6 +89,23 @@ def test_images_of_a_folder_are_predicted_there(device, work):
     assert code == 0, err
     assert json.loads(out)["predictions"] == json.loads(call(*words)[1])["predictions"]
     assert json.loads(out)["predictions"][0]["image"] == "red photos/a b.png"
+
+
+@loopback.NEEDED
+@SLOW
+def test_masks_that_are_drawn_there_come_here(device, work):
+    kinds.save(work / "mask.onnx", kinds.TWO_CLASSES, "float[N,2,8,8] scores")
+    words = ("predict", "mask.onnx", "red photos/a b.png", "--json")
+    code, out, err = call(*words, *device.words)
+    assert code == 0, err
+    there = (work / "a b.mask.png").read_bytes()
+    code, refused, _ = call(*words, *device.words)
+    assert (code, "exists already" in json.loads(refused)["error"]["message"]) == (1, True)
+    assert json.loads(out)["predictions"] == json.loads(call(*words, "--overwrite")[1])["predictions"]
+    assert there == (work / "a b.mask.png").read_bytes()
+    code, out, err = call(*words, "--masks", "drawn here", *device.words)
+    assert (code, json.loads(out)["predictions"][0]["mask"]) == (0, "drawn here/a b.mask.png"), err
+    assert (work / "drawn here" / "a b.mask.png").read_bytes() == there
 
 
 @loopback.NEEDED
