@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     options.reporter(),
 )
 def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Reporter) -> None:
-    """Evaluate every gate of the configuration: parity, fusion, precision, latency, chain; 3 where one fails.
+    """Evaluate every gate of the configuration: parity, fusion, precision, latency, chain, sweep.
 
     \b
     Example of se-deploy.toml:
@@ -49,6 +49,9 @@ def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Re
         [chain]                   # INT8 by TensorRT's published rules
         files = ["net.int8.onnx"]
         allow_breaks = 0
+        [sweep]                   # also: max_accuracy_drop, max_slowdown
+        folder = "sweep"
+        against = "sweep-of-the-last-release"
     \b
     Sections repeat as [[parity]]; paths are relative to the file.
     \b

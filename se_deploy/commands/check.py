@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.backends import manifest as manifests
-from se_deploy.commands import inspect, reading
+from se_deploy.commands import inspect, reading, sweep_gate
 from se_deploy.commands import parity as comparing
 from se_deploy.commands import profile as timing
 from se_deploy.commands.gates import Gates, read
@@ -64,11 +64,15 @@ def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
 
     Raises: what parity, inspect and profile raise: a gate that cannot be judged is an error, not a pass.
     """
-    every = (gates.precision, gates.chain, gates.fusion, gates.parity, gates.latency)
+    every = (gates.sweep, gates.precision, gates.chain, gates.fusion, gates.parity, gates.latency)
     total = sum(map(len, every))
     done = 0
     outcomes: list[Gate] = []
     warnings: list[str] = []
+    for later in gates.sweep:
+        progress("gates", done, total)
+        outcomes += sweep_gate.judged(later)
+        done += 1
     for required in gates.precision:
         progress("gates", done, total)
         outcomes.append(_precision(required, warnings))

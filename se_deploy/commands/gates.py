@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from se_deploy import files
 from se_deploy.backends import registry
+from se_deploy.commands.sweep_gate import SweepGate
 from se_deploy.errors import BadInput
 from se_deploy.options import (
     HostOptions,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=Struct)
 
 CONFIG, PYPROJECT = "se-deploy.toml", "pyproject.toml"
-SECTIONS = ("parity", "fusion", "precision", "latency", "chain")
+SECTIONS = ("parity", "fusion", "precision", "latency", "chain", "sweep")
 
 _TIMING = TimingOptions()
 
@@ -115,6 +116,7 @@ class Gates:
     precision: tuple[PrecisionGate, ...] = ()
     latency: tuple[LatencyGate, ...] = ()
     chain: tuple[ChainGate, ...] = ()
+    sweep: tuple[SweepGate, ...] = ()
 
 
 def read(file: Path | None = None) -> Gates:
@@ -147,8 +149,17 @@ def read(file: Path | None = None) -> Gates:
             ChainGate(at.paths("files", table.files), table.allow_breaks)
             for table, at in _tables(file, values, "chain", config.ChainTable)
         ),
+        sweep=tuple(
+            SweepGate(
+                at.path("folder", table.folder),
+                at.path("against", table.against),
+                table.max_accuracy_drop,
+                table.max_slowdown,
+            )
+            for table, at in _tables(file, values, "sweep", config.SweepTable)
+        ),
     )
-    if not (gates.parity or gates.fusion or gates.precision or gates.latency or gates.chain):
+    if not any((gates.parity, gates.fusion, gates.precision, gates.latency, gates.chain, gates.sweep)):
         raise BadInput(
             f"'{file}' lists nothing to check",
             hint=f"add a section: {', '.join(f'[{s}]' for s in SECTIONS)}",

@@ -324,8 +324,11 @@ def groups(
     return _plot(name, title, caption, draw, rows=len(rows) * max(1, round(len(runs) * 0.8)))
 
 
-def front(points: Sequence[Point], name: str, target: str) -> Plot | None:
-    """Draw accuracy against time with the Pareto front, whose points have a number; None without points."""
+def front(points: Sequence[Point], name: str, target: str, what: str) -> Plot | None:
+    """Draw accuracy against time with the Pareto front, whose points have a number; None without points.
+
+    `what`: the share that is drawn, in words.
+    """
     if not points:
         return None
     best = sorted((point for point in points if point.front), key=lambda point: point.ms)
@@ -349,7 +352,7 @@ def front(points: Sequence[Point], name: str, target: str) -> Plot | None:
         axes.grid()
         axes.margins(0.08)
         axes.set_xlabel("ms per image")
-        axes.set_ylabel("top-1, %")
+        axes.set_ylabel(f"{what}, %")
 
     named = "; ".join(f"{number}: {_short(point.name)}" for number, point in enumerate(best, 1))
     return _plot(

@@ -128,7 +128,9 @@ def _plot(index: int, target: str | None, rows: Sequence[Row]) -> Plot | None:
         and row.artifact.ms is not None
         and (share := share_of(row.artifact)) is not None
     ]
-    return plots.front(points, f"front-{index}", target or "the default target")
+    counted = any(row.artifact is not None and row.artifact.accuracy is not None for row in rows)
+    what = "top-1" if counted else "same answers as PyTorch"
+    return plots.front(points, f"front-{index}", target or "the default target", what)
 
 
 def _why_none() -> str:

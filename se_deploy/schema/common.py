@@ -20,7 +20,7 @@ Dims = tuple[int, ...]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 FusionVerdict = Literal["fused", "split", "fallback"]
 OutputKind = Literal["logits", "labels", "mask", "boxes", "scores", "embedding", "values"]
-GateName = Literal["parity", "fusion", "precision", "latency", "chain"]
+GateName = Literal["parity", "fusion", "precision", "latency", "chain", "sweep"]
 
 
 class Result(Struct, frozen=True, kw_only=True, tag_field="schema"):

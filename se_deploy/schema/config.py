@@ -91,6 +91,15 @@ class LatencyTable(NetworkKeys, frozen=True, kw_only=True):
     iterations: Positive | None = None
 
 
+class SweepTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A sweep that may not be worse than an earlier one; both are folders that `sweep` filled."""
+
+    folder: Text
+    against: Text
+    max_accuracy_drop: Amount = 0.0  # of top-1, as a share
+    max_slowdown: Amount = 0.0  # of the time per image, as a share
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of `se-deploy.toml`: a table for each gate, or several as [[parity]]."""
 
@@ -98,3 +107,4 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     fusion: FusionTable | tuple[FusionTable, ...] = ()
     precision: PrecisionTable | tuple[PrecisionTable, ...] = ()
     latency: LatencyTable | tuple[LatencyTable, ...] = ()
+    sweep: SweepTable | tuple[SweepTable, ...] = ()

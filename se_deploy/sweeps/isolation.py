@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from contextlib import contextmanager
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from se_deploy.errors import SeDeployError
@@ -49,7 +50,8 @@ class Children:
         with self._lock:
             if self._closed:
                 raise LostWorker("the sweep was stopped", hint="run it again: it goes on where it stopped")
-            process.start()
+            with _no_main():
+                process.start()
             self._alive.add(process)
         try:
             yield
@@ -66,6 +68,20 @@ class Children:
             self._closed = True
             for process in self._alive:
                 process.kill()
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Hide the main program: a new process would import it, and what it imports, before its task.
+
+    Under Ray that is a worker's own program, which takes longer than many a task.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def attempted(
@@ -91,7 +107,7 @@ def attempted(
 def _once(task: Task, places: Places, children: Children, seconds: float | None) -> Failure | None:
     context = multiprocessing.get_context(_METHOD)
     if _METHOD == "forkserver":
-        context.set_forkserver_preload([task.function.__module__])  # of the first task that this process runs
+        context.set_forkserver_preload([__name__, task.function.__module__])  # of this process's first task
     receiver, sender = context.Pipe(duplex=False)
     process: BaseProcess = context.Process(  # type: ignore[attr-defined] # every kind of context has it
         target=_child, args=(task, places, sender), daemon=False

@@ -4,6 +4,7 @@ import chromium
 import needs
 import pytest
 import sample
+import sweep_sample
 
 from se_deploy import report
 
@@ -67,6 +68,40 @@ def test_two_runs_side_by_side_fit(shown, width):
     assert page.ask("document.documentElement.scrollWidth") <= width
     assert page.ask(OVERFLOW) == []
     assert page.console == []
+
+
+@pytest.mark.parametrize("width", [DESK, PHONE])
+def test_a_sweep_fits_and_nothing_complains(shown, width):
+    page = shown(report.sweep_html(sweep_sample.sweep()), width)
+    assert page.ask("document.title") == "se-deploy: a sweep of 5 cells"
+    assert page.ask("document.querySelectorAll('svg.plot').length") == 2
+    assert page.ask("document.documentElement.scrollWidth") <= width
+    assert page.ask(OVERFLOW) == []
+    assert page.console == []
+
+
+def test_the_cells_of_a_sweep_are_searched_and_filtered(shown):
+    page = shown(report.sweep_html(sweep_sample.sweep()), DESK)
+    rows = "document.querySelectorAll('table.filtered tbody tr:not([hidden])').length"
+    assert page.ask(rows) == 6
+
+    def give(label, value):
+        page.ask(f"""(() => {{
+            const field = document.querySelector('[aria-label="{label}"]:is(input, select)');
+            field.value = "{value}";
+            field.dispatchEvent(new Event("input", {{ bubbles: true }}));
+        }})()""")
+
+    for label, value, left in (
+        ("Search Cells", "ONE int8", 3),
+        ("Target", "sm86", 2),
+        ("State", "failed", 0),
+    ):
+        give(label, value)
+        assert page.ask(rows) == left, label
+        assert page.ask("document.querySelector('[role=status]').textContent") == f"{left} of 6"
+    give("State", "")
+    assert page.ask(rows) == 2
 
 
 def test_a_table_sorts_by_what_its_cells_mean(shown):
