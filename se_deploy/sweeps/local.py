@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import shutil
 import tempfile
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,11 +65,13 @@ class Local:
         scratch = Path(tempfile.mkdtemp(prefix="se-deploy-sweep-"))
         waiting = list(tasks)
         outcomes: dict[str, Outcome] = {}
+        readers = Counter(task.after for task in tasks)  # of what a task makes, that have not ended
         running: dict[Future[Outcome], Task] = {}
         pool = ThreadPoolExecutor(self.jobs)
         try:
             while waiting or running:
-                for task in [t for t in waiting if t.after is None or t.after in outcomes]:
+                ready = (task for task in waiting if task.after is None or task.after in outcomes)
+                for task in list(itertools.islice(ready, self.jobs - len(running) or 1)):
                     before = None if task.after is None else outcomes[task.after]
                     if before is not None and before.failure is not None:
                         waiting.remove(task)
@@ -79,11 +83,13 @@ class Local:
                 count(Count(len(running), len(waiting)))
                 finished = wait(running, return_when=FIRST_COMPLETED).done if running else ()
                 for future in finished:
-                    done = future.result()
-                    del running[future]
+                    task, done = running.pop(future), future.result()
                     outcomes[done.key] = done
                     ended(done)
-                _drop(outcomes, [*waiting, *running.values()])
+                    readers[task.after] -= 1
+                    for key in filter(None, (done.key, task.after)):
+                        if not readers[key]:
+                            shutil.rmtree(scratch / key, ignore_errors=True)
         finally:
             children.close()
             pool.shutdown(wait=True, cancel_futures=True)
@@ -99,11 +105,3 @@ class Local:
         return isolation.attempted(
             task, places, platform.node(), children, seconds=seconds, retries=self.retries
         )
-
-
-def _drop(outcomes: Mapping[str, Outcome], left: Sequence[Task]) -> None:
-    """Remove what tasks made that no other one still has to read."""
-    read = {task.after for task in left}
-    for done in outcomes.values():
-        if done.output is not None and done.key not in read:
-            shutil.rmtree(done.output, ignore_errors=True)
