@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from se_deploy.schema.files import ShapeRange
     from se_deploy.schema.input_spec import InputSpec
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
@@ -152,15 +153,6 @@ def target_options(given: TargetLike | None) -> TargetOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """What one input's shape may be: smallest, the one to tune for, largest."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class EngineFeatures:
     """What an engine may be besides its precision; docs/engine_options.md says which runtime can do what."""
 
@@ -182,10 +174,10 @@ class EngineFeatures:
 class EngineOptions:
     """How an engine is built; every field has a default that works."""
 
-    shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)  # by input name; the rest is derived
     workspace_bytes: int | None = None
     timing_cache: Path | None = None  # read and written by full TensorRT; TensorRT-RTX times nothing
-    more_shapes: tuple[Mapping[str, Profile], ...] = ()  # further optimization profiles, each as `shapes`
+    more_shapes: tuple[Mapping[str, ShapeRange], ...] = ()  # further optimization profiles, each as `shapes`
     io: FloatType = "fp32"  # of the float inputs and outputs of a network that is lowered
     features: EngineFeatures = field(default_factory=EngineFeatures)
 

@@ -30,11 +30,6 @@ class Device:
         """Whether a roofline can be computed of it."""
         return None not in {self.memory_gb_s, self.fp16_tflops, self.int8_tops, self.fp32_tflops}
 
-    @property
-    def is_jetson(self) -> bool:
-        """Whether it is a Jetson module, for which JetPack's own TensorRT builds."""
-        return self.sm in _JETSON_SMS
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -50,7 +45,6 @@ class Target:
         return self.name if self.device is None else self.device.name
 
 
-_JETSON_SMS = frozenset({53, 62, 72, 87, 101, 110})
 _LIGHTNING = "NVIDIA data sheets, by way of Lightning's table; FP32 as CUDA cores x 2 x boost clock"
 _ORIN_NANO = (
     "NVIDIA's AI TOPS (sparse INT8), halved for dense, quartered for FP16; published bandwidth; FP32 as CUDA "

@@ -23,7 +23,7 @@ from se_deploy.cli import main
 from se_deploy.cli.main import COMMANDS
 from se_deploy.cli.main import commands as group
 from se_deploy.errors import BadInput
-from se_deploy.options import Profile
+from se_deploy.schema.files import ShapeRange
 
 NET = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N,3,16,16] input) => (float[N,4] output) {
@@ -370,7 +370,7 @@ def test_a_group_reaches_the_command_as_one_value(net, capsys, monkeypatch):
     assert target.rewrites.names == ()
     assert engine.workspace_bytes == 2**31
     small, large = (1, 3, 16, 16), (8, 3, 16, 16)
-    assert engine.shapes == {"input": Profile(small, small, large)}
+    assert engine.shapes == {"input": ShapeRange(small, small, large)}
     assert (taken["calibration"].keep_fraction, taken["precision"]) == (0.1, "int8")
 
 

@@ -51,19 +51,6 @@ def test_the_dla_is_refused_with_the_reason():
         targets.resolve_target("agx-orin-dla0")
 
 
-def test_jetson_modules_are_known_as_such():
-    jetsons = {d.name for d in targets.DEVICES if d.is_jetson}
-    assert jetsons == {
-        "xavier-nx",
-        "agx-xavier",
-        "orin-nano",
-        "orin-nano-super",
-        "orin-nx",
-        "agx-orin",
-        "thor",
-    }
-
-
 DEVICE = targets.Device(
     "d", "D", 86, memory_gb_s=100, fp16_tflops=10, int8_tops=20, fp32_tflops=2.5, source="test"
 )

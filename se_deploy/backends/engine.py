@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.options import EngineFeatures, Profile
+from se_deploy.options import EngineFeatures
 from se_deploy.schema import input_spec
+from se_deploy.schema.files import ShapeRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,10 +29,10 @@ class BuildOptions:
     """What a build may be told; everything has a default that works."""
 
     targets: tuple[Target, ...] = ()  # () for the default, or this device
-    shapes: Mapping[str, Profile] = field(default_factory=dict)  # by input name; the rest is derived
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)  # by input name; the rest is derived
     workspace_bytes: int | None = None
     timing_cache: Path | None = None  # read and written by a compiler that times kernels
-    more_shapes: tuple[Mapping[str, Profile], ...] = ()  # further optimization profiles, each as `shapes`
+    more_shapes: tuple[Mapping[str, ShapeRange], ...] = ()  # further optimization profiles, each as `shapes`
     features: EngineFeatures = field(default_factory=EngineFeatures)
 
 
@@ -42,18 +43,18 @@ class Engine:
     data: bytes
     plan: Plan
     runtime: str  # the name of the backend that built it
-    shapes: Mapping[str, Profile]  # of every input
+    shapes: Mapping[str, ShapeRange]  # of every input
     seconds: float
     workspace_bytes: int | None = None  # as asked for
     warnings: tuple[str, ...] = ()  # the compiler's own, and what was asked for and ignored
     log_errors: tuple[str, ...] = ()  # ERROR lines of a build that succeeded: mostly noise
     skipped_tactics: int = 0  # for want of memory
     free: frozenset[str] = frozenset()  # the inputs whose sizes the graph leaves to the build
-    more_shapes: tuple[Mapping[str, Profile], ...] = ()  # of every input, in each further profile
+    more_shapes: tuple[Mapping[str, ShapeRange], ...] = ()  # of every input, in each further profile
     features: EngineFeatures = field(default_factory=EngineFeatures)
 
 
-def profiles(model: ir.Model, given: Mapping[str, Profile]) -> dict[str, Profile]:
+def profiles(model: ir.Model, given: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
     """Return every input's range: as given, else batch 1 to MAX_BATCH and the input spec's height and width.
 
     Raises: BadInput for a range that does not fit; UnsupportedGraph for a free dimension without one.
@@ -82,7 +83,7 @@ def free_inputs(model: ir.Model) -> frozenset[str]:
     return frozenset(str(value.name) for value in model.graph.inputs if None in (graph.dims(value) or ()))
 
 
-def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> Profile:
+def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec | None) -> ShapeRange:
     known = list(dims)
     if spec is not None and spec.name == name and len(dims) == len(spec.shape) + 1:
         known[1:] = [d if d is not None else s for d, s in zip(dims[1:], spec.dims, strict=True)]
@@ -94,11 +95,11 @@ def _derived(name: str, dims: tuple[int | None, ...], spec: input_spec.InputSpec
     rest = tuple(d for d in known[1:] if d is not None)
     if not known or known[0] is not None:
         whole = (known[0], *rest) if known and known[0] is not None else ()
-        return Profile(whole, whole, whole)
-    return Profile((1, *rest), (1, *rest), (MAX_BATCH, *rest))
+        return ShapeRange(whole, whole, whole)
+    return ShapeRange((1, *rest), (1, *rest), (MAX_BATCH, *rest))
 
 
-def _fitting(name: str, dims: tuple[int | None, ...], profile: Profile) -> Profile:
+def _fitting(name: str, dims: tuple[int | None, ...], profile: ShapeRange) -> ShapeRange:
     for shape in (profile.min, profile.opt, profile.max):
         if len(shape) != len(dims) or any(d not in (None, s) for d, s in zip(dims, shape, strict=False)):
             raise BadInput(

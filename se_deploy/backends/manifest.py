@@ -15,14 +15,11 @@ from se_deploy import files
 from se_deploy.backends import registry
 from se_deploy.errors import BadArtifact
 from se_deploy.schema import encode, load, tool_version
-from se_deploy.schema.files import EngineFeatures, Manifest, ShapeRange
+from se_deploy.schema.files import EngineFeatures, Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PrecisionName
-    from se_deploy.options import Profile
     from se_deploy.schema.common import Block, Plan
     from se_deploy.schema.input_spec import InputSpec
 
@@ -59,7 +56,7 @@ def describe(
         onnx_sha256=files.sha256(stored or onnx),
         precision=precision,
         requested_precision=requested or precision,
-        shapes=_ranges(built.shapes),
+        shapes=built.shapes,
         runtime=built.runtime,
         version=built.plan.version,
         targets=targets,
@@ -76,12 +73,8 @@ def describe(
         plan=plan,
         blocks=blocks,
         features=_features(built),
-        more_shapes=tuple(_ranges(profile) for profile in built.more_shapes),
+        more_shapes=built.more_shapes,
     )
-
-
-def _ranges(shapes: Mapping[str, Profile]) -> dict[str, ShapeRange]:
-    return {name: ShapeRange(p.min, p.opt, p.max) for name, p in shapes.items()}
 
 
 def _features(built: Engine) -> EngineFeatures:

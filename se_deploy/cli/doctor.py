@@ -19,8 +19,8 @@ def doctor(reporter: Reporter) -> None:
     Example:
         se-deploy doctor
     """
-    from se_deploy.commands.doctor import diagnose
+    from se_deploy.commands.doctor import doctor
     from se_deploy.tables import lists
 
-    result = diagnose()
+    result = doctor()
     reporter.finish(result, lists.doctor(result), then=["demo", "-o", "out"])

@@ -10,7 +10,8 @@ from se_deploy.cli import options
 from se_deploy.cli.parameters import defaulted, group, optional, repeated, switch
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import OUT_FILE, Bytes, Notation
-from se_deploy.options import COMPATIBILITIES, FLOAT_TYPES, EngineFeatures, EngineOptions, Profile
+from se_deploy.options import COMPATIBILITIES, FLOAT_TYPES, EngineFeatures, EngineOptions
+from se_deploy.schema.files import ShapeRange
 
 if TYPE_CHECKING:
     from se_deploy.cli.parameters import Given
@@ -70,7 +71,7 @@ _best_of = defaulted(
 )
 
 
-def profiles(given: Given) -> list[dict[str, Profile]]:
+def profiles(given: Given) -> list[dict[str, ShapeRange]]:
     """Join smallest, tuned and largest shapes by input; a missing one is the nearest that was given.
 
     The second time that an input is named is of the second optimization profile, and so on; one that is named
@@ -87,12 +88,12 @@ def _of(shapes: list[tuple[str, Shape]], name: str) -> list[Shape]:
     return [shape for one, shape in shapes if one == name]
 
 
-def _profile(name: str, k: int, *bounds: list[tuple[str, Shape]]) -> Profile:
+def _profile(name: str, k: int, *bounds: list[tuple[str, Shape]]) -> ShapeRange:
     low, opt, high = (
         given[min(k, len(given) - 1)] if (given := _of(shapes, name)) else None for shapes in bounds
     )
     best = opt or low or high or ()
-    return Profile(low or best, best, high or best)
+    return ShapeRange(low or best, best, high or best)
 
 
 def _engine(given: Given) -> EngineOptions:

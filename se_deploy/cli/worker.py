@@ -47,9 +47,9 @@ def worker(chosen: WorkerOptions) -> None:
         se-deploy worker --address 192.168.7.1:6379
     """
     from se_deploy.commands import worker as verb
-    from se_deploy.commands.doctor import diagnose
+    from se_deploy.commands.doctor import doctor
 
-    plan = verb.plan(chosen, diagnose())
+    plan = verb.plan(chosen, doctor())
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"devices and compilers: {', '.join(plan.tags) or 'none'}; GPUs: {plan.gpus}", err=True)

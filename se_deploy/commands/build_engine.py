@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from se_deploy.commands.lowering import Lowered, Worth
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
-    from se_deploy.options import EngineFeatures, FloatType, Precision, Profile, TargetLike
+    from se_deploy.options import EngineFeatures, FloatType, Precision, TargetLike
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
+    from se_deploy.schema.files import ShapeRange
     from se_deploy.tables.base import Grid
     from se_deploy.verification import Verified
 
@@ -339,7 +340,7 @@ def _counted(built: Engine, model: ir.Model) -> tuple[Engine, tuple[str, ...]]:
     return dataclasses.replace(built, plan=plan.per_image(opt, launched)), tuple(notes)
 
 
-def tuned_for(shapes: Mapping[str, Profile] | None) -> dict[str, tuple[int, ...]]:
+def tuned_for(shapes: Mapping[str, ShapeRange] | None) -> dict[str, tuple[int, ...]]:
     """Return the shapes to tune for: those that a check should use too."""
     return {name: profile.opt for name, profile in (shapes or {}).items()}
 

@@ -72,7 +72,7 @@ class Probe:
     complaint: str = ""
 
 
-def diagnose() -> Doctor:
+def doctor() -> Doctor:
     """Look at this machine: packages, backends, devices. Takes the time of importing torch once."""
     names = registry.names()
     loaded = {name: _loaded(name) for name in names}

@@ -17,7 +17,7 @@ from se_deploy.commands.build_engine import files_of
 from se_deploy.commands.export import choices_path, replays_its_own
 from se_deploy.commands.run import require_samples
 from se_deploy.commands.run_files import ENGINES, artifact_paths
-from se_deploy.options import ImageOptions, NetworkOptions, TargetOptions, target_options
+from se_deploy.options import DEFAULT_OPSET, ImageOptions, NetworkOptions, TargetOptions, target_options
 from se_deploy.schema import input_spec, tool_version
 from se_deploy.schema.results import DryRun
 
@@ -156,7 +156,8 @@ def _taken(spec: str, options: NetworkOptions) -> _Taken:
     network = source.load_network(spec, dataclasses.replace(options, pretrained=False))
     weights = "pretrained, fetched where they are not here" if options.pretrained else network.weights
     fed = ", ".join(str(one) for one in network.inputs)
-    text = f"export {spec} by PyTorch, operator set {options.opset}: inputs {fed}; weights {weights}"
+    opset = options.opset or DEFAULT_OPSET
+    text = f"export {spec} by PyTorch, operator set {opset}: inputs {fed}; weights {weights}"
     return _Taken(text, options.image.applied(network.image), "fp32")
 
 

@@ -7,7 +7,6 @@ PyTorch then keep the batch free.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -167,23 +166,6 @@ def choose(table: Mapping[str, Callable[[], nn.Module]], name: str, what: str) -
     if name not in table:
         raise ValueError(f"{what} '{name}': one of {', '.join(table)}")
     return table[name]()
-
-
-def with_form(block: SqueezeExcite, form: Form) -> SqueezeExcite:
-    """Return a copy of `block` spelled as `form`, with the same weights and the same function."""
-    other = copy.deepcopy(block)
-    other.form = form
-    for name, layer in block.excitation.named_children():
-        if isinstance(layer, (_CONVS[block.axes], nn.Linear)):
-            rows, columns = layer.weight.shape[:2]
-            spelled = _layer(columns, rows, form, block.axes, bias=layer.bias is not None)
-        elif isinstance(layer, (nn.BatchNorm1d, _NORMS[block.axes])):
-            spelled = _norm(layer.num_features, form, block.axes)
-        else:
-            continue
-        setattr(other.excitation, name, spelled.to(block.weight_of(1)).train(block.training))
-    other.load_state_dict(block.state_dict())
-    return other
 
 
 def initialize(network: nn.Module) -> None:

@@ -5,8 +5,8 @@ import pytest
 from se_deploy import graph
 from se_deploy.backends.engine import MAX_BATCH, profiles
 from se_deploy.errors import BadInput, UnsupportedGraph
-from se_deploy.options import Profile
 from se_deploy.schema import input_spec
+from se_deploy.schema.files import ShapeRange
 
 
 def test_a_free_batch_gets_a_range_and_a_fixed_one_none():
@@ -35,7 +35,7 @@ def test_free_height_and_width_come_from_the_input_spec():
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes, said):
-    given = {name: Profile(*three) for name, three in shapes.items()}
+    given = {name: ShapeRange(*three) for name, three in shapes.items()}
     with pytest.raises(BadInput, match=said):
         profiles(plan_graphs.se_net(), given)
 

@@ -25,8 +25,9 @@ from se_deploy.cli.main import main
 from se_deploy.commands import answers, bundle, predict
 from se_deploy.deploy import on_device, pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
-from se_deploy.options import ImageOptions, Profile
+from se_deploy.options import ImageOptions
 from se_deploy.schema import codec, input_spec
+from se_deploy.schema.files import ShapeRange
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -293,7 +294,7 @@ def test_a_frozen_batch_is_in_the_dims_and_not_batched(tmp_path, batch):
 
 @pytest.mark.parametrize(("low", "high", "expected"), [(1, 4, 4), (1, 1, 1), (2, 4, 0)])
 def test_an_engine_is_batched_as_its_profile_allows(tmp_path, low, high, expected):
-    shapes = {"x": Profile((low, 3, 8, 8), (low, 3, 8, 8), (high, 3, 8, 8))}
+    shapes = {"x": ShapeRange((low, 3, 8, 8), (low, 3, 8, 8), (high, 3, 8, 8))}
     path = engine(tmp_path / "in", runtime="tensorrt", shapes=shapes)
     result = bundle.bundle(path, tmp_path / "models", triton=True, name="digits")
     assert (result.model, "digits/1/model.plan" in result.files) == ("digits", True)

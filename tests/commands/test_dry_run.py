@@ -116,4 +116,5 @@ def test_a_network_is_made_and_described(folder, capsys):
     code, found = dry(capsys, "export", "se_deploy:se_resnet20", "-o", "o.onnx", "--fp16")
     assert code == 0
     assert "1x32x32" in found["steps"][0]
+    assert "operator set 20" in found["steps"][0]
     assert "noise" in "\n".join(found["steps"])

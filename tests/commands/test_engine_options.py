@@ -19,12 +19,12 @@ from se_deploy.errors import BadInput
 from se_deploy.options import (
     EngineFeatures,
     EngineOptions,
-    Profile,
     RewriteOptions,
     RunOptions,
     TargetOptions,
 )
 from se_deploy.plan import Plan
+from se_deploy.schema.files import ShapeRange
 
 IMAGE = f"{plan_graphs.C}x{plan_graphs.SIDE}x{plan_graphs.SIDE}"
 AS_IT_IS = TargetOptions("tensorrt-rtx", rewrites=RewriteOptions(names=()))
@@ -48,8 +48,8 @@ def test_an_input_that_is_named_again_is_of_the_next_profile():
         max=(("x", (4, 3)), ("z", (9,))),
     )
     first, second = engine_options.profiles(said)
-    assert first == {"x": Profile((1, 3), (2, 3), (4, 3)), "z": Profile((9,), (9,), (9,))}
-    assert second == {"x": Profile((5, 3), (8, 3), (4, 3)), "z": Profile((9,), (9,), (9,))}
+    assert first == {"x": ShapeRange((1, 3), (2, 3), (4, 3)), "z": ShapeRange((9,), (9,), (9,))}
+    assert second == {"x": ShapeRange((5, 3), (8, 3), (4, 3)), "z": ShapeRange((9,), (9,), (9,))}
     assert engine_options.profiles(given()) == [{}]
     assert options.tuned(said) == {"x": (2, 3)}
 
@@ -57,7 +57,7 @@ def test_an_input_that_is_named_again_is_of_the_next_profile():
 @needs.RTX
 def test_options_reach_the_engine_and_its_manifest(net, tmp_path):
     features = EngineFeatures(tf32=True, optimization_level=2, io_formats={"x": "HWC"})
-    shapes = [{"x": Profile(*((n, *map(int, IMAGE.split("x"))),) * 3)} for n in (1, 8)]
+    shapes = [{"x": ShapeRange(*((n, *map(int, IMAGE.split("x"))),) * 3)} for n in (1, 8)]
     asked = EngineOptions(shapes[0], more_shapes=(shapes[1],), features=features)
     made = build_engine(net, tmp_path / "net.engine", engine=asked, target=AS_IT_IS, verify=False)
     read = manifests.check(tmp_path / "net.engine").manifest
@@ -119,7 +119,7 @@ class Counted:
 
     def build(self, model, options, *, progress):
         self.made += 1
-        ranges = {"x": Profile((1, 3), (2, 3), (4, 3))}
+        ranges = {"x": ShapeRange((1, 3), (2, 3), (4, 3))}
         return Engine(bytes([self.made]), Plan("toy", "1", "here", ()), "toy", ranges, 0.0)
 
     def open(self, path):

@@ -11,8 +11,7 @@ import use_graphs
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import bundle, predict
 from se_deploy.data import preprocessing
-from se_deploy.options import Profile
-from se_deploy.schema.files import EngineFeatures
+from se_deploy.schema.files import EngineFeatures, ShapeRange
 
 pytestmark = fake_device.CC
 
@@ -78,7 +77,7 @@ def test_people_read_a_table(out, tmp_path, environment):
 
 @pytest.mark.slow
 def test_it_feeds_the_smallest_batch_that_the_engine_takes(tmp_path, environment):
-    shapes = {"x": Profile((3, 3, 8, 8), (3, 3, 8, 8), (4, 3, 8, 8))}
+    shapes = {"x": ShapeRange((3, 3, 8, 8), (3, 3, 8, 8), (4, 3, 8, 8))}
     out = bundled(tmp_path, shapes=shapes)
     done = fake_device.run(out / "run_engine.py", images(tmp_path)[0], environment=environment)
     assert done.stdout.splitlines()[2].split()[1:] == ["0", "red"], done.stderr

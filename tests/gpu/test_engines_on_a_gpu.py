@@ -16,7 +16,8 @@ from se_deploy.backends.tensorrt.session import TrtRuntime, kernel_cache
 from se_deploy.commands import parity
 from se_deploy.commands.build_engine import build_engine
 from se_deploy.errors import BadInput, DeviceFailed, SeDeployError
-from se_deploy.options import EngineFeatures, EngineOptions, Profile, RewriteOptions, TargetOptions
+from se_deploy.options import EngineFeatures, EngineOptions, RewriteOptions, TargetOptions
+from se_deploy.schema.files import ShapeRange
 from se_deploy.targets import resolve_target
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(gpu.here() is None, reason="no NVIDIA device")]
@@ -154,7 +155,7 @@ def test_formats_change_no_answer(compiler, tmp_path, form):
 
 
 def test_profiles_are_changed_by_the_shape(compiler, tmp_path):
-    ranges = [{"x": Profile(*((n, *DIMS),) * 3)} for n in (1, 8)]
+    ranges = [{"x": ShapeRange(*((n, *DIMS),) * 3)} for n in (1, 8)]
     path, _ = engine(compiler, tmp_path, shapes=ranges[0], more_shapes=(ranges[1],))
     with TrtRuntime(compiler.runtime).open(path) as session:
         for batch in (8, 1, 8):
@@ -167,7 +168,7 @@ def test_outputs_that_size_themselves(compiler, tmp_path):
     full_only(compiler)  # which has NonZero as a plug-in
     text = """<ir_version: 8, opset_import: ["" : 17]>
     g (float[N,4] x) => (int64[2,M] y) { y = NonZero(x) }"""
-    ranges = {"x": Profile((1, 4), (2, 4), (8, 4))}
+    ranges = {"x": ShapeRange((1, 4), (2, 4), (8, 4))}
     path, _ = engine(compiler, tmp_path, graph.tidy(ir.from_onnx_text(text)), shapes=ranges)
     with TrtRuntime(compiler.runtime).open(path) as session:
         for array in (np.eye(4, dtype=np.float32), np.ones((8, 4), np.float32), np.zeros((1, 4), np.float32)):

@@ -34,8 +34,8 @@ from se_deploy.targets import Target, resolve_target
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from se_deploy.options import Profile
     from se_deploy.protocols import Progress
+    from se_deploy.schema.files import ShapeRange
 
 DEFAULT_TARGET = resolve_target("sm86")
 """What TensorRT-RTX plans for where nothing is said; sm80, sm89 and sm120 get the same plan."""
@@ -132,7 +132,7 @@ class Compiler:
         *,
         progress: Progress = silent,
         data: bytes | None = None,
-    ) -> tuple[dict[str, Any], Plan, Mapping[str, Profile]]:
+    ) -> tuple[dict[str, Any], Plan, Mapping[str, ShapeRange]]:
         targets = options.targets or ((DEFAULT_TARGET,) if self.targets else ())
         for target in targets:
             self.check_target(target)

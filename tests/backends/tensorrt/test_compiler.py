@@ -14,7 +14,7 @@ from se_deploy.backends.engine import BuildOptions
 from se_deploy.backends.tensorrt.command import build_command
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
-from se_deploy.options import Profile
+from se_deploy.schema.files import ShapeRange
 from se_deploy.targets import resolve_target
 
 pytest.importorskip("tensorrt_rtx")
@@ -199,7 +199,7 @@ def test_a_missing_compiler_comes_with_the_command_that_installs_it():
 
 
 def test_shapes_given_are_the_shapes_built(rtx):
-    wide = Profile((1, 32, 14, 14), (4, 32, 14, 14), (8, 32, 14, 14))
+    wide = ShapeRange((1, 32, 14, 14), (4, 32, 14, 14), (8, 32, 14, 14))
     options = BuildOptions(shapes={"x": wide}, workspace_bytes=1 << 30)
     made = rtx.build(plan_graphs.se_net(), options)
     assert made.shapes == {"x": wide}
@@ -210,7 +210,7 @@ def test_shapes_given_are_the_shapes_built(rtx):
 def test_nvidias_own_command_names_the_shapes_of_what_is_free(rtx, batch, flagged):
     dims, shapes = "1", {}
     if batch is not None:
-        dims, shapes = "N", {"x": Profile((batch[0], 32, 14, 14), (2, 32, 14, 14), (batch[1], 32, 14, 14))}
+        dims, shapes = "N", {"x": ShapeRange((batch[0], 32, 14, 14), (2, 32, 14, 14), (batch[1], 32, 14, 14))}
     built = rtx.build(plan_graphs.se_net(batch=dims), BuildOptions(shapes=shapes))
     assert ("--optShapes=x:2x32x14x14" in build_command("e", "o", built)) == flagged
 

@@ -14,7 +14,8 @@ from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.backends.tensorrt.flavours import TENSORRT, TENSORRT_RTX
 from se_deploy.backends.tensorrt.sparsity import sparse_layers
 from se_deploy.errors import BadInput
-from se_deploy.options import EngineFeatures, Profile
+from se_deploy.options import EngineFeatures
+from se_deploy.schema.files import ShapeRange
 
 IMAGE = (plan_graphs.C, plan_graphs.SIDE, plan_graphs.SIDE)
 LEVELS = ("NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY")
@@ -73,7 +74,7 @@ def test_an_input_as_the_first_kernel_wants_it_saves_a_copy(rtx, form, kernels):
 
 def test_each_profile_has_its_range_and_the_plan_is_the_first_ones(rtx):
     model = plan_graphs.se_net()
-    ranges = [{"x": Profile((n, *IMAGE), (n, *IMAGE), (n, *IMAGE))} for n in (1, 8)]
+    ranges = [{"x": ShapeRange((n, *IMAGE), (n, *IMAGE), (n, *IMAGE))} for n in (1, 8)]
     one, two = (
         rtx.build(model, BuildOptions(shapes=ranges[0], more_shapes=more)) for more in ((), (ranges[1],))
     )
@@ -168,7 +169,7 @@ def test_nvidias_own_command_says_the_same(rtx):
     assert "--noTF32" not in build_command(
         "e", "o", dataclasses.replace(full, features=EngineFeatures(tf32=True))
     )
-    more = {"x": Profile((8, *IMAGE), (8, *IMAGE), (8, *IMAGE))}
+    more = {"x": ShapeRange((8, *IMAGE), (8, *IMAGE), (8, *IMAGE))}
     twice = build_command("e", "o", dataclasses.replace(full, more_shapes=(more,))).split()
     assert twice.index("--profile=0") < twice.index("--profile=1")
     assert "--optShapes=x:8x32x14x14" in twice
