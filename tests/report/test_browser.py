@@ -60,6 +60,13 @@ def test_the_report_fits_and_nothing_complains(shown, width):
     assert page.console == []
 
 
+def test_captions_are_read_whole_on_a_phone(shown):
+    page = shown(whole(), PHONE)
+    ends = page.ask("[...document.querySelectorAll('caption')].map(c => c.getBoundingClientRect().right)")
+    assert ends
+    assert max(ends) <= PHONE
+
+
 @pytest.mark.parametrize("width", [DESK, PHONE])
 def test_two_runs_side_by_side_fit(shown, width):
     runs = [(name, sample.typed(sample.report())) for name in "ab"]
