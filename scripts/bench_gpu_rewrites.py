@@ -117,8 +117,7 @@ def variants(taken: Source, runtime: str, options: argparse.Namespace) -> Iterat
                 blocks,
                 rewrites.names(),
                 planner=planner,
-                budget_plans=options.search_plans,
-                lower=lambda model: to_fp16(model).model,
+                goal=search.Goal(lower=lambda model: to_fp16(model).model, budget_plans=options.search_plans),
             )
         finally:
             planner.close()

@@ -122,10 +122,12 @@ def optimized(
         blocks,
         names,
         planner=planner,
-        budget_plans=options.search_plans,
-        seconds=options.search_seconds,
-        cost=_cost(model, to.targets),
-        lower=_half_unless(precision),
+        goal=search.Goal(
+            cost=_cost(model, to.targets),
+            lower=_half_unless(precision),
+            budget_plans=options.search_plans,
+            seconds=options.search_seconds,
+        ),
         progress=progress,
     )
 

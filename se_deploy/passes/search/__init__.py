@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from se_deploy.passes.search.choose import allowed, everywhere, optimize
-from se_deploy.passes.search.plan_search import Cost, SearchResult, Step, planned_bytes, refusals, search
+from se_deploy.passes.search.plan_search import (
+    Cost,
+    Goal,
+    SearchResult,
+    Step,
+    planned_bytes,
+    refusals,
+    search,
+)
 from se_deploy.passes.search.replay import Choice, Replayed, from_json, replay, to_json
 
 __all__ = [
     "Choice",
     "Cost",
+    "Goal",
     "Replayed",
     "SearchResult",
     "Step",

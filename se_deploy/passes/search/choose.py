@@ -5,24 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.errors import BadInput
-from se_deploy.options import SEARCH_PLANS
 from se_deploy.passes import rewrites
-from se_deploy.passes.search.plan_search import (
-    SearchResult,
-    planned_bytes,
-    refusals,
-    search,
-)
+from se_deploy.passes.search.plan_search import SearchResult, refusals, search
 from se_deploy.passes.search.replay import Choice, replay
 from se_deploy.protocols import silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     import onnx_ir as ir
 
     from se_deploy.passes.registry import Scope
-    from se_deploy.plan import Plan
+    from se_deploy.passes.search.plan_search import Goal
     from se_deploy.protocols import Planner, Progress
     from se_deploy.se_blocks.types import SEBlock
 
@@ -55,11 +49,7 @@ def optimize(
     names: Sequence[str],
     *,
     planner: Planner | None = None,
-    budget_plans: int = SEARCH_PLANS,
-    seconds: float | None = None,
-    cost: Callable[[Plan], float] = planned_bytes,
-    lower: Callable[[ir.Model], ir.Model] = lambda model: model,
-    baseline_kernels: int | None = None,
+    goal: Goal | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
     """Rewrite a canonical graph by the rewrites `names`; with a planner only what its plan says is cheaper.
@@ -69,10 +59,7 @@ def optimize(
     Raises: BuildFailed where the compiler refuses the graph as it is.
     """
     if planner is not None and names:
-        return search(
-            model, blocks, planner, allowed=names, budget_plans=budget_plans, seconds=seconds, cost=cost,
-            lower=lower, baseline_kernels=baseline_kernels, progress=progress,
-        )  # fmt: skip
+        return search(model, blocks, planner, allowed=names, goal=goal, progress=progress)
     done = replay(model, blocks, everywhere(model, blocks, names))
     return SearchResult(
         done.model,

@@ -90,30 +90,37 @@ def planned_bytes(plan: Plan) -> float:
     return float(plan.activation_bytes)
 
 
+def _as_it_is(model: ir.Model) -> ir.Model:
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a search makes small, and how long it may take."""
+
+    cost: Callable[[Plan], float] = planned_bytes
+    lower: Callable[[ir.Model], ir.Model] = _as_it_is  # what happens to the graph before it is planned (FP16)
+    baseline_kernels: int | None = None  # that are allowed, where the graph to beat is another one
+    budget_plans: int = SEARCH_PLANS
+    seconds: float | None = None  # ends it early with a warning; a budget in plans is deterministic
+
+
 def search(
     model: ir.Model,
     blocks: Sequence[SEBlock],
     planner: Planner,
     *,
     allowed: Sequence[str] | None = None,
-    budget_plans: int = SEARCH_PLANS,
-    seconds: float | None = None,
-    cost: Callable[[Plan], float] = planned_bytes,
-    lower: Callable[[ir.Model], ir.Model] = lambda model: model,
-    baseline_kernels: int | None = None,
+    goal: Goal | None = None,
     progress: Progress = silent,
 ) -> SearchResult:
-    """The choices that make `cost` small without more kernels than the graph as given.
+    """The choices that make the goal's cost small without more kernels than the graph as given.
 
-    `model`: canonical, with its census `blocks`. `lower` is what happens to the graph before it is planned
-    (FP16). Deterministic for a budget in plans; `seconds` ends it early with a warning. `baseline_kernels`:
-    how many kernels are allowed, where the graph to beat is another one. `allowed`: names of rewrites, all
-    where None.
+    `model`: canonical, with its census `blocks`. `allowed`: names of rewrites, all where None.
     Raises: BuildFailed where the compiler refuses the graph as given.
     """
     names = rewrites.names() if allowed is None else tuple(allowed)
-    run = _Search(model, blocks, planner, names, budget_plans, seconds, cost, lower, progress)
-    return run.run(baseline_kernels)
+    return _Search(model, blocks, planner, names, goal or Goal(), progress).run()
 
 
 def _moves() -> tuple[tuple[str, ...], ...]:
@@ -193,17 +200,13 @@ class _Search:
         blocks: Sequence[SEBlock],
         planner: Planner,
         allowed: tuple[str, ...],
-        budget: int,
-        seconds: float | None,
-        cost: Callable[[Plan], float],
-        lower: Callable[[ir.Model], ir.Model],
+        goal: Goal,
         progress: Progress,
     ) -> None:
         self.model, self.blocks, self.planner = model, blocks, planner
-        self.allowed, self.budget, self.cost, self.lower = allowed, budget, cost, lower
-        self.progress = progress
+        self.allowed, self.goal, self.progress = allowed, goal, progress
         self.first = frozenset(r.name for r in rewrites.rewriters() if r.tried.first)
-        self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.deadline = None if goal.seconds is None else time.monotonic() + goal.seconds
         self.known: dict[State, Cost | None] = {}
         self.outcomes: dict[State, State] = {}  # which choices of a state could be applied
         self.last: tuple[State, Replayed] | None = None
@@ -215,11 +218,12 @@ class _Search:
         self.warnings: list[str] = []
         self.steps: list[Step] = []
 
-    def run(self, baseline_kernels: int | None) -> SearchResult:
+    def run(self) -> SearchResult:
         baseline = self.measure(frozenset())
         if baseline is None:
             raise ValueError("the plan of the graph as given was refused without an error")
-        self.limit = baseline.kernels if baseline_kernels is None else baseline_kernels
+        allowed = self.goal.baseline_kernels
+        self.limit = baseline.kernels if allowed is None else allowed
         self.best = baseline
         self.take_first()
         forms = self.forms()
@@ -352,27 +356,27 @@ class _Search:
             if self.known and self.spent():  # the graph as given is always planned
                 return None
             self.plans += 1
-            self.progress("planning rewrites", self.plans, self.budget)
+            self.progress("planning rewrites", self.plans, self.goal.budget_plans)
             self.known[self.applied] = self.planned(done.model)
         return self.known[self.applied]
 
     def planned(self, model: ir.Model) -> Cost | None:
         try:
-            plan = self.planner.plan(self.lower(model))
+            plan = self.planner.plan(self.goal.lower(model))
         except BuildFailed as e:
             if not self.known:
                 raise
             self.warnings.append(f"the compiler refused a rewritten graph, which was left out: {e.message}")
             return None
-        self.shares[self.applied] = self.attribution.shares(plan, self.cost)
-        return Cost(plan.kernels, plan.activation_bytes, self.cost(plan))
+        self.shares[self.applied] = self.attribution.shares(plan, self.goal.cost)
+        return Cost(plan.kernels, plan.activation_bytes, self.goal.cost(plan))
 
     def spent(self) -> bool:
         late = self.deadline is not None and time.monotonic() > self.deadline
         message = "the search for rewrites ended at its time limit: another run may choose differently"
         if late and message not in self.warnings:
             self.warnings.append(message)
-        return late or self.plans >= self.budget
+        return late or self.plans >= self.goal.budget_plans
 
     def replayed(self, state: State) -> Replayed:
         """The graph that `state` makes; the last one is kept, for what comes next often asks for it again."""

@@ -16,6 +16,7 @@ from se_deploy.passes.registry import Scope
 from se_deploy.passes.rewrites import names, rewriters
 from se_deploy.passes.search import (
     Choice,
+    Goal,
     allowed,
     from_json,
     optimize,
@@ -30,8 +31,9 @@ from se_deploy.se_blocks import detect
 AVERAGE_AND_HOIST = ("squeeze-average-pool", "hoist-squeeze-1x1")
 
 
-def run(model, planner=None, **options):
-    return search(model, detect(model).blocks, planner or CountingPlanner(), **options)
+def run(model, planner=None, allowed=None, **goal):
+    blocks = detect(model).blocks
+    return search(model, blocks, planner or CountingPlanner(), allowed=allowed, goal=Goal(**goal))
 
 
 def test_it_hoists_because_the_squeeze_reads_less():
