@@ -1,10 +1,9 @@
 """Measure what a sweep takes besides its cells: overhead, efficiency, cells per minute, here and on Ray.
 
-    python scripts/bench_sweep.py [--cells 1000] [--real] [--ray]
+    python scripts/bench_sweep.py [--cells 1000] [--parts overhead ray-overhead efficiency real ray-real]
 
-Stub cells are two steps that wait (`stub_cells.py`), so their figures are those of the sweep alone; --real
-runs `sweep` itself on small SE networks; --ray adds a cluster of one and of two nodes on loopback, one
-processor each.
+Stub cells are two steps that wait (`stub_cells.py`), so their figures are those of the sweep alone; `real`
+runs `sweep` on small SE networks. Ray is a cluster of one or two nodes on loopback, one processor each.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 WAIT_S = 0.5  # of each step of the stubs that efficiency is measured with
 WAITING_CELLS = 32
 REAL_CELLS = 6
+PARTS = ("overhead", "ray-overhead", "efficiency", "real", "ray-real")
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", cluster.ON_LOOPBACK: "0"}
 CLUSTER = """
 import sys
@@ -163,8 +163,7 @@ def main() -> None:
     """Print the tables of docs/sweeps.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=1000)
-    parser.add_argument("--real", action="store_true")
-    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     asked = parser.parse_args()
     path = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]  # of every process that runs a stub
     os.environ["PYTHONPATH"] = os.pathsep.join(path)
@@ -172,22 +171,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         print("| on | cells | seconds | ms per cell |\n|---|---|---|---|")
-        overhead(Local(folder, 1, 0), "1 process", asked.cells)
-        overhead(Local(folder, 2, 0), "2 processes", asked.cells)
-        if asked.ray:
+        if "overhead" in asked.parts:
+            overhead(Local(folder, 1, 0), "1 process", asked.cells)
+            overhead(Local(folder, 2, 0), "2 processes", asked.cells)
+        if "ray-overhead" in asked.parts:
             with nodes(2), cluster.opened("ray", retries=1, store=None) as joined:
                 overhead(joined, "Ray, 2 nodes", asked.cells)
-        print("| processes | seconds | ideal | efficiency |\n|---|---|---|---|")
-        efficiency(folder)
-        if asked.real:
-            network(folder)
-            os.chdir(folder)
-            print("| on | seconds | cells per minute |\n|---|---|---|")
+        if "efficiency" in asked.parts:
+            print("| processes | seconds | ideal | efficiency |\n|---|---|---|---|")
+            efficiency(folder)
+        print("| on | seconds | cells per minute |\n|---|---|---|")
+        network(folder)
+        os.chdir(folder)
+        if "real" in asked.parts:
             cells_per_minute(folder, "1 process", "--jobs", "1")
             cells_per_minute(folder, "2 processes", "--jobs", "2")
-            for count in (1, 2) if asked.ray else ():
-                with nodes(count):
-                    cells_per_minute(folder, f"Ray, {count} node{'s' * (count > 1)}", "--on", "ray")
+        for count in (1, 2) if "ray-real" in asked.parts else ():
+            with nodes(count):
+                cells_per_minute(folder, f"Ray, {count} node{'s' * (count > 1)}", "--on", "ray")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import platform
 import socket
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch that, at "0", lets 127.0.0.1 be what it says: else Ray takes an outer address of the machine
 for it, and listens on every one."""
 
+_AHEAD = 4
+"""Tasks that Ray is given for each processor and kind of device: no worker waits for the next one, and what a
+step made is read before steps further behind make more."""
+
+_LOST = "a lost node"  # that did a step, as results name it
 _CONNECT_S = 10.0  # for a first node to answer
 _POLL_S = 1.0  # how often progress is told, and lost devices are looked for, while nothing ends
 _PROBE_S = 120.0  # for a node to say what it is: its first process has to start
@@ -234,36 +240,46 @@ class Cluster:
         """Work on every task; see `Executor`."""
         waiting = list(tasks)
         outcomes: dict[str, Outcome] = {}
-        made: dict[str, Any] = {}  # references to what tasks made, by key
+        made: dict[str, Any] = {}  # references to what others read, by the key of who made it
+        readers = Counter(task.after for task in tasks)
+        ahead = _AHEAD * max(1, round(self.ray.cluster_resources().get("CPU", 1)))
         sent: dict[Any, _Sent] = {}  # by the reference to a task's record
 
-        def end(outcome: Outcome) -> None:
+        def end(task: Task, outcome: Outcome) -> None:
             outcomes[outcome.key] = outcome
+            readers[task.after] -= 1
+            if task.after is not None and not readers[task.after]:
+                made.pop(task.after, None)  # Ray keeps what is referred to
             ended(outcome)
 
         with self._working(sent) as scratch:
             while waiting or sent:
+                queued = Counter(one.task.needs for one in sent.values())
                 for task in [one for one in waiting if one.after is None or one.after in outcomes]:
+                    if queued[task.needs] >= ahead:
+                        continue
+                    queued[task.needs] += 1
                     waiting.remove(task)
                     before = None if task.after is None else outcomes[task.after]
                     if before is not None and before.failure is not None:
-                        end(inherited(task, before))
+                        end(task, inherited(task, before))
                     elif task.needs is not None and not self._has(task.needs):
-                        end(Outcome(task.key, "", 0.0, 1, failure_of(_nobody(task.needs))))
+                        end(task, Outcome(task.key, "", 0.0, 0, failure_of(_nobody(task.needs))))
                     else:
                         record, result = self._submit(task, inputs, before, made)
-                        sent[record], made[task.key] = _Sent(task, result), result
+                        sent[record] = _Sent(task, result)
+                        if readers[task.key]:
+                            made[task.key] = result
                 count(self._count(len(sent), len(waiting)))
                 done = self.ray.wait(list(sent), timeout=_POLL_S)[0] if sent else []
                 for record in done:
                     one = sent.pop(record)
-                    last = all(task.after != one.task.key for task in waiting)
-                    end(self._collected(one, record, scratch if last else None))
+                    end(one.task, self._collected(one, record, None if readers[one.task.key] else scratch))
                 for record in [] if done else self._orphaned(sent):
                     one = sent.pop(record)
                     self.ray.cancel(record, force=True)
                     lost = LostWorker(f"the worker with {one.task.needs} is gone", hint="start it again")
-                    end(Outcome(one.task.key, "", 0.0, 1, failure_of(lost)))
+                    end(one.task, Outcome(one.task.key, _LOST, 0.0, 1, failure_of(lost)))
 
     @contextlib.contextmanager
     def _working(self, sent: Mapping[Any, _Sent]) -> Iterator[Path]:
@@ -332,7 +348,7 @@ class Cluster:
             lost = LostWorker(
                 f"its worker was lost: {_last_line(e)}", hint="look at the node; more tries: --retries"
             )
-            return Outcome(key, "", 0.0, self.retries + 1, failure_of(lost))
+            return Outcome(key, _LOST, 0.0, self.retries + 1, failure_of(lost))
         return Outcome(key, made.node, made.seconds, made.attempts, made.failure, output)
 
     def _alive(self) -> list[Mapping[str, Any]]:
