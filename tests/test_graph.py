@@ -308,3 +308,19 @@ def test_a_sequence_cannot_be_compared_and_says_so():
     model = graph.tidy(ir.from_proto(parser.parse_model(text)))
     with pytest.raises(BadArtifact, match=r"'s' is a seq\(tensor\(float\)\)"), OrtRuntime().open(model):
         pass
+
+
+def test_a_rewritten_copy_has_types_of_its_own():
+    text = '<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
+    model = graph.tidy(ir.from_onnx_text(text))
+    model.graph.inputs[0].type = ir.TensorType(ir.DataType.FLOAT, denotation="IMAGE")
+
+    def to_half(copy):
+        for value in (*copy.graph.inputs, *copy.graph.outputs):
+            value.dtype = ir.DataType.FLOAT16
+        return 0
+
+    made = graph.rewrite(model, to_half).model
+    assert (model.graph.inputs[0].dtype, model.graph.outputs[0].dtype) == (ir.DataType.FLOAT,) * 2
+    assert made.graph.inputs[0].type == ir.TensorType(ir.DataType.FLOAT16, denotation="IMAGE")
+    assert made.graph.inputs[0].type.denotation == "IMAGE"
