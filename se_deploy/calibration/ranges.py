@@ -88,28 +88,34 @@ class ClipError:
     def __init__(self, statistics: Statistics) -> None:
         """Sum up shares, values and squares from the left, once for many ranges."""
         x, h = statistics.centres(), statistics.histogram
-        self.sums = np.zeros((len(x), BINS + 1, 3))  # of h, h x and h x^2, up to each edge between bins
-        for power, values in enumerate((h, h * x, h * x * x)):
-            np.cumsum(values, axis=1, out=self.sums[:, 1:, power])
+        self.sums = np.zeros((3, len(x), BINS + 1))  # of h, h x and h x^2, up to each edge between bins
+        values = h.copy()
+        for power in range(3):
+            np.cumsum(values, axis=1, out=self.sums[power, :, 1:])
+            values *= x
         span = statistics.histogram_high - statistics.histogram_low
         self.histogram_low, self.width = statistics.histogram_low, np.maximum(span, _LEAST_SPAN) / BINS
         self.rows = np.arange(len(x)) * (BINS + 1)
 
     def __call__(self, low: FloatArray, high: FloatArray) -> FloatArray:
         """Return the error of [low, high], (..., C) each."""
-        under, over = self._below(low), self.sums[:, -1] - self._below(high)
+        under, over = self._below(low), self._total(high.ndim) - self._below(high)
         error: FloatArray = _squared_distance(under, low) + _squared_distance(over, high)
         return np.maximum(error, 0)
 
+    def _total(self, rank: int) -> FloatArray:
+        """Return the three sums over all bins, to be broadcast to edges of a rank."""
+        return self.sums[:, :, -1].reshape(3, *(1,) * (rank - 1), -1)
+
     def _below(self, edge: FloatArray) -> FloatArray:
-        """Return the three sums over bins whose middle lies below `edge`, (..., C, 3)."""
+        """Return the three sums over bins whose middle lies below `edge`, (3, ..., C)."""
         index = np.clip(np.rint((edge - self.histogram_low) / self.width), 0, BINS).astype(np.int64)
-        return self.sums.reshape(-1, 3).take(index + self.rows, axis=0)
+        return self.sums.reshape(3, -1).take(index + self.rows, axis=1)
 
 
 def _squared_distance(sums: FloatArray, edge: FloatArray) -> FloatArray:
     """Return the summed squared distance to `edge` of values with these sums."""
-    distance: FloatArray = sums[..., 2] - 2 * edge * sums[..., 1] + edge**2 * sums[..., 0]
+    distance: FloatArray = sums[2] - 2 * edge * sums[1] + edge**2 * sums[0]
     return distance
 
 

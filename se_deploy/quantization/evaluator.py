@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array, FloatArray, Runtime
     from se_deploy.quantization.qdq import QuantizedLayer
 
-_SURE = 2.0  # standard errors: right 39 times out of 40
+_SURE = 1.96  # standard errors of many samples: right 39 times out of 40
+_SURE_OF_FEW = (2.4, 2.8)
+"""More of them, over the samples less one and over its square, where few samples say how large a standard
+error is: the first terms of Student's distribution."""
 _LEAST_POWER = 1e-30  # keeps quotients and logarithms finite: equal tensors have 300 dB
 
 
@@ -48,12 +51,16 @@ class Evaluation:
     def surely_better(self, plain: Evaluation) -> bool:
         """Whether it beats the plain one by more than the samples differ in saying so.
 
-        Both the whole error and the mean over the samples must be better, the latter by `_SURE` of its
+        Both the whole error and the mean over the samples must be better, the latter by about two of its
         standard errors: few samples with large errors decide the former, and often by chance.
         """
         gain = self.by_sample_db - plain.by_sample_db
-        doubt = float(gain.std()) / np.sqrt(max(1, len(gain) - 1))
-        return self.score_db > plain.score_db and bool(gain.mean() > _SURE * doubt)
+        free = len(gain) - 1
+        if free < 1:
+            return False
+        sure = _SURE + _SURE_OF_FEW[0] / free + _SURE_OF_FEW[1] / free**2
+        doubt = float(gain.std()) / np.sqrt(free)
+        return self.score_db > plain.score_db and bool(gain.mean() > sure * doubt)
 
     @property
     def total_noise(self) -> float:

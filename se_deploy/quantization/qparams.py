@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Strengths of equalization: none to all of a channel's size; finer steps changed no choice by 0.1 dB."""
-_SIZES: tuple[Method, ...] = ("mse", "minmax")
-"""Ranges that a channel's size is taken from: where clipping it alone would cost least, and its extent."""
 _LEAST_SHARE = 1 / 64  # of the largest channel's size: a channel that was quiet so far may not stay so
+_DOUBTED_SAMPLES = 32
+"""That a channel is as large as the largest counts as much as so many samples of its own size: a class that
+few samples lack makes channels loud that were quiet. Of 16 random digits MobileNetV3 had 24 to 26 dB without,
+and 31 to 34 dB with 16 to 64 of these; it cost SE-ResNet-20 nothing."""
 _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
 _ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
@@ -81,7 +83,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     for method in methods:
         error = _Error.of(subject, method)
         size = _sizes(error.low, error.high, allowed)
-        share = np.maximum(size / float(size.max()), _LEAST_SHARE)
+        share = _shares(size / float(size.max()), statistics)
         best = np.inf
         for power in POWERS if allowed.channel_equalization else (0.0,):
             factor = share**power
@@ -168,13 +170,14 @@ def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     if not errors:
         return None
     least = sum(error.least(np.ones_like(error.low)) for error in errors)
-    for method in _SIZES:
-        sizes = []
-        for subject, error in zip(given, errors, strict=True):
-            one = error if method == "mse" else _Error.of(subject, method)
-            size = _sizes(one.low, one.high, subject.allowed)
-            sizes.append(size / float(size.max()))
-        share = np.maximum(np.max(sizes, axis=0), _LEAST_SHARE)
+    # Where clipping each channel alone would cost least, and the channels' extents.
+    cheapest = [(error.low, error.high) for error in errors]
+    extents = [(s.statistics.low, s.statistics.high) for s in given]
+    whole = [_with_zero(*one, one, s.readers) for one, s in zip(extents, given, strict=True)]
+    for found in (cheapest, whole):
+        sizes = [_sizes(*one, subject.allowed) for one, subject in zip(found, given, strict=True)]
+        largest = np.max([size / float(size.max()) for size in sizes], axis=0)
+        share = _shares(largest, given[0].statistics)
         for power in POWERS[1:]:
             noise = sum(error.least(share**power) for error in errors)
             if noise < least:
@@ -202,12 +205,26 @@ def _range(
         whole = calibration.choose_ranges(whole_tensor, (method,), calibration.ClipError(whole_tensor))
         begin = np.maximum(low, whole[method][0])
         low, high = begin, np.maximum(begin, np.minimum(high, whole[method][1]))
+    # Of a tensor that is hardly ever not 0, clipping may leave nothing.
+    low, high = (low, high) if (high > low).any() else extent
+    return _with_zero(low, high, extent, readers)
+
+
+def _with_zero(
+    low: FloatArray, high: FloatArray, extent: tuple[FloatArray, FloatArray], readers: Sequence[Layer]
+) -> tuple[FloatArray, FloatArray]:
+    """Return ranges of a tensor of this extent that hold 0 where they must."""
     constant = bool((extent[1] - extent[0] <= _CONSTANT * np.maximum(-extent[0], extent[1])).all())
     # Padding is zeros, which must not be clipped; a constant tells its range only as a distance from 0.
     to_zero = constant or any(layer.padded for layer in readers)
-    # Of a tensor that is hardly ever not 0, clipping may leave nothing.
-    low, high = (low, high) if (high > low).any() else extent
     return (np.minimum(low, 0), np.maximum(high, 0)) if to_zero else (low, high)
+
+
+def _shares(sizes: FloatArray, statistics: Statistics) -> FloatArray:
+    """Return the channels' sizes over the largest, (C,), drawn towards 1 where few samples tell of them."""
+    samples = np.inf if statistics.tails is None else statistics.tails.samples
+    doubt = _DOUBTED_SAMPLES / (_DOUBTED_SAMPLES + samples)
+    return np.maximum(doubt + (1 - doubt) * sizes, _LEAST_SHARE)
 
 
 def _sizes(low: FloatArray, high: FloatArray, allowed: Allowed) -> FloatArray:

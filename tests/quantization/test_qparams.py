@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from layer_graphs import model_of, weights
@@ -30,6 +32,11 @@ def observed(values):
     samples = values.reshape(len(values), SAMPLES, -1)
     channels.add(samples.min(axis=2).T, samples.max(axis=2).T, values)
     return channels.statistics()
+
+
+def believed(seen, samples=100_000):
+    """The same statistics of so many samples."""
+    return dataclasses.replace(seen, tails=dataclasses.replace(seen.tails, samples=samples))
 
 
 def choose(seen, readers, methods, allowed):
@@ -80,10 +87,11 @@ def test_the_low_end_of_a_one_sided_channel_is_exact(low):
 
 def test_channels_of_unequal_size_are_equalized_and_gain_by_it():
     x = positive(sizes=[0.01, 0.1, 1, 10])
-    equalized = choose(observed(x), [reader()], ["minmax"], EVERYTHING)["minmax"]
+    seen = believed(observed(x))
+    equalized = choose(seen, [reader()], ["minmax"], EVERYTHING)["minmax"]
     assert equalized.params.equalization is not None
     offset_only = qparams.Allowed(offset_folding=True, channel_equalization=False, per_channel_weights=True)
-    plain = choose(observed(x), [reader()], ["minmax"], offset_only)["minmax"]
+    plain = choose(seen, [reader()], ["minmax"], offset_only)["minmax"]
     assert plain.params.equalization is None
     assert equalized.noise <= plain.noise
     assert error(x[:1], _channel(equalized.params, 0)) < error(x[:1], _channel(plain.params, 0)) / 10
@@ -95,6 +103,18 @@ def _channel(params, c):
         params.offset[c : c + 1],
         None if params.equalization is None else params.equalization[c : c + 1],
     )
+
+
+def test_a_channels_size_is_doubted_the_more_the_fewer_samples_tell_of_it():
+    def sizes(samples):
+        seen = believed(observed(positive(sizes=[1, 1, 1, 0.02])), samples)
+        return qparams._shares(np.array([1.0, 1.0, 1.0, 0.02]), seen)
+
+    few, some, many = sizes(8), sizes(64), sizes(10_000)
+    assert few[3] > some[3] > many[3]
+    assert few[3] > 0.5, "a class that eight samples lack may make it as loud as the others"
+    assert many[3] == pytest.approx(0.02, rel=0.2)
+    assert few[0] == some[0] == many[0] == 1
 
 
 def test_equal_channels_are_not_equalized():
