@@ -43,6 +43,7 @@ _RETURN_LEVEL = math.sqrt(6) / math.pi * (math.log(_UNSEEN) - _EULER)
 """Of Gumbel's distribution: standard deviations above its mean, which are exceeded once in `_UNSEEN`."""
 _PRIOR_SAMPLES = 4
 """Samples that the other channels' tails count for: their shape, in a channel's own mean and deviation."""
+_WAITING = 4 * BINS  # values of each channel that are counted at once: a histogram is touched as a whole
 _SHAPE_BINS = 512
 _SHAPE_END = 64.0  # deviations from the mean: further values are counted there
 # Operator sets from which axes are an input.
@@ -347,7 +348,7 @@ class _Channels:
         self.lows.add(low)
         self.highs.add(high)
         self.waiting.append(values)
-        if sum(part.shape[1] for part in self.waiting) >= BINS:
+        if sum(part.shape[1] for part in self.waiting) >= _WAITING:
             self._count()
 
     def _count(self) -> None:
