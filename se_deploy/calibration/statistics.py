@@ -136,10 +136,11 @@ class Tails:
     low: FloatArray  # at most what was seen, by no more than the extent that was
     high: FloatArray  # at least what was seen, as above
     samples: int
+    dispersion: float = 0.0  # of each sample's reaches over the farthest: variance over squared mean
 
     def divided(self, factor: FloatArray) -> Tails:
         """Return the tails of the tensor with each channel divided by a positive number, (C,)."""
-        return Tails(self.low / factor, self.high / factor, self.samples)
+        return Tails(self.low / factor, self.high / factor, self.samples, self.dispersion)
 
 
 def measure(
@@ -308,7 +309,7 @@ class _Extremes:
         """Add the extremes of some samples, (N, C)."""
         values = extremes.astype(np.float64)
         if self.first is None:
-            self.first = values[0]
+            self.first = values[0].copy()
         values -= self.first
         self.count += len(values)
         self.total += values.sum(axis=0)
@@ -319,11 +320,15 @@ class _Extremes:
 
         By Gumbel's distribution of largest values with the mean and variance that were seen.
         """
+        mean, variance = self.moments()
+        expected: FloatArray = mean + side * _RETURN_LEVEL * np.sqrt(variance)
+        return expected
+
+    def moments(self) -> tuple[FloatArray, FloatArray]:
+        """Return mean and variance, (C,) each."""
         first = 0.0 if self.first is None else self.first
         mean = self.total / self.count
-        variance = np.maximum(self.squares / self.count - mean**2, 0)
-        expected: FloatArray = first + mean + side * _RETURN_LEVEL * np.sqrt(variance)
-        return expected
+        return first + mean, np.maximum(self.squares / self.count - mean**2, 0)
 
 
 class _Channels:
@@ -335,7 +340,7 @@ class _Channels:
 
     def __init__(self, channels: int) -> None:
         self.low, self.high = np.full(channels, np.inf), np.full(channels, -np.inf)
-        self.lows, self.highs = _Extremes(channels), _Extremes(channels)
+        self.lows, self.highs, self.shares = (_Extremes(channels) for _ in range(3))
         self.counts = np.zeros((channels, BINS))
         self.centre, self.half = np.zeros(channels), np.zeros(channels)
         self.count = 0
@@ -347,6 +352,9 @@ class _Channels:
         self.low, self.high = np.minimum(self.low, low.min(axis=0)), np.maximum(self.high, high.max(axis=0))
         self.lows.add(low)
         self.highs.add(high)
+        reach = np.maximum(-low, high)
+        farthest = np.maximum(reach.max(axis=1, keepdims=True), _LEAST_HALF)
+        self.shares.add(reach / farthest)  # of a sample: its contrast is that of all channels
         self.waiting.append(values)
         if sum(part.shape[1] for part in self.waiting) >= _WAITING:
             self._count()
@@ -391,5 +399,12 @@ class _Channels:
                 np.clip(self.lows.expected(-1), 2 * self.low - self.high, self.low),
                 np.clip(self.highs.expected(1), self.high, 2 * self.high - self.low),
                 self.lows.count,
+                self._dispersion(),
             ),
         )
+
+    def _dispersion(self) -> float:
+        """Return how much samples differ in which channels reach far, over all channels."""
+        mean, variance = self.shares.moments()
+        power = float((mean**2).sum())
+        return float(variance.sum()) / power if power else 0.0

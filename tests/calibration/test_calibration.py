@@ -197,6 +197,24 @@ def drawn(count, seed=0):
     return contrast * np.abs(random.standard_normal((count, 2, 64))) * np.array([1, 10])[:, None]
 
 
+def test_extremes_that_never_change_are_expected_to_stay_however_they_come():
+    extremes = stats._Extremes(2)
+    for rows in (3, 1, 4):
+        extremes.add(np.repeat(np.array([[5.0, -2.0]], np.float32), rows, axis=0))
+    np.testing.assert_allclose(extremes.expected(1), [5.0, -2.0])
+    np.testing.assert_allclose(extremes.expected(-1), [5.0, -2.0])
+
+
+def test_samples_differ_where_other_channels_are_loud_not_where_all_are():
+    brighter = np.geomspace(0.1, 10, 16)[:, None, None]
+    assert of_samples(np.repeat(drawn(1), 16, axis=0) * brighter).tails.dispersion == pytest.approx(
+        0, abs=1e-6
+    )
+    classes = np.where(np.arange(16)[:, None] % 4 == np.arange(4), 1.0, 0.01)[:, :, None]
+    apart = of_samples(classes * np.abs(np.random.default_rng(0).standard_normal((16, 4, 64))))
+    assert apart.tails.dispersion > 1
+
+
 def test_what_is_expected_of_few_samples_is_near_what_many_show():
     many = drawn(2000, seed=1)
     few = [of_samples(drawn(16, seed)) for seed in range(2, 12)]

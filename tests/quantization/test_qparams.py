@@ -34,9 +34,9 @@ def observed(values):
     return channels.statistics()
 
 
-def believed(seen, samples=100_000):
-    """The same statistics of so many samples."""
-    return dataclasses.replace(seen, tails=dataclasses.replace(seen.tails, samples=samples))
+def believed(seen, samples=1_000_000):
+    """The same statistics of so many samples, which differ."""
+    return dataclasses.replace(seen, tails=dataclasses.replace(seen.tails, samples=samples, dispersion=1.0))
 
 
 def choose(seen, readers, methods, allowed):
@@ -110,7 +110,7 @@ def test_a_channels_size_is_doubted_the_more_the_fewer_samples_tell_of_it():
         seen = believed(observed(positive(sizes=[1, 1, 1, 0.02])), samples)
         return qparams._shares(np.array([1.0, 1.0, 1.0, 0.02]), seen)
 
-    few, some, many = sizes(8), sizes(64), sizes(10_000)
+    few, some, many = sizes(8), sizes(64), sizes(1_000_000)
     assert few[3] > some[3] > many[3]
     assert few[3] > 0.5, "a class that eight samples lack may make it as loud as the others"
     assert many[3] == pytest.approx(0.02, rel=0.2)
