@@ -11,6 +11,8 @@ from se_deploy.backends import registry
 from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import UnsupportedGraph
+from se_deploy.fusion import FusionRules
+from se_deploy.fusion.region import Graph
 from se_deploy.passes import search
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
@@ -343,3 +345,43 @@ def test_a_plan_is_read_back_from_its_json(planner):
     kept = {"kernels": plan.kernels, "weight_bytes": plan.weight_bytes}
     assert replace(fusion.to_schema(again, (), "fp16"), **kept) == fields
     assert any(kernel.onnx_nodes for kernel in again.layers)
+
+
+@pytest.mark.parametrize(
+    ("tail", "after"),
+    [
+        ("s = Mul(m, g) e = Add(s, x) y = Relu(e)", ("n_e", "n_y")),
+        ("s = Mul(m, g) e = Add(s, x) y = Neg(e)", ("n_e",)),
+        ("s = Mul(m, g) e = Sub(s, x) y = Relu(e)", ()),  # no residual
+        ("s = Mul(m, g) e = Max(s, x) y = Relu(e)", ()),
+        ("s = Mul(m, g) e = Abs(s) y = Add(e, x)", ()),
+        ("s = Mul(m, g) e = Add(s, b4) y = Relu(e)", ()),  # a bias
+    ],
+)
+def test_behind_a_block_stands_a_sum_of_two_maps_and_its_activation(monkeypatch, tail, after):
+    monkeypatch.setitem(plan_graphs.TAILS, "other", tail)
+    monkeypatch.setitem(plan_graphs.OUTPUTS, "other", "s")
+    made = plan_graphs._model
+    monkeypatch.setattr(
+        plan_graphs,
+        "_model",
+        lambda *args, **kw: made(*args, **kw, extra={"b4": np.ones((1, 32, 1, 1), np.float32)}),
+    )
+    model = plan_graphs.se_net(tail="other")
+    region = Graph(model).region(plan_graphs.block(model, tail="other"))
+    assert region.after == after
+
+
+def test_a_compiler_without_pointwise_kernels_is_not_blamed_for_one():
+    other = kernel("neg", ["n_neg"], ["p"], ["p2"])
+    model = plan_graphs.se_net()
+    fc1 = model.graph.node("n_f1")
+    neg = ir.node("Neg", [fc1.inputs[0]], name="n_neg")
+    model.graph.insert_before(fc1, neg)
+    fc1.replace_input_with(0, neg.outputs[0])
+    plan = Plan("any", "", "sm86", (*BEST[:2], other, *BEST[2:]))
+    block = plan_graphs.block(model)
+    (verdict,) = fusion.verdicts(plan, [block], model, FusionRules())
+    assert ["has a kernel of its own" in reason for reason in verdict.reasons] == [True]
+    (verdict,) = fusion.verdicts(plan, [block], model, FusionRules(fuses_pointwise=False))
+    assert verdict.reasons == ()

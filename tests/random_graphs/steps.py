@@ -46,8 +46,9 @@ WEIGHTS_DB = 20.0
 """Least ratio of signal to noise with every weight rounded to 8 bits and nothing else, usually 40 dB."""
 INT8_DB = 8.0
 """The same with activations in INT8, usually 25 dB; a wrong padding, offset or scale leaves less than 0."""
-SMALL = 1e-2
-"""Root mean square of an output below which INT8 is not asked: behind a Relu that gives almost all 0."""
+SMALL = 0.1
+"""Root mean square of an output below which INT8 is not asked: a sum that comes to next to nothing, behind a
+Relu that gives almost all 0, is small against its own terms, whose rounding stays."""
 SUBSETS = 2  # of the rewrites, each applied together wherever it is possible
 TAKERS = ("gate-into-previous", "gate-into-next", "gate-into-next-batched")
 """They take a gate away from rewrites that come later: half of the subsets do without them."""

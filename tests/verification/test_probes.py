@@ -133,3 +133,10 @@ def test_integers_that_choose_a_branch_come_from_the_users_data():
     probes = chosen(made, data={"x": np.ones((1, 4), np.float32), "rate": np.asarray(16000)})
     assert {int(probe.feeds["rate"]) for probe in probes} == {16000}
     assert {probe.kind for probe in probes} == {"noise", "extremes", "data"}
+
+
+def test_a_flag_is_both_true_and_false():
+    made = model("float[N,3,8,8] x, bool[N,3,1,1] b", "z = Neg(x) y = Where(b, x, z)")
+    drawn = [probe.feeds["b"] for probe in chosen(made) if probe.kind == "noise"]
+    assert drawn
+    assert all(set(np.unique(flags)) == {False, True} for flags in drawn)

@@ -188,3 +188,27 @@ def test_rounding_noise_of_an_answer_next_to_nothing_is_told_from_a_changed_one(
 def test_a_small_output_is_held_to_a_share_of_itself():
     before, after = (model(const("k", k) + "y = Mul(x, k)") for k in (1e-6, 1.1e-6))
     assert not verified(before, after).passed
+
+
+def test_the_summary_says_whether_anything_differs():
+    same = verified(model("y = Relu(x)"), model("y = Relu(x)"))
+    assert (same.max_abs_error, same.summary) == (0.0, "no difference")
+    other = verified(model("y = Relu(x)"), model(const("k", 1.5) + "z = Relu(x) y = Mul(z, k)"))
+    assert other.summary == "1 failures, largest error 5.0e-01 of the largest output"
+    assert verification.Verified().summary == "nothing to compare"
+    assert verification.skipped().summary == "not compared"
+
+
+def test_the_worst_probe_is_the_one_that_is_told():
+    """Black and white reach further than noise does, so that a wrong factor is most wrong on them."""
+    before, after = model("y = Relu(x)"), model(const("k", 1.5) + "z = Relu(x) y = Mul(z, k)")
+    with EXACT.open(before) as session:
+        (noise, *_) = verification.choose(before, session)
+    feeds = {"x": noise.feeds["x"] * 100}
+    far = type(noise)("data", feeds)
+    for probes in ((noise, far), (far, noise)):
+        expected = verification.expect(lambda: EXACT.open(before), probes)
+        with EXACT.open(after) as made:
+            (failure,) = verification.verify(expected, made, step="simplify").failures
+        assert failure.measure == "largest error on data"
+        assert failure.error == pytest.approx(0.5 * feeds["x"].max(), rel=1e-5)
