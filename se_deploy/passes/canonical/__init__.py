@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import graph, se_blocks
-from se_deploy.passes.canonical.blocks import obstacle, respell_blocks
+from se_deploy.passes.canonical.blocks import obstacles, respell_blocks
 from se_deploy.passes.canonical.fold import NotFolded, fold_affine, fold_constants, overflowing
 from se_deploy.passes.canonical.hard import recompose_hard
 from se_deploy.passes.canonical.layout import blocks_to_channels_first
@@ -52,7 +52,6 @@ def canonicalize(model: ir.Model, passes: Sequence[graph.Pass] = PASSES) -> Cano
     made = graph.rewrite(model, *passes)
     refused = tuple(
         NotCanonical(block.output, reason)
-        for block in se_blocks.detect(made.model).se
-        if (reason := obstacle(made.model, block))
+        for block, reason in obstacles(made.model, se_blocks.detect(made.model).se)
     )
     return Canonical(made.model, made.counts, refused, overflowing(made.model))

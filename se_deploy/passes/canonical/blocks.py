@@ -13,7 +13,7 @@ from se_deploy.se_blocks import functions
 from se_deploy.se_blocks.values import LAYOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from se_deploy.protocols import Array
     from se_deploy.se_blocks import SEBlock
@@ -34,13 +34,15 @@ def respell_blocks(model: ir.Model) -> int:
     Before: x: (N, C, *) -> any spatial mean -> Reshape, Gemm, MatMul, Add, … -> Reshape, Expand -> Mul
     After:  x -> GlobalAveragePool: (N, C, 1*) -> Conv 1x1, Add, … on (N, R, 1*) -> Mul, which broadcasts.
     Equal up to the order of the sums; the Mul stays, with its name and its output's.
-    Needs: channels on axis 1 of x, constant weights, and between the layers only what `obstacle` lets pass.
+    Needs: channels on axis 1 of x, constant weights, and between the layers only what `obstacles` lets pass.
     """
     fired = 0
     written: dict[tuple[ir.Value, int], ir.Value] = {}
     weights: dict[tuple[ir.Value, str, int], ir.Value] = {}
-    for block in se_blocks.detect(model).se:
-        found = _Site.of(model, block)
+    blocks = se_blocks.detect(model).se
+    muls = nodes_of(model, blocks)
+    for block in blocks:
+        found = _Site.of(muls, block)
         if found is None or _is_canonical(found) or _obstacle(found):
             continue
         _Writer(model, found, written, weights).write()
@@ -48,10 +50,20 @@ def respell_blocks(model: ir.Model) -> int:
     return fired
 
 
-def obstacle(model: ir.Model, block: SEBlock) -> str:
-    """Why a block is in no canonical form and cannot be brought into it; "" where it is or can."""
-    found = _Site.of(model, block)
-    return "its parts are not in the graph" if found is None else _obstacle(found)
+def obstacles(model: ir.Model, blocks: Sequence[SEBlock]) -> Iterator[tuple[SEBlock, str]]:
+    """The blocks that are in no canonical form and cannot be brought into it, and why."""
+    muls = nodes_of(model, blocks)
+    for block in blocks:
+        found = _Site.of(muls, block)
+        reason = "its parts are not in the graph" if found is None else _obstacle(found)
+        if reason:
+            yield block, reason
+
+
+def nodes_of(model: ir.Model, blocks: Sequence[SEBlock]) -> dict[str, ir.Node]:
+    """The nodes that apply the blocks' gates, by name: one walk over the graph for all of them."""
+    wanted = {block.scale_node for block in blocks}
+    return {node.name: node for node in model.graph if node.name in wanted and node.name is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +77,9 @@ class _Site:
     squeezed: ir.Value
 
     @classmethod
-    def of(cls, model: ir.Model, block: SEBlock) -> _Site | None:
+    def of(cls, muls: Mapping[str, ir.Node], block: SEBlock) -> _Site | None:
         """A block's values by their names; None where one is gone."""
-        mul = next((n for n in model.graph if n.name == block.scale_node), None)
+        mul = muls.get(block.scale_node)
         if mul is None or None in mul.inputs:
             return None
         gate = next((v for v in mul.inputs if v is not None and v.name == block.gate_output), None)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from se_deploy import graph, se_blocks
+from se_deploy.passes.canonical.blocks import nodes_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from se_deploy.se_blocks import SEBlock
 
@@ -23,8 +24,10 @@ def blocks_to_channels_first(model: ir.Model) -> int:
     output of the graph; the gate needs the rank of x.
     """
     moved = 0
-    for block in se_blocks.detect(model).se:
-        found = _scaled_behind_transpose(model, block)
+    blocks = se_blocks.detect(model).se
+    muls = nodes_of(model, blocks)
+    for block in blocks:
+        found = _scaled_behind_transpose(muls, block)
         if found is None:
             continue
         mul, gate, transposed, x = found
@@ -53,10 +56,10 @@ def blocks_to_channels_first(model: ir.Model) -> int:
 
 
 def _scaled_behind_transpose(
-    model: ir.Model, block: SEBlock
+    muls: Mapping[str, ir.Node], block: SEBlock
 ) -> tuple[ir.Node, ir.Value, ir.Value, ir.Value] | None:
     """Mul, gate, the transposed tensor and the one before; None where a precondition fails."""
-    mul = next((n for n in model.graph if n.name == block.scale_node), None)
+    mul = muls.get(block.scale_node)
     if mul is None or mul.outputs[0].is_graph_output():
         return None
     gate = next((v for v in mul.inputs if v is not None and v.name == block.gate_output), None)
