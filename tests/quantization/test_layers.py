@@ -110,3 +110,26 @@ def in_branches():
     model = written(BRANCHES, x="float[N,4,6,6] x, bool t")
     next(node for node in model.graph if node.op_type == "If").name = "y_if"
     return model
+
+
+@pytest.mark.parametrize(
+    ("body", "shape", "inputs", "axis", "outputs"),
+    [
+        ("y = Conv(x, w)", (6, 4, 3, 3), "float[N,4,8,8] x", 0, 6),
+        ("y = Conv<group = 4>(x, w)", (8, 1, 3, 3), "float[N,4,8,8] x", 0, 8),
+        ("y = ConvTranspose(x, w)", (4, 6, 2, 2), "float[N,4,8,8] x", 1, 6),
+        ("y = Gemm<transB = 1>(x, w)", (6, 4), "float[N,4] x", 0, 6),
+        ("y = Gemm(x, w)", (4, 6), "float[N,4] x", 1, 6),
+        ("y = MatMul(x, w)", (4, 6), "float[N,4] x", 1, 6),
+    ],
+)
+def test_the_matrix_of_a_layer_goes_back_to_where_it_was(body, shape, inputs, axis, outputs):
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1
+    model = model_of(body, [("w", array)], inputs=inputs, output="float[N,O,H,W] y")
+    (layer,) = collected(model).quantizable
+    assert layer.output_axis == axis
+    assert layer.matrix.shape[0] * layer.matrix.shape[1] == outputs
+    np.testing.assert_array_equal(layer.as_stored(layer.matrix), array)
+    rows = layer.matrix.reshape(outputs, -1)
+    stored = np.moveaxis(array, axis, 0).reshape(outputs, -1)
+    np.testing.assert_array_equal(np.sort(rows, axis=1), np.sort(stored, axis=1))
