@@ -34,6 +34,8 @@ IR_VERSION = 10
 MOST_CONSTANT = 2**26
 """Elements that nodes may make out of constants, 512 MB of int64; tables of positions have 2**20."""
 
+_TRAINING = "training_mode"  # of BatchNormalization from operator set 14 on
+
 _MAX_PROTO_BYTES = 2**31 - 2**20  # protobuf's own limit is 2 GiB
 
 
@@ -172,7 +174,7 @@ def _trains(node: ir.Node, version: int) -> bool:
         return len(node.inputs) < 2 or node.inputs[1] is None or scalar(node.inputs[1]) != 0  # noqa: PLR2004
     if version < _TRAINING_MODE:
         return sum(bool(value.name) for value in node.outputs) > 1
-    return bool(attribute(node, "training_mode", 0))
+    return bool(attribute(node, _TRAINING, 0))
 
 
 _NO_IS_TEST = 7  # the opset that took `is_test` away: from then on the outputs, later an attribute, say it
@@ -239,7 +241,11 @@ def _read_through_identity(model: ir.Model) -> None:
 
 def tidy(model: ir.Model) -> ir.Model:
     """Drop unused nodes and initializers, sort, name every node uniquely, and infer shapes, in place."""
+    training = [node for node in model.graph.all_nodes() if _TRAINING in node.attributes]
+    modes = [node.attributes[_TRAINING] for node in training]
     common.RemoveUnusedNodesPass()(model)
+    for node, mode in zip(training, modes, strict=True):  # onnx_ir drops it with outputs that nothing reads,
+        node.attributes[_TRAINING] = mode  # and the node would then compute with other statistics
     common.TopologicalSortPass()(model)
     common.NameFixPass()(model)
     for node in model.graph.all_nodes():
