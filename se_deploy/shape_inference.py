@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FOLLOWED = 14
-"""Onnx infers what a Reshape makes from a shape that the graph computes from this operator set on."""
+"""From this operator set on onnx infers what a Reshape or an Expand makes of sizes that are computed."""
 
 _LARGEST_SHAPE = 64
 """Elements of a constant that may be a shape, axes or bounds; larger ones are weights."""
@@ -22,7 +22,7 @@ def infer(model: ir.Model) -> None:
     """Set the type and shape of every value that can be inferred, in place.
 
     Before operator set 14 a Reshape to computed sizes, which is TorchScript's `x.view(x.size(0), -1)`, has no
-    rank by onnx, nor has what follows: there the shapes are those of the graph in that version.
+    rank by onnx, an Expand no sizes, nor has what follows: there they are those of the graph in that version.
     """
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     if model.graph.opset_imports.get("", _FOLLOWED) < _FOLLOWED and any(_lost(model)):
@@ -30,10 +30,18 @@ def infer(model: ir.Model) -> None:
 
 
 def _lost(model: ir.Model) -> Iterator[ir.Value]:
-    """Yield what a Reshape writes and has no rank."""
+    """Yield what a Reshape or an Expand writes that has no rank, or sizes that nobody named."""
     for node in model.graph.all_nodes():
-        if node.op_type == "Reshape" and not node.domain and node.outputs[0].shape is None:
+        if node.op_type not in {"Reshape", "Expand"} or node.domain:
+            continue
+        shape = node.outputs[0].shape
+        if shape is None or any(not isinstance(d, int) and _is_unnamed(d) for d in shape):
             yield node.outputs[0]
+
+
+def _is_unnamed(size: ir.SymbolicDim) -> bool:
+    """Whether a free size has no name, or one that inference made up."""
+    return size.value is None or str(size.value).startswith("unk__")
 
 
 def _take_from_newer(model: ir.Model) -> None:

@@ -27,7 +27,14 @@ def two_blocks(opset, **parts):
 
 @pytest.mark.parametrize("opset", [11, 12, 13, 14])
 @pytest.mark.parametrize(
-    "parts", [{"layers": "gemm"}, {"squeeze": "flattened-by-shape"}, {"expand": "shape"}], ids=str
+    "parts",
+    [
+        {"layers": "gemm"},
+        {"squeeze": "flattened-by-shape"},
+        {"expand": "shape"},
+        {"expand": "shape", "squeeze": "sum-times"},
+    ],
+    ids=str,
 )
 def test_a_block_behind_one_that_computes_its_sizes_is_found(opset, parts):
     proto, outputs = two_blocks(opset, **parts)

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from se_deploy import graph
+from se_deploy import graph, shape_inference
 from se_deploy.errors import BadArtifact, UnsupportedGraph
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def rounded(model: ir.Model, plan: Plan | None = None) -> ir.Model:
     copy = model.clone()
     if copy.functions:
         common.InlinePass()(copy)
+        shape_inference.infer(copy)  # what stood in a function has no type yet
     graphs = tuple(copy.graphs())
     _refuse_sequences(copy)
     written = [(value, value.dtype or SINGLE) for value in _written(copy, plan)]  # before they are widened

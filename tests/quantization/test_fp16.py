@@ -108,3 +108,19 @@ def test_small_scales_are_not_floored_to_larger_ones():
     done = to_qdq(model, [layer_for(model.graph[0], QuantParams(0.03))]).model
     half = to_fp16(done).model
     np.testing.assert_allclose(run(half, x=image()), run(done, x=image()), rtol=0.05, atol=3e-5)
+
+
+def test_no_cast_is_left_that_changes_nothing():
+    model = graph.tidy(
+        ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 20]>\n'
+            "g (float[N,4] x) => (float[N,4] y, float[N,4] z) { h = Cast<to = 10>(x) r = Relu(h) "
+            "f = Cast<to = 1>(r) s = Sigmoid(f) t = Cast<to = 10>(s) u = Relu(t) y = Cast<to = 1>(u) "
+            "z = Neg(f) }"
+        )
+    )
+    made = to_fp16(model).model
+    graph.check(made)
+    casts = [node for node in made.graph if node.op_type == "Cast"]
+    assert all(node.inputs[0].dtype != node.outputs[0].dtype for node in casts)
+    assert len(casts) == 3  # of the input, and of each output

@@ -405,3 +405,20 @@ def test_numbers_within_a_kernel_are_fp32():
 def test_every_reader_of_a_tensor_gets_it_rounded():
     model = model_of("h = Cast<to = 10>(x) a = Mul(h, h) b = Sub(a, a) y = Cast<to = 1>(b)")
     assert np.isnan(run(rounded(model), x=np.full((2, 4, 6, 6), 300, np.float32))).all()
+
+
+def test_what_stands_in_functions_is_rounded_too():
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 20, "own" : 1]>\n'
+        "g (float16[N,4] x) => (float16[N,4] y) { y = own.f(x) }\n"
+        '<domain: "own", opset_import: ["" : 20]> f (a) => (b) { c = Mul(a, a) b = Mul(c, a) }'
+    )
+    made = rounded(model)
+    assert not made.functions
+    assert len(model.functions) == 1
+    x = np.linspace(0.1, 3, 100).reshape(25, 4).astype(np.float16)
+    wide = x.astype(np.float32)
+    c = to_half(wide * wide).astype(np.float32)
+    (y,) = [run(graph.tidy(made), x=x)]
+    np.testing.assert_array_equal(y, to_half(c * wide))
+    assert not np.array_equal(y, to_half(wide**3)), "these numbers do not show a rounding between"

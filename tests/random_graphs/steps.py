@@ -49,6 +49,7 @@ INT8_DB = 8.0
 SMALL = 0.1
 """Root mean square of an output below which INT8 is not asked: a sum that comes to next to nothing, behind a
 Relu that gives almost all 0, is small against its own terms, whose rounding stays."""
+SHAKES = 32  # of every input and weight: a gate between two large numbers turns over in some of them
 SUBSETS = 2  # of the rewrites, each applied together wherever it is possible
 TAKERS = ("gate-into-previous", "gate-into-next", "gate-into-next-batched")
 """They take a gate away from rewrites that come later: half of the subsets do without them."""
@@ -192,7 +193,7 @@ class Steps:
     def moved(self, bits: float) -> list[float]:
         """Measure how far changes of `bits` in every input and weight move each output."""
         worst = [0.0] * len(self.want)
-        for seed in range(4):
+        for seed in range(SHAKES):
             rng = np.random.default_rng(seed)
             copy = self.model.clone()
             for value in copy.graph.initializers.values():
