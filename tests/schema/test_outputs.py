@@ -27,7 +27,7 @@ else:
 
 pytest.importorskip("tensorrt_rtx")
 
-SCHEMALESS = {"schema", "completion"}  # they print no object of their own
+SCHEMALESS = {"schema", "completion", "worker"}  # they print no object of their own
 QUICK = ("--warmup-ms", "1", "--duration-s", "0.05", "--threads", "1")
 CONFIG = """
 [parity]
@@ -45,6 +45,14 @@ duration_s = 0.05
 files = "net.onnx"
 runtime = "onnxruntime"
 allow_split = 9
+"""
+SWEEP = """
+models = ["net.onnx"]
+precisions = ["fp16"]
+data = "x.npy"
+search_plans = 0
+warmup_ms = 1
+duration_s = 0.05
 """
 
 
@@ -65,6 +73,7 @@ def outputs(tmp_path_factory):
     use_graphs.image(folder / "red.png")
     np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32))
     (folder / "se-deploy.toml").write_text(CONFIG)
+    (folder / "sweep.toml").write_text(SWEEP)
     with _inside(folder):
         run = call("run", "net.onnx", "-o", "out", "--fp16", "--data", "x.npy", "--search-plans", "1", *QUICK)
         yield {
@@ -86,7 +95,11 @@ def outputs(tmp_path_factory):
             "doctor": [call("doctor")],
             "error": [call("inspect", "red.png", code=1), call("inspect", "--no-such", code=2)],
             "manifest": [json.loads(manifests.path_of(folder / "net.engine").read_text())],
+            "sweep": [call("sweep", "sweep.toml", "-o", "s"),
+                      json.loads((folder / "s" / "sweep.json").read_text())],
+            "sweep-cell": [json.loads(one.read_text()) for one in folder.glob("s/cells/*/*/cell.json")],
             "config": [tomllib.loads(CONFIG)],
+            "sweep-file": [tomllib.loads(SWEEP)],
             "input": [json.loads((folder / "b" / "input.json").read_text())],
         }  # fmt: skip
 
@@ -111,7 +124,7 @@ def test_every_output_is_what_its_schema_says(outputs):
 
 def test_every_output_comes_back_as_its_type_and_goes_out_the_same(outputs):
     for name, found in names(outputs):
-        if name == "config":
+        if name in {"config", "sweep-file"}:
             continue  # what is not written has its default
         value = schema.convert(found, schema.OBJECTS[name], what=name, error=BadInput, hint="")
         assert json.loads(schema.encode(value)) == found, name
