@@ -148,7 +148,7 @@ def _gpu_tests(folder: Path) -> str:
     missing = [name for name in (*NEEDED, "pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         return f"not run: {', '.join(missing)} not installed"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/backends"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
     done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False, capture_output=True, text=True)
     (folder / "pytest.log").write_text(done.stdout + done.stderr)
     return (done.stdout.strip().splitlines() or ["it said nothing"])[-1]

@@ -38,6 +38,7 @@ CASES = {
     "AveragePool": [
         ("AveragePool", ["x"], {"kernel_shape": [12, 12], "pads": [1] * 4, "count_include_pad": 1})
     ],
+    "AveragePool, whole map": [("AveragePool", ["x"], {"kernel_shape": [12, 12]})],
     "GlobalAveragePool": [("GlobalAveragePool", ["x"], {})],
     "ReduceMean": [("ReduceMean", ["x"], {"axes": [2, 3], "keepdims": 1})],
     "ReduceSum": [("ReduceSum", ["x", "axes"], {"keepdims": 0})],
