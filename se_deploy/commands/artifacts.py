@@ -65,8 +65,8 @@ def opened(
 
     `exact` runs an ONNX file node by node, without the runtime's own fusions, every FP16 tensor rounded: the
     numbers that the file means. `stand_in` lets the ONNX file that an engine was built from answer for it
-    where no GPU is, rounded where the engine's plan rounds, if engine, manifest and ONNX file agree by their
-    hashes.
+    where no GPU is that it was built for, rounded where the engine's plan rounds, if engine, manifest and
+    ONNX file agree by their hashes.
     Raises: BadModel, BadArtifact, MissingRuntime.
     """
     if isinstance(artifact, Opened):

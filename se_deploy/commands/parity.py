@@ -95,7 +95,8 @@ def parity(
     """Compare every candidate with the reference on the same data.
 
     An ONNX file is run node by node as it stands, its FP16 tensors rounded; an engine runs itself where a GPU
-    is, else through the ONNX file beside it, rounded where its plan rounds, and the result says so.
+    is that it was built for, else through the ONNX file beside it, rounded where its plan rounds, and the
+    result says so.
     Every output is compared by what it is: class scores, a mask, boxes; `kinds` overrules the guess by name.
     Raises: BadData, BadModel, BadArtifact, BadInput.
     """
