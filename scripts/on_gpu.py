@@ -54,6 +54,7 @@ REHEARSED = ("mobilenetv3_small_100",)
 COMPILED = 3  # networks that torch.compile gets: each takes it half a minute
 CALLS, ROUNDS, WARM_UP = 100, 5, 10
 BATCHES = (1, 8)
+GPU_TESTS = ("tests/gpu", "tests/backends")  # what they import is in NEEDED
 PACKAGES = (
     "torch", "triton", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "cuda-bindings", "tensorrt",
     "tensorrt-rtx", "msgspec", "pytest",
@@ -148,7 +149,7 @@ def _gpu_tests(folder: Path) -> str:
     missing = [name for name in (*NEEDED, "pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing:
         return f"not run: {', '.join(missing)} not installed"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *GPU_TESTS]
     done = subprocess.run(command, cwd=ROOT, env=_environment(), check=False, capture_output=True, text=True)
     (folder / "pytest.log").write_text(done.stdout + done.stderr)
     return (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
