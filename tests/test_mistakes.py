@@ -91,6 +91,10 @@ MISTAKES = {
         ("profile", "net.onnx", "--opt-shapes", "inputs:1x3x16x16"),
         "did you mean 'input'?",
     ),
+    "a shape of no input, compared": (
+        ("parity", "net.onnx", "net.onnx", "--data", "photos", "--opt-shapes", "inputs:1x3x16x16"),
+        "did you mean 'input'?",
+    ),
     "a shape of no input, exported": (
         ("export", "net.onnx", "-o", "out.onnx", "--opt-shapes", "inputs:1x3x16x16"),
         "did you mean 'input'?",

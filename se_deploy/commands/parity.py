@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from se_deploy import batching, comparison
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import artifacts, reading
+from se_deploy.commands import artifacts, reading, shapes
 from se_deploy.commands.fed_frames import FedFrames
 from se_deploy.data import pictures
 from se_deploy.errors import BadInput
@@ -106,6 +106,7 @@ def parity(
     notes = artifacts.unused(network)
     accuracy, unjudged = None, False
     with artifacts.opened(reference, exact=True, host=host, network=network) as ref:
+        shapes.refuse_unknown([spec.name for spec in ref.session.inputs], network.feeding.shapes)
         fed: dict[bool, _Fed] = {}
         for done, candidate in enumerate(candidates):
             progress("parity", done, len(candidates))
