@@ -50,23 +50,22 @@ def cut(model: ir.Model, behind: Sequence[str]) -> list[Segment]:
 
 
 def _read_by(node: ir.Node) -> Iterator[str]:
-    """Yield the names of what a node reads, its bodies included."""
-    made: set[str] = set()
-    for attribute in node.attributes.values():
-        bodies = (
-            [attribute.as_graph()]
-            if attribute.type == ir.AttributeType.GRAPH
-            else list(attribute.as_graphs())
-            if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )
-        for body in bodies:
-            made.update({str(v.name) for v in body.inputs} | set(body.initializers))
-            for inner in body.all_nodes():
-                made.update(str(v.name) for v in inner.outputs)
-                yield from (str(v.name) for v in inner.inputs if v is not None and v.name not in made)
-            yield from (str(v.name) for v in body.outputs if v.name not in made)
+    """Yield the names of what a node reads, its bodies included, and theirs."""
     yield from (str(v.name) for v in node.inputs if v is not None and v.name)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from _read_inside(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            for body in attribute.as_graphs():
+                yield from _read_inside(body)
+
+
+def _read_inside(body: ir.Graph) -> Iterator[str]:
+    """Yield the names of what a body reads and does not make."""
+    made = {str(v.name) for v in body.inputs} | set(body.initializers)
+    made.update(str(v.name) for node in body for v in node.outputs)
+    read = (name for node in body for name in _read_by(node))
+    yield from (name for name in (*read, *(str(v.name) for v in body.outputs)) if name not in made)
 
 
 def as_model(model: ir.Model, segment: Segment, arrays: Mapping[str, Array]) -> ir.Model:

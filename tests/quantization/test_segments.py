@@ -16,6 +16,13 @@ BODIES = {
     "m = ReduceMax<keepdims = 0>(c) z = Less(m, m) "
     "y = If(z)<then_branch = one () => (float[N,4,8,8] p) { p = Mul(b, c) }, "
     "else_branch = two () => (float[N,4,8,8] q) { q = Sub(c, b) }>",
+    "a body inside a body": "a = Conv<pads = [1,1,1,1]>(x, w) b = Relu(a) c = Conv(b, v) "
+    "m = ReduceMax<keepdims = 0>(c) z = Less(m, m) "
+    "y = If(z)<then_branch = one () => (float[N,4,8,8] p) { p = Mul(b, c) }, "
+    "else_branch = two () => (float[N,4,8,8] q) { k = Constant<value = int64 {2}>() "
+    "t = Constant<value = bool {1}>() q = Loop(k, t, c)"
+    "<body = three (int64 i, bool go, float[N,4,8,8] e) => (bool on, float[N,4,8,8] f) "
+    "{ on = Identity(go) f = Sub(e, b) }> }>",
 }  # fmt: skip
 
 
