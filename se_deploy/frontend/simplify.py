@@ -101,6 +101,8 @@ def _name_what_was_folded(given: ir.Model, made: ir.Model) -> None:
             continue
         if not {node.op_type, producer.op_type} <= _FOLDED_INTO or _reads_same(node, producer):
             continue
+        if all(after.outputs[0].name in taken for after in was.consumers()):
+            continue  # nothing is gone behind it: the graph computed its weights, which now are constants
         held = _last_folded(was, taken)
         value.name = graph.fresh_name(held if held != was.name else f"{was.name}_folded", taken)
         taken.add(value.name)
