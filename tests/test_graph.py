@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib import metadata
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -261,6 +263,7 @@ def test_the_bodies_of_control_flow_are_checked():
         graph.check_structure(model, after="a pass")
 
 
+ONNXSIM = tuple(int(part) for part in metadata.version("onnxsim").split(".")[:2])
 SEQUENCES = {
     "inside": "y = SequenceAt(s, i) }",
     "an output": "y = SequenceAt(s, i)\n z = SequenceInsert(s, y) }",
@@ -282,8 +285,11 @@ def test_sequences_stay_sequences(kind, tmp_path):
     onnx.save(parser.parse_model(text), tmp_path / "given.onnx")
     graph.save(graph.load(tmp_path / "given.onnx"), tmp_path / "made.onnx")
     made = simplify(graph.load(tmp_path / "made.onnx"))
-    refused = "left as exported"  # by an onnxsim before 0.6, which gives a sequence no type
-    assert not [warning for warning in made.warnings if refused not in warning]
+    if kind == "an output" and ONNXSIM < (0, 5):  # it gives a sequence no type, which onnx refuses
+        (refused,) = made.warnings
+        assert refused.endswith("the graph was left as exported")
+    else:
+        assert not made.warnings
     graph.save(made.model, tmp_path / "made.onnx")
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     feeds = {"x": x, "x2": x[:, :2], "c": np.array(False)}
