@@ -43,7 +43,7 @@ def test_every_method(tmp_path, method):
 
 def test_offset_folding_and_equalization_are_worth_it(tmp_path):
     plain = dataclasses.replace(FAST, offset_folding=False, channel_equalization=False)
-    samples = dataset(tmp_path, 96)
+    samples = dataset(tmp_path)
     plainly, made = (
         quantization.quantize(network(), samples, runtime=RUNTIME, options=o).sqnr_db["y"]
         for o in (plain, FAST)
@@ -417,11 +417,12 @@ def test_each_policy_puts_offsets_and_equalization_where_it_may(tmp_path, name, 
     assert (shared | beside) == (set() if name == "portable" else {"a"})
 
 
-def test_gptq_is_better_than_rounding_to_nearest(tmp_path):
+@pytest.mark.parametrize("biases", [True, False])
+def test_gptq_is_better_than_rounding_to_nearest(tmp_path, biases):
     samples = dataset(tmp_path)
-    without = dataclasses.replace(FAST, bias_correction=False)
-    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
-    with_gptq = dataclasses.replace(without, gptq=True)
+    options = dataclasses.replace(FAST, bias_correction=biases)
+    plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=options)
+    with_gptq = dataclasses.replace(options, gptq=True)
     made = quantization.quantize(network(), samples, runtime=RUNTIME, options=with_gptq)
     assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 0.3
 
@@ -431,7 +432,7 @@ def test_corrected_biases_are_better(tmp_path):
     without = dataclasses.replace(FAST, bias_correction=False)
     plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
     made = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
-    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 0.5
+    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 3
 
 
 def test_corrected_biases_are_kept_only_where_they_are_not_surely_worse(tmp_path, monkeypatch):
