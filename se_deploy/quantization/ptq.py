@@ -55,7 +55,7 @@ _DEFAULT_METHOD: Method = "mse"
 _OTHER_METHODS: tuple[Method, ...] = ("percentile", "entropy")
 """Tried beside it where the data may hold what should not decide: they are blind to single values. Taking the
 best of all methods on some tens of samples was tried: chance, and with more samples it cost up to 6 dB."""
-_FEWEST_HELD = 8  # samples that may speak for another method: four did, and cost a text detector 5 dB
+_FEWEST_HELD = 6  # samples that may speak for another method: four did, and cost a text detector 5 dB
 _PROMISE = 1.4  # times less rounding noise than the default's: else it is not worth an evaluation
 
 

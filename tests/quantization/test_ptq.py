@@ -115,7 +115,7 @@ def test_a_layer_left_in_float_says_how_it_was_found(tmp_path, keep, said):
 
 
 def test_an_outlier_makes_another_method_the_best(tmp_path):
-    dataset(tmp_path, 48)
+    dataset(tmp_path)
     x = np.load(tmp_path / "x.npz")["x"]
     x[0, :, 3, 3] = 300  # one broken pixel, not among the samples held back
     samples = samples_of(tmp_path, x=x)
