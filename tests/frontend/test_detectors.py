@@ -55,11 +55,11 @@ def test_every_box_of_the_detector_is_one_of_the_heads(name, size, first_class):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the exporters' own, which `export` keeps from its callers
 @pytest.mark.parametrize("exporter", ["_dynamo", "_torchscript"])
 def test_heads_are_exported_with_a_free_batch_and_blocks(exporter):
     network = loaded()
-    model = getattr(torch_export, exporter)(network, 20, None)
+    with torch_export._silence():  # as `export` keeps what the exporters themselves warn of from its callers
+        model = getattr(torch_export, exporter)(network, 20, None)
     assert [v.name for v in model.graph.outputs] == ["boxes", "scores"]
     assert len(se_blocks.detect(model).se) == 8
     assert (network.image.height, network.image.width) == (320, 320)
