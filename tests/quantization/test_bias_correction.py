@@ -7,6 +7,7 @@ from layer_graphs import RUNTIME, layer_for, model_of, weights
 from se_deploy import calibration, data, graph
 from se_deploy.protocols import TensorSpec
 from se_deploy.quantization import QuantParams, bias_correction, qdq
+from se_deploy.quantization.qdq import QuantizedLayer
 
 COARSE = QuantParams(0.23)  # so that a background's rounding error is plain to see
 NETWORK = (
@@ -76,6 +77,31 @@ def test_each_layers_mean_is_that_of_the_float_network(tmp_path, batch, count):
     for old, new in zip(planned, done, strict=True):
         assert new.weight is old.weight
         assert new.params is old.params
+
+
+def test_the_channels_of_a_matrix_product_are_its_last_axis(tmp_path):
+    w = weights(8, 8)
+    tokens = {"inputs": "float[N,6,8] x", "output": "float[N,6,8] y"}
+    model = model_of("y = MatMul(x, w)", [("w", w)], **tokens)
+    x = 0.31 + 0.02 * np.random.default_rng(0).standard_normal((8, 6, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    samples = data.read(tmp_path / "x.npy", [TensorSpec("x", np.dtype(np.float32), (None, 6, 8))])
+    scale = np.abs(w).max(axis=0) / 127
+    layer = QuantizedLayer(
+        model.graph[0].name, COARSE, np.round(w / scale).astype(np.int8), scale, 1, np.zeros(8, np.float32)
+    )
+
+    def mean(net):
+        with RUNTIME.open(net) as session:
+            return session.run({"x": x})["y"].mean(axis=(0, 1))
+
+    wanted = mean(model)
+    before, after = (
+        np.abs(mean(qdq.to_qdq(model, layers).model) - wanted).max()
+        for layers in ([layer], corrected(model, [layer], samples))
+    )
+    assert before > 0.01, "nothing to correct: the test would prove nothing"
+    assert after < before / 10
 
 
 def test_a_later_layer_is_corrected_for_what_earlier_ones_still_do(tmp_path):
