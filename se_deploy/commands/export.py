@@ -74,7 +74,8 @@ def export(
     calibration = calibration or CalibrationOptions()
     options = target_options(target)
     files.claim(output, overwrite=overwrite)
-    files.claim(choices_path(output), overwrite=overwrite or replays_its_own(output, options))
+    replayed = replays_its_own(output, options)
+    files.claim(choices_path(output), overwrite=overwrite or replayed)
     files.claim_kept(calibration.cache)
     to = lowering.destination(options)
     if to.targets and to.backend is None:
@@ -100,7 +101,8 @@ def export(
         publish(output).write_bytes(graph.file_bytes(done.model))
         if done.found is not None and done.found.choices:
             publish(choices_path(output)).write_text(search.to_json(done.found.choices), "utf-8")
-    if done.found is None or not done.found.choices:  # a list left beside the file would be taken for its own
+    chosen = done.found is not None and done.found.choices
+    if not chosen and not replayed:  # a list left beside the file would be taken for its own
         choices_path(output).unlink(missing_ok=True)
     verified = taken.verified.joined(done.verified)
     warnings = (*taken.warnings, *done.warnings, *verified.warnings)

@@ -10,6 +10,7 @@ from se_graphs import Recipe, build
 
 from se_deploy.cli import main
 from se_deploy.commands import lowering, source
+from se_deploy.passes import search
 
 DEAD = 1  # a hidden unit that nothing reads: a rewrite of the portable form removes it
 
@@ -76,3 +77,11 @@ def test_the_list_beside_a_file_may_be_replayed_into_it(folder, capsys):
     code, said = export(capsys, "dead.onnx", "-o", "o.onnx", "--replay", "o.rewrites.json")
     assert code == 0, said
     assert (folder / "o.rewrites.json").read_text("utf-8") == choices
+
+
+def test_a_list_that_was_replayed_is_the_users_and_stays(folder, capsys):
+    """Without a choice in it nothing is written in its place, and it must not be taken for a stale one."""
+    (folder / "o.rewrites.json").write_text(search.to_json(()), "utf-8")
+    code, said = export(capsys, "net.onnx", "-o", "o.onnx", "--replay", "o.rewrites.json")
+    assert code == 0, said
+    assert (folder / "o.rewrites.json").is_file()
