@@ -44,7 +44,7 @@ def kept() -> Iterator[None]:
 def of(content: bytes, how: str, prepare: Callable[[], Array]) -> Array:
     """Return what `prepare` makes of a file's bytes; `how` says everything else that it depends on.
 
-    The array may be shared: it is not to be written into.
+    What is kept is shared, and so it cannot be written into.
     """
     global _bytes  # noqa: PLW0603 - as above
     if not _scopes:
@@ -55,6 +55,7 @@ def of(content: bytes, how: str, prepare: Callable[[], Array]) -> Array:
         found = prepare()
         with _lock:
             if _scopes and key not in _kept and _bytes + found.nbytes <= MOST_BYTES:
+                found.setflags(write=False)
                 _kept[key] = found
                 _bytes += found.nbytes
     return found

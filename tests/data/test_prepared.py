@@ -76,3 +76,10 @@ def test_scopes_in_scopes_end_with_the_outermost(decoded):
     with data.kept():
         source(png(9)).fetch([0])
     assert len(decoded) == 2
+
+
+def test_what_is_kept_cannot_be_written_into():
+    with data.kept():
+        kept = prepared.of(b"file", "how", lambda: np.zeros(3))
+        with pytest.raises(ValueError, match="read-only"):
+            kept[0] = 1
