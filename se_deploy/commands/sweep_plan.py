@@ -236,21 +236,29 @@ def _cell(
 
 
 def _named(cells: Iterable[Cell]) -> Iterable[Cell]:
-    """Give every cell a folder that says what it is; a hash tells networks apart that would share one."""
+    """Give every cell a folder that says what it is; a hash tells networks apart that would share one.
+
+    What is written twice is one cell.
+    """
     owners: dict[str, str] = {}
+    seen: set[str] = set()
     for cell in cells:
-        network = _facts(cell.options.network, cell.calibration, cell.model)
+        network = _facts(cell)
         name = _SLUG.sub("_", cell.model).strip("._") or "network"
         if owners.setdefault(name, network) != network:
             name = f"{name}-{content.key_of({'network': network})[:_HASH_DIGITS]}"
         words = [cell.precision, *([cell.target.called] if cell.target else [])]
         words += [f"batch{cell.batch}"] if cell.batch is not None else []
-        yield dataclasses.replace(cell, folder=f"{CELLS}/{name}/{'-'.join(words)}")
+        folder = f"{CELLS}/{name}/{'-'.join(words)}"
+        if folder not in seen:
+            seen.add(folder)
+            yield dataclasses.replace(cell, folder=folder)
 
 
-def _facts(network: NetworkOptions, calibration: CalibrationOptions, model: str) -> str:
+def _facts(cell: Cell) -> str:
     """Return what tells two networks of a matrix apart, as text; the batch is part of the matrix."""
-    return repr((model, dataclasses.replace(network, batch=None), calibration))
+    network = dataclasses.replace(cell.options.network, batch=None)
+    return repr((cell.model, network, cell.calibration, cell.options.data, cell.options.host))
 
 
 class _Hashes:

@@ -100,6 +100,17 @@ def test_two_networks_of_one_model_have_folders_of_their_own(folder):
     assert names[1].startswith("cells/timm_a-")
 
 
+@pytest.mark.parametrize("own", ['data = "x.npy"', "threads = 1", "seed = 1", 'calib_data = "x.npy"'])
+def test_networks_that_differ_in_anything_share_no_folder(folder, own):
+    cells = matrix(f'[[network]]\nmodel = "timm:a"\n[[network]]\nmodel = "timm:a"\n{own}\n').cells
+    assert len({cell.folder for cell in cells}) == len({cell.key for cell in cells}) == 2
+
+
+def test_a_network_named_twice_is_one(folder):
+    found = matrix(models=("timm:a", "timm:b", "timm:a"), batches=(1, 1)).cells
+    assert [cell.model for cell in found] == ["timm:a", "timm:b"]
+
+
 def key(text="", **flags):
     base = 'models = "net.onnx"\ncalib_data = "x.npy"\ntargets = "sm86"\n'
     return matrix(f"{base}{text}", **flags).cells[0].key
