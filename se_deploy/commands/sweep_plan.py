@@ -322,8 +322,12 @@ def _module_file(model: str) -> Path | None:
     name, colon, _ = model.partition(":")
     if not colon or ".py:" in model or not re.fullmatch(r"\w+(\.\w+)*", name):
         return None
+    before = list(sys.path)
+    sys.path.insert(0, str(Path.cwd()))  # where a network is imported from too
     try:
         spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:
+    except ImportError:  # its cells say so
         return None
+    finally:
+        sys.path[:] = before
     return Path(spec.origin) if spec is not None and spec.origin and spec.origin.endswith(".py") else None

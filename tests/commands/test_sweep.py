@@ -131,12 +131,18 @@ def test_a_key_changes_with_everything_that_goes_in(folder):
     assert key("cell_seconds = 5\n") == key(), "a limit is no input"
 
 
-def test_the_source_of_a_module_goes_in(folder, monkeypatch):
-    monkeypatch.syspath_prepend(folder)
+def test_the_source_of_a_module_goes_in(folder):
+    """It lies in the working directory, from which a network is imported and the tool is not."""
     (folder / "own_nets.py").write_text("A = 1")
     before = matrix(models=("own_nets:Net",)).cells[0].key
     (folder / "own_nets.py").write_text("A = 2")
     assert matrix(models=("own_nets:Net",)).cells[0].key != before
+
+
+def test_a_module_that_cannot_be_imported_fails_its_own_cells_only(folder):
+    (folder / "broken_nets").mkdir()
+    (folder / "broken_nets" / "__init__.py").write_text("from os import no_such_thing")
+    assert len(matrix(models=("broken_nets.own:Net", "net.onnx")).cells) == 2
 
 
 @pytest.mark.parametrize(
