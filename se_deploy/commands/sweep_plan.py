@@ -70,21 +70,33 @@ class Cell:
     @property
     def command(self) -> str:
         """The command that does the same alone."""
-        network, calibration = self.options.network, self.calibration
-        words = ["se-deploy", "run", self.model, "-o", self.folder, "--precision", self.precision]
-        flags: list[tuple[str, object]] = [
-            ("--target", self.target.called if self.target else None),
-            ("--batch", self.batch),
-            ("--checkpoint", network.checkpoint),
-            ("--input-size", "x".join(map(str, network.input_size)) if network.input_size else None),
-            ("--calib-data", calibration.data),
-            ("--calib-samples", calibration.samples),
-            ("--calib-method", calibration.method),
-            ("--data", self.options.data),
+        options, calibration = self.options, self.calibration
+        network, rewrites, usual = options.network, options.target.rewrites, RunOptions()
+        flags: list[tuple[str, object, object]] = [  # each with what it is by default
+            ("--target", self.target.called if self.target else None, None),
+            ("--batch", self.batch, None),
+            ("--checkpoint", network.checkpoint, None),
+            ("--input-size", _joined("x", network.input_size), None),
+            ("--mean", _joined(",", network.image.mean), None),
+            ("--std", _joined(",", network.image.std), None),
+            ("--seed", network.seed, usual.network.seed),
+            ("--calib-data", calibration.data, None),
+            ("--calib-samples", calibration.samples, None),
+            ("--calib-method", calibration.method, None),
+            ("--data", options.data, None),
+            ("--runtime", options.target.runtime, usual.target.runtime),
+            ("--rewrites", _joined(",", rewrites.names or None), None),
+            ("--search-plans", rewrites.search_plans, usual.target.rewrites.search_plans),
+            ("--threads", options.host.threads, usual.host.threads),
+            ("--warmup-ms", options.timing.warmup_ms, usual.timing.warmup_ms),
+            ("--duration-s", options.timing.duration_s, usual.timing.duration_s),
+            ("--iterations", options.timing.iterations, usual.timing.iterations),
         ]
-        words += [word for flag, value in flags if value is not None for word in (flag, str(value))]
-        words += [f"--model-arg={key}={value}" for key, value in network.model_args.items()]
+        words = ["se-deploy", "run", self.model, "-o", self.folder, "--precision", self.precision]
+        words += [word for flag, value, plain in flags if value != plain for word in (flag, str(value))]
+        words += [f"--model-arg={key}={value!r}" for key, value in network.model_args.items()]
         words += ["--pretrained"] if network.pretrained else []
+        words += ["--no-rewrites"] if rewrites.names == () else []
         words += ["--allow-random-calibration"] if calibration.allow_random else []
         return shlex.join(words)
 
@@ -153,6 +165,10 @@ def _parsed(file: Path) -> SweepFile:
         values = tomllib.loads(text)
     hint = "docs/sweeps.md lists the keys; `se-deploy schema sweep-file` is their schema"
     return convert(values, SweepFile, what=f"'{file}'", error=BadInput, hint=hint)
+
+
+def _joined(between: str, values: Sequence[object] | None) -> str | None:
+    return None if values is None else between.join(map(str, values))
 
 
 def _many(value: T | tuple[T, ...]) -> tuple[T, ...]:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import shlex
 from pathlib import Path
 
 import needs
@@ -16,6 +17,7 @@ import use_graphs
 from msgspec.structs import replace
 
 from se_deploy.cli import main
+from se_deploy.commands import run as commands_run
 from se_deploy.commands import sweep, sweep_choice, sweep_plan
 from se_deploy.commands.sweep_plan import Asked
 from se_deploy.errors import BadInput
@@ -109,6 +111,59 @@ def test_networks_that_differ_in_anything_share_no_folder(folder, own):
 def test_a_network_named_twice_is_one(folder):
     found = matrix(models=("timm:a", "timm:b", "timm:a"), batches=(1, 1)).cells
     assert [cell.model for cell in found] == ["timm:a", "timm:b"]
+
+
+ALL_KEYS = """
+precisions = "fp16"
+targets = "sm86"
+batches = 2
+calib_samples = 4
+calib_method = "mse"
+allow_random_calibration = true
+runtime = "onnxruntime"
+search_plans = 3
+warmup_ms = 1.5
+duration_s = 0.5
+iterations = 7
+[[network]]
+model = "net.onnx"
+checkpoint = "x.npy"
+model_args = {num_classes = 2, name = "1", sizes = [1, 2]}
+pretrained = true
+input_size = [3, 8, 8]
+mean = [-0.5, 0.25, 0.0]
+std = [1.0, 0.5, 2.0]
+seed = 3
+threads = 2
+calib_data = "x.npy"
+data = "net.onnx"
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'models = "net.onnx"\n',
+        ALL_KEYS,
+        'models = "net.onnx"\nrewrites = false\n',
+        'models = "net.onnx"\nrewrites = ["gate-behind-pool", "squeeze-nhwc-mean"]\n',
+    ],
+    ids=["defaults", "every key", "no rewrites", "one rewrite"],
+)
+def test_the_command_of_a_cell_does_the_same(folder, monkeypatch, text):
+    """It is in each cell's report, as what reproduces it."""
+    (cell,) = matrix(text).cells
+    asked = {}
+
+    def recorded(model, output, **rest):
+        asked.update(rest, model=model, output=output)
+        raise BadInput("seen", hint="stop")
+
+    monkeypatch.setattr(commands_run, "run", recorded)
+    assert call(*shlex.split(cell.command)[1:], "--json")[0] == 1
+    assert (asked["model"], asked["output"]) == (cell.model, Path(cell.folder))
+    assert asked["calibration"] == cell.calibration
+    assert asked["options"] == cell.options
 
 
 def key(text="", **flags):
