@@ -24,7 +24,7 @@ from se_deploy.schema import tool_version
 from se_deploy.schema.sweep import Sweep, SweepCell, SweepNode, SweepStep
 from se_deploy.sweeps import cluster
 from se_deploy.sweeps.local import Local, jobs_that_fit
-from se_deploy.sweeps.tasks import Count, LostWorker, NoWorker, Outcome, Task, TimeLimit
+from se_deploy.sweeps.tasks import Count, LostWorker, NotShared, NoWorker, Outcome, Task, TimeLimit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +43,7 @@ _OF_THE_MACHINE = frozenset(
         LostWorker.__name__,
         TimeLimit.__name__,
         NoWorker.__name__,
+        NotShared.__name__,
         "MissingRuntime",
         "DeviceFailed",
         "CannotWrite",
@@ -67,6 +68,19 @@ class SweepOptions:
     store: Path | None = None  # a folder that every node sees, for the way of files between them
     retry_failed: bool = False
     overwrite: bool = False  # cells of which something that went in has changed
+
+    def __post_init__(self) -> None:
+        """Raises: BadInput for what has no effect on who works."""
+        if self.on == LOCAL and self.store is not None:
+            raise BadInput(
+                "--store is for the nodes of a cluster, and this machine works alone",
+                hint="leave it out, or name a cluster with --on",
+            )
+        if self.on != LOCAL and self.jobs is not None:
+            raise BadInput(
+                f"--jobs counts processes of this machine, and --on {self.on} leaves the work to a cluster",
+                hint="leave it out: `se-deploy worker --cpus N` says how many steps a node does at a time",
+            )
 
 
 @dataclass(frozen=True, slots=True)

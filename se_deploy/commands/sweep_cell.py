@@ -35,7 +35,7 @@ PREPARE, DEPLOY = "export, quantize", "build-engine, profile"
 CELL = "cell.json"
 """What a cell's folder holds besides what `run` leaves: what came of it. It is written last."""
 
-_PREPARED = "prepared.pickle"  # between two processes of one sweep, never read from a folder of results
+_PREPARED = "prepared.pickle"  # between two steps, by way of Ray or of --store; never in a folder of results
 
 
 class _Pickler(pickle.Pickler):
@@ -78,7 +78,7 @@ def deploy(work: object, places: Places) -> None:
     before = places.before
     if before is None:
         raise ValueError("a cell is deployed after it was prepared")
-    done = pickle.loads((before / _PREPARED).read_bytes())  # noqa: S301 - a process of this sweep wrote it
+    done = pickle.loads((before / _PREPARED).read_bytes())  # noqa: S301 - a step of a sweep wrote it
     for name in done.written:
         shutil.copy(before / name, places.output / name)
     with keeping.kept(), locks.folder(places.output):

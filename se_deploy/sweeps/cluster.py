@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import platform
 import socket
 import tempfile
 from collections import Counter
@@ -19,19 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from se_deploy import extras, files, locks
 from se_deploy.errors import BadInput, RemoteFailed
-from se_deploy.schema import tool_version
-from se_deploy.sweeps import content, isolation
+from se_deploy.sweeps import content, remote
 from se_deploy.sweeps.tasks import (
     Count,
-    Failure,
     LostWorker,
     Node,
+    NotShared,
     NoWorker,
     Outcome,
-    Places,
     failure_of,
     inherited,
-    inside,
 )
 
 if TYPE_CHECKING:
@@ -58,35 +54,6 @@ _CONNECT_S = 10.0  # for a first node to answer
 _POLL_S = 1.0  # how often progress is told, and lost devices are looked for, while nothing ends
 _PROBE_S = 120.0  # for a node to say what it is: its first process has to start
 _RETRIES_OF_A_PROBE = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """What became of a task on its node, without its files."""
-
-    node: str
-    seconds: float
-    attempts: int
-    failure: Failure | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Versions:
-    """What all nodes must have alike."""
-
-    node: str
-    python: str
-    ray: str
-    tool: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """How a node does a task."""
-
-    seconds: float | None  # it may take
-    retries: int  # of a process that is lost, on the same node
-    store: Path | None  # where its files are; None: in Ray's memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +88,8 @@ def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
         raise _refused(on, files.reason_of(e)) from e
     try:
-        yield Cluster(ray, retries, store, _nodes(ray))
+        shared = None if store is None else store.absolute()  # a node works in a folder of its own
+        yield Cluster(ray, retries, shared, _nodes(ray))
     finally:
         ray.shutdown()
 
@@ -165,7 +133,7 @@ def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which ha
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - as ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    probe = ray.remote(_versions)
+    probe = ray.remote(remote.versions)
     asked = [
         probe.options(
             num_cpus=0,
@@ -174,7 +142,7 @@ def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which ha
         ).remote()
         for node in alive
     ]
-    own = _versions()
+    own = remote.versions()
     nodes = []
     for node, reference in zip(alive, asked, strict=True):
         address = node["NodeManagerAddress"]
@@ -204,19 +172,6 @@ def _last_line(error: Exception) -> str:
 
 def _tags(node: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(name.removeprefix(PREFIX) for name in node["Resources"] if name.startswith(PREFIX)))
-
-
-def _versions() -> _Versions:
-    import ray  # noqa: PLC0415 - on the node, where it is
-
-    return _Versions(_here(), platform.python_version(), ray.__version__, tool_version())
-
-
-def _here() -> str:
-    """Return this node's name: the machine's and the number that Ray gave: a machine may have several."""
-    import ray  # noqa: PLC0415 - on the node, where it is
-
-    return f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:6]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +260,7 @@ class Cluster:
     ) -> tuple[Any, Any]:
         """Hand a task to Ray; return references to its record and to what it makes."""
         spent = 0.0 if before is None else before.seconds
-        on_node = self.ray.remote(_on_node).options(
+        on_node = self.ray.remote(remote.on_node).options(
             num_cpus=1,
             num_gpus=1 if task.needs is not None and self._with_gpu(task.needs) else 0,
             resources={} if task.needs is None else {f"{PREFIX}{task.needs}": 1},
@@ -316,14 +271,14 @@ class Cluster:
         references = {sha: self._reference(sha, inputs[sha]) for sha in dict.fromkeys(task.files.values())}
         previous = None if task.after is None else [made[task.after]]  # in a list: fetched when it is read
         limit = None if task.seconds is None else max(0.0, task.seconds - spent)
-        way = _Way(limit, self.retries, self.store)
+        way = remote.Way(limit, self.retries, self.store)
         record, result = on_node.remote(task, references, previous, way)
         return record, result
 
     def _reference(self, sha: str, path: Path) -> Any:  # noqa: ANN401 - Ray's, or None
         """Return Ray's reference to an input, put there once; with a store it is written there, and None."""
         if self.store is not None:
-            place = _stored(self.store, sha)
+            place = remote.stored(self.store, sha)
             if not place.exists():
                 files.claim(place, overwrite=True)
                 files.write_bytes(place, content.packed(path))
@@ -336,14 +291,14 @@ class Cluster:
         """Return what became of a task; its files are fetched where nobody else reads them."""
         key = sent.task.key
         try:
-            made: _Made = self.ray.get(record)
+            made: remote.Made = self.ray.get(record)
             output = None
             if made.failure is None and scratch is not None:
                 output = scratch / key
-                data = (
-                    self.ray.get(sent.files) if self.store is None else _stored(self.store, key).read_bytes()
-                )
+                data = self.ray.get(sent.files) if self.store is None else remote.read(self.store, key)
                 content.unpack(data, output)
+        except NotShared as e:
+            return Outcome(key, made.node, made.seconds, made.attempts, failure_of(e))
         except self.ray.exceptions.RayError as e:
             lost = LostWorker(
                 f"its worker was lost: {_last_line(e)}", hint="look at the node; more tries: --retries"
@@ -379,48 +334,3 @@ def _nobody(tag: str) -> NoWorker:
         f"no worker has {tag}",
         hint=f"start `se-deploy worker` on one, or with --tag {tag} where it builds without the device",
     )
-
-
-def _stored(store: Path, key: str) -> Path:
-    return store / key[:2] / f"{key}.tar"
-
-
-def _on_node(
-    task: Task,
-    inputs: Mapping[str, Any],
-    before: Sequence[Any] | None,
-    way: _Way,
-) -> tuple[_Made, bytes | None]:
-    """Do a task where Ray put it: fetch its files, run it in a process of its own, pack what it made."""
-    import ray  # noqa: PLC0415 - on the node, where it is
-
-    def fetched(key: str, references: Sequence[Any] | None) -> bytes:
-        data: bytes
-        if store is not None:
-            data = _stored(store, key).read_bytes()
-        else:
-            (data,) = ray.get(list(references or ()))
-        return data
-
-    node, store = _here(), way.store
-    if store is not None and _stored(store, task.key).exists():
-        return _Made(node, 0.0, 0, None), None
-    with locks.scratch() as place:
-        places = Places(place / "inputs", None if before is None else place / "before", place / "output")
-        places.inputs.mkdir()
-        for name, sha in task.files.items():
-            content.unpack(fetched(sha, inputs[sha]), places.inputs / inside(name))
-        if places.before is not None and task.after is not None:
-            content.unpack(fetched(task.after, before), places.before)
-        done = isolation.attempted(
-            task, places, node, isolation.Children(), seconds=way.seconds, retries=way.retries
-        )
-        record = _Made(node, done.seconds, done.attempts, done.failure)
-        if done.failure is not None:
-            return record, None
-        data = content.packed(places.output)
-    if store is None:
-        return record, data
-    files.claim(_stored(store, task.key), overwrite=True)
-    files.write_bytes(_stored(store, task.key), data)
-    return record, None

@@ -25,6 +25,10 @@ class NoWorker(SeDeployError):
     """A task that needs a device which no worker has."""
 
 
+class NotShared(SeDeployError):
+    """A folder that all nodes are to share, and one of them does not see."""
+
+
 _OUTSIDE = "elsewhere"
 
 

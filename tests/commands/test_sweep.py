@@ -234,6 +234,18 @@ def test_who_works_is_one_of_three(folder, on):
     assert call("sweep", "--model", "net.onnx", "-o", "out", "--on", on, "--json")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(("--store", "."), "name a cluster with --on"), (("--jobs", "2", "--on", "ray"), "worker --cpus")],
+)
+def test_a_flag_that_would_have_no_effect_is_refused(folder, words, says):
+    code, found, _ = call(
+        "sweep", "--model", "net.onnx", "--calib-data", "x.npy", "-o", "out", "--json", *words
+    )
+    assert (code, found["error"]["kind"]) == (1, "BadInput")
+    assert says in found["error"]["hint"]
+
+
 def artifact(ms, accuracy, *, passed=True, path="model.fp16.engine"):
     return SweepArtifact(
         path=path, precision="fp16", ms=ms, ms_from="planned", accuracy=accuracy, passed=passed

@@ -1,0 +1,131 @@
+"""What Ray does with a task on a node: fetch its files, run it, pack what it made; and what the node has."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from se_deploy import files, locks
+from se_deploy.errors import SeDeployError
+from se_deploy.schema import tool_version
+from se_deploy.sweeps import content, isolation
+from se_deploy.sweeps.tasks import Failure, NotShared, Places, failure_of, inside
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from se_deploy.sweeps.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What became of a task on its node, without its files."""
+
+    node: str
+    seconds: float
+    attempts: int
+    failure: Failure | None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """What all nodes must have alike."""
+
+    node: str
+    python: str
+    ray: str
+    tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a node does a task."""
+
+    seconds: float | None  # it may take
+    retries: int  # of a process that is lost, on the same node
+    store: Path | None  # where its files are; None: in Ray's memory
+
+
+def versions() -> Versions:
+    """Return what this node has."""
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    return Versions(here(), platform.python_version(), ray.__version__, tool_version())
+
+
+def here() -> str:
+    """Return this node's name: the machine's and the number that Ray gave: a machine may have several."""
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    return f"{socket.gethostname()}-{ray.get_runtime_context().get_node_id()[:6]}"
+
+
+def stored(store: Path, key: str) -> Path:
+    """Return where a folder that all nodes share has a file, or what a task made."""
+    return store / key[:2] / f"{key}.tar"
+
+
+def read(store: Path, key: str) -> bytes:
+    """Return what another node put into the folder that all share. Raises: NotShared."""
+    place = stored(store, key)
+    try:
+        return place.read_bytes()
+    except OSError as e:
+        raise NotShared(
+            f"'{place}' cannot be read: {files.reason_of(e)}",
+            hint="name a folder with --store that every node sees by that name, or leave --store out",
+        ) from e
+
+
+def on_node(
+    task: Task, inputs: Mapping[str, Any], before: Sequence[Any] | None, way: Way
+) -> tuple[Made, bytes | None]:
+    """Do a task where Ray put it; what keeps its files from coming or going is its failure."""
+    try:
+        return _done(task, inputs, before, way)
+    except SeDeployError as e:
+        return Made(here(), 0.0, 1, failure_of(e)), None
+
+
+def _done(
+    task: Task, inputs: Mapping[str, Any], before: Sequence[Any] | None, way: Way
+) -> tuple[Made, bytes | None]:
+    """Fetch a task's files, run it in a process of its own, pack what it made.
+
+    Raises: NotShared, CannotWrite.
+    """
+
+    def fetched(key: str, references: Sequence[Any] | None) -> bytes:
+        if store is not None:
+            return read(store, key)
+        import ray  # noqa: PLC0415 - on the node, where it is
+
+        data: bytes
+        (data,) = ray.get(list(references or ()))
+        return data
+
+    name, store = here(), way.store
+    if store is not None and stored(store, task.key).exists():
+        return Made(name, 0.0, 0, None), None
+    with locks.scratch() as place:
+        places = Places(place / "inputs", None if before is None else place / "before", place / "output")
+        places.inputs.mkdir()
+        for file, sha in task.files.items():
+            content.unpack(fetched(sha, inputs[sha]), places.inputs / inside(file))
+        if places.before is not None and task.after is not None:
+            content.unpack(fetched(task.after, before), places.before)
+        done = isolation.attempted(
+            task, places, name, isolation.Children(), seconds=way.seconds, retries=way.retries
+        )
+        record = Made(name, done.seconds, done.attempts, done.failure)
+        if done.failure is not None:
+            return record, None
+        data = content.packed(places.output)
+    if store is None:
+        return record, data
+    files.claim(stored(store, task.key), overwrite=True)
+    files.write_bytes(stored(store, task.key), data)
+    return record, None
