@@ -153,14 +153,7 @@ def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which ha
                 f"the node {address} cannot work: {_last_line(e)}",
                 hint=f"install se-deploy {own.tool} there, with Python {own.python} and Ray {own.ray}",
             ) from e
-        for what in ("python", "ray", "tool"):
-            there, here = getattr(found, what), getattr(own, what)
-            if there != here:
-                name = {"python": "Python", "ray": "Ray", "tool": "se-deploy"}[what]
-                raise BadInput(
-                    f"the node {address} has {name} {there}, this machine {here}",
-                    hint=f"install one {name} on every node",
-                )
+        remote.refuse_other(address, found, own)
         nodes.append(Node(found.node, _tags(node)))
     return tuple(nodes)
 

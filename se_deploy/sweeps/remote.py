@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import files, locks
-from se_deploy.errors import SeDeployError
+from se_deploy.errors import BadInput, SeDeployError
 from se_deploy.schema import tool_version
 from se_deploy.sweeps import content, isolation
 from se_deploy.sweeps.tasks import Failure, NotShared, Places, failure_of, inside
@@ -54,6 +54,20 @@ def versions() -> Versions:
     import ray  # noqa: PLC0415 - on the node, where it is
 
     return Versions(here(), platform.python_version(), ray.__version__, tool_version())
+
+
+def refuse_other(address: str, found: Versions, own: Versions) -> None:
+    """Compare what the node at `address` has with what this machine has. Raises: BadInput that names it."""
+    for name, there, here in (
+        ("Python", found.python, own.python),
+        ("Ray", found.ray, own.ray),
+        ("se-deploy", found.tool, own.tool),
+    ):
+        if there != here:
+            raise BadInput(
+                f"the node {address} has {name} {there}, this machine {here}",
+                hint=f"install {name} {here} there, or {name} {there} here",
+            )
 
 
 def here() -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import stub_steps
 
+from se_deploy.errors import BadInput
 from se_deploy.sweeps import remote
 from se_deploy.sweeps.tasks import Task
 
@@ -33,3 +36,13 @@ def test_a_node_that_does_not_see_the_shared_folder_says_so(on_node, tmp_path):
     assert made.failure.kind == "NotShared"
     assert "elsewhere" in made.failure.message
     assert "--store" in made.failure.hint
+
+
+@pytest.mark.parametrize(("field", "name"), [("python", "Python"), ("ray", "Ray"), ("tool", "se-deploy")])
+def test_a_node_of_another_version_is_named_with_both(field, name):
+    own = remote.Versions("here", "3.11.7", "2.60.0", "1.2.0")
+    remote.refuse_other("192.168.7.2", replace(own, node="there"), own)
+    other = replace(own, **{field: "0.9"})
+    with pytest.raises(BadInput, match=rf"192\.168\.7\.2 has {name} 0\.9, this machine \d") as refused:
+        remote.refuse_other("192.168.7.2", other, own)
+    assert f"install {name} {getattr(own, field)} there" in refused.value.hint
