@@ -68,6 +68,15 @@ class Local:
         readers = Counter(task.after for task in tasks)  # of what a task makes, that have not ended
         running: dict[Future[Outcome], Task] = {}
         pool = ThreadPoolExecutor(self.jobs)
+
+        def end(task: Task, outcome: Outcome) -> None:
+            outcomes[outcome.key] = outcome
+            ended(outcome)
+            readers[task.after] -= 1
+            for key in filter(None, (task.key, task.after)):
+                if not readers[key]:
+                    shutil.rmtree(scratch / key, ignore_errors=True)
+
         try:
             while waiting or running:
                 ready = (task for task in waiting if task.after is None or task.after in outcomes)
@@ -75,21 +84,13 @@ class Local:
                     before = None if task.after is None else outcomes[task.after]
                     if before is not None and before.failure is not None:
                         waiting.remove(task)
-                        outcomes[task.key] = inherited(task, before)
-                        ended(outcomes[task.key])
+                        end(task, inherited(task, before))
                     elif len(running) < self.jobs:
                         waiting.remove(task)
                         running[pool.submit(self._one, task, before, scratch, children)] = task
                 count(Count(len(running), len(waiting)))
-                finished = wait(running, return_when=FIRST_COMPLETED).done if running else ()
-                for future in finished:
-                    task, done = running.pop(future), future.result()
-                    outcomes[done.key] = done
-                    ended(done)
-                    readers[task.after] -= 1
-                    for key in filter(None, (done.key, task.after)):
-                        if not readers[key]:
-                            shutil.rmtree(scratch / key, ignore_errors=True)
+                for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                    end(running.pop(future), future.result())
         finally:
             children.close()
             pool.shutdown(wait=True, cancel_futures=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tempfile
 
 import pytest
 import stub_steps
@@ -73,6 +74,43 @@ def test_a_failure_is_a_result_and_fails_only_what_needs_it(tmp_path, function, 
     assert outcomes["needs it"].failure == outcomes["bad"].failure
     assert outcomes["needs it"].attempts == 0
     assert texts == {"good": "done"}
+
+
+def test_what_a_failed_task_left_is_gone_once_what_follows_it_has_failed(tmp_path, monkeypatch):
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    tasks = [
+        task("bad", stub_steps.refuse, "thing"), task("needs it", stub_steps.write, after="bad"),
+        task("good", stub_steps.write, "done"),
+    ]  # fmt: skip
+    left = {}
+
+    def ended(outcome):
+        left[outcome.key] = {path.name for path in scratch.glob("*/*")}
+
+    Local(tmp_path, 1, 0).run(tasks, {}, ended=ended, count=lambda _: None)
+    assert left["bad"] == {"bad"}
+    assert left["good"] == {"good"}
+
+
+def test_what_follows_has_the_time_that_is_left(tmp_path):
+    outcomes, texts = work(
+        tmp_path,
+        task("first", stub_steps.sleep, 0.4),
+        task("second", stub_steps.write, after="first", seconds=0.3),
+    )
+    assert outcomes["first"].failure is None
+    assert outcomes["second"].failure.kind == "TimeLimit"
+    assert "0.3 s" in outcomes["second"].failure.message
+    assert "--cell-seconds" in outcomes["second"].failure.hint
+    assert texts == {}
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_task_is_tried_again_so_often(tmp_path, retries):
+    outcomes, _ = work(tmp_path, task("dies", stub_steps.die), retries=retries)
+    assert outcomes["dies"].attempts == 1 + retries
 
 
 def test_a_task_ends_at_its_limit(tmp_path):
