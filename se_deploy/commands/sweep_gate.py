@@ -38,10 +38,29 @@ def judged(gate: SweepGate) -> tuple[Gate, ...]:
                 gate="sweep",
                 name=f"{gate.folder}/{before.folder}",
                 passed=not worse,
-                details=tuple(worse) or ("no figure is worse than before",),
+                details=tuple(worse) or _unworse(before, now[before.folder]),
             )
         )
     return tuple(outcomes)
+
+
+def _unworse(before: SweepCell, now: SweepCell) -> tuple[str, ...]:
+    """Return what a cell that is not worse is told, with the figures that could not be compared."""
+    artifacts = {one.path: one for one in now.artifacts}
+    silent = []
+    for old in before.artifacts:
+        new = artifacts[old.path]
+        if old.accuracy is None:
+            silent.append(f"{old.path}: top-1 was not compared, it was not known before")
+        if old.ms is None or old.ms_from != new.ms_from:
+            was, found = (one.ms_from or "not known" for one in (old, new))
+            silent.append(f"{old.path}: the time was not compared, it was {was} and is {found}")
+    silent += [
+        f"{name} was not compared, it could not be judged now"
+        for name, passed in before.verdicts.items()
+        if passed and now.verdicts.get(name) is None
+    ]
+    return ("no figure that was compared is worse than before", *silent)
 
 
 def _worse(before: SweepCell, now: SweepCell | None, gate: SweepGate) -> Iterator[str]:
@@ -63,6 +82,9 @@ def _worse(before: SweepCell, now: SweepCell | None, gate: SweepGate) -> Iterato
 
 
 def _figures(old: SweepArtifact, new: SweepArtifact, gate: SweepGate) -> Iterator[str]:
+    if old.passed and not new.passed:
+        found = "fails" if new.passed is False else "has none now"
+        yield f"{old.path} passed its verdicts before, and {found}"
     if old.accuracy is not None and (
         new.accuracy is None or new.accuracy < old.accuracy - gate.max_accuracy_drop
     ):

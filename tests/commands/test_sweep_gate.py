@@ -58,6 +58,8 @@ def with_engine(**changes):
         ([FAILED], "it was killed"),
         ([replace(CELL, verdicts={"parity": False}, failures={"parity": ("SQNR",)})], "parity passed before"),
         ([with_engine(path="model.int8.engine")], "model.fp16.engine is not there"),
+        ([with_engine(passed=False)], "model.fp16.engine passed its verdicts before, and fails"),
+        ([with_engine(passed=None)], "has none now"),
         ([with_engine(accuracy=0.899)], "top-1 was 90.00 % and is 89.90 %"),
         ([with_engine(accuracy=None)], "is not known"),
         ([with_engine(ms=1.01)], "1 ms per image have become 1.01"),
@@ -75,8 +77,24 @@ def test_limits_allow_so_much(tmp_path):
     assert not judged(tmp_path, [CELL], now, "max_accuracy_drop = 0.005\n").passed
 
 
-def test_a_measured_time_is_not_held_against_a_planned_one(tmp_path):
-    assert judged(tmp_path, [CELL], [with_engine(ms=5.0, ms_from="measured")]).passed
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (CELL, with_engine(ms=5.0, ms_from="measured"), "it was planned and is measured"),
+        (CELL, with_engine(ms=None, ms_from=None), "it was planned and is not known"),
+        (with_engine(accuracy=None), CELL, "top-1 was not compared"),
+        (CELL, replace(CELL, verdicts={"parity": None}), "parity was not compared"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(tmp_path, before, now, words):
+    """A measured time is not held against a planned one, and the like."""
+    result = judged(tmp_path, [before], [now])
+    assert result.passed
+    assert any(words in text for text in result.outcomes[0].details)
+
+
+def test_what_was_compared_is_not_said_to_be_missing(tmp_path):
+    assert len(judged(tmp_path, [CELL], [CELL]).outcomes[0].details) == 1
 
 
 def test_the_command_exits_with_3(tmp_path, capsys):
