@@ -297,7 +297,12 @@ def _published(cell: Cell, outcome: Outcome, before: Outcome, folder: Path, *, f
         summary = schema.load(
             outcome.output / CELL, SweepCell, what="the result of a cell", error=BadInput, hint="run it again"
         )
-        result = replace(summary, steps=tuple(steps))
+        page = None if summary.report is None else f"{cell.folder}/{Path(summary.report).name}"
+        result = (
+            replace(  # another sweep, which shares --store with this one, may have made it for its folder
+                summary, folder=cell.folder, report=page, steps=tuple(steps)
+            )
+        )
         for path in sorted(outcome.output.iterdir()):
             if path.name != CELL:
                 (place / path.name).unlink(missing_ok=True)

@@ -21,7 +21,9 @@ from se_deploy.commands import run as commands_run
 from se_deploy.commands import sweep, sweep_choice, sweep_plan
 from se_deploy.commands.sweep_plan import Asked
 from se_deploy.errors import BadInput
+from se_deploy.schema import encode
 from se_deploy.schema.sweep import SweepArtifact, SweepCell
+from se_deploy.sweeps.tasks import Outcome
 
 QUICK = "search_plans = 0\nwarmup_ms = 1\nduration_s = 0.02\n"
 
@@ -244,6 +246,57 @@ def test_a_flag_that_would_have_no_effect_is_refused(folder, words, says):
     )
     assert (code, found["error"]["kind"]) == (1, "BadInput")
     assert says in found["error"]["hint"]
+
+
+def test_what_another_sweep_made_is_published_under_this_ones_names(folder):
+    """With --store a step of the same key is taken from whoever did it, and the folder is in no key."""
+    (mine,) = matrix(models=("net.onnx",), calib_data=Path("x.npy")).cells
+    theirs = SweepCell(
+        model="net.onnx", precision="int8", target=None, batch="dynamic", state="done", key=mine.key,
+        folder="cells/other/int8", report="cells/other/int8/report.html", reason=None,
+    )  # fmt: skip
+    Path("made").mkdir()
+    Path("made/cell.json").write_text(encode(theirs))
+    Path("made/report.html").write_text("page")
+    outcome = Outcome(mine.key, "node", 0.0, 0, None, Path("made"))
+    found = sweep._published(mine, outcome, Outcome("p", "node", 0.0, 0), Path("out"), first=True)
+    assert (found.folder, found.report) == (mine.folder, f"{mine.folder}/report.html")
+    assert (Path("out") / found.report).read_text() == "page"
+
+
+def known(cell, **rest):
+    """Leave a failed cell as an earlier sweep does."""
+    place = Path("out") / cell.folder
+    place.mkdir(parents=True)
+    (place / "cell.json").write_text(encode(SweepCell(
+        model=cell.model, precision=cell.precision, target=None, batch="dynamic", state="failed",
+        folder=cell.folder, key=cell.key, reason="as before", hint="none", **rest,
+    )))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "retry", "again"),
+    [
+        ("BadModel", False, False), ("BadModel", True, True), ("LostWorker", False, True),
+        ("TimeLimit", False, True), ("NoWorker", False, True), ("NotShared", False, True),
+        ("MissingRuntime", False, True),
+    ],
+)  # fmt: skip
+def test_what_the_machine_caused_is_tried_again_and_else_what_is_asked_for(folder, kind, retry, again):
+    """The limit ends a new try at once."""
+    found = matrix(models=("net.onnx",), calib_data=Path("x.npy"), cell_seconds=1e-3)
+    known(found.cells[0], kind=kind)
+    result = sweep.sweep(found, "out", options=sweep.SweepOptions(jobs=1, retry_failed=retry))
+    (cell,) = result.made.cells
+    assert (cell.kind, cell.reason) == (
+        ("TimeLimit", "it took longer than 0.001 s") if again else (kind, "as before")
+    )
+
+
+def test_a_limit_of_the_flag_replaces_the_files(folder):
+    text = 'models = "net.onnx"\ncell_seconds = 5\n'
+    assert matrix(text).cell_seconds == 5
+    assert matrix(text, cell_seconds=2.5).cell_seconds == 2.5
 
 
 def artifact(ms, accuracy, *, passed=True, path="model.fp16.engine"):
