@@ -338,9 +338,7 @@ class _Seen:
         """A cell has ended."""
         self._done += 1
         self._failed += made.state == "failed"
-        took = sum(step.seconds for step in made.steps if not step.shared)
-        where = ", ".join(dict.fromkeys(step.node for step in made.steps))
-        found = made.reason or f"{took:.1f} s on {where}"
+        found = made.reason or f"{made.seconds:.1f} s on {', '.join(made.nodes)}"
         self._progress(made.folder, 0, 1)
         self._progress(made.folder, 1, 1, f"{made.state}: {found}")
 
@@ -368,8 +366,8 @@ def as_csv(cells: Sequence[SweepCell]) -> str:
             "target": cell.target,
             "batch": cell.batch,
             "state": cell.state,
-            "node": " ".join(dict.fromkeys(step.node for step in cell.steps)),
-            "seconds": round(sum(step.seconds for step in cell.steps if not step.shared), 3),
+            "node": " ".join(cell.nodes),
+            "seconds": round(cell.seconds, 3),
             "folder": cell.folder,
             "reason": cell.reason,
         }

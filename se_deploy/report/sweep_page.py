@@ -36,14 +36,9 @@ class Row:
     @property
     def nodes(self) -> str:
         """Which node ran which step."""
-        steps = self.cell.steps
-        names = list(dict.fromkeys(step.node for step in steps))
-        return names[0] if len(names) == 1 else "; ".join(f"{step.name}: {step.node}" for step in steps)
-
-    @property
-    def seconds(self) -> float:
-        """What the cell's own steps took."""
-        return sum(step.seconds for step in self.cell.steps if not step.shared)
+        if len(self.cell.nodes) == 1:
+            return self.cell.nodes[0]
+        return "; ".join(f"{step.name}: {step.node}" for step in self.cell.steps)
 
 
 def sweep_html(sweep: Sweep) -> str:

@@ -98,6 +98,16 @@ class SweepCell(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     steps: tuple[SweepStep, ...] = ()
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The names of those who worked on it, each once."""
+        return tuple(dict.fromkeys(step.node for step in self.steps))
+
+    @property
+    def seconds(self) -> float:
+        """What its own steps took."""
+        return sum(step.seconds for step in self.steps if not step.shared)
+
 
 class SweepChoice(Struct, frozen=True, kw_only=True):
     """What to deploy on one target, and why."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,19 +55,10 @@ def made(files):
     """The folder after `run` on it, and the object that it printed."""
     out = io.StringIO()
     words = ["run", "net.onnx", "--calib-data", "photos", "-o", "out", "--json", "-q", *QUICK]
-    with _inside(files), contextlib.redirect_stdout(out):
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(files)
         assert not main(words, standalone_mode=False)
     return files, json.loads(out.getvalue())
-
-
-@contextlib.contextmanager
-def _inside(folder):
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 @needs.RTX

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import shlex
 from pathlib import Path
 
@@ -28,16 +27,6 @@ from se_deploy.sweeps.tasks import Outcome
 QUICK = "search_plans = 0\nwarmup_ms = 1\nduration_s = 0.02\n"
 
 
-@contextlib.contextmanager
-def inside(folder):
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
 def call(*words):
     """Return a command's exit code, its object, and what it says."""
     out, err = io.StringIO(), io.StringIO()
@@ -47,13 +36,13 @@ def call(*words):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
     """A folder with a network, its data, and a file that is no network."""
     use_graphs.save(tmp_path / "net.onnx", use_graphs.SE)
     np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((8, 3, 8, 8), np.float32))
     (tmp_path / "broken.onnx").write_bytes(b"no network")
-    with inside(tmp_path):
-        yield tmp_path
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def matrix(text="", *, packages=None, **flags):
