@@ -125,7 +125,8 @@ def _done(
     if store is not None and stored(store, task.key).exists():
         return Made(name, 0.0, 0, None), None
     with locks.scratch() as place:
-        places = Places(place / "inputs", None if before is None else place / "before", place / "output")
+        previous = None if before is None else place / "before"
+        places = Places(place / "inputs", previous, place / "output", moved=True)
         places.inputs.mkdir()
         for file, sha in task.files.items():
             content.unpack(fetched(sha, inputs[sha]), places.inputs / inside(file))

@@ -48,11 +48,11 @@ class Places:
     inputs: Path  # the working directory: input files lie under the names that the task knows them by
     before: Path | None  # what the task that this one follows made
     output: Path
+    moved: bool = False  # inputs came from another machine, all of them below `inputs`
 
     def at(self, name: str) -> str:
-        """Return where the input `name` lies: a name that leads out of the folder has its own place here."""
-        moved = inside(name)
-        return moved if (self.inputs / moved).exists() else name
+        """Return where the input `name` lies: one that came along and led out has its own place here."""
+        return inside(name) if self.moved else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,16 @@ def test_a_task_reads_what_the_one_before_it_made(tmp_path):
     assert outcomes["b"].attempts == 1
 
 
+def test_an_input_outside_of_the_folder_is_read_where_it_is(tmp_path):
+    """A file that lies where it would have come to on another machine is another one."""
+    base = tmp_path / "work"
+    (base / "elsewhere" / "up").mkdir(parents=True)
+    (base / inside("../input.txt")).write_text("another")
+    (tmp_path / "input.txt").write_text("own")
+    _, texts = work(base, task("a", stub_steps.copy_input, "../input.txt"))
+    assert texts == {"a": "own"}
+
+
 def test_one_job_works_in_the_order_written(tmp_path):
     tasks = [
         task("a", stub_steps.write), task("a2", stub_steps.write, after="a"),

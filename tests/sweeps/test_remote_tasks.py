@@ -8,7 +8,7 @@ import pytest
 import stub_steps
 
 from se_deploy.errors import BadInput
-from se_deploy.sweeps import remote
+from se_deploy.sweeps import content, remote
 from se_deploy.sweeps.tasks import Task
 
 
@@ -29,6 +29,16 @@ def test_in_a_shared_folder_a_step_is_done_once(on_node, tmp_path):
         made, data = on_node(task, tmp_path)
         assert (made.failure, made.attempts, data) == (None, attempts, None)
     assert b"text" in remote.read(tmp_path, task.key)
+
+
+def test_an_input_from_outside_of_the_folder_has_a_place_on_a_node(on_node, tmp_path):
+    (tmp_path / "input.txt").write_text("own")
+    place = remote.stored(tmp_path, "sha")
+    place.parent.mkdir()
+    place.write_bytes(content.packed(tmp_path / "input.txt"))
+    task = Task("k", stub_steps.copy_input, "../input.txt", {"../input.txt": "sha"})
+    assert on_node(task, tmp_path)[0].failure is None
+    assert b"own" in remote.read(tmp_path, task.key)
 
 
 def test_a_node_that_does_not_see_the_shared_folder_says_so(on_node, tmp_path):
