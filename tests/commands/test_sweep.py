@@ -225,6 +225,32 @@ def test_who_works_is_one_of_three(folder, on):
     assert call("sweep", "--model", "net.onnx", "-o", "out", "--on", on, "--json")[0] == 2
 
 
+def test_flags_reach_who_works(folder, monkeypatch):
+    asked = {}
+
+    def recorded(found, output, *, options, **_):
+        asked.update(seconds=found.cell_seconds, options=options)
+        raise BadInput("seen", hint="stop")
+
+    monkeypatch.setattr(sweep, "sweep", recorded)
+    words = (
+        "--on",
+        "ray://10.0.0.1:10001",
+        "--store",
+        ".",
+        "--retries",
+        3,
+        "--cell-seconds",
+        1.5,
+        "--retry-failed",
+    )
+    call("sweep", "--model", "net.onnx", "-o", "out", "--json", "--cell-seconds", 1.5, *words)
+    assert asked["seconds"] == 1.5
+    assert asked["options"] == sweep.SweepOptions(
+        on="ray://10.0.0.1:10001", store=Path(), retries=3, retry_failed=True
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [(("--store", "."), "name a cluster with --on"), (("--jobs", "2", "--on", "ray"), "worker --cpus")],

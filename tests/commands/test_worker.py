@@ -110,12 +110,33 @@ def listening(mark):
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
+FROM_ELSEWHERE = """
+import sys
+import stub_steps
+from se_deploy.sweeps import cluster
+from se_deploy.sweeps.tasks import Task
+
+tasks = [
+    Task("a", stub_steps.write, "one", {}),
+    Task("b", stub_steps.write, " two", {}, after="a", needs="sm86"),
+]
+
+def ended(outcome):
+    if outcome.output is not None:
+        print((outcome.output / "text").read_text())
+
+with cluster.opened(sys.argv[1], retries=0, store=None) as joined:
+    print(*joined.nodes[0].tags)
+    joined.run(tasks, {}, ended=ended, count=lambda count: None)
+"""
+
+
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 @pytest.mark.slow
 @ray_cluster.NEEDED
-def test_on_loopback_it_listens_nowhere_else(tmp_path):
+def test_on_loopback_it_listens_nowhere_else_and_serves_sweeps(tmp_path):
     ports = []
     for _ in range(2):
         with socket.socket() as free:
@@ -123,10 +144,12 @@ def test_on_loopback_it_listens_nowhere_else(tmp_path):
             ports.append(free.getsockname()[1])
     mark = f"SE_DEPLOY_TEST={uuid.uuid4()}"
     words = ["--head", "--address", f"127.0.0.1:{ports[0]}", "--client-port", ports[1], "--tag", "sm86"]
+    sources = [Path(worker.__file__).parents[2], Path(__file__).parents[1]]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))}
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "worker", *map(str, words), "--cpus", "1"],
-            env=os.environ | dict([mark.split("=")]) | {"PYTHONPATH": str(Path(worker.__file__).parents[2])},
+            env=environment | dict([mark.split("=")]),
             stdout=log, stderr=log,
         )  # fmt: skip
         try:
@@ -137,6 +160,14 @@ def test_on_loopback_it_listens_nowhere_else(tmp_path):
             found = listening(mark)
             assert found
             assert found <= LOOPBACK
+            done = subprocess.run(
+                [sys.executable, "-c", FROM_ELSEWHERE, f"ray://127.0.0.1:{ports[1]}"],
+                env=environment, capture_output=True, text=True, check=False, timeout=_WAIT_S,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            tags, text = done.stdout.splitlines()
+            assert "sm86" in tags.split()
+            assert text == "one two"
             process.send_signal(signal.SIGINT)
             assert process.wait(_WAIT_S) == 130
         finally:
