@@ -45,6 +45,9 @@ SEARCH_PLANS = 60
 mixtures of them, and each rewrite at each group of equal sites. The README's figures are made with it; a plan
 takes one to five seconds. A budget in plans, not in seconds, makes two searches choose alike."""
 
+CLIENT_PORT = 10001
+"""Where the first node of a cluster lets in sweeps of machines that are no node: Ray's own default."""
+
 ADVICE_SAMPLES = 1024
 """How many samples `inspect` looks at by default: half of them fit a block of some hundred hidden units."""
 

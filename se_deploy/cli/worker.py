@@ -9,6 +9,7 @@ import click
 from se_deploy.cli.parameters import command, defaulted, group, optional, repeated, required, switch
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import HostPort, Tag
+from se_deploy.options import CLIENT_PORT
 
 if TYPE_CHECKING:
     from se_deploy.cli.parameters import Given
@@ -19,7 +20,10 @@ _head = switch("--head", "Be the first node of a cluster; the others join at --a
 _tags = repeated("--tag tags", Tag(), "A device to work for besides what is found, as orin-nano; repeatable.")
 _cpus = optional("--cpus", click.IntRange(min=1), "Steps at a time; default: one for each processor.")
 _client_port = defaulted(
-    "--client-port", click.IntRange(1, 65535), 10001, "Where the first node lets in --on ray://HOST:PORT."
+    "--client-port",
+    click.IntRange(1, 65535),
+    CLIENT_PORT,
+    "Where the first node lets in --on ray://HOST:PORT.",
 )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from se_deploy import extras
 from se_deploy.backends import registry
 from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.options import CLIENT_PORT
 from se_deploy.sweeps.cluster import ON_LOOPBACK, PREFIX, is_loopback
 from se_deploy.targets import DEVICES, Device
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from se_deploy.schema.results import Doctor
-
-CLIENT_PORT = 10001
-"""Where a first node lets in sweeps of machines that are no node: Ray's own default."""
 
 _MODEL = Path("/proc/device-tree/model")  # what a Jetson calls itself
 _VERSION = re.compile(r"\d+\.\d+")

@@ -140,7 +140,7 @@ def _lost(code: int | None, output: Path) -> LostWorker:
     said = _last_line(output / LOG)
     return LostWorker(
         f"its process ended before it was done ({name}{why}){said}",
-        hint="give it fewer neighbours: --jobs 1; or more memory",
+        hint="give it fewer neighbours (--jobs 1, on a cluster `se-deploy worker --cpus 1`), or more memory",
     )
 
 

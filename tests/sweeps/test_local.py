@@ -121,6 +121,7 @@ def test_what_follows_has_the_time_that_is_left(tmp_path):
 def test_a_task_is_tried_again_so_often(tmp_path, retries):
     outcomes, _ = work(tmp_path, task("dies", stub_steps.die), retries=retries)
     assert outcomes["dies"].attempts == 1 + retries
+    assert "--cpus 1" in outcomes["dies"].failure.hint, "--jobs says nothing to a cluster"
 
 
 def test_a_task_ends_at_its_limit(tmp_path):
