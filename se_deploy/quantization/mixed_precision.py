@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from se_deploy.quantization.evaluator import Evaluation, Evaluator
+    from se_deploy.quantization.evaluator import Evaluation
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantizedLayer
 
 _POINTS = 100  # percentage points of an accuracy of 1
 _CURVE_POINTS = 7  # none, all, and five between: each is a run of the samples held back
+
+
+class Evaluates(Protocol):
+    """What evaluates layers in INT8, and the float network."""
+
+    def layers(self, planned: Sequence[QuantizedLayer], /) -> Evaluation:
+        """Return the evaluation of the graph with these layers in INT8."""
+
+    def exact(self) -> Evaluation:
+        """Return the evaluation of the float network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,7 @@ class TradeoffPoint:
 
 
 def fewest_float_layers(
-    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], evaluator: Evaluator, goal: AccuracyGoal
+    planned: Sequence[QuantizedLayer], ranked: Sequence[Layer], evaluator: Evaluates, goal: AccuracyGoal
 ) -> int | None:
     """Return how many of `ranked`, from its front, must stay in float for `goal`; None: not even all do.
 
@@ -79,7 +89,7 @@ def fewest_float_layers(
 def tradeoff_curve(
     planned: Sequence[QuantizedLayer],
     ranked: Sequence[Layer],
-    evaluator: Evaluator,
+    evaluator: Evaluates,
     total_macs: int,
     cost: Callable[[Layer], float],
 ) -> tuple[TradeoffPoint, ...]:

@@ -13,8 +13,8 @@ from se_deploy import calibration, graph
 from se_deploy.errors import BadInput
 from se_deploy.protocols import silent
 from se_deploy.quantization import (
-    bias_correction,
     cache,
+    corrected,
     equalization,
     fp16_ranges,
     fp16_rounding,
@@ -31,7 +31,7 @@ from se_deploy.quantization import (
 )
 from se_deploy.quantization.cache import Cache, Moments
 from se_deploy.quantization.fp16 import to_fp16
-from se_deploy.quantization.job import BIASES, GPTQ, Job, Plan, evenly, named, prepare
+from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare
 from se_deploy.quantization.layers import FloatLayer, Layer
 from se_deploy.quantization.options import QuantizationResult, QuantizeOptions
 from se_deploy.schema import tool_version
@@ -136,7 +136,7 @@ def _quantize(
     if options.gptq:
         plan = _with_gptq(job, plan, known.params, progress)
     if options.bias_correction:
-        plan = _with_biases(job, plan, progress)
+        plan = corrected.with_biases(job, plan, progress)
     params, rebuilt = known.params, None
     if options.reconstruct is not None:
         plan, rebuilt = _reconstructed(job, plan, options.reconstruct, progress)
@@ -145,16 +145,15 @@ def _quantize(
     planned, evaluation = plan.layers, plan.evaluation
     warnings = [*samples.warnings, *job.warnings]
     rest = [layer for layer in ranked if layer not in in_float] if options.goal.asked else []
-    curve = (
-        mixed_precision.tradeoff_curve(planned, rest, job.evaluator, job.macs, job.added_ms) if rest else ()
-    )
+    remaining = corrected.Remaining(job, plan, progress)
+    curve = mixed_precision.tradeoff_curve(planned, rest, remaining, job.macs, job.added_ms) if rest else ()
     if options.goal.asked:
-        count = mixed_precision.fewest_float_layers(planned, rest, job.evaluator, options.goal)
+        count = mixed_precision.fewest_float_layers(planned, rest, remaining, options.goal)
         if count is None:
             warnings.append("the goal is not reached even with every layer in float")
         in_float += rest if count is None else rest[:count]
-        planned = mixed_precision.without(planned, in_float)
-        evaluation = job.evaluator.layers(planned)
+        plan = remaining.plan(mixed_precision.without(planned, in_float))
+        planned, evaluation = plan.layers, plan.evaluation
     result = qdq.to_qdq(job.model, planned).model
     half = run = None
     if options.base_precision == "fp16":
@@ -433,21 +432,6 @@ def _with_gptq(job: Job, plan: Plan, params: Mapping[str, QuantParams], progress
         )
     )
     return plan if plan.evaluation.surely_better(rounded.evaluation) else rounded
-
-
-def _with_biases(job: Job, plan: Plan, progress: Progress) -> Plan:
-    """Return the plan with corrected biases, or the plan itself where that is surely better."""
-    corrected = job.evaluated(
-        bias_correction.correct(
-            job.model,
-            plan.layers,
-            evenly(job.chosen, BIASES.samples(job.macs), job.block),
-            runtime=job.evaluator.runtime,
-            fast=job.fast,
-            progress=progress,
-        )
-    )
-    return plan if plan.evaluation.surely_better(corrected.evaluation) else corrected
 
 
 def _left_in_float(layer: Layer, noise: Mapping[str, float], *, measured: bool) -> FloatLayer:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from layer_graphs import RUNTIME, layer_for, model_of, weights
 
-from se_deploy import calibration, data, graph
+from se_deploy import calibration, data, graph, quantization
 from se_deploy.protocols import TensorSpec
-from se_deploy.quantization import QuantParams, bias_correction, qdq
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, QuantParams, bias_correction, qdq
 from se_deploy.quantization.qdq import QuantizedLayer
 
 COARSE = QuantParams(0.23)  # so that a background's rounding error is plain to see
@@ -140,3 +140,16 @@ def test_an_output_without_rows_for_each_sample_is_left_alone():
     assert bias_correction._means(np.zeros(6), 2, -1) is None
     stacked = np.arange(12.0).reshape(4, 3)  # two rows for each of two samples
     np.testing.assert_allclose(bias_correction._means(stacked, 2, -1), [[1.5, 2.5, 3.5], [7.5, 8.5, 9.5]])
+
+
+def test_biases_are_those_of_the_layers_that_a_goal_leaves_in_int8(tmp_path):
+    """With biases corrected for a layer that is in float by now, the third point lost 2 dB by them."""
+    goal = AccuracyGoal(min_sqnr_db=45.0)
+    options = QuantizeOptions(method="mse", gptq=False, float_macs=0.0, goal=goal)
+    samples = samples_of(tmp_path, scenes(48))
+    made, plain = (
+        quantization.quantize(network(), samples, runtime=RUNTIME, options=one).curve
+        for one in (options, replace(options, bias_correction=False))
+    )
+    assert len(made) == len(plain) > 3
+    assert all(point.sqnr_db > other.sqnr_db - 0.5 for point, other in zip(made, plain, strict=True))
