@@ -16,6 +16,8 @@ ABOUT_AS_ACCURATE = 0.01
 """How much less accurate than the target's best a recommended artifact may be: one point of top-1, which is
 what users of INT8 commonly accept."""
 
+_TIMES = ("measured", "planned", None)
+
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
@@ -23,10 +25,13 @@ class _Candidate:
     artifact: SweepArtifact
 
     @property
-    def cost(self) -> tuple[bool, float, int]:
-        """The time per image; where none is known, the planned bytes."""
+    def cost(self) -> tuple[int, float, int]:
+        """The time per image, measured ones first; where none is known, the planned bytes.
+
+        A roofline is always short of what is measured: the two are not compared.
+        """
         one = self.artifact
-        return (one.ms is None, one.ms or 0.0, one.activation_bytes or 0)
+        return (_TIMES.index(one.ms_from), one.ms or 0.0, one.activation_bytes or 0)
 
 
 def choices(cells: Sequence[SweepCell]) -> tuple[SweepChoice, ...]:
@@ -50,16 +55,22 @@ def _choice(target: str | None, cells: Sequence[SweepCell]) -> SweepChoice:
     near = [one for one in passing if _is_near(one.artifact.accuracy, best)]
     chosen = min(near, key=lambda one: one.cost)
     ms, source = chosen.artifact.ms, chosen.artifact.ms_from
+    alike = sum(one.artifact.ms_from == source for one in near)
+    rest = len(near) - alike
+    unlike = f"; not compared with {rest} that have no {source} time" if rest else ""
     time = "no time is known, it moves the fewest bytes" if ms is None else f"{ms:.4g} ms per image, {source}"
     if best is None or chosen.artifact.accuracy is None:
-        among = f"the fastest of {len(near)} that pass; the data has no classes to count accuracy by"
+        among = f"the fastest of {alike} that pass; the data has no classes to count accuracy by"
     else:
         among = (
-            f"top-1 {100 * chosen.artifact.accuracy:.2f} %, the fastest of {len(near)} within one point of "
+            f"top-1 {100 * chosen.artifact.accuracy:.2f} %, the fastest of {alike} within one point of "
             f"the best ({100 * best:.2f} %)"
         )
     return SweepChoice(
-        target=target, folder=chosen.cell.folder, artifact=chosen.artifact.path, reason=f"{time}; {among}"
+        target=target,
+        folder=chosen.cell.folder,
+        artifact=chosen.artifact.path,
+        reason=f"{time}; {among}{unlike}",
     )
 
 

@@ -345,6 +345,18 @@ def test_without_classes_the_fastest_that_passes_is_recommended():
     assert "no classes" in chosen.reason
 
 
+def test_a_planned_time_does_not_win_against_a_measured_one():
+    """A roofline is always short of what is measured; so a timing that was not steady would win."""
+    measured = replace(artifact(2.0, 0.8), ms_from="measured")
+    unknown = replace(artifact(None, 0.8), ms_from=None)
+    cells = [cell("planned", artifact(0.5, 0.8)), cell("measured", measured), cell("neither", unknown)]
+    chosen = sweep_choice.choices(cells)[0]
+    assert chosen.folder == "measured"
+    assert "the fastest of 1 within" in chosen.reason
+    assert chosen.reason.endswith("not compared with 2 that have no measured time")
+    assert "not compared" not in sweep_choice.choices(cells[1:2])[0].reason
+
+
 def test_a_spreadsheet_takes_no_cell_for_a_formula():
     bad = replace(cell("=1+1", artifact(1.0, 0.5)), state="failed", reason="@x")
     row = next(csv.DictReader(io.StringIO(sweep.as_csv([bad]))))
