@@ -345,7 +345,9 @@ def front(points: Sequence[Point], name: str, target: str, what: str) -> Plot | 
                     facecolors=face,
                     edgecolors=colour,
                 )
-        axes.plot([p.ms for p in best], [100 * p.share for p in best], color=_SERIES[2], linewidth=1.4)
+        for planned in (True, False):
+            line = [p for p in best if p.planned == planned]
+            axes.plot([p.ms for p in line], [100 * p.share for p in line], color=_SERIES[2], linewidth=1.4)
         for number, point in enumerate(best, 1):
             at = (point.ms, 100 * point.share)
             axes.annotate(str(number), at, xytext=(0, 6), textcoords="offset points", ha="center")
@@ -359,7 +361,7 @@ def front(points: Sequence[Point], name: str, target: str, what: str) -> Plot | 
         name,
         f"Accuracy against time: {target}",
         "Up and left is better. Hollow: planned by a roofline, filled: measured; orange: fails its verdicts. "
-        f"Green: the Pareto front{f' ({named})' if named else ', which is empty: nothing passes'}.",
+        f"Green: the Pareto front of each{f' ({named})' if named else ', which is empty: nothing passes'}.",
         draw,
         rows=10,
     )

@@ -25,7 +25,7 @@ class Row:
     cell: SweepCell
     artifact: SweepArtifact | None
     link: str | None  # to the run's own report
-    front: bool  # no other artifact of its target is both faster and as accurate
+    front: bool  # no other of its target that is timed alike is both faster and as accurate
     recommended: bool
 
     @property
@@ -65,7 +65,11 @@ def _rows(sweep: Sweep) -> list[Row]:
     chosen = {(one.folder, one.artifact) for one in sweep.recommended}
     fronts = {
         target: {
-            id(one) for one in _front([a for c in sweep.cells if c.target == target for a in c.artifacts])
+            id(one)
+            for source in ("measured", "planned")  # a roofline is always short of what is measured
+            for one in _front(
+                [a for c in sweep.cells if c.target == target for a in c.artifacts if a.ms_from == source]
+            )
         }
         for target in {cell.target for cell in sweep.cells}
     }

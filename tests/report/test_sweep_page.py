@@ -39,3 +39,13 @@ def test_a_sweep_without_a_result_has_a_page():
     text = report.sweep_html(sweep_sample.sweep(failed))
     assert "no artifact passes its verdicts" in text
     assert "No artifact has both an accuracy and a time." in text or "matplotlib is not installed" in text
+
+
+def test_a_planned_time_keeps_no_measured_one_from_the_front():
+    """A roofline is always short of what is measured."""
+    planned = sweep_sample.artifact("fp16", 0.5, 0.81)
+    measured = sweep_sample.artifact("int8", 0.6, 0.80, ms_from="measured")
+    text = report.sweep_html(
+        sweep_sample.sweep((sweep_sample.cell("one", "int8", "sm86", planned, measured),))
+    )
+    assert text.count("<td>front</td>") == 2
