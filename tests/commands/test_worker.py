@@ -110,6 +110,12 @@ def listening(mark):
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
 
 
+def answers(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
 FROM_ELSEWHERE = """
 import sys
 import stub_steps
@@ -155,6 +161,9 @@ def test_on_loopback_it_listens_nowhere_else_and_serves_sweeps(tmp_path):
         try:
             end = time.monotonic() + _WAIT_S
             while "block forever" not in (tmp_path / "log").read_text():
+                assert time.monotonic() < end, (tmp_path / "log").read_text()
+                time.sleep(0.5)
+            while not answers(ports[1]):  # the server of clients starts beside the node, and is up after it
                 assert time.monotonic() < end, (tmp_path / "log").read_text()
                 time.sleep(0.5)
             found = listening(mark)
