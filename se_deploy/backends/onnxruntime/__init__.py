@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from se_deploy.targets import Target
 
 _PROBE = """
+import contextlib, io
 from importlib.metadata import distributions
 import onnxruntime as m
 from onnx import TensorProto, helper
@@ -26,6 +27,9 @@ opsets = [helper.make_opsetid('', 17)]
 model = helper.make_model(graph, ir_version=8, opset_imports=opsets).SerializeToString()
 options = m.SessionOptions()
 options.log_severity_level = 4
+if 'CUDAExecutionProvider' in m.get_available_providers():
+    with contextlib.redirect_stdout(io.StringIO()):
+        m.preload_dlls()
 works = [p for p in m.get_available_providers() if p == 'CPUExecutionProvider' or
          m.InferenceSession(model, options, providers=[p]).get_providers()[0] == p]
 installed = sorted({d.name for d in distributions() if (d.name or '').lower().startswith('onnxruntime')})

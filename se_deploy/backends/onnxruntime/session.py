@@ -7,6 +7,9 @@ to the CPU are listed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
+import io
 import re
 import warnings
 from dataclasses import dataclass
@@ -36,6 +39,7 @@ TENSORRT = "TensorrtExecutionProvider"
 
 _DEFAULT_LEVEL = 2
 _LARGE = 32 << 20  # bytes of weights
+_LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int8)": np.int8,
@@ -81,6 +85,8 @@ class OrtRuntime:
                 f"this ONNX Runtime has no {self.provider}",
                 hint=f"pip uninstall -y onnxruntime, then {extras.install('gpu')}",
             )
+        if self.provider != CPU:
+            _load_cuda_libraries()
         try:
             with _source(artifact) as source, _quiet():
                 session = ort.InferenceSession(source, self._options(), providers=[self.provider])
@@ -92,9 +98,10 @@ class OrtRuntime:
             ) from e
         if session.get_providers()[0] != self.provider:
             raise MissingRuntime(
-                f"{self.provider} does not start on this machine, ONNX Runtime fell back to "
-                f"{session.get_providers()[0]}",
-                hint="`se-deploy doctor` says what it needs; or run on the CPU",
+                f"{self.provider} does not start on this machine{_missing_library(self.provider)}, ONNX Runtime "
+                f"fell back to {session.get_providers()[0]}",
+                hint=f"without an NVIDIA driver run on the CPU; {_LIBRARIES} brings CUDA's own libraries; "
+                "`se-deploy doctor` says what this machine has",
             )
         return session
 
@@ -176,6 +183,30 @@ class OrtSession:
     def cost(self, feeds: Arrays, calls: int) -> CallCost:
         """Return what ONNX Runtime can tell of a call: its time from host arrays to host arrays."""
         return CallCost(end_to_end_ms=end_to_end_ms(self.run, feeds, calls))
+
+
+@functools.cache
+def _load_cuda_libraries() -> None:
+    """Load cuBLAS, cuDNN and the others from NVIDIA's wheels, which no loader's path has.
+
+    PyTorch brings the same wheels and loads them itself; a command that does not import it would find none.
+    """
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it does not find is told by the session that does not start
+        ort.preload_dlls()
+
+
+def _missing_library(provider: str) -> str:
+    """Return which shared library keeps a provider from starting, behind a colon; "" where all of them load."""
+    name = f"libonnxruntime_providers_{provider.removesuffix('ExecutionProvider').lower()}.so"
+    path = Path(ort.__file__).parent / "capi" / name
+    if not path.is_file():  # Windows, or a build that has it inside
+        return ""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as e:
+        return f": {e}" if "cannot open shared object" in str(e) else ""  # else a symbol that ORT itself brings
+    return ""
 
 
 @contextlib.contextmanager

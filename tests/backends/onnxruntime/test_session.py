@@ -1,3 +1,9 @@
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -10,6 +16,8 @@ from se_deploy import graph
 from se_deploy.backends.onnxruntime import session as ort
 from se_deploy.backends.tensorrt import cuda
 from se_deploy.errors import BadArtifact, BadInput, BuildFailed, MissingRuntime
+
+SEES = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(plan_graphs.__file__).parent), *sys.path])}
 
 
 def has_gpu():
@@ -27,7 +35,24 @@ def test_a_provider_that_does_not_start_is_an_error_and_no_slower_answer(capfd):
     with pytest.raises(MissingRuntime, match="fell back to CPUExecutionProvider") as caught:
         runtime.open(plan_graphs.se_net()).__enter__()
     assert "doctor" in caught.value.hint
-    assert capfd.readouterr().err == ""
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
+
+
+@pytest.mark.skipif(ort.CUDA not in onnxruntime.get_available_providers(), reason="a build without CUDA")
+@pytest.mark.skipif(has_gpu(), reason="the driver is here")
+@pytest.mark.skipif(importlib.util.find_spec("nvidia.cu13") is None, reason="NVIDIA's wheels are not here")
+def test_the_cuda_provider_finds_the_libraries_of_nvidias_wheels_and_lacks_the_driver_alone():
+    """In a process without PyTorch: it failed at cuBLAS, which was installed."""
+    code = (
+        "import sys, plan_graphs\n"
+        "from se_deploy.backends.onnxruntime import session as ort\n"
+        "try: ort.OrtRuntime(provider=ort.CUDA).open(plan_graphs.se_net()).__enter__()\n"
+        "except ort.MissingRuntime as e: print(e.message, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=SEES)
+    assert "libcuda.so.1" in done.stdout, done
+    assert done.stdout.endswith("False\n")
 
 
 def test_an_unknown_provider_is_refused():
