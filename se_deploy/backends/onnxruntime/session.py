@@ -98,8 +98,8 @@ class OrtRuntime:
             ) from e
         if session.get_providers()[0] != self.provider:
             raise MissingRuntime(
-                f"{self.provider} does not start on this machine{_missing_library(self.provider)}, ONNX Runtime "
-                f"fell back to {session.get_providers()[0]}",
+                f"{self.provider} does not start on this machine{_missing_library(self.provider)}, "
+                f"ONNX Runtime fell back to {session.get_providers()[0]}",
                 hint=f"without an NVIDIA driver run on the CPU; {_LIBRARIES} brings CUDA's own libraries; "
                 "`se-deploy doctor` says what this machine has",
             )
@@ -197,7 +197,7 @@ def _load_cuda_libraries() -> None:
 
 
 def _missing_library(provider: str) -> str:
-    """Return which shared library keeps a provider from starting, behind a colon; "" where all of them load."""
+    """Return which library keeps a provider from starting, behind a colon; "" where all of them load."""
     name = f"libonnxruntime_providers_{provider.removesuffix('ExecutionProvider').lower()}.so"
     path = Path(ort.__file__).parent / "capi" / name
     if not path.is_file():  # Windows, or a build that has it inside
@@ -205,7 +205,8 @@ def _missing_library(provider: str) -> str:
     try:
         ctypes.CDLL(str(path))
     except OSError as e:
-        return f": {e}" if "cannot open shared object" in str(e) else ""  # else a symbol that ORT itself brings
+        # Any other complaint is about symbols that ONNX Runtime itself brings.
+        return f": {e}" if "cannot open shared object" in str(e) else ""
     return ""
 
 
