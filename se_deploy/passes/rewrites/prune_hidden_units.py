@@ -22,16 +22,20 @@ if TYPE_CHECKING:
     from se_deploy.se_blocks.types import SEBlock
 
 
-def _silu(h: Array) -> Array:
-    y: Array = h / (1 + np.exp(-h))
+def _sigmoid(h: Array) -> Array:
+    y: Array = np.exp(-np.logaddexp(0, -h))  # 1 / (1 + exp(-h)) overflows where h is far below 0
     return y
+
+
+def _silu(h: Array) -> Array:
+    return h * _sigmoid(h)
 
 
 _SILU = "silu"  # Mul(h, Sigmoid(h))
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "Relu": lambda h: np.maximum(h, 0),
-    "Sigmoid": lambda h: 1 / (1 + np.exp(-h)),
+    "Sigmoid": _sigmoid,
     "Tanh": np.tanh,
     "HardSwish": lambda h: h * np.clip(h / 6 + 0.5, 0, 1),
     _SILU: _silu,

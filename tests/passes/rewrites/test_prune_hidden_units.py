@@ -61,6 +61,18 @@ def test_a_fixed_unit_moves_into_the_bias(unit, activation, bias, seed):
     assert apply(after, NAME)[1] == ()
 
 
+@pytest.mark.parametrize("bias", [-2e4, 2e4])
+def test_a_fixed_unit_whose_sigmoid_is_at_its_end(bias):
+    def far(array):
+        array[2] = bias
+
+    before = block({"f1": zero(2), "c1": far}, "Sigmoid(h)")
+    after, applied = apply(before, NAME)
+    assert hidden(after) == UNITS - 1
+    assert len(applied) == 1
+    assert_same(before, after)
+
+
 def test_a_fixed_unit_of_a_silu():
     before = _silu()
     after, applied = apply(before, NAME)
