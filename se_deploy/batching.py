@@ -12,7 +12,7 @@ import numpy as np
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from se_deploy.protocols import Array, Arrays, Session, TensorSpec
 
@@ -29,12 +29,19 @@ def run(session: Session, feeds: Arrays) -> dict[str, Array]:
     if size is None or count in {size, 0}:
         return session.run(feeds)
     slices = []
+    for part, rows in sliced(feeds, size):
+        made = session.run(part)
+        slices.append({name: unpadded(name, array, size, rows) for name, array in made.items()})
+    return {name: np.concatenate([one[name] for one in slices]) for name in slices[0]}
+
+
+def sliced(feeds: Arrays, size: int) -> Iterator[tuple[dict[str, Array], int]]:
+    """Yield batches of `size` samples, and how many samples of `feeds` each holds: the last one is padded."""
+    count = _count(feeds)
     for start in range(0, count, size):
         rows = min(size, count - start)
         part = {name: a[start : start + rows] if a.ndim else a for name, a in feeds.items()}
-        made = session.run(padded(part, size))
-        slices.append({name: unpadded(name, array, size, rows) for name, array in made.items()})
-    return {name: np.concatenate([one[name] for one in slices]) for name in slices[0]}
+        yield padded(part, size), rows
 
 
 def frozen(inputs: Sequence[TensorSpec]) -> int | None:

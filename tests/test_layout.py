@@ -103,6 +103,17 @@ def test_nothing_outside_backends_names_one():
     assert not named
 
 
+def test_temporary_files_are_made_where_a_rerun_cleans_them():
+    made = {"TemporaryDirectory", "mkdtemp", "NamedTemporaryFile", "mkstemp"}
+    makers = {
+        str(path.relative_to(PACKAGE))
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in made
+    }
+    assert makers == {"locks.py", "files.py"}
+
+
 def test_torch_is_imported_only_where_pytorch_is_the_subject():
     allowed = {"networks", "frontend", "backends"}
     users = {

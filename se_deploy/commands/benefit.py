@@ -8,12 +8,10 @@ whether INT8 can pay at all. What nobody can say is said to be unknown, and no g
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import data, graph
+from se_deploy import data, graph, locks
 from se_deploy.backends import registry
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import compilers, lowering, shapes
@@ -105,11 +103,11 @@ def _timed(int8: ir.Model, fp16: ir.Model, backend: Backend, to: Destination) ->
     except MissingRuntime:
         return None
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with locks.scratch() as folder:
             for name, model in (("int8", int8), ("fp16", fp16)):
                 sized = _sized(model, to)
                 engine = compiler.build(sized, BuildOptions(targets=to.targets), progress=silent)
-                path = Path(folder) / f"{name}.engine"
+                path = folder / f"{name}.engine"
                 path.write_bytes(engine.data)
                 with registry.engine_runtime(backend).open(path) as session:
                     times.append(latency.measure(session, _feeds(session.inputs)))

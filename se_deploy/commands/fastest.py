@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import graph, verification
+from se_deploy import graph, locks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.profiling import latency
@@ -53,8 +51,8 @@ def _median_ms(backend: Backend, engine: Engine, model: ir.Model, options: Build
     asked = SessionOptions(plugins=options.features.plugins, host_code=options.features.version_compatible)
     runtime = registry.engine_runtime(backend, asked)
     shapes = {name: profile.opt for name, profile in engine.shapes.items()}
-    with tempfile.TemporaryDirectory(prefix="se-deploy-") as folder:
-        path = Path(folder) / f"one{backend.suffixes[0]}"
+    with locks.scratch() as folder:
+        path = folder / f"one{backend.suffixes[0]}"
         path.write_bytes(engine.data)
         if options.features.strip_weights:
             graph.save(model, path.with_name(f"{path.name}.onnx"))

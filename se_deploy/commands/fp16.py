@@ -44,7 +44,11 @@ def ranges(
     model: ir.Model, samples: Samples | None = None, probes: Sequence[Probe] | None = None
 ) -> Ranges | None:
     """Return the ranges of an FP32 graph's tensors; None where nothing can be fed to it."""
-    seen = [(probe.kind, probe.feeds) for probe in (made_up(model) if probes is None else probes)]
+    seen = [
+        (probe.kind, feeds)
+        for probe in (made_up(model) if probes is None else probes)
+        for feeds in _taken(model, probe.feeds)
+    ]
     if samples is not None:
         seen += [("data", feeds) for feeds in _batches(model, samples)]
     if not seen:
@@ -60,6 +64,15 @@ def made_up(model: ir.Model) -> tuple[Probe, ...]:
             return verification.choose(model, session, image=input_spec.read(model.metadata_props))
         except UnsupportedGraph:  # the ranges then say that they were not measured on any
             return ()
+
+
+def _taken(model: ir.Model, feeds: Arrays) -> Iterator[Arrays]:
+    """Yield `feeds` as the graph takes them: a frozen one takes its own number of samples at a time."""
+    size = calibration.frozen_batch(model)
+    if not size or batching.rows(feeds) == size:
+        yield feeds
+        return
+    yield from (part for part, _ in batching.sliced(feeds, size))
 
 
 def _batches(model: ir.Model, samples: Samples) -> Iterator[Arrays]:

@@ -6,13 +6,13 @@ import itertools
 import os
 import platform
 import shutil
-import tempfile
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from se_deploy import locks
 from se_deploy.sweeps import isolation
 from se_deploy.sweeps.tasks import Count, Node, Outcome, Places, inherited
 
@@ -61,8 +61,17 @@ class Local:
         count: Callable[[Count], None],
     ) -> None:
         """Work on every task; see `Executor`."""
+        with locks.scratch() as scratch:
+            self._run(tasks, scratch, ended, count)
+
+    def _run(
+        self,
+        tasks: Sequence[Task],
+        scratch: Path,
+        ended: Callable[[Outcome], None],
+        count: Callable[[Count], None],
+    ) -> None:
         children = isolation.Children()
-        scratch = Path(tempfile.mkdtemp(prefix="se-deploy-sweep-"))
         waiting = list(tasks)
         outcomes: dict[str, Outcome] = {}
         readers = Counter(task.after for task in tasks)  # of what a task makes, that have not ended
@@ -94,7 +103,6 @@ class Local:
         finally:
             children.close()
             pool.shutdown(wait=True, cancel_futures=True)
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _one(
         self, task: Task, before: Outcome | None, scratch: Path, children: isolation.Children

@@ -11,9 +11,10 @@ from msgspec.structs import replace
 from se_deploy import graph
 from se_deploy.backends import manifest as manifests
 from se_deploy.cli import main
-from se_deploy.commands import artifacts
+from se_deploy.commands import artifacts, fp16
 from se_deploy.quantization import to_fp16
 from se_deploy.schema.common import PlanLayer
+from se_deploy.verification import Probe
 
 
 @pytest.fixture
@@ -122,3 +123,13 @@ def test_the_table_says_where_an_fp16_file_is_rounded(folder, capsys):
     main(["parity", "net.onnx", "half.onnx", "--data", "x.npy"], standalone_mode=False)
     said = " ".join(capsys.readouterr().out.split())
     assert "half.onnx: rounded at every FP16 tensor" in said
+
+
+def test_a_frozen_graph_gives_the_ranges_of_all_rows_of_a_probe():
+    body, constants = "y = Mul(x, k)", [("k", np.float32(3))]
+    free = model_of(body, constants, inputs="float[N,4] x", output="float[N,4] y")
+    frozen = model_of(body, constants, inputs="float[2,4] x", output="float[2,4] y")
+    rows = np.array([[1, 2, 3, 4], [0, 0, 0, 0], [5, 0, 0, -6]], np.float32)
+    probes = (Probe("data", {"x": rows}),)
+    assert fp16.ranges(frozen, probes=probes).largest == fp16.ranges(free, probes=probes).largest
+    assert fp16.ranges(frozen, probes=probes).largest["y"] == 18

@@ -80,6 +80,19 @@ def test_a_fixed_unit_of_a_silu():
     assert_same(before, after)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("spelled", ["a = Sigmoid(h)", "t = Sigmoid(h)\na = Mul(h, t)"])
+def test_a_gate_far_below_zero_gives_nothing_and_warns_of_nothing(spelled):
+    body, shapes = se(8, UNITS)
+    arrays = {n: np.random.default_rng(0).standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    arrays["f1"][3], arrays["c1"][3] = 0, -1e4
+    text = f"x = Relu(u)\n{body.replace('a = Relu(h)', spelled)}z = Relu(y)"
+    before = build("float[N,8,4,4] u", "float[N,8,4,4] z", text, arrays)
+    after, _ = apply(before, NAME)
+    assert hidden(after) == UNITS - 1
+    assert_same(before, after)
+
+
 def _silu():
     body, shapes = se(8, UNITS)
     body = body.replace("a = Relu(h)", "t = Sigmoid(h)\na = Mul(h, t)")
