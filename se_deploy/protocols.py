@@ -7,18 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     import onnx_ir as ir
 
+    from se_deploy.errors import BuildFailed
     from se_deploy.plan import Plan
+
+S = TypeVar("S")
+J = TypeVar("J")
+R = TypeVar("R")
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -112,6 +118,42 @@ class Planner(Protocol):
 
     def plan(self, model: ir.Model) -> Plan:
         """Plan `model`. Raises BuildFailed with the compiler's reason."""
+
+
+@runtime_checkable
+class ManyPlanner(Planner, Protocol):
+    """Compilers that plan several graphs at a time; each plan is the one that `plan` gives."""
+
+    @property
+    def width(self) -> int:
+        """How many graphs are planned at a time."""
+
+    def plan_each(self, models: Iterable[ir.Model]) -> Sequence[Plan | BuildFailed]:
+        """Plan every graph, in order; one that a compiler refuses has its refusal for a plan."""
+
+
+class Each(Protocol):
+    """Who works on jobs that do not depend on each other."""
+
+    def __call__(
+        self, function: Callable[[S, J], R], shared: S, jobs: Iterable[J], ended: Callable[[int], None]
+    ) -> list[R]:
+        """Return `function(shared, job)` of every job, in the order of the jobs.
+
+        `function` is pure and of a module's top level: where it runs makes no difference. `ended` is told
+        how many jobs are done.
+        """
+
+
+def in_turn(
+    function: Callable[[S, J], R], shared: S, jobs: Iterable[J], ended: Callable[[int], None]
+) -> list[R]:
+    """Work on one job after the other, here (`Each`): what happens where nobody else was asked."""
+    results = []
+    for job in jobs:
+        results.append(function(shared, job))
+        ended(len(results))
+    return results
 
 
 OVERALL = "all steps"

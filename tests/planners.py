@@ -58,3 +58,24 @@ class TablePlanner:
     def kernel(node, size):
         outputs = (PlanTensor(node.outputs[0].name, "int8", (size,)),) if size else ()
         return Kernel(node.name, node.op_type, (), outputs, (node.name,))
+
+
+class SideBySide:
+    """A planner that plans several graphs at a time (`protocols.ManyPlanner`), the last one first."""
+
+    def __init__(self, planner, width):
+        self.planner, self.width, self.batches = planner, width, []
+
+    def plan(self, model):
+        return self.planner.plan(model)
+
+    def plan_each(self, models):
+        models = list(models)
+        self.batches.append(len(models))
+        answers = {}
+        for i in reversed(range(len(models))):
+            try:
+                answers[i] = self.planner.plan(models[i])
+            except BuildFailed as e:
+                answers[i] = e
+        return [answers[i] for i in range(len(models))]

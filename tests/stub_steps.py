@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy.errors import BadInput
@@ -51,3 +52,28 @@ def die_once(marker: object, places: Places) -> None:
 def die(_nothing: object, _places: Places) -> None:
     """Be killed."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def slower_first(seconds, job):
+    """Be the later, the earlier one was asked."""
+    time.sleep(seconds / (1 + job))
+    return job
+
+
+def dies_once(marker, job):
+    """Take its process with it the first time."""
+    path = Path(f"{marker}{job}")
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return job
+
+
+def dies(_shared, _job):
+    """Take its process with it."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuses(_shared, job):
+    """Fail as a step does."""
+    raise BadInput(f"no {job}", hint="give one")

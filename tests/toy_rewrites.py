@@ -18,14 +18,15 @@ class Toy:
     shape: tuple = ()
 
 
-def drop_identities(*, scope=Scope.BY_PLAN, after=(), tried=None):
-    """Register a rewrite about nodes: an Identity is left out."""
+def drop_identities(*, scope=Scope.BY_PLAN, after=(), tried=None, alike=True):
+    """Register a rewrite about nodes: an Identity is left out; `alike`: all its sites are one group."""
 
     def match(model, node):
         del model
         if node.outputs[0].is_graph_output():
             return Refused("it names an output")
-        return Toy(node.outputs[0].name, node)
+        name = node.outputs[0].name
+        return Toy(name, node, () if alike else (name,))
 
     @rewrite(
         name="toy-drop-identity", idea="no identities", where=every("Identity"), match=match, scope=scope,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     options.exported_target,
     options.calibration,
     options.verify,
+    options.on,
     options.overwrite,
     options.dry_run,
     options.reporter("parity"),
@@ -46,6 +47,7 @@ def export(
     target: TargetOptions,
     calibration: CalibrationOptions,
     verify: bool,
+    on: str,
     overwrite: bool,
     dry_run: bool,
     reporter: Reporter,
@@ -88,6 +90,7 @@ def export(
             network=network,
             calibration=calibration,
             verify=verify,
+            on=on,
             overwrite=overwrite,
             progress=progress,
         )

@@ -10,7 +10,7 @@ from se_deploy.cli import options
 from se_deploy.cli.parameters import command, defaulted, group, optional, optional_argument, repeated, switch
 from se_deploy.cli.run import typed
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_DIR, IN_FILE, IN_PATH, Batch, Model, TargetName, Where
+from se_deploy.cli.types import IN_DIR, IN_FILE, IN_PATH, Batch, Model, TargetName
 from se_deploy.schema.sweep import RunPrecision
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ _seconds = optional(
     "What a cell may take; one that takes longer has failed.",
     section=Section.HOST,
 )
-_on = defaulted(
-    "--on", Where(), "local", "Who works: local, ray on a node, or ray://HOST:PORT.", section=Section.CLUSTER
-)
 _jobs = optional(
     "--jobs",
     click.IntRange(min=1),
@@ -89,7 +86,7 @@ def _options(given: Given) -> SweepOptions:
     from se_deploy.commands.sweep import SweepOptions
 
     return SweepOptions(
-        on=_on.of(given),
+        on=options.on.of(given),
         jobs=_jobs.of(given),
         retries=_retries.of(given),
         store=_store.of(given),
@@ -103,7 +100,7 @@ def _options(given: Given) -> SweepOptions:
     optional_argument("file", IN_FILE),
     options.output_folder,
     group("asked", _asked, _models, _precisions, _targets, _batches, _calib_data, _data, _seconds),
-    group("chosen", _options, _on, _jobs, _retries, _store, _retry_failed, _overwrite),
+    group("chosen", _options, options.on, _jobs, _retries, _store, _retry_failed, _overwrite),
     options.reporter("cells", "parity", "fusion", "precision", "latency"),
     first="-o --model --precision --target --batch --calib-data --data --on --cell-seconds --overwrite",
 )

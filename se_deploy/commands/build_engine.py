@@ -17,6 +17,7 @@ from se_deploy.commands import (
     compilers,
     fastest,
     lowering,
+    on_workers,
     reading,
     sampling,
     verifying,
@@ -65,6 +66,7 @@ class BuildResult(Shown):
     worth: Worth | Unweighed | None  # INT8 against FP16; None where INT8 was not asked for
     verified: Verified  # the graph that was built against the file given
     warnings: tuple[str, ...]
+    worked: on_workers.Worked = on_workers.ALONE
 
     @property
     def precision_failures(self) -> tuple[str, ...]:
@@ -101,6 +103,7 @@ def build_engine(
     fp16_plan: Plan | None = None,
     verify: bool = True,
     timed: bool = False,
+    on: str = on_workers.LOCAL,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> BuildResult:
@@ -109,10 +112,12 @@ def build_engine(
     `precision` None keeps the file's own. A file that holds Q/DQ or FP16 tensors is built as it stands.
     `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
     With `timed` a compiler that needs the device builds both precisions there once more, to time them.
+    `on`: who plans rewrites and measures sensitivity, "local", "ray" or "ray://HOST:PORT".
     Raises: BuildFailed, MissingRuntime, BadInput, BadData, OutputExists.
     """
     engine, calibration = engine or EngineOptions(), calibration or CalibrationOptions()
     output = Path(output)
+    on_workers.require(on)
     for path in files_of(output):
         files.claim(path, overwrite=overwrite)
     for kept in (calibration.cache, engine.timing_cache):
@@ -134,7 +139,10 @@ def build_engine(
         compilers.refuse_bf16(backend, to.targets)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
     check = None
-    with lowering.planner_for(to) as planner:
+    with (
+        on_workers.opened(on) as workers,
+        lowering.planner_for(to := dataclasses.replace(to, workers=workers)) as planner,
+    ):
         if stored == "fp32":
             samples = None
             if wanted == "int8" or calibration.data is not None:
@@ -183,12 +191,13 @@ def build_engine(
                 progress=progress,
             )
             progress("weigh INT8 against FP16", 1, 1)
-    return finish(
+        worked = workers.worked()
+    made = finish(
         done,
         output,
         verified=verified,
         check=check,
-        notes=notes,
+        notes=(*notes, *worked.warnings),
         wanted=wanted,
         backend=backend,
         options=BuildOptions(
@@ -203,6 +212,7 @@ def build_engine(
         worth=worth,
         progress=progress,
     )
+    return dataclasses.replace(made, worked=worked)
 
 
 def _check_features(asked: EngineFeatures, model: ir.Model, backend: Backend) -> None:
@@ -374,6 +384,7 @@ def to_schema(result: BuildResult) -> results.BuildEngine:
         worth=benefit.to_schema(result.worth),
         worth_unknown=benefit.unknown(result.worth),
         verified=verification.to_schema(result.verified),
+        **on_workers.to_schema(result.worked),
         **as_schema.search(search),
         **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked, result.lowered.rounding),
     )

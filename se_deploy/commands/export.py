@@ -11,7 +11,7 @@ from msgspec import convert
 
 from se_deploy import files, graph, verification
 from se_deploy.backends import registry
-from se_deploy.commands import as_schema, compilers, lowering, sampling, source
+from se_deploy.commands import as_schema, compilers, lowering, on_workers, sampling, source
 from se_deploy.options import CalibrationOptions, target_options
 from se_deploy.passes import search
 from se_deploy.protocols import silent
@@ -41,6 +41,7 @@ class ExportResult(Shown):
     runtime: str
     verified: Verified  # the written file against the source
     warnings: tuple[str, ...]
+    worked: on_workers.Worked = on_workers.ALONE
 
     def tables(self) -> Sequence[Grid]:
         """Return what the command line prints of it."""
@@ -60,6 +61,7 @@ def export(
     network: NetworkOptions | None = None,
     calibration: CalibrationOptions | None = None,
     verify: bool = True,
+    on: str = on_workers.LOCAL,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> ExportResult:
@@ -67,12 +69,14 @@ def export(
 
     `model`: a network specification ("timm:seresnet50") or an ONNX file. `io`: the type of the inputs and
     outputs of an FP16 file.
-    What is written is compared with its source unless `verify` is False.
+    What is written is compared with its source unless `verify` is False. `on`: who plans the rewrites,
+    "local", "ray" or "ray://HOST:PORT".
     Raises: BadModel, ExportFailed, BadInput, BadData, MissingRuntime, OutputExists, CannotWrite.
     """
     output = Path(output)
     calibration = calibration or CalibrationOptions()
     options = target_options(target)
+    on_workers.require(on)
     files.claim(output, overwrite=overwrite)
     replayed = replays_its_own(output, options)
     files.claim(choices_path(output), overwrite=overwrite or replayed)
@@ -85,7 +89,10 @@ def export(
     taken = source.read(
         str(model), options=network, calibration=calibration, verify=verify, progress=progress
     )
-    with lowering.planner_for(to) as planner:
+    with (
+        on_workers.opened(on) as workers,
+        lowering.planner_for(to := dataclasses.replace(to, workers=workers)) as planner,
+    ):
         done = lowering.lowered(
             taken.model,
             precision=precision,
@@ -97,6 +104,7 @@ def export(
             samples=taken.samples,
             progress=progress,
         )
+        worked = workers.worked()
     with files.together() as publish:
         publish(output).write_bytes(graph.file_bytes(done.model))
         if done.found is not None and done.found.choices:
@@ -105,8 +113,8 @@ def export(
     if not chosen and not replayed:  # a list left beside the file would be taken for its own
         choices_path(output).unlink(missing_ok=True)
     verified = taken.verified.joined(done.verified)
-    warnings = (*taken.warnings, *done.warnings, *verified.warnings)
-    return ExportResult(output, taken, done, precision, _name(to.backend), verified, warnings)
+    warnings = (*taken.warnings, *done.warnings, *verified.warnings, *worked.warnings)
+    return ExportResult(output, taken, done, precision, _name(to.backend), verified, warnings, worked)
 
 
 def _name(backend: Backend | None) -> str:
@@ -144,6 +152,7 @@ def to_schema(result: ExportResult) -> results.Export:
         max_abs_error=finite(result.verified.max_abs_error),
         frozen=tuple(convert(one, common.FrozenRatio, from_attributes=True) for one in frozen),
         verified=verification.to_schema(result.verified),
+        **on_workers.to_schema(result.worked),
         **as_schema.search(search),
         **as_schema.fp16(result.lowered.kept_fp32, result.lowered.unchecked, result.lowered.rounding),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from se_deploy import data, files, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
-from se_deploy.commands import fp16, sampling, shapes
+from se_deploy.commands import fp16, on_workers, sampling, shapes
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import silent
@@ -60,6 +60,7 @@ class Destination:
     targets: tuple[Target, ...]
     rewrites: RewriteOptions
     sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of inputs, to plan at
+    workers: on_workers.Workers = on_workers.HERE
 
 
 def destination(options: TargetOptions) -> Destination:
@@ -76,11 +77,12 @@ def destination(options: TargetOptions) -> Destination:
 def planner_for(to: Destination) -> Iterator[Planner | None]:
     """Open the planner whose plans decide on rewrites; None where a backend has none."""
     planning = None if to.backend is None else to.backend.planning
-    if planning is None or not planning.decides_rewrites:
+    if to.backend is None or planning is None or not planning.decides_rewrites:
         yield None
         return
-    with planning.open(to.targets[0] if to.targets else None) as planner:
-        yield shapes.SizedPlanner(planner, to.sizes)
+    asked = on_workers.Asked(to.backend.name, to.targets[0] if to.targets else None, to.sizes)
+    with on_workers.planner(to.workers, planning, asked) as planner:
+        yield planner
 
 
 def half(model: ir.Model) -> ir.Model:
@@ -434,6 +436,7 @@ def quantized(
         options=options,
         extremes=[p.feeds for p in fp16.made_up(model)] if options.base_precision == "fp16" else (),
         calib_cache=calibration.cache,
+        each=to.workers.each,
         progress=progress,
     )
     if to.targets and options.device is None and (options.goal.asked or options.float_macs):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import convert
 
 from se_deploy import files, graph, verification
-from se_deploy.commands import as_schema, benefit, lowering, reading, sampling, verifying
+from se_deploy.commands import as_schema, benefit, lowering, on_workers, reading, sampling, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -37,6 +37,7 @@ class QuantizeResult(Shown):
     worth: Worth | Unweighed  # INT8 against FP16 on the target, or why that is not known
     verified: Verified  # the written file against the one given
     warnings: tuple[str, ...]
+    worked: on_workers.Worked = on_workers.ALONE
 
     def tables(self) -> Sequence[Grid]:
         """Return what the command line prints of it."""
@@ -56,6 +57,7 @@ def quantize(
     calibration: CalibrationOptions | None = None,
     verify: bool = True,
     timed: bool = False,
+    on: str = on_workers.LOCAL,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> QuantizeResult:
@@ -63,11 +65,13 @@ def quantize(
 
     Without `target` the portable form; `base` is the precision of the rest. What is written is compared
     with the file given unless `verify` is False. With `timed` a compiler that needs the device builds both
-    precisions there, to time them. Imports no torch.
+    precisions there, to time them. `on`: who measures the layers' sensitivity, "local", "ray" or
+    "ray://HOST:PORT". Imports no torch.
     Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
     """
     output = Path(output)
     calibration = calibration or CalibrationOptions()
+    on_workers.require(on)
     files.claim(output, overwrite=overwrite)
     files.claim_kept(calibration.cache)
     progress("read", 0, 1)
@@ -89,7 +93,10 @@ def quantize(
     nodes = form.model.graph.num_nodes()
     progress("canonical form", 1, 1, f"{nodes} nodes, {form.verified.summary}")
     to = lowering.destination(dataclasses.replace(target_options(target), rewrites=RewriteOptions(names=())))
-    with lowering.planner_for(to) as planner:
+    with (
+        on_workers.opened(on) as workers,
+        lowering.planner_for(to := dataclasses.replace(to, workers=workers)) as planner,
+    ):
         done = lowering.lowered(
             form.model,
             precision="int8",
@@ -104,10 +111,11 @@ def quantize(
         worth = benefit.weighed(
             done.model, lowering.half(form.model), to=to, planner=planner, timed=timed, progress=progress
         )
+        worked = workers.worked()
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)
-    notes = (*lifted.warnings, *form.warnings, *done.warnings, *verified.warnings)
-    return QuantizeResult(output, done, worth, verified, notes)
+    notes = (*lifted.warnings, *form.warnings, *done.warnings, *verified.warnings, *worked.warnings)
+    return QuantizeResult(output, done, worth, verified, notes, worked)
 
 
 def to_schema(result: QuantizeResult) -> results.Quantize:
@@ -147,4 +155,5 @@ def to_schema(result: QuantizeResult) -> results.Quantize:
             for name, params in made.params.items()
         ),
         verified=verification.to_schema(result.verified),
+        **on_workers.to_schema(result.worked),
     )

@@ -7,12 +7,20 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from se_deploy import report
-from se_deploy.backends import registry
-from se_deploy.commands import artifacts, build_engine, export, inspect, parity, profile, quantize, shapes
+from se_deploy.commands import (
+    artifacts,
+    build_engine,
+    export,
+    inspect,
+    packages,
+    parity,
+    profile,
+    quantize,
+    shapes,
+)
 from se_deploy.commands.lowering import Worth
 from se_deploy.commands.run_files import GRAPHS, PRECISIONS
 from se_deploy.schema import input_spec, results, tool_version
@@ -31,10 +39,6 @@ if TYPE_CHECKING:
     from se_deploy.commands.quantize import QuantizeResult
     from se_deploy.options import Precision
     from se_deploy.tables.base import Grid
-
-PACKAGES = (
-    "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pillow",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -203,13 +207,10 @@ def to_schema(result: RunResult) -> results.Run:
 @functools.cache
 def machine() -> results.Machine:
     """Return what this run ran on: processor, cores, Python and the packages that matter."""
-    installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
-    brought = (name for backend in registry.every() for name in backend.packages)
-    found = {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}
     return results.Machine(
         platform=platform.platform(),
         cpu=artifacts.cpu_name(),
         cores=os.cpu_count(),
         python=sys.version.split()[0],
-        packages=found,
+        packages=packages.versions(),
     )

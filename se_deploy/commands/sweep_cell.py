@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-import onnx
-import onnx_ir as ir
-
-from se_deploy import files, graph, locks, schema
+from se_deploy import files, locks, schema
 from se_deploy.backends import keeping
-from se_deploy.commands import run, shapes
+from se_deploy.commands import portable, run, shapes
 from se_deploy.report import facts
 from se_deploy.roofline import roofline_ms
 from se_deploy.schema.sweep import SweepArtifact, SweepCell
@@ -38,21 +34,6 @@ CELL = "cell.json"
 _PREPARED = "prepared.pickle"  # between two steps, by way of Ray or of --store; never in a folder of results
 
 
-class _Pickler(pickle.Pickler):
-    """Writes graphs as ONNX does: their nodes hold each other, deeper than pickle can follow."""
-
-    def reducer_override(self, obj: object) -> Any:  # noqa: ANN401 - pickle's own signature
-        """Return how a graph is made again; everything else is pickled as it is."""
-        if isinstance(obj, ir.Model):
-            return _model_of, (graph.to_bytes(obj),)
-        return NotImplemented
-
-
-def _model_of(data: bytes) -> ir.Model:
-    model: ir.Model = ir.from_proto(onnx.ModelProto.FromString(data))
-    return model
-
-
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """A cell's options with the paths that hold here."""
@@ -67,8 +48,7 @@ def prepare(work: object, places: Places) -> None:
     asked = _here(cast("Cell", work), places)
     with keeping.kept(), locks.folder(places.output):
         done = run.prepared(asked.model, places.output, calibration=asked.calibration, options=asked.options)
-    with (places.output / _PREPARED).open("wb") as file:
-        _Pickler(file).dump(done.portable())
+    (places.output / _PREPARED).write_bytes(portable.dumps(done.portable()))
 
 
 def deploy(work: object, places: Places) -> None:
@@ -78,7 +58,7 @@ def deploy(work: object, places: Places) -> None:
     before = places.before
     if before is None:
         raise ValueError("a cell is deployed after it was prepared")
-    done = pickle.loads((before / _PREPARED).read_bytes())  # noqa: S301 - a step of a sweep wrote it
+    done = portable.loads((before / _PREPARED).read_bytes())
     for name in done.written:
         shutil.copy(before / name, places.output / name)
     with keeping.kept(), locks.folder(places.output):

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from se_deploy import calibration, graph
 from se_deploy.errors import BadInput
-from se_deploy.protocols import silent
+from se_deploy.protocols import in_turn, silent
 from se_deploy.quantization import (
     cache,
     corrected,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
-    from se_deploy.protocols import Arrays, FloatArray, Progress, Runtime
+    from se_deploy.protocols import Arrays, Each, FloatArray, Progress, Runtime
     from se_deploy.quantization.policies import Policy
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
@@ -68,6 +68,7 @@ def quantize(
     options: QuantizeOptions | None = None,
     extremes: Sequence[Arrays] = (),
     calib_cache: Path | None = None,
+    each: Each = in_turn,
     progress: Progress = silent,
 ) -> QuantizationResult:
     """Return `model` with its layers in INT8: explicit Q/DQ, symmetric, zero points 0.
@@ -75,7 +76,8 @@ def quantize(
     Part of `samples` is measured, and every choice is evaluated on the rest, which is held back: by
     `runtime`, node by node. `fast`, where given, runs the float network in its place, equal but for rounding.
     Over an FP16 base `extremes` are batches beside the samples that must not leave FP16's range. With
-    `calib_cache`, scales and sensitivities are kept there and taken from there the next time.
+    `calib_cache`, scales and sensitivities are kept there and taken from there the next time. `each` works on
+    the layers whose sensitivity is measured.
 
     Raises: UnsupportedGraph where there is nothing to quantize; BadData; BadInput for a cache of something
     else, or a goal that needs labels.
@@ -89,6 +91,7 @@ def quantize(
             options=options or QuantizeOptions(),
             extremes=extremes,
             calib_cache=calib_cache,
+            each=each,
             progress=progress,
         )
 
@@ -101,6 +104,7 @@ def _quantize(
     options: QuantizeOptions,
     extremes: Sequence[Arrays],
     calib_cache: Path | None,
+    each: Each,
     progress: Progress,
 ) -> QuantizationResult:
     policy = options.policy
@@ -122,7 +126,7 @@ def _quantize(
     if measured:
         if not known.noise:
             rounded = _rounded(job, known.params, known.statistics())
-            alone = sensitivity.measure(rounded, job.sensitivity_evaluator(), progress=progress)
+            alone = sensitivity.measure(rounded, job.sensitivity_evaluator(), each=each, progress=progress)
             known = dataclasses.replace(known, noise=alone)
             if calib_cache is not None:
                 cache.write(calib_cache, known)

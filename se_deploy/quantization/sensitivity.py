@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from se_deploy.protocols import silent
+from se_deploy.protocols import in_turn, silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from se_deploy.protocols import Progress
+    from se_deploy.protocols import Each, Progress
     from se_deploy.quantization.evaluator import Evaluator
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantizedLayer
@@ -21,14 +21,23 @@ _NO_COST = 1e-12  # ms or MACs: far below any layer's, so that a layer that cost
 
 
 def measure(
-    planned: Sequence[QuantizedLayer], evaluator: Evaluator, *, progress: Progress = silent
+    planned: Sequence[QuantizedLayer],
+    evaluator: Evaluator,
+    *,
+    each: Each = in_turn,
+    progress: Progress = silent,
 ) -> dict[str, float]:
     """Return the relative noise at the outputs with each layer alone in INT8, by node name."""
-    noise = {}
-    for i, layer in enumerate(planned):
-        noise[layer.node] = evaluator.layers([layer]).total_noise
-        progress("sensitivity", i + 1, len(planned))
-    return noise
+
+    def ended(done: int) -> None:
+        progress("sensitivity", done, len(planned))
+
+    noise = each(_alone, evaluator, planned, ended)
+    return dict(zip((layer.node for layer in planned), noise, strict=True))
+
+
+def _alone(evaluator: Evaluator, layer: QuantizedLayer) -> float:
+    return evaluator.layers([layer]).total_noise
 
 
 def rank(layers: Sequence[Layer], noise: Mapping[str, float], cost: Callable[[Layer], float]) -> list[Layer]:

@@ -185,6 +185,14 @@ class Worth(Struct, frozen=True, kw_only=True):
     timed_on: str | None = None
 
 
+class NodeShare(Struct, frozen=True, kw_only=True):
+    """What one node of a cluster did for a command."""
+
+    name: str
+    jobs: Count
+    seconds: Amount
+
+
 @functools.cache
 def tool_version() -> str:
     """Return this package's version, "0+uninstalled" where it runs from a source tree."""

@@ -10,11 +10,12 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from se_deploy import extras, files, locks
 from se_deploy.errors import BadInput, RemoteFailed
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from se_deploy.sweeps.tasks import Task
+
+T = TypeVar("T")
 
 PREFIX = "se_deploy:"
 """Of the resources that a worker has: "se_deploy:orin-nano" is its device, which one task uses at a time."""
@@ -70,28 +73,39 @@ def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
 
     Raises: MissingRuntime without Ray; BadInput where no cluster answers, or versions differ between nodes.
     """
-    extras.require("ray", f"--on {on}")
-    address = on if on != ON_A_NODE else _address()
-    host, _, port = address.removeprefix(ON_CLIENT).rpartition(":")
-    _check_answers(on, host.strip("[]"), port)
+    address = reached(on)
+    host = address.removeprefix(ON_CLIENT).rpartition(":")[0]
     if is_loopback(host) and not address.startswith(ON_CLIENT):
         os.environ[ON_LOOPBACK] = "0"  # read when Ray is imported, which else looks for the node elsewhere
     import ray  # noqa: PLC0415 - an optional extra, which nothing else needs
 
-    try:
-        ray.init(
-            address,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
-        raise _refused(on, files.reason_of(e)) from e
-    try:
-        shared = None if store is None else store.absolute()  # a node works in a folder of its own
-        yield Cluster(ray, retries, shared, _nodes(ray))
-    finally:
-        ray.shutdown()
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what befalls its workers; ours is data
+        try:
+            ray.init(
+                address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
+            raise _refused(on, files.reason_of(e)) from e
+        try:
+            shared = None if store is None else store.absolute()  # a node works in a folder of its own
+            yield Cluster(ray, retries, shared, _nodes(ray))
+        finally:
+            ray.shutdown()
+
+
+def reached(on: str) -> str:
+    """Return the address of the cluster that `on` means, without joining it.
+
+    Raises: MissingRuntime without Ray; BadInput where nobody answers there.
+    """
+    extras.require("ray", f"--on {on}")
+    address = on if on != ON_A_NODE else _address()
+    host, _, port = address.removeprefix(ON_CLIENT).rpartition(":")
+    _check_answers(on, host.strip("[]"), port)
+    return address
 
 
 def is_loopback(host: str) -> bool:
@@ -130,10 +144,23 @@ def _refused(on: str, reason: str) -> BadInput:
 
 def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which has no types here
     """Return every node with its tags. Raises: BadInput where one has other versions than this machine."""
+    own = remote.versions()
+    nodes = []
+    for node, found in _asked(ray, remote.versions):
+        remote.refuse_other(node["NodeManagerAddress"], found, own)
+        nodes.append(Node(found.node, _tags(node)))
+    return tuple(nodes)
+
+
+def _asked(
+    ray: Any,  # noqa: ANN401 - the module, which has no types here
+    question: Callable[[], T],
+) -> list[tuple[Mapping[str, Any], T]]:
+    """Return every node that is alive with its answer. Raises: BadInput where one gives none."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - as ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
-    probe = ray.remote(remote.versions)
+    probe = ray.remote(question)
     asked = [
         probe.options(
             num_cpus=0,
@@ -142,20 +169,17 @@ def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which ha
         ).remote()
         for node in alive
     ]
-    own = remote.versions()
-    nodes = []
+    answers = []
     for node, reference in zip(alive, asked, strict=True):
-        address = node["NodeManagerAddress"]
         try:
-            found = ray.get(reference, timeout=_PROBE_S)
+            answers.append((node, ray.get(reference, timeout=_PROBE_S)))
         except (ray.exceptions.RayError, ImportError) as e:
+            own = remote.versions()
             raise BadInput(
-                f"the node {address} cannot work: {_last_line(e)}",
+                f"the node {node['NodeManagerAddress']} cannot work: {_last_line(e)}",
                 hint=f"install se-deploy {own.tool} there, with Python {own.python} and Ray {own.ray}",
             ) from e
-        remote.refuse_other(address, found, own)
-        nodes.append(Node(found.node, _tags(node)))
-    return tuple(nodes)
+    return answers
 
 
 def _last_line(error: Exception) -> str:
@@ -176,6 +200,14 @@ class Cluster:
     store: Path | None  # a folder that every node sees; None: what tasks read and make is in Ray's memory
     nodes: tuple[Node, ...]
     _inputs: dict[str, Any] = field(default_factory=dict)  # references by SHA-256
+
+    def asked(self, question: Callable[[], T]) -> list[tuple[str, str, T]]:
+        """Return of every node that takes work its number, its address and its answer. Raises: BadInput."""
+        return [
+            (node["NodeID"], node["NodeManagerAddress"], answer)
+            for node, answer in _asked(self.ray, question)
+            if node["Resources"].get("CPU", 0) >= 1
+        ]
 
     def run(
         self,

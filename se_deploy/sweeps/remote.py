@@ -1,10 +1,12 @@
-"""What Ray does with a task on a node: fetch its files, run it, pack what it made; and what the node has."""
+"""What Ray does on a node: with a task, fetch its files, run it, pack what it made; a job, it works on."""
 
 from __future__ import annotations
 
+import functools
 import platform
 import socket
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from se_deploy import files, locks
@@ -14,7 +16,7 @@ from se_deploy.sweeps import content, isolation
 from se_deploy.sweeps.tasks import Failure, NotShared, Places, failure_of, inside
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from se_deploy.sweeps.tasks import Task
@@ -144,3 +146,37 @@ def _done(
     files.claim(stored(store, task.key), overwrite=True)
     files.write_bytes(stored(store, task.key), data)
     return record, None
+
+
+@dataclass(frozen=True, slots=True)
+class JobAsked:
+    """What is done with a job: `work(load(shared), job)`."""
+
+    work: Callable[[Any, bytes], bytes]
+    load: Callable[[bytes], Any]
+    key: str  # the SHA-256 of what jobs share
+    shared: Sequence[Any] = field(compare=False)  # Ray's reference to it, in a list: fetched when it is read
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """What came of a job."""
+
+    node: str
+    seconds: float
+    data: bytes
+
+
+def job(asked: JobAsked, data: bytes) -> JobDone:
+    """Do one of many independent jobs in this process, which goes on to the next."""
+    began = time.monotonic()
+    made = asked.work(_shared(asked), data)
+    return JobDone(here(), time.monotonic() - began, made)
+
+
+@functools.lru_cache(maxsize=1)  # jobs that share something come one after the other
+def _shared(asked: JobAsked) -> Any:  # noqa: ANN401 - whatever `load` makes
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    (data,) = ray.get(list(asked.shared))
+    return asked.load(data)

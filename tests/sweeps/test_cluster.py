@@ -11,7 +11,10 @@ import needs
 import numpy as np
 import pytest
 import ray_cluster
+import rewrites_graphs
 import use_graphs
+
+from se_deploy import graph
 
 pytestmark = [pytest.mark.slow, ray_cluster.NEEDED]
 COMMAND = "from se_deploy.cli import main; main()"
@@ -51,7 +54,8 @@ def ended(outcome):
 
 with cluster.opened("ray", retries=1, store=store) as joined:
     joined.run(tasks, {"hash": source}, ended=ended, count=lambda count: None)
-    print(json.dumps({"nodes": [[node.name, node.tags] for node in joined.nodes], "found": found}))
+    nodes = [[node.name, node.tags] for node in joined.nodes]
+print(json.dumps({"nodes": nodes, "found": found}))
 """
 
 
@@ -153,3 +157,69 @@ def test_a_sweep_is_the_same_as_here_though_a_worker_is_killed(cluster, tmp_path
     again, code = call(cluster, tmp_path, *words, "-o", "there", "--on", "ray")
     assert (code, again["cached"]) == (0, 12)
     assert again["nodes"] == [], "nobody was asked to do anything"
+
+
+JOBS = """
+import json, sys
+import stub_steps
+from se_deploy.commands import on_workers
+from se_deploy.errors import SeDeployError
+
+with on_workers.opened("ray") as workers:
+    found = {"width": workers.width}
+    found["slow"] = workers.each(stub_steps.slower_first, 0.2, range(8), lambda done: None)
+    found["once"] = workers.each(stub_steps.dies_once, "marker", [1, 2], lambda done: None)
+    for function in (stub_steps.dies, stub_steps.refuses):
+        try:
+            workers.each(function, None, [1], lambda done: None)
+        except SeDeployError as e:
+            found[function.__name__] = [e.kind, e.message, e.hint]
+    found["nodes"] = [share.node for share in workers.worked().shares]
+print(json.dumps(found))
+"""
+
+
+def test_jobs_come_back_in_order_and_a_lost_one_is_done_once_more(cluster, tmp_path):
+    found, _ = call(cluster, tmp_path, code=JOBS.replace('"marker"', repr(str(tmp_path / "marker"))))
+    assert found["width"] == len(found["nodes"]) == 2, "both nodes did some"
+    assert found["slow"] == list(range(8))
+    assert found["once"] == [1, 2]
+    assert found["dies"][0] == "LostWorker"
+    assert "2 times" in found["dies"][1]
+    assert found["refuses"] == ["BadInput", "no 1", "give one"]
+
+
+def same_files(folder, *names):
+    for name in names:
+        assert (folder / f"here{name}").read_bytes() == (folder / f"there{name}").read_bytes()
+
+
+@needs.RTX
+def test_a_search_for_rewrites_is_the_same_as_here_though_a_worker_is_killed(cluster, tmp_path):
+    graph.save(rewrites_graphs.bottlenecks(batch=1, count=3), tmp_path / "net.onnx")
+    words = ("export", "net.onnx", "--runtime", "tensorrt-rtx", "--target", "sm86", "--json", "-q")
+    here, _ = call(cluster, tmp_path, *words, "-o", "here.onnx")
+    with cluster.killing_one("planned") as killed:
+        there, code = call(cluster, tmp_path, *words, "-o", "there.onnx", "--on", "ray")
+    assert killed
+    assert code == 0
+    same_files(tmp_path, ".onnx", ".rewrites.json")
+    assert (here["on"], here["nodes"], there["on"]) == ("local", [], "ray")
+    assert {one["name"] for one in there["nodes"]}
+    assert sum(one["jobs"] for one in there["nodes"]) > 3
+    assert all(here[key] == there[key] for key in here.keys() - {"onnx", "on", "nodes"})
+
+
+def test_sensitivity_is_the_same_as_here(cluster, tmp_path):
+    graph.save(rewrites_graphs.bottlenecks(batch=1, count=3), tmp_path / "net.onnx")
+    x = np.random.default_rng(0).standard_normal((24, 16, 6, 6), np.float32)
+    np.save(tmp_path / "x.npy", x)
+    words = ("quantize", "net.onnx", "--calib-data", "x.npy", "--keep", "0.4", "--min-sqnr", "25", "--json")
+    here, _ = call(cluster, tmp_path, *words, "-o", "here.onnx", "--calib-cache", "here.json")
+    there, _ = call(
+        cluster, tmp_path, *words, "-o", "there.onnx", "--calib-cache", "there.json", "--on", "ray"
+    )
+    same_files(tmp_path, ".onnx", ".json")
+    assert here["kept"]
+    assert all(here[key] == there[key] for key in here.keys() - {"onnx", "on", "nodes"})
+    assert len(there["nodes"]) == 2, "both nodes did some"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from se_deploy.cli.options.calibration import calibration
+from se_deploy.cli.options.cluster import on
 from se_deploy.cli.options.data import sampled, samples, seed, skip_unreadable
 from se_deploy.cli.options.host import host, host_cpu, host_engine, plugins, threads
 from se_deploy.cli.options.measuring import by_name, kinds, limits, sized_timing, timing
@@ -48,6 +49,7 @@ __all__ = [
     "max_shapes",
     "min_shapes",
     "of_export",
+    "on",
     "opt_shapes",
     "output_engine",
     "output_folder",

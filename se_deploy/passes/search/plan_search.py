@@ -12,10 +12,10 @@ from se_deploy.options import SEARCH_PLANS
 from se_deploy.passes import rewrites
 from se_deploy.passes.search.attribution import CostAttribution, Share
 from se_deploy.passes.search.replay import Choice, Replayed, replay
-from se_deploy.protocols import silent
+from se_deploy.protocols import ManyPlanner, silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import onnx_ir as ir
 
@@ -214,18 +214,21 @@ class _Search:
         self.applied: State = frozenset()  # those of the graph that was measured last
         self.attribution = CostAttribution(model, blocks)
         self.shares: dict[State, Mapping[str, Share]] = {}
+        self.ahead: dict[State, Plan | BuildFailed] = {}  # plans that nobody has asked for yet
         self.plans = 0
         self.warnings: list[str] = []
         self.steps: list[Step] = []
 
     def run(self) -> SearchResult:
+        first = self.early()
+        self.look_ahead([frozenset(), first])
         baseline = self.measure(frozenset())
         if baseline is None:
             raise ValueError("the plan of the graph as given was refused without an error")
         allowed = self.goal.baseline_kernels
         self.limit = baseline.kernels if allowed is None else allowed
         self.best = baseline
-        self.take_first()
+        self.take_first(first)
         forms = self.forms()
         elsewhere = self.best.kernels - sum(found[0].share.kernels for found in forms.values() if found)
         self.take_forms(forms, self.limit - elsewhere)
@@ -253,12 +256,15 @@ class _Search:
             refusals(self.model, done, self.blocks, self.allowed),
         )
 
-    def take_first(self) -> None:
-        """Take what is provably less work or suits the compiler better, unless it makes more of it."""
+    def early(self) -> State:
+        """Return what is provably less work or suits the compiler better."""
         early = [(r, r.sites(self.model, self.blocks)) for r in rewrites.rewriters() if r.name in self.first]
-        state = frozenset(
+        return frozenset(
             Choice(r.name, site.name) for r, sites in early for site in sites if r.name in self.allowed
         )
+
+    def take_first(self, state: State) -> None:
+        """Take what comes first, unless it makes more work."""
         cost = self.measure(state) if state else None
         if cost is not None and (cost.value, cost.kernels) <= (self.best.value, self.best.kernels):
             self.take(cost, tuple(choice.site for choice in sorted(state)))
@@ -267,9 +273,12 @@ class _Search:
         """Plan each move for all blocks at once; give each block's forms, as it stands first."""
         found: dict[str, list[_Form]] = {block.output: [] for block in self.blocks}
         early = frozenset(c for c in self.state if c.rewrite in self.first)
-        for move in ((), *_moves()):
-            names = [name for name in move if name in self.allowed]
-            state = early | {Choice(name, output) for name in names for output in found}
+        states = [
+            early | {Choice(name, output) for name in move if name in self.allowed for output in found}
+            for move in ((), *_moves())
+        ]
+        self.look_ahead(states)
+        for state in states:
             cost = self.measure(state)
             shares = self.shares.get(self.applied)
             if cost is None or shares is None:
@@ -293,9 +302,10 @@ class _Search:
             return
         goal = self.applied
         kinds = [k for k in _kinds() if any(c.rewrite in k for c in goal - self.state)]
-        for i in range(len(kinds)):
-            names = {name for kind in kinds[: i + 1] for name in kind}
-            part = self.state | {c for c in goal if c.rewrite in names}
+        grown = [{c for kind in kinds[: i + 1] for c in goal if c.rewrite in kind} for i in range(len(kinds))]
+        self.look_ahead([self.state | more for more in grown if self.state | more != goal])
+        for more in grown:
+            part = self.state | more
             step = None if part == goal else self.measure(part)
             if step is not None and not self.worse(step):
                 self.take(step, _sites(self.applied - self.state))
@@ -309,19 +319,28 @@ class _Search:
             return
         rewriter = next(r for r in rewrites.rewriters() if r.name == name)
         outputs = {block.output for block in self.blocks}
-        sites = {c.site for c in self.state if c.rewrite in turn} - outputs
-        free = frozenset(c for c in self.state if c.rewrite not in turn or c.site not in sites)
+        taken = {c.site for c in self.state if c.rewrite in turn} - outputs
+        free = frozenset(c for c in self.state if c.rewrite not in turn or c.site not in taken)
         groups: dict[tuple[object, ...], list[str]] = {}
         for site in rewriter.sites(self.replayed(free).model, self.blocks):
             if site.name not in outputs:
                 groups.setdefault(site.shape, []).append(site.name)
         everything = tuple(site for group in groups.values() for site in group)
-        if everything:
-            self.consider(self.put(name, turn, everything), everything)
-        for group in groups.values() if len(groups) > 1 else ():
-            here = frozenset(Choice(name, site) for site in group)
-            state = self.state - here if here <= self.state else self.put(name, turn, group)
-            self.consider(state, tuple(group))
+        tries = [everything] if len(groups) == 1 else [everything, *map(tuple, groups.values())]
+        for i, sites in enumerate(tries if everything else ()):
+            states = [self.turned(name, turn, tried, everything) for tried in tries[i : i + self.width]]
+            if not self.is_planned(states[0]):  # those behind it are right as long as it is not taken
+                self.look_ahead(states)
+            self.consider(states[0], sites)
+
+    def turned(
+        self, name: str, turn: tuple[str, ...], sites: tuple[str, ...], everything: tuple[str, ...]
+    ) -> State:
+        """The state with `name` at a group of sites, or without it there where it has it; at all, with it."""
+        here = frozenset(Choice(name, site) for site in sites)
+        if sites != everything and here <= self.state:
+            return self.state - here
+        return self.put(name, turn, sites)
 
     def put(self, name: str, turn: tuple[str, ...], sites: Sequence[str]) -> State:
         """The state with `name` at `sites` instead of any other rewrite of its turn."""
@@ -347,22 +366,28 @@ class _Search:
 
     def measure(self, state: State) -> Cost | None:
         """Plan the graph that `state` makes; None where it cannot be built or the budget is used up."""
-        if self.outcomes.get(state) in self.known:
-            self.applied = self.outcomes[state]
-            return self.known[self.applied]
-        done = self.replayed(state)
-        self.applied = self.outcomes[state] = frozenset(done.applied)
+        self.applied = self.outcome(state)
         if self.applied not in self.known:
             if self.known and self.spent():  # the graph as given is always planned
                 return None
             self.plans += 1
             self.progress("planning rewrites", self.plans, self.goal.budget_plans)
-            self.known[self.applied] = self.planned(done.model)
+            self.known[self.applied] = self.planned(state)
         return self.known[self.applied]
 
-    def planned(self, model: ir.Model) -> Cost | None:
+    def outcome(self, state: State) -> State:
+        """The choices of a state that can be applied: what it is known by."""
+        if state not in self.outcomes:
+            self.outcomes[state] = frozenset(self.replayed(state).applied)
+        return self.outcomes[state]
+
+    def planned(self, state: State) -> Cost | None:
+        plan = self.ahead.pop(self.applied, None)
         try:
-            plan = self.planner.plan(self.goal.lower(model))
+            if plan is None:
+                plan = self.planner.plan(self.goal.lower(self.replayed(state).model))
+            elif isinstance(plan, BuildFailed):
+                raise plan
         except BuildFailed as e:
             if not self.known:
                 raise
@@ -371,8 +396,44 @@ class _Search:
         self.shares[self.applied] = self.attribution.shares(plan, self.goal.cost)
         return Cost(plan.kernels, plan.activation_bytes, self.goal.cost(plan))
 
+    @property
+    def width(self) -> int:
+        """How many graphs may be planned side by side."""
+        return self.planner.width if isinstance(self.planner, ManyPlanner) else 1
+
+    def is_planned(self, state: State) -> bool:
+        """Whether the plan of a state is at hand."""
+        applied = self.outcome(state)
+        return applied in self.known or applied in self.ahead
+
+    def look_ahead(self, states: Sequence[State]) -> None:
+        """Plan side by side what will be asked for next, where more than one plan is made at a time.
+
+        What is asked for, counted and decided stays the same: a plan that is at hand is only found faster.
+        """
+        if not isinstance(self.planner, ManyPlanner) or self.width == 1:
+            return
+        left = self.goal.budget_plans - self.plans
+        asked: list[State] = []
+
+        def lowered() -> Iterator[ir.Model]:
+            for state in states:
+                if len(asked) >= left or self.late():
+                    return
+                applied = self.outcome(state)
+                if applied not in asked and not self.is_planned(state):
+                    asked.append(applied)
+                    yield self.goal.lower(self.replayed(state).model)
+
+        answers = self.planner.plan_each(lowered())
+        self.ahead.update(zip(asked, answers, strict=True))
+
+    def late(self) -> bool:
+        """Whether the time limit is over."""
+        return self.deadline is not None and time.monotonic() > self.deadline
+
     def spent(self) -> bool:
-        late = self.deadline is not None and time.monotonic() > self.deadline
+        late = self.late()
         message = "the search for rewrites ended at its time limit: another run may choose differently"
         if late and message not in self.warnings:
             self.warnings.append(message)

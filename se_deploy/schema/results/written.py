@@ -12,6 +12,7 @@ from se_deploy.schema.common import (
     Count,
     FrozenRatio,
     KeptNode,
+    NodeShare,
     Plan,
     Precision,
     Rejected,
@@ -45,6 +46,8 @@ class Export(Result, frozen=True, kw_only=True, tag="se-deploy/export/1"):
     kept_fp32: tuple[KeptNode, ...] = ()
     unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
     rounding: str | None = None  # where the numbers that were verified are rounded to FP16
+    on: str = "local"  # who worked on what can be done side by side, as --on names it
+    nodes: tuple[NodeShare, ...] = ()  # of a cluster, those that did some of it
 
 
 class CurvePoint(Struct, frozen=True, kw_only=True):
@@ -109,6 +112,8 @@ class Quantize(Result, frozen=True, kw_only=True, tag="se-deploy/quantize/1"):
     chain: Chain | None = None
     reconstruction: Reconstruction | None = None
     verified: Verified | None = None
+    on: str = "local"  # who worked on what can be done side by side, as --on names it
+    nodes: tuple[NodeShare, ...] = ()  # of a cluster, those that did some of it
 
 
 class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine/1"):
@@ -132,6 +137,8 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
     unchecked: tuple[str, ...] = ()  # what nobody knows of the ranges that FP16 must hold
     rounding: str | None = None  # where the numbers that were verified are rounded to FP16
     remote: str | None = None  # the host that it ran on, as --remote names it; null: this machine
+    on: str = "local"  # who worked on what can be done side by side, as --on names it
+    nodes: tuple[NodeShare, ...] = ()  # of a cluster, those that did some of it
 
 
 class Bundle(Result, frozen=True, kw_only=True, tag="se-deploy/bundle/1"):

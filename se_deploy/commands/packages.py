@@ -1,0 +1,18 @@
+"""The packages whose versions decide on results."""
+
+from __future__ import annotations
+
+from importlib import metadata
+
+from se_deploy.backends import registry
+
+PACKAGES = (
+    "timm", "torchvision", "onnx", "onnx-ir", "onnxscript", "onnxsim", "numpy", "pillow",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the version of each that is installed, by name; those of every backend come first."""
+    installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    brought = (name for backend in registry.every() for name in backend.packages)
+    return {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}

@@ -1,0 +1,137 @@
+"""Jobs that are done elsewhere, in any order, give what they give here; what is unlike gets none."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from ptq_graphs import samples_of
+
+from se_deploy import graph
+from se_deploy.commands import on_workers, portable
+from se_deploy.errors import BadInput, BuildFailed, UnsupportedGraph
+from se_deploy.protocols import in_turn
+from se_deploy.sweeps import jobs
+
+NET = graph.tidy(
+    ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 20]>\n'
+        "g (float[N,4] x) => (float[N,4] y) <float k = {1.5}> { h = Mul(x, k) y = Softmax(h) }"
+    )
+)
+
+
+class Backwards:
+    """Nodes that do the last job first, each from its bytes."""
+
+    shares, left_out = (), ()
+
+    def each(self, kind, shared, jobs, ended):
+        jobs = list(jobs)
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(kind.work, kind.load(shared), job) for job in reversed(jobs)]
+            answers = [future.result() for future in waiting]
+        ended(len(answers))
+        return list(reversed(answers))
+
+
+def double(shared, job):
+    return shared * job
+
+
+def refuse(_shared, job):
+    raise UnsupportedGraph(f"no {job}", hint="give another")
+
+
+def test_results_are_in_the_order_of_the_jobs():
+    counts = []
+    each = on_workers._OnNodes(Backwards())
+    assert each(double, 3, range(6), counts.append) == in_turn(double, 3, range(6), counts.append)
+    assert counts == [6, 1, 2, 3, 4, 5, 6]
+
+
+def test_an_error_is_the_one_that_it_was():
+    with pytest.raises(UnsupportedGraph, match="no thing") as raised:
+        on_workers._OnNodes(Backwards())(refuse, None, ["thing"], lambda _: None)
+    assert raised.value.hint == "give another"
+
+
+def test_samples_and_graphs_travel_as_what_they_are(tmp_path):
+    x = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    few = dataclasses.replace(samples_of(tmp_path, x=x), labels=np.arange(9)).take([7, 1, 1, 3])
+    there = portable.loads(portable.dumps({"samples": few, "model": NET}))
+    (tmp_path / "x.npy").unlink(missing_ok=True)
+    for size in (1, 3):
+        for one, other in zip(there["samples"].batches(size), few.batches(size), strict=True):
+            assert one.keys() == other.keys()
+            for name, array in one.items():
+                assert array.dtype == other[name].dtype
+                np.testing.assert_array_equal(array, other[name])
+    assert there["samples"].sha256 == few.sha256
+    np.testing.assert_array_equal(there["samples"].labels, few.labels)
+    assert graph.to_bytes(there["model"]) == graph.to_bytes(NET)
+
+
+def test_a_compiler_that_refuses_a_graph_refuses_it_alone(monkeypatch):
+    class Planner:
+        def plan(self, model):
+            if "Softmax" in graph.ops(model):
+                raise BuildFailed("no softmax", hint="-")
+            return SimpleNamespace(per_image=lambda sizes, images: (sizes, images))
+
+    class Planning:
+        @staticmethod
+        def open(_target):
+            return contextlib.nullcontext(Planner())
+
+    plain = graph.tidy(
+        ir.from_onnx_text(
+            '<ir_version: 10, opset_import: ["" : 20]>\ng (float[2,4] x) => (float[2,4] y) { y = Relu(x) }'
+        )
+    )
+    monkeypatch.setattr(on_workers.registry, "get", lambda _: SimpleNamespace(planning=Planning))
+    workers = on_workers.Workers("ray", on_workers._OnNodes(Backwards()), 4, Backwards())
+    asked = on_workers.Asked("toy", None, {"x": (2, 4)})
+    with on_workers.planner(workers, Planning, asked) as planner:
+        refusal, plan = planner.plan_each([NET, plain])
+        assert planner.width == 4
+        assert isinstance(refusal, BuildFailed)
+        assert plan == ({"x": (2, 4)}, 2)
+        assert planner.plan(plain) == plan
+        with pytest.raises(BuildFailed, match="no softmax"):
+            planner.plan(NET)
+
+
+class Asked:
+    """A cluster whose nodes answer what they are told to."""
+
+    def __init__(self, *answers):
+        self.answers = answers
+
+    def asked(self, _question):
+        return [(f"id{i}", f"10.0.0.{i}", answer) for i, answer in enumerate(self.answers)]
+
+
+def test_only_nodes_that_compute_as_this_machine_does_get_jobs():
+    own = on_workers.facts()
+    assert {"numpy", "onnx", "processor"} <= own.keys()
+    other = own | {"numpy": "0.1"}
+    found = jobs.opened(Asked(own, other), on_workers.facts)
+    assert found.nodes == {"id0"}
+    assert found.left_out == (
+        f"the node 10.0.0.1 gets no job, results may differ there: numpy 0.1, here {own['numpy']}",
+    )
+    del other["numpy"]
+    with pytest.raises(BadInput, match=r"no node of the cluster computes as this.*numpy missing"):
+        jobs.opened(Asked(other), on_workers.facts)
+
+
+def test_where_nothing_could_be_done_side_by_side_it_is_said():
+    worked = on_workers.Workers("ray", in_turn, 2, Backwards()).worked()
+    assert any("--on ray had no effect" in text and "--min-sqnr" in text for text in worked.warnings)
+    assert on_workers.HERE.worked() == on_workers.ALONE
