@@ -18,18 +18,25 @@ class Toy:
     shape: tuple = ()
 
 
-def drop_identities(*, scope=Scope.BY_PLAN, after=(), tried=None, alike=True):
-    """Register a rewrite about nodes: an Identity is left out; `alike`: all its sites are one group."""
+def drop_identities(
+    *, scope=Scope.BY_PLAN, after=(), tried=None, name="toy-drop-identity", only=None, alike=True
+):
+    """Register a rewrite about nodes: an Identity is left out.
+
+    `only`: the tensors where it is possible, all where None; `alike`: whether all sites are of one kind.
+    """
 
     def match(model, node):
         del model
         if node.outputs[0].is_graph_output():
             return Refused("it names an output")
-        name = node.outputs[0].name
-        return Toy(name, node, () if alike else (name,))
+        site = node.outputs[0].name
+        if only is not None and site not in only:
+            return Refused("it is another one's")
+        return Toy(site, node, () if alike else (site,))
 
     @rewrite(
-        name="toy-drop-identity", idea="no identities", where=every("Identity"), match=match, scope=scope,
+        name=name, idea="no identities", where=every("Identity"), match=match, scope=scope,
         after=after, tried=tried or Tried(turn=1),
     )  # fmt: skip
     def drop_identity(model, found):

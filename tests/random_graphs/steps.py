@@ -67,9 +67,11 @@ class Outcome:
 class Steps:
     """One network on its way through the steps."""
 
-    def __init__(self, drawn: Drawn, rng: np.random.Generator, planner: Planner | None = None) -> None:
-        """`planner`: a compiler, asked for this network too."""
-        self.drawn, self.rng, self.planner = drawn, rng, planner
+    def __init__(
+        self, drawn: Drawn, rng: np.random.Generator, planner: Planner | None = None, *, exact: bool = False
+    ) -> None:
+        """`planner`: a compiler, asked for this network too; `exact`: no step that lowers the precision."""
+        self.drawn, self.rng, self.planner, self.only_exact = drawn, rng, planner, exact
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -82,6 +84,8 @@ class Steps:
             return self.outcome
         form = self.canonical()
         rewritten = self.rewrites(form)
+        if self.only_exact:
+            return self.outcome
         chosen = rewritten[int(self.rng.integers(len(rewritten)))]
         half = self.fp16(chosen)
         self.int8(form)

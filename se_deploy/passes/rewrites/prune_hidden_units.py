@@ -88,9 +88,7 @@ def _match(model: ir.Model, block: SEBlock) -> _Idle | Refused:
     never = np.zeros(len(rows), bool)
     if activation == "Relu" and is_nonnegative(found.parts.read):
         never = (rows <= 0).all(axis=1) & (bias <= 0)
-    with np.errstate(over="ignore"):  # where exp(-h) is inf, the gate is 0
-        given = _ACTIVATIONS[activation](bias.astype(np.float64))
-    constant = np.where(fixed & ~unread, given, 0)
+    constant = np.where(fixed & ~unread, _ACTIVATIONS[activation](bias.astype(np.float64)), 0)
     alive = ~(unread | fixed | never)
     if not alive.any():
         alive[0] = True  # a layer of no units is no layer; one that stays counts itself
