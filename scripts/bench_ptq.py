@@ -132,10 +132,11 @@ def quantize_ours(folder: Path, form: str, samples: int, seed: int, output: Path
 
     some = folder / f"calibration-{samples}-{seed}.npy"
     np.save(some, subset(folder, samples, seed))
-    start = clock()  # imports are not counted, as they are not for quantize_static
+    quantize = quantization.quantize  # imported now: imports are not counted, as for quantize_static
+    start = clock()
     model = graph.load(folder / "network.onnx")
     specs = [TensorSpec(v.name or "", np.dtype(np.float32), graph.dims(v) or ()) for v in model.graph.inputs]
-    made = quantization.quantize(
+    made = quantize(
         model,
         data.read(some, specs),
         runtime=OrtRuntime(threads=1, optimize=False),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from se_deploy.calibration.observation import frozen_batch, map_batches, observe, with_outputs
 from se_deploy.calibration.ranges import LEVELS, METHODS, ClipError, Method, choose_ranges
-from se_deploy.calibration.statistics import BINS, POSITIONS, TAIL_POSITIONS, Statistics, measure
+from se_deploy.calibration.statistics import BINS, POSITIONS, TAIL_POSITIONS, Statistics, Tails, measure
 
 __all__ = [
-    "BINS", "LEVELS", "METHODS", "POSITIONS", "TAIL_POSITIONS", "ClipError", "Method", "Statistics",
+    "BINS", "LEVELS", "METHODS", "POSITIONS", "TAIL_POSITIONS", "ClipError", "Method", "Statistics", "Tails",
     "choose_ranges", "frozen_batch", "map_batches", "measure", "observe", "with_outputs",
 ]  # fmt: skip

@@ -360,7 +360,7 @@ class _Channels:
             self._count()
 
     def _count(self) -> None:
-        values = np.concatenate(self.waiting, axis=1)
+        values = np.concatenate(self.waiting, axis=1)  # a copy, to be written over
         self.waiting.clear()
         if not self.count:
             self.centre = (self.low + self.high) / 2
@@ -371,14 +371,17 @@ class _Channels:
             pairs = self.counts[narrow].reshape(-1, BINS // 2, 2).sum(axis=2)
             self.counts[narrow] = np.pad(pairs, ((0, 0), (BINS // 4, BINS // 4)))
             self.half = np.where(narrow, self.half * 2, self.half)
-        # Around the centre, because squares of values far from 0 would lose the variance.
-        moved = values - self.centre.astype(np.float32)[:, None]
-        self.total += moved.sum(axis=1, dtype=np.float64)
-        self.squares += np.einsum("cn,cn->c", moved, moved, dtype=np.float64)  # squares leave float32 first
+        # In bins around the centre: squares of values far from 0 would lose the variance, and those of large
+        # ones leave float32.
+        bin_size = 2 * self.half / BINS
+        values -= self.centre.astype(np.float32)[:, None]
+        values *= (1 / bin_size).astype(np.float32)[:, None]
+        self.total += bin_size * values.sum(axis=1)
+        self.squares += bin_size**2 * (values[:, None] @ values[:, :, None])[:, 0, 0]
         self.count += values.shape[1]
-        moved *= (BINS / (2 * self.half)).astype(np.float32)[:, None]
-        index = (moved + np.float32(BINS / 2)).astype(np.int64)
-        np.clip(index, 0, BINS - 1, out=index)
+        values += np.float32(BINS / 2)
+        np.clip(values, 0, BINS - 1, out=values)
+        index = values.astype(np.intp)
         index += np.arange(len(index))[:, None] * BINS
         self.counts += np.bincount(index.ravel(), minlength=self.counts.size).reshape(self.counts.shape)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +91,10 @@ class Evaluator:
         tensors = tuple(dict.fromkeys((*outputs, *last)))
         references = tuple(calibration.observe(model, tensors, held, fast))
         return cls(held, runtime, _trunk(model, tensors), outputs, tensors, references)
+
+    def of_equal(self, model: ir.Model) -> Evaluator:
+        """Return the evaluator of a network that computes the tensors compared, equal but for rounding."""
+        return replace(self, trunk=_trunk(model, self.tensors))
 
     def layers(self, quantized: Sequence[QuantizedLayer]) -> Evaluation:
         """Return the evaluation of the network with these layers in INT8."""

@@ -45,7 +45,7 @@ class Effort:
 EVALUATION = Effort(10, 48, 5e8)  # every choice is evaluated on these
 SENSITIVITY = Effort(4, 16, 6e9)  # one layer alone in INT8; the budget is shared by all layers
 GPTQ = Effort(16, 64, 1.2e9)  # second moments that round the weights
-BIASES = Effort(8, 16, 5e8)  # mean errors: 16 samples gave what 64 did
+BIASES = Effort(8, 64, 5e8)  # mean errors of layers, by their biases
 
 LEAST_INT8_MACS = 0.95
 """Of all layers with constant weights, SE gates included: the promise of a form that leaves some in float."""
@@ -105,12 +105,14 @@ class Job:
         """Return the job on the float network with these factors in its weights."""
         model = equalization.fold(self.model, factors).model
         held = self.evaluator
-        last = tuple(name for name in held.tensors if name not in held.outputs)
+        divided = {name for group in factors for name in group.tensors}
+        if divided.isdisjoint(held.tensors):
+            evaluator = held.of_equal(model)
+        else:
+            last = tuple(name for name in held.tensors if name not in held.outputs)
+            evaluator = Evaluator.of(model, last, held.held, held.runtime, self.fast)
         return dataclasses.replace(
-            self,
-            model=model,
-            layers=layers.reread(model, self.layers),
-            evaluator=Evaluator.of(model, last, held.held, held.runtime, self.fast),
+            self, model=model, layers=layers.reread(model, self.layers), evaluator=evaluator
         )
 
     def float_budget(self) -> float:

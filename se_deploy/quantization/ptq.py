@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from se_deploy import calibration, graph
 from se_deploy.errors import BadInput
 from se_deploy.protocols import in_turn, silent
 from se_deploy.quantization import (
@@ -20,16 +19,11 @@ from se_deploy.quantization import (
     fp16_rounding,
     gptq,
     mixed_precision,
-    placement,
+    parameters,
     qdq,
-    qparams,
     reconstruction,
-    residual,
-    rounding,
-    scales,
     sensitivity,
 )
-from se_deploy.quantization.cache import Cache, Moments
 from se_deploy.quantization.fp16 import to_fp16
 from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare
 from se_deploy.quantization.layers import FloatLayer, Layer
@@ -43,20 +37,10 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from se_deploy.calibration import Method, Statistics
     from se_deploy.data import Samples
-    from se_deploy.protocols import Arrays, Each, FloatArray, Progress, Runtime
-    from se_deploy.quantization.policies import Policy
+    from se_deploy.protocols import Arrays, Each, Progress, Runtime
+    from se_deploy.quantization.cache import Cache
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
-
-
-_DEFAULT_METHOD: Method = "mse"
-"""Scales of least predicted error."""
-_OTHER_METHODS: tuple[Method, ...] = ("percentile", "entropy")
-"""Tried beside it where the data may hold what should not decide: they are blind to single values. Taking the
-best of all methods on some tens of samples was tried: chance, and with more samples it cost up to 6 dB."""
-_FEWEST_HELD = 6  # samples that may speak for another method: four did, and cost a text detector 5 dB
-_PROMISE = 1.4  # times less rounding noise than the default's: else it is not worth an evaluation
 
 
 def quantize(
@@ -115,27 +99,28 @@ def _quantize(
     if known is not None:
         job = _equalized(job, known)
     else:
-        known, job, plan = _calibrated(job, stamp, progress)
+        known, job, plan = parameters.choose(job, stamp, progress)
         if calib_cache is not None:
             cache.write(calib_cache, known)
     job = job.without_tensors(known.float_tensors)
     if calib_cache is not None:
         _check_complete(calib_cache, known, job.layers)
-    noise: Mapping[str, float] = _predicted(job, known.params, known.statistics())
+    noise: Mapping[str, float] = parameters.predicted(job, known.params, known.statistics())
     measured = options.goal.asked or bool(options.float_macs)  # the policy's own share is too small to pay it
     if measured:
         if not known.noise:
-            rounded = _rounded(job, known.params, known.statistics())
+            rounded = parameters.rounded(job, known.params, known.statistics())
             alone = sensitivity.measure(rounded, job.sensitivity_evaluator(), each=each, progress=progress)
             known = dataclasses.replace(known, noise=alone)
             if calib_cache is not None:
                 cache.write(calib_cache, known)
         noise = known.noise
-    ranked = sensitivity.rank(job.layers, noise, job.added_ms if options.goal.asked else _macs_of)
+    cost = job.added_ms if options.goal.asked else parameters.macs_of
+    ranked = sensitivity.rank(job.layers, noise, cost)
     in_float = sensitivity.within_budget(ranked, job.float_budget())
     if plan is None or measured:
         plan = job.evaluated(
-            mixed_precision.without(_rounded(job, known.params, known.statistics()), in_float)
+            mixed_precision.without(parameters.rounded(job, known.params, known.statistics()), in_float)
         )
     if options.gptq:
         plan = _with_gptq(job, plan, known.params, progress)
@@ -269,157 +254,6 @@ def _notes(
     return notes
 
 
-def _calibrated(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Job, Plan]:
-    """Return parameters of all tensors, the job that they are for (equalized, maybe) and the plan of them."""
-    placed = placement.place(job.model, job.layers) if job.policy.whole_chain else placement.Placement()
-    axes = {pair.tensor: 1 for pair in placed.pairs}
-    axes |= {layer.tensor: layer.channel_axis for layer in job.layers}
-    method = job.options.method or _DEFAULT_METHOD
-    statistics = calibration.measure(
-        job.model,
-        axes,
-        job.chosen,
-        job.fast,
-        positions=calibration.POSITIONS if method == "minmax" else calibration.TAIL_POSITIONS,
-        progress=progress,
-    )
-    float_tensors = {
-        name: reason
-        for name, seen in statistics.items()
-        if (reason := scales.out_of_range(float(seen.low.min()), float(seen.high.max()), qdq.HIGHEST_LEVEL))
-    }
-    job = job.without_tensors(float_tensors)
-    placed = placed.without(float_tensors)
-    tensors = dict.fromkeys(layer.tensor for layer in job.layers)
-    shared = residual.read_by_adds(job.model, tensors) if job.policy.quantize_residual else set()
-    tied = shared | placed.tied
-    adds: set[str] = set() if job.policy.whole_chain else shared  # else pairs are placed one by one
-    factors = _equalization(job, statistics, tied)
-    if factors:
-        job = job.equalized(factors)
-        statistics = _divided(statistics, factors)
-    subjects = _subjects(job, statistics, tied)
-
-    def by(method: Method) -> dict[str, QuantParams]:
-        chosen = {name: qparams.choose(one, (method,))[method].params for name, one in subjects.items()}
-        params = {n: dataclasses.replace(one, residual=n in adds) for n, one in chosen.items()}
-        return placement.with_pairs(params, placed, job.layers, statistics, method)
-
-    def planned(params: Mapping[str, QuantParams]) -> Plan:
-        ranked = sensitivity.rank(job.layers, _predicted(job, params, statistics), _macs_of)
-        in_float = sensitivity.within_budget(ranked, job.float_budget())
-        return job.evaluated(mixed_precision.without(_rounded(job, params, statistics), in_float))
-
-    params = by(method)
-    plan = planned(params)
-    if job.options.method is None and job.evaluator.held.count >= _FEWEST_HELD:
-        for name in _OTHER_METHODS:
-            other = by(name)
-            ours, theirs = (sum(_predicted(job, one, statistics).values()) for one in (params, other))
-            if theirs * _PROMISE < ours:
-                tried = planned(other)
-                if tried.evaluation.surely_better(plan.evaluation):
-                    method, params, plan = name, other, tried
-    moments = {
-        name: Moments(tuple(s.mean.tolist()), tuple(s.variance.tolist())) for name, s in statistics.items()
-    }
-    known = Cache(stamp, method, params, moments, float_tensors=float_tensors, factors=factors)
-    return known, job, plan
-
-
-def _subjects(job: Job, statistics: Mapping[str, Statistics], shared: set[str]) -> dict[str, qparams.Subject]:
-    """Return each tensor to be quantized, with its readers and what may be done to it.
-
-    `shared` are those that others than layers read quantized too.
-    """
-    readers: dict[str, list[Layer]] = {}
-    for layer in job.layers:
-        readers.setdefault(layer.tensor, []).append(layer)
-    values = graph.values(job.model)
-    weight = {name: qparams.importance(statistics[name], group) for name, group in readers.items()}
-    behind = residual.behind_adds(job.model, readers) if shared else {}
-    return {
-        tensor: qparams.Subject(
-            statistics[tensor],
-            group,
-            qparams.Allowed(
-                offset_folding=job.options.offset_folding
-                and tensor not in shared
-                and all(_may_fold_offset(layer, values[tensor], job.policy) for layer in group),
-                channel_equalization=job.options.channel_equalization
-                and job.policy.channel_equalization
-                and tensor not in shared,
-                per_channel_weights=job.policy.per_channel_weights,
-            ),
-            sum((weight[name] for name in behind.get(tensor, ())), np.zeros_like(weight[tensor])),
-        )
-        for tensor, group in readers.items()
-    }
-
-
-def _equalization(
-    job: Job, statistics: Mapping[str, Statistics], shared: set[str]
-) -> dict[equalization.Group, FloatArray]:
-    """Return what each group's channels are divided by, where the policy has that in the weights."""
-    if not (job.policy.folded_equalization and job.options.channel_equalization):
-        return {}
-    subjects = _subjects(job, statistics, shared)
-    found = {}
-    for group in equalization.groups(job.model, subjects, pointwise=True):
-        factor = qparams.group_factor([subjects[name] for name in group.tensors if name in subjects])
-        if factor is not None:
-            found[group] = factor
-    return found
-
-
-def _divided(
-    statistics: Mapping[str, Statistics], factors: Mapping[equalization.Group, FloatArray]
-) -> dict[str, Statistics]:
-    """Return the statistics of the tensors of the equalized network."""
-    of = {name: factor for group, factor in factors.items() for name in group.tensors}
-    return {name: seen.divided(of[name]) if name in of else seen for name, seen in statistics.items()}
-
-
-def _may_fold_offset(layer: Layer, read: ir.Value, policy: Policy) -> bool:
-    if not layer.can_fold_offset or policy.offset_folding == "none":
-        return False
-    if policy.offset_folding == "all":
-        return True
-    return not layer.padded and (
-        policy.offset_folding == "unpadded" or equalization.in_pointwise_kernel(read)
-    )
-
-
-def _rounded(
-    job: Job, params: Mapping[str, QuantParams], statistics: Mapping[str, Statistics]
-) -> list[QuantizedLayer]:
-    """Return all layers with weights rounded to nearest."""
-    return [
-        rounding.round_nearest(
-            layer,
-            params[layer.tensor],
-            statistics[layer.tensor],
-            per_channel=job.policy.per_channel_weights and layer.scales_per_channel,
-        )
-        for layer in job.layers
-    ]
-
-
-def _predicted(
-    job: Job, params: Mapping[str, QuantParams], statistics: Mapping[str, Statistics]
-) -> dict[str, float]:
-    """Return each layer's predicted noise over its own output's power, by node name."""
-    return {
-        layer.node: qparams.predicted_noise(
-            layer,
-            params[layer.tensor],
-            statistics[layer.tensor],
-            per_channel=job.policy.per_channel_weights,
-        )
-        for layer in job.layers
-    }
-
-
 def _with_gptq(job: Job, plan: Plan, params: Mapping[str, QuantParams], progress: Progress) -> Plan:
     """Return the plan with weights rounded by GPTQ, or the plan itself where that is surely better."""
     names = {layer.node for layer in plan.layers}
@@ -442,7 +276,3 @@ def _left_in_float(layer: Layer, noise: Mapping[str, float], *, measured: bool) 
     level = 10 * np.log10(max(noise[layer.node], np.finfo(np.float64).tiny))
     where = "of the network's output" if measured else "of its own output, as predicted"
     return FloatLayer(layer.node, f"alone in INT8 it makes noise at {level:.0f} dB {where}", layer.macs)
-
-
-def _macs_of(layer: Layer) -> float:
-    return layer.macs

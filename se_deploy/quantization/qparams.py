@@ -10,6 +10,7 @@ in one row of the weights, enlarges the second: a power between 0 and 1 of the s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from se_deploy.quantization.scales import UNSEEN_SCALE, representable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from se_deploy.calibration import Method, Statistics
+    from se_deploy.calibration import Method, Statistics, Tails
     from se_deploy.protocols import FloatArray
     from se_deploy.quantization.layers import Layer
 
@@ -66,9 +67,14 @@ class Subject:
     """A tensor whose parameters are chosen, and what its error does."""
 
     statistics: Statistics
+    expected: Statistics  # what other data is expected to show
     readers: Sequence[Layer]
     allowed: Allowed
     passed_on: FloatArray  # (C,) `importance` of the tensors behind residual Adds
+
+    def seen_by(self, method: Method) -> Statistics:
+        """Return the statistics that a method looks at: the error of clipping is that of data yet to come."""
+        return self.expected if method == "mse" else self.statistics
 
 
 def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
@@ -80,11 +86,16 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     if not statistics.low.any() and not statistics.high.any():
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
+    doubt = _doubt([] if statistics.tails is None else [statistics.tails])
     chosen = {}
+    sums: dict[bool, calibration.ClipError] = {}
     for method in methods:
-        error = _Error.of(subject, method)
+        seen = subject.seen_by(method)
+        if (is_expected := seen is subject.expected) not in sums:
+            sums[is_expected] = calibration.ClipError(seen)
+        error = _Error.of(subject, method, sums[is_expected])
         size = _sizes(error.low, error.high, allowed)
-        share = _shares(size / float(size.max()), statistics)
+        share = _doubted(size / float(size.max()), doubt)
         best = np.inf
         for power in POWERS if allowed.channel_equalization else (0.0,):
             factor = share**power
@@ -115,11 +126,9 @@ class _Error:
     weight: FloatArray  # (C,) what an error of power 1 does
 
     @classmethod
-    def of(cls, subject: Subject, method: Method) -> _Error:
-        """Return the error with ranges by a method, on the statistics that it looks at."""
-        seen = _as_seen(subject.statistics, method)
-        clipped = calibration.ClipError(seen)
-        low, high = _range(seen, subject.readers, method, subject.allowed, clipped)
+    def of(cls, subject: Subject, method: Method, clipped: calibration.ClipError) -> _Error:
+        """Return the error with ranges by a method; `clipped` is of the statistics that it looks at."""
+        low, high = _range(subject.seen_by(method), subject.readers, method, subject.allowed, clipped)
         weight = importance(subject.statistics, subject.readers) + subject.passed_on
         return cls(subject, low, high, clipped, weight)
 
@@ -163,23 +172,24 @@ def _output_power(layer: Layer, statistics: Statistics) -> float:
 def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     """Return what to divide each channel of these tensors by, all of them by the same; None: by nothing.
 
-    The strength whose predicted error is least, the tensors' summed up.
+    The strength whose predicted error is least, the tensors' summed up, in whatever order they come.
     """
     given = [s for s in subjects if s.statistics.low.any() or s.statistics.high.any()]
-    errors = [_Error.of(subject, "mse") for subject in given]
+    errors = [_Error.of(subject, "mse", calibration.ClipError(subject.expected)) for subject in given]
     if not errors:
         return None
     # Where clipping each channel alone would cost least, and the channels' extents.
     cheapest = [(error.low, error.high) for error in errors]
     extents = [(s.statistics.low, s.statistics.high) for s in given]
     whole = [_with_zero(*one, one, s.readers) for one, s in zip(extents, given, strict=True)]
+    tails = [s.statistics.tails for s in given if s.statistics.tails is not None]
+    doubt, differ = _doubt(tails), max((t.dispersion for t in tails), default=0.0)
     bold, wary = (_Strength(_noise(errors, np.ones_like(errors[0].low)), None) for _ in range(2))
     for found in (cheapest, whole):
         sizes = [_sizes(*one, subject.allowed) for one, subject in zip(found, given, strict=True)]
         largest = np.max([size / float(size.max()) for size in sizes], axis=0)
         bold = _better(bold, errors, np.maximum(largest, _LEAST_SHARE))
-        wary = _better(wary, errors, _shares(largest, given[0].statistics))
-    differ = max(0.0 if s.statistics.tails is None else s.statistics.tails.dispersion for s in given)
+        wary = _better(wary, errors, _doubted(largest, doubt))
     premium = 1 + _PREMIUM * differ
     return (wary if wary.noise <= premium * bold.noise else bold).factor
 
@@ -203,12 +213,7 @@ def _better(known: _Strength, errors: Sequence[_Error], share: FloatArray) -> _S
 
 
 def _noise(errors: Sequence[_Error], factor: FloatArray) -> float:
-    return sum(error.least(factor) for error in errors)
-
-
-def _as_seen(statistics: Statistics, method: Method) -> Statistics:
-    """Return the statistics that a method looks at: the error of clipping is that of data yet to come."""
-    return statistics.expected() if method == "mse" else statistics
+    return math.fsum(error.least(factor) for error in errors)  # the same in every order
 
 
 def _range(
@@ -221,7 +226,7 @@ def _range(
     """Return each channel's range by a method, wide enough for one channel at least to have a scale."""
     extent = statistics.low, statistics.high
     low, high = calibration.choose_ranges(statistics, (method,), error)[method]
-    if not allowed.channel_equalization:
+    if not allowed.channel_equalization and method == "mse":  # the others clip to the whole tensor's range
         whole_tensor = statistics.per_tensor()
         whole = calibration.choose_ranges(whole_tensor, (method,), calibration.ClipError(whole_tensor))
         begin = np.maximum(low, whole[method][0])
@@ -241,11 +246,17 @@ def _with_zero(
     return (np.minimum(low, 0), np.maximum(high, 0)) if to_zero else (low, high)
 
 
-def _shares(sizes: FloatArray, statistics: Statistics) -> FloatArray:
-    """Return the channels' sizes over the largest, (C,), drawn towards 1 where samples are few or differ."""
-    tails = statistics.tails
-    asked = 0.0 if tails is None else _DOUBTED_SAMPLES * tails.dispersion
-    doubt = 0.0 if tails is None else asked / (asked + tails.samples)
+def _doubt(tails: Sequence[Tails]) -> float:
+    """Return how far, 0 to 1, the sizes of channels are doubted that tensors with these tails share.
+
+    The tensor whose samples agree most on which channels are loud is the best witness of all.
+    """
+    asked = [(_DOUBTED_SAMPLES * one.dispersion, one.samples) for one in tails]
+    return min((prior / (prior + samples) for prior, samples in asked), default=0.0)
+
+
+def _doubted(sizes: FloatArray, doubt: float) -> FloatArray:
+    """Return the channels' sizes over the largest, (C,), drawn towards 1 as far as they are doubted."""
     return np.maximum(doubt + (1 - doubt) * sizes, _LEAST_SHARE)
 
 

@@ -3,10 +3,13 @@ import dataclasses
 import numpy as np
 import onnx_ir as ir
 import pytest
+from layer_graphs import image, model_of, weights
 from ptq_graphs import RUNTIME, samples_of
 
 from se_deploy import graph
+from se_deploy.quantization import QuantizeOptions, equalization
 from se_deploy.quantization.evaluator import Evaluation, Evaluator
+from se_deploy.quantization.job import prepare
 
 
 def scaled(factor):
@@ -83,3 +86,23 @@ def test_accuracy_counts_the_largest_entries_over_all_batches(tmp_path):
     assert one(scaled("2.0")).accuracy == pytest.approx(0.8)
     assert one(scaled("-1.0")).accuracy == pytest.approx(0.1)  # of equal entries the first is the largest
     assert one.exact().noise == {"y": 0, "h": 0}
+
+
+@pytest.mark.parametrize(
+    ("body", "divided"),
+    [
+        ("a = Conv(x, w) t = Relu(a) y = Conv(t, v)", False),
+        ("a = Conv(x, w) t = Relu(a) u = Conv(t, v) z = Add(u, t) y = Mul(z, k)", True),
+    ],
+    ids=["what is compared stays", "the last layer's output is divided"],
+)
+def test_references_are_those_of_the_equalized_network(tmp_path, body, divided):
+    constants = [("w", weights(6, 4, 1, 1)), ("v", weights(6, 6, 1, 1)), ("k", weights(6, 1, 1))]
+    model = model_of(body, [(n, a) for n, a in constants if f" {n})" in body], output="float[N,6,8,8] y")
+    job = prepare(model, samples_of(tmp_path, x=image()), (RUNTIME, RUNTIME), QuantizeOptions())
+    tensors = {layer.tensor for layer in job.layers}
+    (group,) = equalization.groups(job.model, tensors, pointwise=True)
+    assert any(name in group.tensors for name in job.evaluator.tensors) is divided
+    equalized = job.equalized({group: np.geomspace(0.2, 3, group.channels)})
+    assert (equalized.evaluator.references is job.evaluator.references) is not divided
+    assert max(equalized.evaluator(equalized.model).noise.values()) < 1e-9

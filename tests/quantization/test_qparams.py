@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -41,7 +42,12 @@ def believed(seen, samples=1_000_000):
 
 def choose(seen, readers, methods, allowed):
     """Choices for a tensor that no residual Add reads."""
-    return qparams.choose(qparams.Subject(seen, readers, allowed, np.zeros(len(seen.low))), methods)
+    return qparams.choose(subject(seen, readers, allowed), methods)
+
+
+def subject(seen, readers, allowed=NOTHING):
+    """A tensor whose error no residual Add passes on."""
+    return qparams.Subject(seen, seen.expected(), readers, allowed, np.zeros(len(seen.low)))
 
 
 def positive(channels=4, sizes=None):
@@ -108,7 +114,7 @@ def _channel(params, c):
 def test_a_channels_size_is_doubted_the_more_the_fewer_samples_tell_of_it():
     def sizes(samples):
         seen = believed(observed(positive(sizes=[1, 1, 1, 0.02])), samples)
-        return qparams._shares(np.array([1.0, 1.0, 1.0, 0.02]), seen)
+        return qparams._doubted(np.array([1.0, 1.0, 1.0, 0.02]), qparams._doubt([seen.tails]))
 
     few, some, many = sizes(8), sizes(64), sizes(1_000_000)
     assert few[3] > some[3] > many[3]
@@ -181,3 +187,26 @@ def test_a_method_that_clips_all_away_falls_back_to_the_extent(monkeypatch, allo
     x[3] = np.random.default_rng(0).uniform(2, 5, 4096)
     params = choose(observed(x), [reader(10)], ["percentile"], allowed)["percentile"].params
     assert params.high > 2
+
+
+def test_what_a_group_is_divided_by_does_not_depend_on_the_order_of_its_tensors():
+    sizes = ([1.0, 0.3, 0.01, 2.0], [0.5, 0.5, 0.02, 1.0], [3.0, 0.1, 0.5, 2.0])
+    given = []
+    for i, dispersion in enumerate((0.6, 0.9, 0.3)):
+        seen = observed(positive(sizes=sizes[i]))
+        tails = dataclasses.replace(seen.tails, samples=64, dispersion=dispersion)
+        given.append(subject(dataclasses.replace(seen, tails=tails), [reader()]))
+    found = [qparams.group_factor(order) for order in itertools.permutations(given)]
+    assert found[0] is not None
+    assert found[0].min() < 1, "else there is nothing to doubt"
+    for other in found[1:]:
+        np.testing.assert_array_equal(other, found[0])
+
+
+def test_a_groups_sizes_are_doubted_as_far_as_in_the_tensor_whose_samples_agree_most():
+    seen = observed(positive()).tails
+    sure, half, unsure = (dataclasses.replace(seen, samples=16, dispersion=d) for d in (0.0, 0.125, 0.5))
+    assert qparams._doubt([unsure]) == 0.8
+    assert qparams._doubt([half, unsure]) == qparams._doubt([unsure, half]) == qparams._doubt([half]) == 0.5
+    assert qparams._doubt([unsure, sure]) == 0
+    assert qparams._doubt([]) == 0, "nothing is known beyond what was seen"
