@@ -1,9 +1,10 @@
 """Measure what a sweep takes besides its cells: overhead, efficiency, cells per minute, here and on Ray.
 
-    python scripts/bench_sweep.py [--cells 1000] [--parts overhead ray-overhead efficiency real ray-real]
+    python scripts/bench_sweep.py [--cells 1000] [--parts overhead efficiency real search ...]
 
 Stub cells are two steps that wait (`stub_cells.py`), so their figures are those of the sweep alone; `real`
-runs `sweep` on small SE networks. Ray is a cluster of one or two nodes on loopback, one processor each.
+runs `sweep` on small SE networks, and `search` the search for rewrites of one network. Ray is a cluster of
+one or two nodes on loopback, one processor each.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import stub_cells
 from onnx import numpy_helper
 
 from se_deploy.cli import main as command
+from se_deploy.commands.export import choices_path, export
+from se_deploy.options import NetworkOptions, TargetOptions
 from se_deploy.sweeps import cluster
 from se_deploy.sweeps.local import Local
 from se_deploy.sweeps.tasks import Task
@@ -38,7 +41,8 @@ if TYPE_CHECKING:
 WAIT_S = 0.5  # of each step of the stubs that efficiency is measured with
 WAITING_CELLS = 32
 REAL_CELLS = 6
-PARTS = ("overhead", "ray-overhead", "efficiency", "real", "ray-real")
+PARTS = ("overhead", "ray-overhead", "efficiency", "real", "ray-real", "search")
+SEARCHED = ("se_deploy:mobilenet_v3_small", "se_deploy:se_resnet50")
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", cluster.ON_LOOPBACK: "0"}
 CLUSTER = """
 import sys
@@ -159,6 +163,45 @@ def cells_per_minute(folder: Path, name: str, *words: str) -> None:
     print(f"| {name} | {took:.0f} | {60 * REAL_CELLS / took:.1f} |", flush=True)
 
 
+def searches(folder: Path) -> None:
+    """Print what the search for rewrites of a network takes here and on workers; its files must be equal."""
+    print("| network | on | seconds | plans | seconds of planning, by node |\n|---|---|---|---|---|")
+    for spec in SEARCHED:
+        name = spec.rpartition(":")[2]
+        export(spec, folder / f"{name}.onnx", network=NetworkOptions(batch=1))
+        for on, count in (("local", 0), ("ray", 1), ("ray", 2)):
+            with nodes(count) if count else contextlib.nullcontext():
+                one_search(folder, name, on, count)
+
+
+def one_search(folder: Path, name: str, on: str, count: int) -> None:
+    """Export a network for a target; print what its search took."""
+    began: dict[str, float] = {}
+    took: dict[str, float] = {}
+    plans = 0
+
+    def progress(step: str, done: int, total: int, _found: str = "") -> None:
+        nonlocal plans
+        plans = max(plans, done) if step == "planning rewrites" else plans
+        if step == "rewrites":
+            (took if done == total else began)[step] = time.perf_counter()
+
+    output = folder / f"{name}-{on}-{count}.onnx"
+    made = export(
+        folder / f"{name}.onnx", output, target=TargetOptions("tensorrt-rtx"), on=on, progress=progress
+    )
+    alone = folder / f"{name}-local-0.onnx"
+    for path in (output, choices_path(output)):
+        other = alone if path == output else choices_path(alone)
+        if path.exists() != other.exists() or (path.exists() and path.read_bytes() != other.read_bytes()):
+            raise SystemExit(f"{path.name} is not what this machine alone makes of {name}")
+    shares = ", ".join(f"{one.seconds:.1f}" for one in made.worked.shares) or "-"
+    where = "this machine" if not count else f"Ray, {count} node{'s' * (count > 1)}"
+    print(
+        f"| {name} | {where} | {took['rewrites'] - began['rewrites']:.1f} | {plans} | {shares} |", flush=True
+    )
+
+
 def main() -> None:
     """Print the tables of docs/sweeps.md."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,7 +213,8 @@ def main() -> None:
     print(f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        print("| on | cells | seconds | ms per cell |\n|---|---|---|---|")
+        if {"overhead", "ray-overhead"} & set(asked.parts):
+            print("| on | cells | seconds | ms per cell |\n|---|---|---|---|")
         if "overhead" in asked.parts:
             overhead(Local(folder, 1, 0), "1 process", asked.cells)
             overhead(Local(folder, 2, 0), "2 processes", asked.cells)
@@ -180,7 +224,8 @@ def main() -> None:
         if "efficiency" in asked.parts:
             print("| processes | seconds | ideal | efficiency |\n|---|---|---|---|")
             efficiency(folder)
-        print("| on | seconds | cells per minute |\n|---|---|---|")
+        if {"real", "ray-real"} & set(asked.parts):
+            print("| on | seconds | cells per minute |\n|---|---|---|")
         network(folder)
         os.chdir(folder)
         if "real" in asked.parts:
@@ -189,6 +234,8 @@ def main() -> None:
         for count in (1, 2) if "ray-real" in asked.parts else ():
             with nodes(count):
                 cells_per_minute(folder, f"Ray, {count} node{'s' * (count > 1)}", "--on", "ray")
+        if "search" in asked.parts:
+            searches(folder)
 
 
 if __name__ == "__main__":

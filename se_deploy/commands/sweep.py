@@ -21,7 +21,7 @@ from se_deploy.commands.sweep_cell import CELL, DEPLOY, PREPARE
 from se_deploy.errors import BadInput, OutputExists
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
-from se_deploy.schema.sweep import Sweep, SweepCell, SweepNode, SweepStep
+from se_deploy.schema.sweep import Sweep, SweepCell, SweepChoice, SweepNode, SweepStep
 from se_deploy.sweeps import cluster
 from se_deploy.sweeps.local import Local, jobs_that_fit
 from se_deploy.sweeps.tasks import Count, LostWorker, NotShared, NoWorker, Outcome, Task, TimeLimit
@@ -52,10 +52,12 @@ _OF_THE_MACHINE = frozenset(
 """Kinds of failure that another try may not have: these cells are tried again, all others keep theirs."""
 
 _COLUMNS = (
-    "model", "precision", "target", "batch", "state", "artifact", "recommended", "parity", "accuracy",
-    "top1_agreement", "sqnr_db", "kernels", "activation_bytes", "size_bytes", "ms", "ms_from", "node",
-    "seconds", "folder", "reason",
+    "model", "precision", "target", "batch", "state", "artifact", "run_recommends", "sweep_recommends",
+    "parity", "accuracy", "top1_agreement", "sqnr_db", "kernels", "activation_bytes", "size_bytes", "ms",
+    "ms_from", "node", "seconds", "folder", "reason",
 )  # fmt: skip
+_MEASURED = _COLUMNS[_COLUMNS.index("accuracy") : _COLUMNS.index("node")]
+"""What a row has of its engine by the names that the engine's own fields have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def sweep(
         )
         with files.together() as publish:
             publish(folder / SWEEP).write_text(f"{schema.encode(result)}\n", "utf-8")
-            publish(folder / TABLE).write_text(as_csv(cells), "utf-8")
+            publish(folder / TABLE).write_text(as_csv(cells, result.recommended), "utf-8")
             publish(folder / PAGE).write_text(report.sweep_html(result), "utf-8", errors="backslashreplace")
     return SweepResult(folder, said, result)
 
@@ -354,8 +356,13 @@ class _Seen:
         self._progress("cells", self._done, self._total, words)
 
 
-def as_csv(cells: Sequence[SweepCell]) -> str:
-    """Return a row for each engine of each cell, and one for each cell that has none."""
+def as_csv(cells: Sequence[SweepCell], choices: Sequence[SweepChoice] = ()) -> str:
+    """Return a row for each engine of each cell, and one for each cell that has none.
+
+    `run_recommends`: of the cell's own engines, as its report says; `sweep_recommends`: of all engines for
+    the target, which are the `choices`.
+    """
+    chosen = {(one.folder, one.artifact) for one in choices}
     text = io.StringIO()
     table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     table.writeheader()
@@ -374,9 +381,10 @@ def as_csv(cells: Sequence[SweepCell]) -> str:
         rows = [
             {
                 "artifact": one.path,
-                "recommended": one.path == cell.recommended,
+                "run_recommends": one.path == cell.recommended,
+                "sweep_recommends": (cell.folder, one.path) in chosen,
                 "parity": one.passed,
-                **{name: getattr(one, name) for name in _COLUMNS[8:16]},
+                **{name: getattr(one, name) for name in _MEASURED},
             }
             for one in cell.artifacts
         ]

@@ -26,7 +26,8 @@ class Row:
     artifact: SweepArtifact | None
     link: str | None  # to the run's own report
     front: bool  # no other of its target that is timed alike is both faster and as accurate
-    recommended: bool
+    by_sweep: bool  # it is what the sweep recommends for the target, of all cells
+    by_run: bool  # it is what the cell's own run recommends, of its own engines
 
     @property
     def engine(self) -> str | None:
@@ -80,6 +81,7 @@ def _rows(sweep: Sweep) -> list[Row]:
             None if cell.report is None else quote(cell.report),
             one is not None and id(one) in fronts[cell.target],
             one is not None and (cell.folder, one.path) in chosen,
+            one is not None and one.path == cell.recommended,
         )
         for cell in sweep.cells
         for one in cell.artifacts or (None,)

@@ -48,6 +48,8 @@ ON_LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's switch that, at "0", lets 127.0.0.1 be what it says: else Ray takes an outer address of the machine
 for it, and listens on every one."""
 
+_NOTED = "auto"  # of RAY_ADDRESS: the cluster that this machine is a node of, as without it
+
 _AHEAD = 4
 """Tasks that Ray is given for each processor and kind of device: no worker waits for the next one, and what a
 step made is read before steps further behind make more."""
@@ -115,12 +117,13 @@ def is_loopback(host: str) -> bool:
 
 def _address() -> str:
     """Return where the cluster is that this machine is a node of, as Ray notes it. Raises: BadInput."""
-    named = os.environ.get("RAY_ADDRESS")
-    if named:
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named not in {"", _NOTED}:
         return named
     noted = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
     if not noted.is_file():
-        raise _refused(ON_A_NODE, "this machine is no node of one")
+        by = f", and RAY_ADDRESS={named} asks for the one that it is a node of" if named else ""
+        raise _refused(ON_A_NODE, f"this machine is no node of one{by}")
     return files.read_text(noted).strip()
 
 
@@ -305,8 +308,7 @@ class Cluster:
         if self.store is not None:
             place = remote.stored(self.store, sha)
             if not place.exists():
-                files.claim(place, overwrite=True)
-                files.write_bytes(place, content.packed(path))
+                content.keep(content.packed(path), place)
             return None
         if sha not in self._inputs:
             self._inputs[sha] = [self.ray.put(content.packed(path))]

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 import tarfile
+import time
+import uuid
 from typing import TYPE_CHECKING
 
 from se_deploy import files
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, CannotWrite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+
+_PART = ".part"
+_FORGOTTEN_S = 86_400.0  # a day: no file takes as long to write, so who began it was killed
 
 
 def sha256(path: Path) -> str:
@@ -36,6 +44,33 @@ def packed(path: Path) -> bytes:
             with file.open("rb") as content:
                 archive.addfile(entry, content)
     return buffer.getvalue()
+
+
+def keep(data: bytes, path: Path) -> None:
+    """Write `data` whole or not at all, where several machines may write the same to `path` at once.
+
+    Nothing here relies on locks, which a shared file system may keep to each machine.
+    Raises: CannotWrite.
+    """
+    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PART}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        for left in path.parent.glob(f"*{_PART}"):
+            with contextlib.suppress(FileNotFoundError):  # its owner, or another machine, was faster
+                if time.time() - left.stat().st_mtime > _FORGOTTEN_S:
+                    left.unlink()
+    except OSError as e:
+        raise CannotWrite(
+            f"'{path}' cannot be written: {files.reason_of(e)}", hint="name another folder with --store"
+        ) from e
 
 
 def unpack(data: bytes, path: Path) -> None:

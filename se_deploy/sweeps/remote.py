@@ -143,8 +143,7 @@ def _done(
         data = content.packed(places.output)
     if store is None:
         return record, data
-    files.claim(stored(store, task.key), overwrite=True)
-    files.write_bytes(stored(store, task.key), data)
+    content.keep(data, stored(store, task.key))
     return record, None
 
 

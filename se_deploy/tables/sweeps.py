@@ -32,7 +32,9 @@ def sweep(result: Sweep, folder: Path) -> list[Grid | str]:
     lines: list[Grid | str] = [table]
     for choice in result.recommended:
         where = "" if choice.folder is None else f"{choice.folder}/{choice.artifact}: "
-        lines.append(f"Deploy on {choice.target or 'the default target'}: {where}{choice.reason}")
+        lines.append(
+            f"The sweep recommends for {choice.target or 'the default target'}: {where}{choice.reason}"
+        )
     return [*lines, f"Report: {folder / result.report}"]
 
 

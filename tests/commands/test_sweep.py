@@ -357,6 +357,16 @@ def test_a_planned_time_does_not_win_against_a_measured_one():
     assert "not compared" not in sweep_choice.choices(cells[1:2])[0].reason
 
 
+def test_what_a_run_and_what_the_sweep_recommends_are_two_columns():
+    cells = [
+        replace(cell("a", artifact(1.0, 0.8)), recommended="model.fp16.engine"),
+        replace(cell("b", artifact(0.5, 0.8)), recommended="model.fp16.engine"),
+    ]
+    rows = list(csv.DictReader(io.StringIO(sweep.as_csv(cells, sweep_choice.choices(cells)))))
+    assert [row["run_recommends"] for row in rows] == ["true", "true"], "each of its own engines"
+    assert [row["sweep_recommends"] for row in rows] == ["false", "true"], "the fastest of all"
+
+
 def test_a_spreadsheet_takes_no_cell_for_a_formula():
     bad = replace(cell("=1+1", artifact(1.0, 0.5)), state="failed", reason="@x")
     row = next(csv.DictReader(io.StringIO(sweep.as_csv([bad]))))

@@ -32,7 +32,12 @@ def cell(model, precision, target, *artifacts, **rest):
 CELLS = (
     cell("one", "fp16", "sm86", artifact("fp16", 1.0, 0.81)),
     cell(
-        "one", "int8", "sm86", artifact("fp16", 1.0, 0.81), artifact("int8", 0.6, 0.805, ms_from="measured")
+        "one",
+        "int8",
+        "sm86",
+        artifact("fp16", 1.0, 0.81),
+        artifact("int8", 0.6, 0.805, ms_from="measured"),
+        recommended="model.fp16.engine",
     ),
     cell("<b>two</b> & 'more'", "fp16", "sm86", artifact("fp16", 2.0, 0.85, passed=False)),
     cell("two", "fp16", "orin-nano", artifact("fp16", 3.0, 0.85)),

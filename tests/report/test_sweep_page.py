@@ -16,9 +16,11 @@ def test_the_front_and_the_recommendation_are_marked():
     rows = re.findall(r'<tr><th scope="row" class="name"><a href="cells[^>]*>.*?</tr>', text, re.DOTALL)
     front = {re.search(r"(\w+).engine", row)[0] for row in rows if "<td>front</td>" in row}
     assert front == {"int8.engine", "fp16.engine"}
-    deployed = [row for row in rows if ">deploy<" in row]
-    assert len(deployed) == 2, "one for each target"
-    assert "int8.engine" in deployed[0]
+    by_sweep = [row for row in rows if ">sweep recommends<" in row]
+    assert len(by_sweep) == 2, "one for each target"
+    assert "int8.engine" in by_sweep[0]
+    by_run = [row for row in rows if ">run recommends<" in row]
+    assert ["fp16.engine" in row and "int8" in row for row in by_run] == [True], "of the cell's own two"
     assert "0.6 ms per image, measured; top-1 80.50 %" in text
 
 

@@ -1,0 +1,51 @@
+"""Which cluster --on means, before anything is joined."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+import ray_cluster
+
+from se_deploy.commands.export import export
+from se_deploy.errors import BadInput
+from se_deploy.sweeps import cluster
+
+pytestmark = ray_cluster.NEEDED
+
+
+@pytest.fixture
+def noted(tmp_path, monkeypatch):
+    """Where Ray notes the cluster that this machine is a node of."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    return tmp_path / "ray" / "ray_current_cluster"
+
+
+@pytest.mark.parametrize("named", [None, "auto"])
+def test_ray_is_the_cluster_that_this_machine_is_a_node_of(named, noted, monkeypatch):
+    if named is not None:
+        monkeypatch.setenv("RAY_ADDRESS", named)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        noted.write_text(f"{address}\n")
+        assert cluster.reached("ray") == address
+
+
+def test_auto_on_a_machine_that_is_no_node_is_a_clear_sentence(noted, monkeypatch):
+    assert not noted.exists()
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(BadInput) as refused:
+        cluster.reached("ray")
+    assert refused.value.message == (
+        "--on ray: no cluster can be joined: this machine is no node of one, and RAY_ADDRESS=auto asks for "
+        "the one that it is a node of"
+    )
+    assert "worker --head" in refused.value.hint
+
+
+def test_nobody_to_work_is_said_before_any_work(noted, tmp_path):
+    assert not noted.exists()
+    with pytest.raises(BadInput, match="no node of one"):
+        export("no-such-network.onnx", tmp_path / "out.onnx", on="ray")
