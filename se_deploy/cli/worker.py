@@ -54,7 +54,7 @@ def worker(chosen: WorkerOptions) -> None:
     from se_deploy.commands.doctor import doctor
 
     plan = verb.plan(chosen, doctor())
-    for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
+    for exposed in plan.exposed:
+        click.echo(f"warning: {exposed.text}", err=True)
     click.echo(f"devices and compilers: {', '.join(plan.tags) or 'none'}; GPUs: {plan.gpus}", err=True)
     verb.serve(plan.words, plan.environment)

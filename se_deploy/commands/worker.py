@@ -43,6 +43,46 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """What of Ray listens on every address of a machine: it has no option for another one."""
+
+    what: str
+    ports: Sequence[int]  # (): ports that the system gives
+    processes: tuple[str, ...]  # what the command lines of its processes hold
+    of_head: bool = False  # only the first node has it
+
+
+WORKER_PORTS = range(10002, 20000)
+"""What Ray gives the processes of tasks, and those that join as a node: its own default."""
+
+EVERYWHERE = (
+    Listener("the cluster's state (the port of --address)", (), ("gcs_server",), of_head=True),
+    Listener("the node's and its objects' manager (two ports that the system gives)", (), ("raylet",)),
+    Listener("workers and sweeps (10002 to 19999)", WORKER_PORTS, ("ray::", "cluster.opened")),
+    Listener("metrics (44217, 44227 and two that the system gives)", (44217, 44227), ("DashboardAgent",)),
+)
+"""As seen of Ray 2.60; `tests/commands/test_worker.py` holds it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """A node that more than the address asked for reaches."""
+
+    host: str
+    head: bool
+
+    @property
+    def text(self) -> str:
+        """What to warn of."""
+        wide = "; ".join(one.what for one in EVERYWHERE if self.head or not one.of_head)
+        kept = f" The client port is kept to {self.host} and loopback." if self.head else ""
+        return (
+            "whoever reaches this node can run code on it, and Ray listens on every address of this machine "
+            f"with {wide}: let these be reached from a trusted network only.{kept}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The Ray node that will be started."""
 
@@ -50,7 +90,7 @@ class Plan:
     environment: dict[str, str]
     tags: tuple[str, ...]
     gpus: int
-    warnings: tuple[str, ...]
+    exposed: tuple[Exposed, ...]
 
 
 def plan(options: WorkerOptions, found: Doctor, *, model: str | None = None) -> Plan:
@@ -64,6 +104,11 @@ def plan(options: WorkerOptions, found: Doctor, *, model: str | None = None) -> 
         raise BadInput(
             f"{options.host} is this machine alone: no second node can join there",
             hint="start the first node with --head on an address of the network, and give that one",
+        )
+    if options.head and options.client_port in WORKER_PORTS:
+        raise BadInput(
+            f"--client-port {options.client_port}: Ray gives the ports 10002 to 19999 to its workers",
+            hint=f"leave it out, which means {CLIENT_PORT}, or name one outside of them",
         )
     model = _model() if model is None else model
     tags = tuple(dict.fromkeys([*tags_of(found, model), *options.tags]))
@@ -80,13 +125,8 @@ def plan(options: WorkerOptions, found: Doctor, *, model: str | None = None) -> 
     else:
         words.append(f"--address={options.host}:{options.port}")
     environment = {**_ENVIRONMENT, **({ON_LOOPBACK: "0"} if loopback else {})}
-    return Plan(tuple(words), environment, tags, found.gpus, () if loopback else (_EXPOSED,))
-
-
-_EXPOSED = (
-    "whoever reaches this node can run code on it, and Ray listens on every address of this machine: let its "
-    "ports be reached from a trusted network only"
-)
+    exposed = () if loopback else (Exposed(options.host, options.head),)
+    return Plan(tuple(words), environment, tags, found.gpus, exposed)
 
 
 def tags_of(found: Doctor, model: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -66,14 +68,22 @@ def test_ray_is_told_what_there_is():
     assert resources == dict.fromkeys(
         ["se_deploy:sm86", "se_deploy:a10", "se_deploy:tensorrt-10.3", "se_deploy:own"], 1
     )
-    assert "run code" in plan.warnings[0], "Ray listens everywhere, and that is said"
+    (exposed,) = plan.exposed
+    assert "run code" in exposed.text, "Ray listens everywhere, and that is said"
+    assert all((one.what in exposed.text) is not one.of_head for one in worker.EVERYWHERE)
 
 
 @ray_cluster.NEEDED
 def test_a_second_node_cannot_join_on_loopback():
     with pytest.raises(BadInput, match="alone"):
         planned(WorkerOptions("127.0.0.1", 6379))
-    assert planned(WorkerOptions("127.0.0.1", 6379, head=True)).warnings == ()
+    assert planned(WorkerOptions("127.0.0.1", 6379, head=True)).exposed == ()
+
+
+@ray_cluster.NEEDED
+def test_the_client_port_is_none_of_those_that_ray_gives_workers():
+    with pytest.raises(BadInput, match="10002 to 19999"):
+        planned(WorkerOptions("127.0.0.1", 6379, head=True, client_port=10100))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
@@ -101,13 +111,18 @@ def _lines(path):
 
 
 def listening(mark):
-    """The addresses on which those processes listen, as the system writes them."""
-    inodes = set()
+    """What of those processes listens: its name, its port and its address, as the system writes that."""
+    owners = {}
     for process in processes(mark):
         with contextlib.suppress(OSError):
-            inodes |= {str(one.readlink()) for one in (process / "fd").iterdir()}
+            name = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            owners |= {str(one.readlink()): name for one in (process / "fd").iterdir()}
     rows = [line.split() for kind in ("tcp", "tcp6") for line in _lines(f"/proc/net/{kind}")]
-    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}
+    return {
+        (owners[f"socket:[{row[9]}]"], int(row[1].partition(":")[2], 16), row[1].partition(":")[0])
+        for row in rows
+        if row[3] == "0A" and f"socket:[{row[9]}]" in owners
+    }
 
 
 def answers(port):
@@ -127,56 +142,49 @@ tasks = [
     Task("b", stub_steps.write, " two", {}, after="a", needs="sm86"),
 ]
 
+texts = []
+
 def ended(outcome):
     if outcome.output is not None:
-        print((outcome.output / "text").read_text())
+        texts.append((outcome.output / "text").read_text())
 
 with cluster.opened(sys.argv[1], retries=0, store=None) as joined:
-    print(*joined.nodes[0].tags)
+    tags = joined.nodes[0].tags
     joined.run(tasks, {}, ended=ended, count=lambda count: None)
+print(*tags)
+print(*texts, sep="\\n")
 """
 
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
-@pytest.mark.slow
-@ray_cluster.NEEDED
-def test_on_loopback_it_listens_nowhere_else_and_serves_sweeps(tmp_path):
+@contextlib.contextmanager
+def running(folder, host):
+    """Run `worker` as a first node on `host`: its mark, its ports, its environment and its log."""
     ports = []
     for _ in range(2):
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((host, 0))
             ports.append(free.getsockname()[1])
     mark = f"SE_DEPLOY_TEST={uuid.uuid4()}"
-    words = ["--head", "--address", f"127.0.0.1:{ports[0]}", "--client-port", ports[1], "--tag", "sm86"]
+    words = ["--head", "--address", f"{host}:{ports[0]}", "--client-port", ports[1], "--tag", "sm86"]
     sources = [Path(worker.__file__).parents[2], Path(__file__).parents[1]]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))}
-    with (tmp_path / "log").open("w") as log:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))} | dict([mark.split("=")])
+    with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "worker", *map(str, words), "--cpus", "1"],
-            env=environment | dict([mark.split("=")]),
-            stdout=log, stderr=log,
+            env=environment, stdout=log, stderr=log,
         )  # fmt: skip
         try:
             end = time.monotonic() + _WAIT_S
-            while "block forever" not in (tmp_path / "log").read_text():
-                assert time.monotonic() < end, (tmp_path / "log").read_text()
+            while "block forever" not in (folder / "log").read_text():
+                assert time.monotonic() < end, (folder / "log").read_text()
                 time.sleep(0.5)
             while not answers(ports[1]):  # the server of clients starts beside the node, and is up after it
-                assert time.monotonic() < end, (tmp_path / "log").read_text()
+                assert time.monotonic() < end, (folder / "log").read_text()
                 time.sleep(0.5)
-            found = listening(mark)
-            assert found
-            assert found <= LOOPBACK
-            done = subprocess.run(
-                [sys.executable, "-c", FROM_ELSEWHERE, f"ray://127.0.0.1:{ports[1]}"],
-                env=environment, capture_output=True, text=True, check=False, timeout=_WAIT_S,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            tags, text = done.stdout.splitlines()
-            assert "sm86" in tags.split()
-            assert text == "one two"
+            yield Running(mark, host, *ports, environment, folder / "log", process)
             process.send_signal(signal.SIGINT)
             assert process.wait(_WAIT_S) == 130
         finally:
@@ -185,3 +193,94 @@ def test_on_loopback_it_listens_nowhere_else_and_serves_sweeps(tmp_path):
             for left in processes(mark):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(left.name), signal.SIGKILL)
+
+
+@dataclass
+class Running:
+    mark: str
+    host: str
+    port: int
+    client_port: int
+    environment: dict[str, str]
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def python(self, code, *words):
+        """Start a sweep of this machine; its processes have the mark too."""
+        environment = self.environment | {"RAY_ADDRESS": f"{self.host}:{self.port}"}
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+
+JOINED = """
+import sys
+from se_deploy.sweeps import cluster
+
+out = sys.stdout
+with cluster.opened("ray", retries=0, store=None) as joined:
+    print("joined", file=out, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def joined(node):
+    """A sweep of this machine that is at work."""
+    with node.python(JOINED) as sweep:
+        assert sweep.stdout.readline().strip() == "joined"
+        yield
+        sweep.stdin.close()
+
+
+@pytest.mark.slow
+@ray_cluster.NEEDED
+def test_on_loopback_it_listens_nowhere_else_and_serves_sweeps(tmp_path):
+    with running(tmp_path, "127.0.0.1") as node:
+        with joined(node):
+            found = listening(node.mark)
+        assert any("JOINED" in name or "cluster.opened" in name for name, _, _ in found), (
+            "the sweep's own too"
+        )
+        assert {one for one in found if one[2] not in LOOPBACK} == set()
+        with node.python(FROM_ELSEWHERE, f"ray://127.0.0.1:{node.client_port}") as done:
+            text, _ = done.communicate(timeout=_WAIT_S)
+        assert done.returncode == 0
+        assert "sm86" in text.splitlines()[0].split()
+        assert text.splitlines()[1:] == ["one two"]
+
+
+def outer_address():
+    """An address of this machine besides loopback, and as the system writes it; None without one."""
+    lines = _lines("/proc/net/fib_trie") if Path("/proc/net/fib_trie").is_file() else []
+    for line, kind in itertools.pairwise(lines):
+        address = line.rpartition("|-- ")[2]
+        if "host LOCAL" in kind and not address.startswith("127."):
+            return address, socket.inet_aton(address)[::-1].hex().upper()
+    return None
+
+
+@pytest.mark.slow
+@ray_cluster.NEEDED
+@pytest.mark.skipif(outer_address() is None, reason="this machine has no address but loopback")
+def test_elsewhere_what_listens_on_every_address_is_what_it_says(tmp_path):
+    host, written = outer_address()
+    with running(tmp_path, host) as node, joined(node):
+        found = listening(node.mark)
+        said = node.log.read_text()
+    wide = {(name, port) for name, port, address in found if address in {"0" * 8, "0" * 32}}
+    known = {port for one in worker.EVERYWHERE for port in one.ports}
+    unnamed = {
+        (name, port)
+        for name, port in wide
+        if port not in known
+        and port != node.port
+        and not any(kind in name for one in worker.EVERYWHERE for kind in one.processes)
+    }
+    assert wide
+    assert unnamed == set()
+    assert node.client_port not in {port for _, port in wide}, "where sweeps are let in is what was asked for"
+    ours = {address[-8:] for _, port, address in found if port == node.client_port}
+    assert written in ours
+    assert all(one.what in said for one in worker.EVERYWHERE), "and it is said when it starts"
