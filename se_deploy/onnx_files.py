@@ -306,7 +306,7 @@ _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "
 
 
 def check_ranks(model: ir.Model, path: Path) -> None:
-    """Raise BadModel where ranks contradict what an operator is: neither checker nor inference insists."""
+    """Raise BadModel where a node contradicts what its operator is: neither checker nor inference insists."""
     version = model.graph.opset_imports.get("", model.opset_imports.get("", 1))
     for node in model.graph.all_nodes():
         if wrong := _wrong_node(node, version):
@@ -330,6 +330,8 @@ def _wrong_node(node: ir.Node, version: int) -> str | None:
     least = _least_inputs(node.op_type, version) if node.domain in _OWN_DOMAINS else 0
     if len(node.inputs) < least or (least and node.inputs[0] is None):  # a function may be called with fewer
         return f"it has {len(node.inputs)} inputs, at least {least} are needed"
+    if refers := next((a for a in node.attributes.values() if a.is_ref()), None):
+        return f"its '{refers.name}' is an attribute of a function, and it stands in none"
     ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]
     given = ranks[0] if ranks else None
     made = node.outputs[0].shape if node.outputs else None

@@ -356,7 +356,8 @@ def _from_program(path: Path) -> Network:
         raise BadModel(
             f"'{path}' takes other than positional tensors", hint="export it with positional tensors only"
         )
-    module = program.module()
+    with files.parsing(path, "holds a program that cannot be run", error=BadModel, hint="save it again"):
+        module = program.module()
     for part in module.modules():
         part.training = False  # a program is what it was exported as, and refuses to be told
     examples = tuple(args)

@@ -253,6 +253,8 @@ def _without_pool(flow: Dataflow, a: ir.Value, b: ir.Value) -> str:
         origin = _first_source(gate)
         if origin is _first_source(scaled) and origin is not _through(scaled):
             return "both factors are parts of one tensor: a gated linear unit"
+        if shape is not None and len(shape) > 1 and set(shape[1:]) == {1}:
+            return "one factor for the whole map: a gate of one channel is not told from a scalar"
         if shape is not None and len(shape) > 2 and shape[1] == 1:  # noqa: PLR2004
             return "one factor per position, not per channel: spatial attention"
         return "the gate is not pooled over the whole map"

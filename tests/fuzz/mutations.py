@@ -165,12 +165,13 @@ def _json(chance: random.Random, data: bytes) -> bytes:
                 at[chance.choice(TEXTS)] = at.pop(key)
             case 2:
                 other, name = chance.choice(places)
-                copied = json.dumps(
-                    other[name]
-                    if name in other
-                    or (isinstance(other, list) and isinstance(name, int) and name < len(other))
-                    else 0
+                there = name in other or (
+                    isinstance(other, list) and isinstance(name, int) and name < len(other)
                 )
+                try:
+                    copied = json.dumps(other[name] if there else 0)
+                except RecursionError:
+                    return data
                 if len(copied) < 100_000:
                     at[key] = json.loads(copied)
             case _:

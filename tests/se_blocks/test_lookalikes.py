@@ -157,3 +157,14 @@ def test_a_gate_that_is_joined_from_parts_is_not_se():
 def test_a_softmax_of_two_is_a_gate_of_that_name():
     (block,) = census(UNUSUAL["with a softmax of two"]).se
     assert (block.gate, block.gain) == ("softmax2", 1.0)
+
+
+def test_a_gate_of_one_channel_is_said_to_be_one():
+    """One number for an image: not told from a scalar, and no spatial attention either."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,1,4,4] x) => (float[N,1,4,4] y)
+        <float[2,1,1,1] a1 = {1.0, 2.0}, float[1,2,1,1] a2 = {1.0, 2.0}>
+        { p = GlobalAveragePool(x) a = Conv(p, a1) r = Relu(a) c = Conv(r, a2) g = Sigmoid(c)
+          y = Mul(x, g) }"""
+    found = se_blocks.detect(read(parser.parse_model(text)))
+    assert not found.blocks
+    assert [no.reason.partition(":")[0] for no in found.rejected] == ["one factor for the whole map"]
