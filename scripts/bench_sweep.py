@@ -42,7 +42,7 @@ WAIT_S = 0.5  # of each step of the stubs that efficiency is measured with
 WAITING_CELLS = 32
 REAL_CELLS = 6
 PARTS = ("overhead", "ray-overhead", "efficiency", "real", "ray-real", "search")
-SEARCHED = ("se_deploy:mobilenet_v3_small", "se_deploy:se_resnet50")
+SEARCHED = ("se_deploy:mobilenet_v3_small",)
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", cluster.ON_LOOPBACK: "0"}
 CLUSTER = """
 import sys

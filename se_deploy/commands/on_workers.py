@@ -45,6 +45,9 @@ class WorkersKeys(TypedDict):
     nodes: tuple[common.NodeShare, ...]
 
 
+_USED = frozenset({"onnx", "onnx-ir", "numpy"})
+"""What jobs use besides a compiler and what runs graphs."""
+
 _VECTOR = ("sse", "avx", "fma", "amx", "asimd", "sve", "i8mm", "bf16", "fphp", "sme")
 """How the names of the instructions begin that a runtime chooses its kernels by: sums are ordered by them."""
 
@@ -114,8 +117,11 @@ def require(on: str) -> None:
 
 
 def facts() -> dict[str, str]:
-    """Return what results depend on: the packages that compute, and the processor's vector instructions."""
-    return {**packages.versions(), "processor": f"{platform.machine()} with {_instructions()}"}
+    """Return what results depend on: the packages that jobs use, and the processor's vector instructions."""
+    backends = [b for b in registry.every() if b.planning is not None and b.planning.decides_rewrites]
+    used = {name for one in (*backends, registry.graphs()) for name in one.packages} | _USED
+    versions = {name: version for name, version in packages.versions().items() if name in used}
+    return versions | {"processor": f"{platform.machine()} with {_instructions()}"}
 
 
 def _instructions() -> str:

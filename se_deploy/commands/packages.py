@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 
 from se_deploy.backends import registry
@@ -11,8 +12,12 @@ PACKAGES = (
 )  # fmt: skip
 
 
+_SEPARATORS = re.compile(r"[-_.]+")
+"""Which of them a distribution's name has makes no difference (PEP 503); its metadata has any."""
+
+
 def versions() -> dict[str, str]:
     """Return the version of each that is installed, by name; those of every backend come first."""
-    installed = {dist.name.lower(): dist.version for dist in metadata.distributions()}
+    installed = {_SEPARATORS.sub("-", dist.name.lower()): dist.version for dist in metadata.distributions()}
     brought = (name for backend in registry.every() for name in backend.packages)
     return {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}

@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from se_deploy.errors import BadInput
+from se_deploy import files
+from se_deploy.errors import BadInput, RemoteFailed
 from se_deploy.sweeps import remote
 from se_deploy.sweeps.tasks import LostWorker, NoWorker
 
@@ -50,8 +51,9 @@ def opened(cluster: Cluster, facts: Callable[[], Mapping[str, str]]) -> Jobs:
         else:
             alike.append(node_id)
     if not alike:
+        why = left_out[0] if left_out else "none has a processor to give"
         raise BadInput(
-            f"no node of the cluster computes as this machine does: {left_out[0]}",
+            f"no node of the cluster computes as this machine does: {why}",
             hint="install the same versions there, or leave --on out",
         )
     return Jobs(cluster, frozenset(alike), tuple(left_out))
@@ -95,7 +97,8 @@ class Jobs:
         """Return what `kind` makes of every job, in order; `shared` travels once.
 
         A job whose worker is lost is done once more.
-        Raises: LostWorker where that one is lost too, or all of them are; NoWorker.
+        Raises: LostWorker where that one is lost too, or all of them are; NoWorker; RemoteFailed where the
+        whole cluster is lost.
         """
         ray = self.cluster.ray
         key = hashlib.sha256(shared).hexdigest()
@@ -123,6 +126,9 @@ class Jobs:
                 for reference in self._ended(sent):
                     results[sent.pop(reference)] = self._collected(reference)
                     ended(len(results))
+        except ConnectionError as e:
+            sent = {}
+            raise RemoteFailed(f"the cluster was lost: {files.reason_of(e)}", hint=_HINT) from e
         finally:
             for reference in sent:
                 ray.cancel(reference, force=True)

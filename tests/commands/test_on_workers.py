@@ -7,13 +7,14 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import needs
 import numpy as np
 import onnx_ir as ir
 import pytest
 from ptq_graphs import samples_of
 
 from se_deploy import graph
-from se_deploy.commands import on_workers, portable
+from se_deploy.commands import on_workers, packages, portable
 from se_deploy.errors import BadInput, BuildFailed, UnsupportedGraph
 from se_deploy.protocols import in_turn
 from se_deploy.sweeps import jobs
@@ -120,6 +121,8 @@ class Asked:
 def test_only_nodes_that_compute_as_this_machine_does_get_jobs():
     own = on_workers.facts()
     assert {"numpy", "onnx", "processor"} <= own.keys()
+    assert any(name.startswith("onnxruntime") for name in own)
+    assert "torch" not in own, "no job needs it"
     other = own | {"numpy": "0.1"}
     found = jobs.opened(Asked(own, other), on_workers.facts)
     assert found.nodes == {"id0"}
@@ -129,6 +132,13 @@ def test_only_nodes_that_compute_as_this_machine_does_get_jobs():
     del other["numpy"]
     with pytest.raises(BadInput, match=r"no node of the cluster computes as this.*numpy missing"):
         jobs.opened(Asked(other), on_workers.facts)
+    with pytest.raises(BadInput, match="none has a processor"):
+        jobs.opened(Asked(), on_workers.facts)
+
+
+@needs.RTX
+def test_the_compilers_version_is_known_however_its_distribution_spells_its_name():
+    assert packages.versions()["tensorrt-rtx"] == on_workers.facts()["tensorrt-rtx"]
 
 
 def test_where_nothing_could_be_done_side_by_side_it_is_said():
