@@ -43,7 +43,7 @@ def hold(descriptor: int) -> bool:
 
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[None]:
-    """Make `path` and keep it for this process while the block runs.
+    """Make `path` and keep it for this process while the block runs; what killed ones left in it goes first.
 
     Raises: CannotWrite where another process has it, or it cannot be made.
     """
@@ -69,6 +69,7 @@ def folder(path: Path) -> Iterator[None]:
             break
         os.close(descriptor)  # its last owner removed it in between
     try:
+        sweep(path)
         yield
     finally:
         lock.unlink(missing_ok=True)

@@ -46,6 +46,13 @@ with locks.scratch() as folder:
 """
 
 
+def test_who_takes_a_folder_removes_what_a_killed_run_left_half_written_in_it(tmp_path):
+    killed(holding(PART, tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1
+    with locks.folder(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [".se-deploy-lock"]
+
+
 def test_a_folder_is_one_processs_as_long_as_it_lives(tmp_path):
     other = holding(FOLDER, tmp_path)
     try:

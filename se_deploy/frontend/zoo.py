@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch import nn
+from torch._export.verifier import SpecViolationError
 
 from se_deploy import extras, files
 from se_deploy.errors import BadInput, BadModel, meant
@@ -348,7 +349,11 @@ def _from_program(path: Path) -> Network:
         raise BadModel(f"'{path}' is no file", hint=_SPEC_HINT)
     files.check_regular(path, error=BadModel)
     with files.parsing(
-        path, "cannot be read as a torch.export program", error=BadModel, hint="save it again"
+        path,
+        "cannot be read as a torch.export program",
+        error=BadModel,
+        hint="save it again",
+        also=(SpecViolationError,),
     ):
         program = torch.export.load(path)
     args, kwargs = program.example_inputs or ((), {})
