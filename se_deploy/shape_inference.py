@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import onnx
@@ -17,6 +18,9 @@ _FOLLOWED = 14
 _LARGEST_SHAPE = 64
 """Elements of a constant that may be a shape, axes or bounds; larger ones are weights."""
 
+_LARGEST_KNOWN = 1000
+"""Bytes of a constant whose numbers inference is given: 125 sizes or axes; larger ones are weights."""
+
 
 def infer(model: ir.Model) -> None:
     """Set the type and shape of every value that can be inferred, in place.
@@ -24,9 +28,71 @@ def infer(model: ir.Model) -> None:
     Before operator set 14 a Reshape to computed sizes, which is TorchScript's `x.view(x.size(0), -1)`, has no
     rank by onnx, an Expand no sizes, nor has what follows: there they are those of the graph in that version.
     """
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    if model.functions or any(_bodies(node) for node in model.graph):
+        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    else:
+        _infer_flat(model)
     if model.graph.opset_imports.get("", _FOLLOWED) < _FOLLOWED and any(_lost(model)):
         _take_from_newer(model)
+
+
+def _bodies(node: ir.Node) -> bool:
+    return any(a.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for a in node.attributes.values())
+
+
+def _infer_flat(model: ir.Model) -> None:
+    """Infer a graph without bodies: only what inference changed is read back, where onnx_ir reads it all.
+
+    A search for rewrites infers a hundred times, and mostly a few values are new.
+    """
+    try:
+        with _weights_as_inputs(model):
+            given = ir.to_proto(model)
+        inferred = onnx.shape_inference.infer_shapes(given, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return  # what is unknown stays unknown, as where a single node cannot be inferred
+    told = {info.name: info.type.SerializeToString() for info in _infos(given)}
+    values = ir.convenience.create_value_mapping(model.graph)
+    for info in _infos(inferred):
+        value = values.get(info.name)
+        if value is None or told.get(info.name) == info.type.SerializeToString():
+            continue
+        shape = ir.serde.deserialize_type_proto_for_shape(info.type)
+        kind = ir.serde.deserialize_type_proto_for_type(info.type)
+        if shape is not None and value.shape != shape:
+            value.shape = shape
+        if kind is not None and value.dtype != kind.dtype:
+            value.dtype = kind.dtype
+
+
+def _infos(proto: onnx.ModelProto) -> Iterator[onnx.ValueInfoProto]:
+    for infos in (proto.graph.input, proto.graph.output, proto.graph.value_info):
+        yield from infos
+
+
+@contextlib.contextmanager
+def _weights_as_inputs(model: ir.Model) -> Iterator[None]:
+    """Let every constant be an input, and the large ones nothing else, so that no weight is copied."""
+    owner = model.graph
+    constants, inputs = list(owner.initializers.values()), list(owner.inputs)
+    tensors = [value.const_value for value in constants]
+    for value, tensor in zip(constants, tensors, strict=True):
+        if tensor is not None and value.shape is None:
+            value.shape = ir.Shape([d if isinstance(d, int) else None for d in tensor.shape])
+        if tensor is not None and value.dtype is None:
+            value.dtype = tensor.dtype
+        if value not in inputs:
+            owner.inputs.append(value)
+        if tensor is None or tensor.nbytes > _LARGEST_KNOWN:
+            value.const_value = None
+            del owner.initializers[str(value.name)]
+    try:
+        yield
+    finally:
+        for value, tensor in zip(constants, tensors, strict=True):
+            value.const_value = tensor
+            owner.initializers.add(value)
+        owner.inputs[:] = inputs
 
 
 def _lost(model: ir.Model) -> Iterator[ir.Value]:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
+from onnx_ir.passes import common
 from se_graphs import Net, Recipe, read, run, write
 
 from se_deploy import graph, se_blocks, shape_inference
@@ -69,3 +70,16 @@ def test_larger_weights_do_not_travel_to_the_converter():
     light = ir.to_proto(shape_inference._light(ir.from_proto(proto)))
     assert "large" in {value.name for value in light.graph.input}
     assert "large" not in {tensor.name for tensor in light.graph.initializer}
+
+
+@pytest.mark.parametrize("opset", [11, 14, 20])
+@pytest.mark.parametrize("parts", [{}, {"expand": "shape"}, {"squeeze": "sum-times"}], ids=str)
+def test_what_is_read_back_is_what_onnx_ir_reads(opset, parts):
+    proto, _ = two_blocks(opset, **parts)
+    large = numpy_helper.from_array(np.zeros((8, 400), np.float32), "large")  # no numbers of it are given
+    proto.graph.initializer.insert(0, large)
+    ours, theirs = ir.from_proto(proto), ir.from_proto(proto)
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(theirs)
+    shape_inference._infer_flat(ours)
+    assert ir.to_proto(ours) == ir.to_proto(theirs)
+    assert len(ir.to_proto(ours).graph.value_info) > len(proto.graph.node) // 2
