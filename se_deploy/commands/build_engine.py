@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import files, fusion, graph, verification
+from se_deploy import data, files, fusion, graph, verification
 from se_deploy.backends import keeping, precision_check
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
@@ -90,6 +90,7 @@ class BuildResult(Shown):
         return [files.built(made)]
 
 
+@data.kept()
 @keeping.kept()
 def build_engine(
     model: str | Path,

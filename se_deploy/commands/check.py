@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from se_deploy import data
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import inspect, reading, sweep_gate
 from se_deploy.commands import parity as comparing
@@ -59,6 +60,7 @@ class CheckResult:
         ]
 
 
+@data.kept()
 def check(gates: Gates, *, progress: Progress = silent) -> CheckResult:
     """Judge every gate, cheap ones first; a failed one does not keep the others from being judged.
 

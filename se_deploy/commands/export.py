@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import convert
 
-from se_deploy import files, graph, verification
+from se_deploy import data, files, graph, verification
 from se_deploy.backends import registry
 from se_deploy.commands import as_schema, compilers, lowering, on_workers, sampling, source
 from se_deploy.options import CalibrationOptions, target_options
@@ -51,6 +51,7 @@ class ExportResult(Shown):
         return [files.exported(made), graphs.blocks(made)]
 
 
+@data.kept()
 def export(
     model: str | Path,
     output: str | Path,

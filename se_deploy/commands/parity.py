@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import batching, comparison
+from se_deploy import batching, comparison, data
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts, reading, shapes
@@ -79,6 +79,7 @@ class ParityResult(Shown):
         return [measurements.parity(made)]
 
 
+@data.kept()
 def parity(
     reference: str | Path | artifacts.Opened,
     candidates: Sequence[str | Path],

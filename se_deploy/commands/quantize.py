@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import convert
 
-from se_deploy import files, graph, verification
+from se_deploy import data, files, graph, verification
 from se_deploy.commands import as_schema, benefit, lowering, on_workers, reading, sampling, verifying
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
@@ -47,6 +47,7 @@ class QuantizeResult(Shown):
         return [files.quantized(made)]
 
 
+@data.kept()
 def quantize(
     model: str | Path,
     output: str | Path,

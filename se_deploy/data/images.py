@@ -81,11 +81,14 @@ class ImageSource:
 
     def _sample(self, image: SourceImage, how: str) -> Array:
         try:
-            data = image.content()
-            whole = f"{how} {image.raw}"
-            return prepared.of(data, whole, lambda: preprocess(image.open(data), self.spec))
+            return _prepared(image, image.content(), self.spec, how)
         except UNREADABLE as e:
             raise unreadable(image.name, e) from e
+
+
+def _prepared(image: SourceImage, data: bytes, spec: InputSpec, how: str) -> Array:
+    """Return an image's sample. `how`: all of the spec that it depends on."""
+    return prepared.of(data, f"{how} {image.raw}", lambda: preprocess(image.open(data), spec))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +101,28 @@ class Inspection:
 
 
 def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: bool) -> Inspection:
-    """Decode each image once, so that a broken one is known before any work is done.
+    """Decode each image, so that a broken one is known before any work is done.
+
+    Where prepared images are kept (`data.kept`), its sample is kept at once and nothing decodes it again.
 
     Raises: BadData that names the first unreadable one, unless `skip_unreadable`; BadData where none is
-    left.
+    left, or the input takes no images.
     """
-    digest = hashlib.sha256(repr(replace(spec, name="", labels=())).encode())
+    _check(spec)
+    how = repr(replace(spec, name="", labels=()))
+    digest = hashlib.sha256(how.encode())
+    size = spec.height * spec.width * spec.channels * np.dtype(np.float32).itemsize
     readable, skipped = [], []
     for position, image in enumerate(images):
         try:
             data = image.content()
-            decoded = image.open(data)
-            # A JPEG decodes several times faster at a reduced size, and its whole stream is still read.
-            decoded.draft("RGB", (spec.width, spec.height))
-            decoded.load()
+            if prepared.has_room(size):
+                _prepared(image, data, spec, how)
+            else:
+                decoded = image.open(data)
+                # A JPEG decodes several times faster at a reduced size, and its whole stream is still read.
+                decoded.draft("RGB", (spec.width, spec.height))
+                decoded.load()
         except _NO_IMAGE as e:
             if not skip_unreadable:
                 raise unreadable(image.name, e) from e
@@ -143,15 +154,20 @@ def unreadable(
 def preprocess(image: Image.Image, spec: InputSpec) -> Array:
     """Return one sample: (C, H, W), or (H, W, C) where `spec.layout` says so, of `spec.element`.
 
-    Raises: BadData where no image has as many channels as the input.
+    Raises: BadData where no image has as many channels as the input, or is as large.
     """
+    _check(spec)
+    return preprocessing.to_sample(image, spec)
+
+
+def _check(spec: InputSpec) -> None:
+    """Raise BadData where no image can be made into what the input takes."""
     if spec.channels not in preprocessing.MODES:
         raise BadData(
             f"the input '{spec.name}' has {spec.channels} channels, an image has 1, 3 or 4",
             hint="give the data as .npy or .npz, already prepared",
         )
     check_size(spec)
-    return preprocessing.to_sample(image, spec)
 
 
 def check_size(spec: InputSpec) -> None:

@@ -41,6 +41,11 @@ def kept() -> Iterator[None]:
                 _bytes = 0
 
 
+def has_room(size: int) -> bool:
+    """Whether a sample of so many bytes would be kept now."""
+    return bool(_scopes) and _bytes + size <= MOST_BYTES
+
+
 def of(content: bytes, how: str, prepare: Callable[[], Array]) -> Array:
     """Return what `prepare` makes of a file's bytes; `how` says everything else that it depends on.
 

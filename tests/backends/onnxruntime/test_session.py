@@ -1,7 +1,7 @@
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,13 @@ def has_gpu():
     return True
 
 
+def has_wheels():
+    try:
+        return all(metadata.version(name) for name in ("nvidia-cublas", "nvidia-cudnn-cu13"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(ort.CUDA not in onnxruntime.get_available_providers(), reason="a build without CUDA")
 @pytest.mark.skipif(has_gpu(), reason="CUDA may work here")
 def test_a_provider_that_does_not_start_is_an_error_and_no_slower_answer(capfd):
@@ -41,7 +48,7 @@ def test_a_provider_that_does_not_start_is_an_error_and_no_slower_answer(capfd):
 
 @pytest.mark.skipif(ort.CUDA not in onnxruntime.get_available_providers(), reason="a build without CUDA")
 @pytest.mark.skipif(has_gpu(), reason="the driver is here")
-@pytest.mark.skipif(importlib.util.find_spec("nvidia.cu13") is None, reason="NVIDIA's wheels are not here")
+@pytest.mark.skipif(not has_wheels(), reason="NVIDIA's wheels for CUDA 13 are not here")
 def test_the_cuda_provider_finds_the_libraries_of_nvidias_wheels_and_lacks_the_driver_alone():
     """In a process without PyTorch: it failed at cuBLAS, which was installed."""
     code = (
