@@ -41,6 +41,15 @@ def hold(descriptor: int) -> bool:
     return True
 
 
+def _nobodys(descriptor: int) -> bool:
+    """Lock an open file; False also where the file system has no locks, and who lives cannot be told."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def folder(path: Path) -> Iterator[None]:
     """Make `path` and keep it for this process while the block runs; what killed ones left in it goes first.
@@ -91,7 +100,7 @@ def sweep(path: Path) -> None:
     for left in path.glob(f"{PREFIX}*"):
         if left.name != _FOLDER_LOCK and left.is_file() and not left.is_symlink():
             with contextlib.suppress(OSError), left.open("rb") as file:  # another user's, or gone already
-                if hold(file.fileno()) and is_there(file.fileno(), left):
+                if _nobodys(file.fileno()) and is_there(file.fileno(), left):
                     left.unlink()
 
 
@@ -135,5 +144,6 @@ def _sweep_scratch(place: Path) -> None:
                 continue
             descriptor = _locked_folder(str(left))
             if descriptor is not None:
-                shutil.rmtree(left, ignore_errors=True)
+                if _nobodys(descriptor):
+                    shutil.rmtree(left, ignore_errors=True)
                 os.close(descriptor)

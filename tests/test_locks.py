@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -101,6 +102,22 @@ def test_the_scratch_folder_of_a_killed_process_goes_and_a_living_ones_stays(tmp
         killed(other)
     with locks.scratch():
         assert not left.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_a_file_system_has_no_locks_nobody_is_taken_for_dead(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+    def none(_descriptor, _how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks.fcntl, "flock", none)
+    with locks.scratch() as folder, files.replacing(folder / "a.onnx") as part:
+        part.write_bytes(b"half")
+        with locks.scratch(), locks.folder(folder):
+            files.claim(folder / "b.onnx", overwrite=False)
+        assert part.read_bytes() == b"half"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -74,6 +74,7 @@ def build_engine(
             image=image,
             calibration=calibration,
             verify=verify,
+            on=on if remote is None else "local",  # the device is who would join a cluster
             overwrite=overwrite,
         )
         reporter.finish(seen, files.dry_run(seen))

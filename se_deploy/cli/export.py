@@ -76,6 +76,7 @@ def export(
             network=network,
             calibration=calibration,
             verify=verify,
+            on=on,
             overwrite=overwrite,
         )
         reporter.finish(seen, files.dry_run(seen))

@@ -64,6 +64,7 @@ def quantize(
             image=image,
             calibration=calibration,
             verify=verify,
+            on=on,
             overwrite=overwrite,
         )
         reporter.finish(seen, files.dry_run(seen))

@@ -1,7 +1,7 @@
 """`--dry-run`: what a command would do, and whether it could; nothing is exported, built or written.
 
 What a command refuses before its first long step is refused here too: outputs that exist, a network, a file,
-data or a compiler that is not there, flags that contradict each other.
+data, a compiler or a cluster that is not there, flags that contradict each other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import data, files, graph, se_blocks
 from se_deploy.backends import registry
-from se_deploy.commands import compilers, lowering, reading, sampling, source
+from se_deploy.commands import compilers, lowering, on_workers, reading, sampling, source
 from se_deploy.commands.build_engine import files_of
 from se_deploy.commands.export import choices_path, replays_its_own
 from se_deploy.commands.run import require_samples
@@ -46,9 +46,11 @@ def export(
     network: NetworkOptions,
     calibration: CalibrationOptions,
     verify: bool = True,
+    on: str = on_workers.LOCAL,
     overwrite: bool = False,
 ) -> DryRun:
     """Return what `export` would do. Raises: as `export` does before it exports."""
+    on_workers.require(on)
     to = target_options(target)
     _free([output], overwrite=overwrite)
     _free([choices_path(output)], overwrite=overwrite or replays_its_own(output, to))
@@ -69,9 +71,11 @@ def quantize(
     image: ImageOptions,
     calibration: CalibrationOptions,
     verify: bool = True,
+    on: str = on_workers.LOCAL,
     overwrite: bool = False,
 ) -> DryRun:
     """Return what `quantize` would do. Raises: as `quantize` does before it calibrates."""
+    on_workers.require(on)
     _free([output], overwrite=overwrite)
     reading.load_fp32(model, image)  # refuses what is quantized or in FP16
     taken = _taken(str(model), NetworkOptions(image=image))
@@ -91,9 +95,11 @@ def build_engine(
     image: ImageOptions,
     calibration: CalibrationOptions,
     verify: bool = True,
+    on: str = on_workers.LOCAL,
     overwrite: bool = False,
 ) -> DryRun:
     """Return what `build-engine` would do. Raises: as `build-engine` does before it builds."""
+    on_workers.require(on)
     writes = files_of(output)
     _free(writes, overwrite=overwrite)
     taken = _taken(str(model), NetworkOptions(image=image))

@@ -18,6 +18,10 @@ _SEPARATORS = re.compile(r"[-_.]+")
 
 def versions() -> dict[str, str]:
     """Return the version of each that is installed, by name; those of every backend come first."""
-    installed = {_SEPARATORS.sub("-", dist.name.lower()): dist.version for dist in metadata.distributions()}
+    installed: dict[str, str] = {}
+    for dist in metadata.distributions():  # in the order of sys.path: what comes first is imported
+        told = dist.metadata
+        if "Name" in told:  # half an installation has none
+            installed.setdefault(_SEPARATORS.sub("-", told["Name"].lower()), dist.version)
     brought = (name for backend in registry.every() for name in backend.packages)
     return {name: installed[name] for name in (*brought, *PACKAGES) if name in installed}

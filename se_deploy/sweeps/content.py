@@ -64,7 +64,7 @@ def keep(data: bytes, path: Path) -> None:
         finally:
             part.unlink(missing_ok=True)
         for left in path.parent.glob(f"*{_PART}"):
-            with contextlib.suppress(FileNotFoundError):  # its owner, or another machine, was faster
+            with contextlib.suppress(OSError):  # gone already, or another user's: `path` is written
                 if time.time() - left.stat().st_mtime > _FORGOTTEN_S:
                     left.unlink()
     except OSError as e:

@@ -100,6 +100,32 @@ class Jobs:
         Raises: LostWorker where that one is lost too, or all of them are; NoWorker; RemoteFailed where the
         whole cluster is lost.
         """
+        sent: dict[Any, int] = {}  # the position of each job that Ray has
+        results: dict[int, bytes] = {}
+        waiting = enumerate(jobs)
+        more = True
+        try:
+            work = self._work(kind, shared)
+            most = _AHEAD * self.width
+            while more or sent:
+                while more and len(sent) < most:
+                    position, job = next(waiting, (0, None))
+                    more = job is not None
+                    if job is not None:
+                        sent[work(job)] = position
+                for reference in self._ended(sent):
+                    results[sent.pop(reference)] = self._collected(reference)
+                    ended(len(results))
+        except ConnectionError as e:
+            sent = {}
+            raise RemoteFailed(f"the cluster was lost: {files.reason_of(e)}", hint=_HINT) from e
+        finally:
+            for reference in sent:
+                self.cluster.ray.cancel(reference, force=True)
+        return [results[position] for position in range(len(results))]
+
+    def _work(self, kind: Kind, shared: bytes) -> Callable[[bytes], Any]:
+        """Return what hands a job of `kind` to Ray and gives the reference to what comes of it."""
         ray = self.cluster.ray
         key = hashlib.sha256(shared).hexdigest()
         if key not in self._shared:
@@ -111,28 +137,7 @@ class Jobs:
             label_selector={_NODE_ID: f"in({','.join(sorted(self.nodes))})"},
             name=kind.name,
         )
-        most = _AHEAD * self.width
-        sent: dict[Any, int] = {}  # the position of each job that Ray has
-        results: dict[int, bytes] = {}
-        waiting = enumerate(jobs)
-        more = True
-        try:
-            while more or sent:
-                while more and len(sent) < most:
-                    position, job = next(waiting, (0, None))
-                    more = job is not None
-                    if job is not None:
-                        sent[on_node.remote(asked, job)] = position
-                for reference in self._ended(sent):
-                    results[sent.pop(reference)] = self._collected(reference)
-                    ended(len(results))
-        except ConnectionError as e:
-            sent = {}
-            raise RemoteFailed(f"the cluster was lost: {files.reason_of(e)}", hint=_HINT) from e
-        finally:
-            for reference in sent:
-                ray.cancel(reference, force=True)
-        return [results[position] for position in range(len(results))]
+        return lambda job: on_node.remote(asked, job)
 
     def _ended(self, sent: dict[Any, int]) -> list[Any]:
         """Return the jobs that have ended, after one has. Raises: LostWorker where no node is left."""

@@ -83,6 +83,28 @@ def test_it_refuses_what_the_command_refuses(words, said, folder, capsys):
     assert said in found["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "net.onnx", "-o", "o.onnx"],
+        ["quantize", "net.onnx", "-o", "q.onnx", "--allow-random-calibration"],
+        ["build-engine", "net.onnx", "-o", "net.engine", "--no-rewrites"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_it_refuses_a_cluster_that_nobody_can_join(words, folder, capsys):
+    code, found = dry(capsys, *words, "--on", "ray://127.0.0.1:1")
+    assert code == 1
+    assert found["error"]["kind"] in {"BadInput", "MissingRuntime"}, "nobody answers, or Ray is not here"
+    assert "--on ray://127.0.0.1:1" in found["error"]["message"]
+
+
+@needs.RTX
+def test_a_cluster_that_a_device_is_to_join_is_not_looked_for_here(folder, capsys):
+    words = ["build-engine", "net.onnx", "-o", "net.engine", "--no-rewrites", "--remote", "me@device"]
+    assert dry(capsys, *words, "--on", "ray://127.0.0.1:1")[0] == 0
+
+
 @needs.TORCH
 @pytest.mark.parametrize(
     ("words", "said"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from ptq_graphs import samples_of
 
 from se_deploy import graph
 from se_deploy.commands import on_workers, packages, portable
-from se_deploy.errors import BadInput, BuildFailed, UnsupportedGraph
+from se_deploy.errors import BadInput, BuildFailed, RemoteFailed, UnsupportedGraph
 from se_deploy.protocols import in_turn
 from se_deploy.sweeps import jobs
 
@@ -139,6 +140,33 @@ def test_only_nodes_that_compute_as_this_machine_does_get_jobs():
 @needs.RTX
 def test_the_compilers_version_is_known_however_its_distribution_spells_its_name():
     assert packages.versions()["tensorrt-rtx"] == on_workers.facts()["tensorrt-rtx"]
+
+
+def test_a_version_is_that_of_the_package_that_is_imported(tmp_path, monkeypatch):
+    known = packages.versions()
+    for name, text in (("numpy-0.1", "Name: NumPy\nVersion: 0.1\n"), ("half-1", "Version: 1\n")):
+        (tmp_path / f"{name}.dist-info").mkdir()
+        (tmp_path / f"{name}.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\n{text}")
+    monkeypatch.setattr("sys.path", [*sys.path, str(tmp_path)])
+    assert packages.versions() == known
+    monkeypatch.setattr("sys.path", [str(tmp_path), *sys.path])
+    assert packages.versions() == known | {"numpy": "0.1"}
+
+
+class Gone:
+    """Ray, whose cluster went away between two searches."""
+
+    def nodes(self):
+        raise ConnectionError("the client is not connected")
+
+    def put(self, _data):
+        raise ConnectionError("the client is not connected")
+
+
+def test_a_cluster_that_is_lost_before_its_next_jobs_is_an_error_in_words():
+    each = on_workers._OnNodes(jobs.Jobs(SimpleNamespace(ray=Gone()), frozenset({"id0"})))
+    with pytest.raises(RemoteFailed, match="the cluster was lost: the client is not connected"):
+        each(double, 3, range(6), lambda _: None)
 
 
 def test_where_nothing_could_be_done_side_by_side_it_is_said():
