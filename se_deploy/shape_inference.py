@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import EncodeError
 from onnx_ir.passes import common
 
 if TYPE_CHECKING:
@@ -20,6 +21,16 @@ _LARGEST_SHAPE = 64
 
 _LARGEST_KNOWN = 1000
 """Bytes of a constant whose numbers inference is given: 125 sizes or axes; larger ones are weights."""
+
+_FAILURES: tuple[type[Exception], ...] = (
+    onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, IndexError,
+    OverflowError, MemoryError, EncodeError, onnx.onnx_cpp2py_export.version_converter.ConvertError,
+)  # fmt: skip
+"""What onnx's inference and conversion end with where a node asks for what they do not foresee.
+
+The standard ones are those of C++: a Split into 2^31 parts has no memory, an STFT of no step no element.
+EncodeError is what protobuf raises beyond 2 GB.
+"""
 
 
 def infer(model: ir.Model) -> None:
@@ -49,7 +60,7 @@ def _infer_flat(model: ir.Model) -> None:
         with _weights_as_inputs(model):
             given = ir.to_proto(model)
         inferred = onnx.shape_inference.infer_shapes(given, strict_mode=False, data_prop=True)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+    except _FAILURES:
         return  # what is unknown stays unknown, as where a single node cannot be inferred
     told = {info.name: info.type.SerializeToString() for info in _infos(given)}
     values = ir.convenience.create_value_mapping(model.graph)
@@ -114,11 +125,7 @@ def _take_from_newer(model: ir.Model) -> None:
     try:
         newer = onnx.version_converter.convert_version(ir.to_proto(_light(model)), _FOLLOWED)
         inferred = ir.from_proto(onnx.shape_inference.infer_shapes(newer, data_prop=True))
-    except (
-        RuntimeError,
-        onnx.checker.ValidationError,
-        onnx.onnx_cpp2py_export.version_converter.ConvertError,
-    ):
+    except _FAILURES:
         return  # an operator without an adapter: the shapes stay as unknown as they are
     for own, other in zip(model.graphs(), inferred.graphs(), strict=False):
         known = ir.convenience.create_value_mapping(other)

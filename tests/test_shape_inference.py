@@ -1,9 +1,10 @@
 """Shapes that onnx's inference loses: a Reshape to computed sizes, before operator set 14."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper, numpy_helper, parser
 from onnx_ir.passes import common
 from se_graphs import Net, Recipe, read, run, write
 
@@ -83,3 +84,18 @@ def test_what_is_read_back_is_what_onnx_ir_reads(opset, parts):
     shape_inference._infer_flat(ours)
     assert ir.to_proto(ours) == ir.to_proto(theirs)
     assert len(ir.to_proto(ours).graph.value_info) > len(proto.graph.node) // 2
+
+
+def test_a_node_that_inference_fails_on_leaves_the_graph_as_it_is():
+    text = """<ir_version: 8, opset_import: ["" : 20]> g (float[N,3,4,4] x, float[1,9,1] signal)
+        => (float[N,3,4,4] y) <int64[0] none = {}>
+        { b = STFT <onesided = 1> (signal, none)  y = Relu(x) }"""
+    proto = parser.parse_model(text)
+    proto.graph.initializer.insert(0, numpy_helper.from_array(np.zeros((8, 400), np.float32), "large"))
+    model = ir.from_proto(proto)
+    with pytest.raises(IndexError):
+        onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    shape_inference.infer(model)
+    assert [value.name for value in model.graph.inputs] == ["x", "signal"]
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    assert {name: tensor.size for name, tensor in weights.items()} == {"large": 3200, "none": 0}
