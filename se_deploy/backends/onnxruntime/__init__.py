@@ -53,6 +53,7 @@ def _runtime(options: SessionOptions) -> Runtime:
         optimize=not options.exact,
         lean=options.lean,
         provider=CUDA if options.device == "cuda" else CPU,
+        cuda_graph=bool(options.cuda_graph),
     )
 
 
