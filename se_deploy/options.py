@@ -192,7 +192,7 @@ class HostOptions:
     threads: int = 0  # 0: the runtime's own choice
     device: DeviceChoice = "cpu"
     plugins: tuple[Path, ...] = ()  # shared libraries with operators that an engine has
-    cuda_graph: bool | None = None  # timed calls replay a CUDA graph; None: an engine's do where that works
+    cuda_graph: bool | None = None  # an engine's timed calls replay a CUDA graph; None: where that works
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class SessionOptions:
     threads: int = 0  # within one operator; 0 leaves the choice to the runtime
     device: str = "cpu"  # or "cuda"; an engine runs on its GPU whatever is said
     exact: bool = False  # a graph runs node by node, as it stands: the numbers that the file means
-    cuda_graph: bool | None = None  # timed calls replay a CUDA graph; None: an engine's do where that works
+    cuda_graph: bool | None = None  # an engine's timed calls replay a CUDA graph; None: where that works
     lean: bool = False  # every tensor is freed as soon as it can be: for many outputs
     plugins: tuple[Path, ...] = ()  # shared libraries with operators that an engine has
     host_code: bool = False  # an engine carries a runtime of its own, which may run

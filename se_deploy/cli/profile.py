@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 
 _cuda_graph = either(
-    "--cuda-graph/--no-cuda-graph",
-    "Time calls on the GPU as replays of a CUDA graph (engines: where that works), or launch by launch.",
+    "--cuda-graph/--no-cuda-graph", "Time an engine's calls as replays of a CUDA graph, or launch by launch."
 )
 _HOST = group(
     "host",

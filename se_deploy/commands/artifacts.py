@@ -89,9 +89,7 @@ def opened(
     run = Evaluation(model, None)
     if exact and host.device == "cpu":  # a GPU's FP16 kernels round by themselves, those of the CPU do not
         run = fp16_rounding.evaluation(model)
-    runtime = registry.graph_runtime(
-        SessionOptions(threads=host.threads, exact=exact, device=host.device, cuda_graph=host.cuda_graph)
-    )
+    runtime = registry.graph_runtime(SessionOptions(threads=host.threads, exact=exact, device=host.device))
     with runtime.open(run.model) as session:
         yield Opened(
             session,

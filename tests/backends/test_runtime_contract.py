@@ -55,7 +55,7 @@ def engine_session(runtime, folder):
         yield session
 
 
-BACKENDS = ["torch", "ort", "ort-exact", "ort-cuda", "ort-cuda-graph", "tensorrt-rtx", "tensorrt"]
+BACKENDS = ["torch", "ort", "ort-exact", "ort-cuda", "tensorrt-rtx", "tensorrt"]
 
 
 @pytest.fixture(params=BACKENDS)
@@ -65,7 +65,6 @@ def session(request, tmp_path):
         "ort": lambda: OrtRuntime(threads=1).open(MODEL),
         "ort-exact": lambda: OrtRuntime(threads=1, optimize=False).open(MODEL),
         "ort-cuda": lambda: OrtRuntime(provider=CUDA).open(MODEL),
-        "ort-cuda-graph": lambda: OrtRuntime(provider=CUDA, cuda_graph=True).open(MODEL),
         "tensorrt-rtx": lambda: engine_session("tensorrt-rtx", tmp_path),
         "tensorrt": lambda: engine_session("tensorrt", tmp_path),
     }[request.param]

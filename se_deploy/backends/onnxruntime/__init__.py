@@ -53,7 +53,6 @@ def _runtime(options: SessionOptions) -> Runtime:
         optimize=not options.exact,
         lean=options.lean,
         provider=CUDA if options.device == "cuda" else CPU,
-        cuda_graph=bool(options.cuda_graph),
     )
 
 

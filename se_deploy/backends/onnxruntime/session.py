@@ -27,7 +27,7 @@ from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
 from se_deploy.protocols import CallCost, TensorSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from se_deploy.protocols import Array, Arrays, FloatArray
 
@@ -39,13 +39,6 @@ TENSORRT = "TensorrtExecutionProvider"
 
 _DEFAULT_LEVEL = 2
 _LARGE = 32 << 20  # bytes of weights
-_CAPTURE = "graph capture"  # in what it says of a graph that has nodes elsewhere, or control flow
-_LAUNCHED = "leave --cuda-graph out: a CUDA graph holds only what runs on the GPU from end to end"
-_GRAPH_ID = "gpu_graph_id"
-_NO_GRAPH = "-1"
-_RUNS_BEFORE_CAPTURE = 3
-"""Runs until a recording is there: two that ONNX Runtime lets its memory settle in, and the recorded one."""
-
 _LIBRARIES = "pip install 'onnxruntime-gpu[cuda,cudnn]'"
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
@@ -62,7 +55,6 @@ class OrtRuntime:
     optimize: bool = True  # False runs the graph node by node, as it stands: the reference semantics
     lean: bool = False  # frees every tensor as soon as it can: for many outputs and for runs side by side
     provider: str = CPU
-    cuda_graph: bool = False  # calls replay a CUDA graph; most of its users call it launch by launch
 
     @property
     def name(self) -> str:
@@ -85,11 +77,7 @@ class OrtRuntime:
 
         Raises: MissingRuntime where the provider cannot run here; BadArtifact where the graph is refused.
         """
-        yield OrtSession(self._load(artifact), self.device, cuda_graph=self._records)
-
-    @property
-    def _records(self) -> bool:
-        return self.cuda_graph and self.provider == CUDA
+        yield OrtSession(self._load(artifact), self.device)
 
     def _load(self, artifact: Path | ir.Model) -> ort.InferenceSession:
         if self.provider not in ort.get_available_providers():
@@ -101,13 +89,12 @@ class OrtRuntime:
             _load_cuda_libraries()
         try:
             with _source(artifact) as source, _quiet():
-                asked = {"enable_cuda_graph": "1"} if self._records else {}
-                session = ort.InferenceSession(source, self._options(), providers=[(self.provider, asked)])
+                session = ort.InferenceSession(source, self._options(), providers=[self.provider])
         except REFUSALS as e:
             what = f"'{artifact}'" if isinstance(artifact, Path) else "the graph"
             raise BadArtifact(
                 f"ONNX Runtime {ort.__version__} cannot load {what}: {_first_line(e)}",
-                hint=_LAUNCHED if _CAPTURE in str(e) else "export it again with `se-deploy export`",
+                hint="export it again with `se-deploy export`",
             ) from e
         if session.get_providers()[0] != self.provider:
             raise MissingRuntime(
@@ -138,12 +125,10 @@ class OrtRuntime:
 class OrtSession:
     """A loaded ONNX graph (protocols.Session)."""
 
-    def __init__(self, session: ort.InferenceSession, device: str, *, cuda_graph: bool = False) -> None:
-        """`device`: where time() keeps its arrays, "cpu" or "cuda"; `cuda_graph`: its calls replay one."""
+    def __init__(self, session: ort.InferenceSession, device: str) -> None:
+        """`device`: where time() keeps its arrays, "cpu" or "cuda"."""
         self._session = session
         self._device = device
-        self._cuda_graph = cuda_graph
-        self._recorded: dict[tuple[tuple[int, ...], ...], _Recording] = {}
         self._inputs = tuple(_spec(arg) for arg in session.get_inputs())
         self._outputs = tuple(_spec(arg) for arg in session.get_outputs())
 
@@ -169,13 +154,10 @@ class OrtSession:
         """Compute every output for one batch. Raises: BadInput where the feeds do not fit or a node fails."""
         given = checked(feeds, self._inputs)
         try:
-            if self._cuda_graph:
-                recorded = self._recording(given)
-                recorded.replay()
-                return {name: value.numpy() for name, value in recorded.outputs.items()}
-            return self._launched(given, None)
-        except (*REFUSALS, RuntimeError) as e:  # a bound run raises no more than a RuntimeError
+            outputs = self._session.run(None, given)
+        except REFUSALS as e:
             raise _failed(e, given) from e
+        return {spec.name: array for spec, array in zip(self._outputs, outputs, strict=True)}
 
     def time(self, feeds: Arrays, calls: int) -> FloatArray:
         """Time each call in ms, shape (calls,): inputs and outputs stay where the provider computes.
@@ -183,18 +165,6 @@ class OrtSession:
         Raises: BadInput as `run` does.
         """
         given = checked(feeds, self._inputs)
-        try:
-            call = self._recording(given).replay if self._cuda_graph else self._bound(given)
-            return wall_times(call, calls)
-        except (*REFUSALS, RuntimeError) as e:
-            raise _failed(e, given) from e
-
-    def _launched(self, given: dict[str, Array], options: ort.RunOptions | None) -> dict[str, Array]:
-        outputs = self._session.run(None, given, options)
-        return {spec.name: array for spec, array in zip(self._outputs, outputs, strict=True)}
-
-    def _bound(self, given: dict[str, Array]) -> Callable[[], None]:
-        """Return a call whose outputs ONNX Runtime allocates each time."""
         binding = self._session.io_binding()
         for name, array in given.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self._device, 0))
@@ -205,69 +175,15 @@ class OrtSession:
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
 
-        return call
-
-    def _recording(self, given: dict[str, Array]) -> _Recording:
-        """Return the CUDA graph for these shapes, recorded where there is none yet, with `given` in it."""
-        shapes = tuple(array.shape for array in given.values())
-        if shapes not in self._recorded:
-            made = self._launched(given, _run_options(_NO_GRAPH))
-            options = _run_options(str(len(self._recorded)))
-            self._recorded[shapes] = _Recording.of(self._session, options, given, made)
-        recorded = self._recorded[shapes]
-        for name, value in recorded.inputs.items():
-            value.update_inplace(given[name])
-        return recorded
+        try:
+            return wall_times(call, calls)
+        except (*REFUSALS, RuntimeError) as e:  # a bound run raises no more than a RuntimeError
+            raise _failed(e, given) from e
 
     def cost(self, feeds: Arrays, calls: int) -> CallCost:
         """Return what ONNX Runtime can tell of a call: its time from host arrays to host arrays."""
-        recorded = None if self._device == "cpu" else self._cuda_graph
+        recorded = None if self._device == "cpu" else False
         return CallCost(end_to_end_ms=end_to_end_ms(self.run, feeds, calls), cuda_graph=recorded)
-
-
-@dataclass(frozen=True, slots=True)
-class _Recording:
-    """A CUDA graph that ONNX Runtime keeps for one set of shapes, and the memory that it reads and writes."""
-
-    session: ort.InferenceSession
-    binding: ort.IOBinding
-    options: ort.RunOptions
-    inputs: dict[str, ort.OrtValue]
-    outputs: dict[str, ort.OrtValue]
-
-    @classmethod
-    def of(
-        cls,
-        session: ort.InferenceSession,
-        options: ort.RunOptions,
-        given: dict[str, Array],
-        made: dict[str, Array],
-    ) -> _Recording:
-        """Record what makes arrays like `made` of arrays like `given`."""
-        inputs, outputs = (
-            {name: ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0) for name, array in arrays.items()}
-            for arrays in (given, made)
-        )
-        recording = cls(session, session.io_binding(), options, inputs, outputs)
-        for name, value in inputs.items():
-            recording.binding.bind_ortvalue_input(name, value)
-        for name, value in outputs.items():
-            recording.binding.bind_ortvalue_output(name, value)
-        for _ in range(_RUNS_BEFORE_CAPTURE):
-            recording.replay()
-        return recording
-
-    def replay(self) -> None:
-        """Run once, until it is done."""
-        self.session.run_with_iobinding(self.binding, self.options)
-        self.binding.synchronize_outputs()
-
-
-def _run_options(graph_id: str) -> ort.RunOptions:
-    """Return options that run as the CUDA graph of that number, recorded in its first runs; "-1" as none."""
-    options = ort.RunOptions()
-    options.add_run_config_entry(_GRAPH_ID, graph_id)
-    return options
 
 
 @functools.cache

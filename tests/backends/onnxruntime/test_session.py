@@ -110,6 +110,14 @@ def test_nothing_is_left_to_the_cpu_on_the_cpu():
         assert session.on_cpu == ()
 
 
+def test_calls_on_a_gpu_are_said_to_be_launched_one_by_one():
+    feeds = {"x": np.ones((1, 32, 14, 14), np.float32)}
+    with ort.OrtRuntime(threads=1).open(plan_graphs.se_net()) as session:
+        assert session.cost(feeds, 1).cuda_graph is None
+        there = ort.OrtSession(session._session, "cuda")  # noqa: SLF001 - the same, as if it were on a GPU
+        assert there.cost(feeds, 1).cuda_graph is False
+
+
 @pytest.mark.parametrize("pool", plan_graphs.POOLS)
 @pytest.mark.parametrize("layers", plan_graphs.LAYERS)
 @pytest.mark.parametrize("tail", plan_graphs.TAILS)
