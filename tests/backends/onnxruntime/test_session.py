@@ -114,7 +114,7 @@ def test_calls_on_a_gpu_are_said_to_be_launched_one_by_one():
     feeds = {"x": np.ones((1, 32, 14, 14), np.float32)}
     with ort.OrtRuntime(threads=1).open(plan_graphs.se_net()) as session:
         assert session.cost(feeds, 1).cuda_graph is None
-        there = ort.OrtSession(session._session, "cuda")  # noqa: SLF001 - the same, as if it were on a GPU
+        there = ort.OrtSession(session._session, "cuda")  # the same, as if on a GPU
         assert there.cost(feeds, 1).cuda_graph is False
 
 
