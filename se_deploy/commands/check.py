@@ -241,5 +241,5 @@ def _measured_latency(gate: LatencyGate, progress: Progress) -> ProfileResult:
 def _latency(timed: Timed, gate: LatencyGate) -> Gate:
     failures = timed.failures(max_p50_ms=gate.max_p50_ms, min_speedup=gate.min_speedup)
     speedup = "" if timed.speedup is None else f", {timed.speedup:.2f} times as fast as the reference"
-    measured = f"p50 {timed.latency.p50_ms:.4g} ms{speedup}"
+    measured = f"p50 {units.milliseconds(timed.latency.p50_ms)}{speedup}"
     return Gate(gate="latency", name=timed.path, passed=not failures, details=failures or (measured,))

@@ -10,6 +10,7 @@ from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.profiling import latency
 from se_deploy.protocols import silent
+from se_deploy.report import units
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -41,8 +42,8 @@ def built(
     made = [first, *(compiler.build(model, options, progress=progress) for _ in range(count - 1))]
     times = [_median_ms(backend, engine, model, options) for engine in made]
     best = min(range(count), key=times.__getitem__)
-    others = ", ".join(f"{time:.4g}" for i, time in enumerate(times) if i != best)
-    note = f"the fastest of {count} builds was kept: {times[best]:.4g} ms, the others {others} ms"
+    others = ", ".join(units.milliseconds(time) for i, time in enumerate(times) if i != best)
+    note = f"the fastest of {count} builds was kept: {units.milliseconds(times[best])}, the others {others}"
     return dataclasses.replace(made[best], warnings=(*made[best].warnings, note))
 
 

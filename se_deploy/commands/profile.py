@@ -17,6 +17,7 @@ from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 from se_deploy.profiling import latency, power
 from se_deploy.protocols import CallCost, CostedSession, QueuedSession, silent
+from se_deploy.report import units
 from se_deploy.schema import finite, results, tool_version
 from se_deploy.tables.shown import Shown
 
@@ -130,7 +131,7 @@ class Timed:
         found = []
         p50 = self.latency.p50_ms
         if max_p50_ms is not None and not p50 <= max_p50_ms:
-            found.append(f"the median is {p50:.4g} ms, above {max_p50_ms:g} ms")
+            found.append(f"the median is {units.milliseconds(p50)}, above {max_p50_ms:g} ms")
         if min_speedup is not None:
             if self.speedup is None:
                 found.append("not judged: no speed-up is known, see the warnings")
@@ -286,8 +287,9 @@ def _doubts(found: Timed) -> Iterator[str]:
     enqueue = found.cost.enqueue_ms
     if enqueue is not None and enqueue > _HOST_BOUND * found.latency.p50_ms:
         yield (
-            f"the host takes {enqueue:.3g} ms to launch a call of {found.latency.p50_ms:.3g} ms: the time "
-            "may be the host's, not the device's; time a larger batch"
+            f"the host takes {units.milliseconds(enqueue)} to launch a call of "
+            f"{units.milliseconds(found.latency.p50_ms)}: the time may be the host's, not the "
+            "device's; time a larger batch"
         )
     if found.cost.layers and found.layers and all(layer.block is None for layer in found.layers):
         yield "what the SE blocks take is not known: the manifest names none of the layers that were timed"

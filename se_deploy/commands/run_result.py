@@ -23,6 +23,7 @@ from se_deploy.commands import (
 )
 from se_deploy.commands.lowering import Worth
 from se_deploy.commands.run_files import GRAPHS, PRECISIONS
+from se_deploy.report import units
 from se_deploy.schema import input_spec, results, tool_version
 from se_deploy.tables.shown import Shown
 
@@ -61,7 +62,7 @@ class RunResult(Shown):
     def failures(self) -> dict[str, tuple[str, ...]]:
         """What failed, by verdict; an empty tuple is a pass."""
         slow = [
-            f"'{a.path}' is slower than PyTorch: {a.latency.p50_ms:.3g} ms"
+            f"'{a.path}' is slower than PyTorch: {units.milliseconds(a.latency.p50_ms)}"
             for a in self.profile.artifacts
             if a.path == "model.onnx" and a.speedup is not None and a.speedup < 1 and self._timed_well
         ]

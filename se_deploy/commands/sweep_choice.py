@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from se_deploy.report import units
 from se_deploy.schema.sweep import SweepChoice
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ def _choice(target: str | None, cells: Sequence[SweepCell]) -> SweepChoice:
     alike = sum(one.artifact.ms_from == source for one in near)
     rest = len(near) - alike
     unlike = f"; not compared with {rest} that have no {source} time" if rest else ""
-    time = "no time is known, it moves the fewest bytes" if ms is None else f"{ms:.4g} ms per image, {source}"
+    time = (
+        "no time is known, it moves the fewest bytes"
+        if ms is None
+        else f"{units.milliseconds(ms)} per image, {source}"
+    )
     if best is None or chosen.artifact.accuracy is None:
         among = f"the fastest of {alike} that pass; the data has no classes to count accuracy by"
     else:

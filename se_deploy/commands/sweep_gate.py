@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.commands.sweep import read_sweep
+from se_deploy.report import units
 from se_deploy.schema.results import Gate
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _figures(old: SweepArtifact, new: SweepArtifact, gate: SweepGate) -> Iterato
     comparable = old.ms is not None and new.ms is not None and old.ms_from == new.ms_from
     if comparable and old.ms is not None and new.ms is not None and new.ms > old.ms * (1 + gate.max_slowdown):
         yield (
-            f"{old.path}: {old.ms:.4g} ms per image have become {new.ms:.4g} ({new.ms_from}), "
+            f"{old.path}: {units.milliseconds(old.ms)} per image have become {units.milliseconds(new.ms)} "
+            f"({new.ms_from}), "
             f"{100 * gate.max_slowdown:g} % more are allowed"
         )

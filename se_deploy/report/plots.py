@@ -368,7 +368,7 @@ def front(points: Sequence[Point], name: str, target: str, what: str) -> Plot | 
 
 
 def _p50(timing: Timing) -> str:
-    return f"p50 {timing.p50_ms:.3g} ms{'' if timing.stable else ', unstable'}"
+    return f"p50 {units.milliseconds(timing.p50_ms)}{'' if timing.stable else ', unstable'}"
 
 
 def _cost(size: int, kernels: int, *, sign: str = "") -> str:

@@ -32,7 +32,9 @@ def engine(tmp_path, monkeypatch):
     block = PlanBlock(output="m", verdict="fused", kernels=1, activation_bytes=1, reasons=(), layers=("fc",))
     plan = replace(use_graphs.plan("tensorrt"), layers=layers, blocks=(block,))
     shapes = {"x": ShapeRange((1, 3), (1, 3), (4, 3))}
-    described = use_graphs.manifest(path, onnx, runtime="tensorrt", plan=plan, shapes=shapes, input=None)
+    described = use_graphs.manifest(
+        path, onnx, runtime="tensorrt", targets=("sm90",), plan=plan, shapes=shapes, input=None
+    )
     manifests.write(described, manifests.path_of(path))
     return path
 
@@ -100,3 +102,13 @@ def test_people_see_what_surrounds_the_device_s_time(engine, capsys, monkeypatch
     assert "Around the device's time" in out
     row = next(line for line in out.split("Around the device's time")[1].splitlines() if "net.engine" in line)
     assert "75.0" in row  # the SE blocks' share
+
+
+def test_an_engine_of_another_gpu_is_refused_before_it_is_loaded(engine, capsys):
+    described = manifests.check(engine).manifest
+    manifests.write(replace(described, targets=("sm86", "sm89")), manifests.path_of(engine))
+    code, out, _ = profile(capsys, engine, *QUICK)
+    said = json.loads(out)["error"]
+    assert code == 1
+    assert "was built for sm86, sm89, and this machine's GPU is Fake GPU (sm90)" in said["message"]
+    assert "--target sm90" in said["hint"]

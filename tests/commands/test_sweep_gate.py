@@ -62,7 +62,7 @@ def with_engine(**changes):
         ([with_engine(passed=None)], "has none now"),
         ([with_engine(accuracy=0.899)], "top-1 was 90.00 % and is 89.90 %"),
         ([with_engine(accuracy=None)], "is not known"),
-        ([with_engine(ms=1.01)], "1 ms per image have become 1.01"),
+        ([with_engine(ms=1.01)], "1 ms per image have become 1.01 ms"),
     ],
 )
 def test_what_is_worse_fails(tmp_path, now, words):

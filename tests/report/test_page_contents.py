@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import needs
 import pytest
 import sample
@@ -261,6 +264,14 @@ def test_samples_that_are_answered_otherwise_are_shown():
 
 
 def test_long_times_are_written_out():
+    written = [
+        f"{path.name}: {line.strip()}"
+        for path in Path(units.__file__).parents[1].rglob("*.py")
+        if path != Path(units.__file__)
+        for line in path.read_text("utf-8").splitlines()
+        if re.search(r"\.\dg\} ?ms\b", line)
+    ]
+    assert not written, "1.463e+04 ms is no time that people read: units.milliseconds writes it"
     assert units.milliseconds(14630.4) == "14\N{NARROW NO-BREAK SPACE}630 ms"
     assert units.milliseconds(0.0123456) == "0.0123 ms"
     assert (units.count(1, "kernel"), units.count(4, "kernel")) == ("1 kernel", "4 kernels")

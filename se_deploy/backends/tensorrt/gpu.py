@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 from se_deploy.backends.tensorrt import cuda
@@ -18,7 +17,6 @@ class Gpu:
     memory_gb_s: float | None  # peak, from memory clock and bus width; None where the driver says neither
 
 
-@functools.cache
 def here() -> Gpu | None:
     """Return this machine's first NVIDIA device; None where it, its driver or the bindings are missing."""
     try:

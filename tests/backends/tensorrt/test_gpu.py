@@ -11,9 +11,7 @@ from se_deploy.errors import MissingRuntime
 def machine(monkeypatch):
     cudart = fake_nvidia.Cudart()
     monkeypatch.setattr(cuda, "api", lambda: cudart)
-    gpu.here.cache_clear()
-    yield cudart
-    gpu.here.cache_clear()
+    return cudart
 
 
 def test_it_says_its_name_capability_and_bandwidth(machine):
@@ -30,10 +28,8 @@ def test_what_the_driver_does_not_say_is_not_known(machine):
 def test_no_device_no_driver_and_no_bindings_are_no_gpu(machine, monkeypatch):
     machine.count = 0
     assert gpu.here() is None
-    gpu.here.cache_clear()
     machine.count, machine.error = None, fake_nvidia.Error.cudaErrorInsufficientDriver
     assert gpu.here() is None
-    gpu.here.cache_clear()
 
     def missing():
         raise MissingRuntime("no bindings", hint="")
