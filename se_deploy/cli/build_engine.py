@@ -80,7 +80,7 @@ def build_engine(
         reporter.finish(seen, files.dry_run(seen))
         return
     if remote is not None:
-        elsewhere.finish(remote, results.BuildEngine, lambda payload: [files.built(payload)], reporter)
+        elsewhere.finish(remote, results.BuildEngine, files.built, reporter)
         return
     with reporter.progress() as progress:
         result = verb.build_engine(
@@ -100,7 +100,7 @@ def build_engine(
     payload = verb.to_schema(result)
     reporter.finish(
         payload,
-        [files.built(payload)],
+        files.built(payload),
         warnings=result.warnings,
         verified=result.verified,
         failed=result.precision_failures,

@@ -86,8 +86,7 @@ class BuildResult(Shown):
         """Return what the command line prints of it."""
         from se_deploy.tables import files  # noqa: PLC0415 - rich where something is shown
 
-        made = to_schema(self)
-        return [files.built(made)]
+        return files.built(to_schema(self))
 
 
 @data.kept()

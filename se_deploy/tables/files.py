@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.tables.base import add, megabytes, number, percent, titled
+from se_deploy.tables.graphs import unfused
 
 if TYPE_CHECKING:
     from se_deploy.schema import results
@@ -63,8 +64,8 @@ def _chain(found: results.Chain | None) -> str:
     return f"{whole}, {percent(found.int8_bytes_fraction)} of activation bytes in INT8"
 
 
-def built(result: results.BuildEngine) -> Grid:
-    """Return what `build-engine` built."""
+def built(result: results.BuildEngine) -> list[Grid]:
+    """Return what `build-engine` built, and why blocks are not fused."""
     plan = result.plan
     table = titled(f"Built {result.engine}", ["", ""])
     fused = sum(b.verdict == "fused" for b in plan.blocks)
@@ -79,7 +80,7 @@ def built(result: results.BuildEngine) -> Grid:
     }
     for name, value in rows.items():
         add(table, name, value)
-    return table
+    return [table, *unfused([plan])]
 
 
 def bundled(result: results.Bundle) -> Grid:

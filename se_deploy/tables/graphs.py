@@ -9,7 +9,10 @@ from rich.text import Text
 from se_deploy.tables.base import add, megabytes, number, percent, titled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from se_deploy.schema import results
+    from se_deploy.schema.common import Plan
     from se_deploy.tables.base import Grid
 
 
@@ -51,8 +54,19 @@ def blocks(result: results.Inspect | results.Export) -> Grid:
 
 def reasons(result: results.Inspect) -> list[Grid]:
     """List why a block is split, and which candidates are no blocks."""
+    tables = unfused(result.plans)
+    if result.rejected:
+        table = titled("Not a block", ["candidate", "reason"])
+        for no in result.rejected:
+            add(table, no.output, no.reason)
+        tables.append(table)
+    return tables
+
+
+def unfused(plans: Sequence[Plan]) -> list[Grid]:
+    """List for each plan why blocks of it are not fused; nothing where all are."""
     tables = []
-    for plan in result.plans:
+    for plan in plans:
         grouped: dict[str, list[str]] = {}
         for block in plan.blocks:
             for reason in block.reasons if block.verdict != "fused" else ():
@@ -63,11 +77,6 @@ def reasons(result: results.Inspect) -> list[Grid]:
                 shown = ", ".join(outputs[:2]) + (f" and {len(outputs) - 2} more" if len(outputs) > 2 else "")  # noqa: PLR2004
                 add(table, reason, shown)
             tables.append(table)
-    if result.rejected:
-        table = titled("Not a block", ["candidate", "reason"])
-        for no in result.rejected:
-            add(table, no.output, no.reason)
-        tables.append(table)
     return tables
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy.schema import results
 from se_deploy.tables.base import add, megabytes, number, passed, percent, titled
+from se_deploy.tables.graphs import unfused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def run(result: results.Run, folder: Path) -> list[Grid | str]:
-    """Return the summary of a run: what to deploy, then an artifact a row, the verdicts, the report."""
+    """Return the summary of a run: what to deploy, then an artifact a row, the verdicts, the report.
+
+    Blocks that the deployed engine does not fuse are listed with their cause.
+    """
     v = result.verdicts or results.Verdicts()
     verdicts = {"parity": v.parity, "fusion": v.fusion, "precision": v.precision, "latency": v.latency}
     said = ", ".join(f"{name} {_verdict(value)}" for name, value in verdicts.items())
@@ -23,6 +27,7 @@ def run(result: results.Run, folder: Path) -> list[Grid | str]:
         f"Recommendation: {recommended}",
         _artifacts(result),
         f"Verdicts: {said}",
+        *(unfused([result.build_engine.plan]) if result.build_engine else ()),
         f"Report: {folder / result.report}",
     ]
 

@@ -12,12 +12,13 @@ import onnx_ir as ir
 import plan_graphs
 import pytest
 import sample
+from msgspec.structs import replace
 from rich.console import Console
 
 from se_deploy.cli import progress
 from se_deploy.cli.main import main
 from se_deploy.protocols import OVERALL
-from se_deploy.tables import base, graphs, measurements, runs
+from se_deploy.tables import base, files, graphs, measurements, runs
 
 PATIENCE_S = 30  # for a thread on a busy machine
 
@@ -149,6 +150,18 @@ def drawn(parts, width):
     for part in parts:
         out.print(part if isinstance(part, str) else part.fitted(out))
     return out.file.getvalue()
+
+
+def test_a_run_and_a_build_say_why_blocks_are_not_fused():
+    run = sample.typed(sample.report())
+    plan = run.build_engine.plan
+    split = replace(plan.blocks[0], verdict="split", reasons=("a copy of the whole map",))
+    built = replace(run.build_engine, plan=replace(plan, blocks=(split, *plan.blocks[1:])))
+    for parts in (runs.run(replace(run, build_engine=built), Path("out")), files.built(built)):
+        text = drawn(parts, 120)
+        assert "Why blocks are not fused" in text
+        assert "a copy of the whole map" in text
+        assert split.output in text
 
 
 @pytest.mark.parametrize("width", [80, 120])
