@@ -90,8 +90,9 @@ def load(path: Path) -> ir.Model:
     hint = "if the exporter wrote it so, report it; else export or copy it again"
     with files.parsing(path, "cannot be read as ONNX", error=BadModel, hint=hint):
         model = ir.from_proto(proto)
-        _free_negative(model)
         inline(model)
+        _free_negative(model)
+    onnx_files.check_attributes(model, path)
     _print_names(model)
     refuse_training(model)  # before tidy, which drops the unread outputs that BatchNormalization trains by
     with files.parsing(path, "cannot be read as ONNX", error=BadModel, hint=hint):
@@ -184,7 +185,8 @@ _TRAINING_MODE = 14  # the opset that gave BatchNormalization its `training_mode
 def _free_negative(model: ir.Model) -> None:
     """Read a negative size as a free one: Paddle2ONNX writes -1, which shape inference takes for a number."""
     values = [v for node in model.graph.all_nodes() for v in node.outputs]
-    for value in (*model.graph.inputs, *values):
+    given = [v for owner in model.graphs() for v in owner.inputs]
+    for value in (*given, *values):
         if value.shape is not None and any(isinstance(d, int) and d < 0 for d in value.shape):
             value.shape = ir.Shape([None if isinstance(d, int) and d < 0 else d for d in value.shape])
 
@@ -252,32 +254,8 @@ def tidy(model: ir.Model) -> ir.Model:
         if not node.name:
             node.name = f"{node.op_type}:{node.outputs[0].name}"
     common.NameFixPass()(model)
-    _type_sequences(model)
     shape_inference.infer(model)
     return model
-
-
-_SEQUENCES = frozenset({
-    "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SplitToSequence",
-    "SequenceMap", "Optional",
-})  # fmt: skip
-
-
-def _type_sequences(model: ir.Model) -> None:
-    """Give sequences and optional values the type that they have.
-
-    onnx_ir's pass that infers shapes sets element types only, which makes a tensor of what has no type yet.
-    """
-    makes = any(node.op_type in _SEQUENCES for node in model.graph.all_nodes())
-    if not makes and all(v.type is None or isinstance(v.type, ir.TensorType) for v in model.graph.inputs):
-        return
-    inferred = ir.from_proto(onnx.shape_inference.infer_shapes(to_bytes(model)))
-    for own, other in zip(model.graphs(), inferred.graphs(), strict=True):
-        known = ir.convenience.create_value_mapping(other)
-        for name, value in ir.convenience.create_value_mapping(own).items():
-            found = known[name].type if name in known else None
-            if value.type is None and found is not None and not isinstance(found, ir.TensorType):
-                value.type = found
 
 
 def check_structure(model: ir.Model, *, after: str) -> None:

@@ -18,7 +18,7 @@ from se_deploy import files
 from se_deploy.errors import BadModel, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -31,11 +31,14 @@ MOST_ELEMENTS = 2**40
 """Elements of one tensor, whatever a file says: more than any memory holds."""
 
 MOST_ATTRIBUTE = 2**20
-"""The largest kernel, stride, padding or group: more than any side of an image."""
+"""The largest kernel, stride, padding, group or axis: more than any side of an image."""
 
 _SMALL_BYTES = 2**12  # of a weight that is cheap to copy
 _HINT = "name an ONNX file; if this is one, it was damaged: export or copy it again"
-_WINDOW = ("kernel_shape", "strides", "dilations", "pads", "group", "output_padding", "output_shape")
+_BOUNDED = (
+    "kernel_shape", "strides", "dilations", "pads", "group", "output_padding", "output_shape",
+    "axis",  # onnx's inference counts up to that of a LayerNormalization: 2^31 takes longer than 10 s
+)  # fmt: skip
 _TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
     onnx.TensorProto.DOUBLE: "double_data",
@@ -137,21 +140,31 @@ def _problems(proto: onnx.ModelProto, path: Path) -> Iterator[str]:
 
 def _wrong_names(proto: onnx.ModelProto) -> Iterator[str]:
     """Yield what is no text: protobuf gives bytes for what is no UTF-8."""
+    for text in (proto.producer_name, proto.producer_version, proto.domain, proto.doc_string):
+        yield from _no_text(text)
+    for imported in (*proto.opset_import, *(one for f in proto.functions for one in f.opset_import)):
+        yield from _no_text(imported.domain)
     for body in _graphs(proto.graph):
-        for value in (*body.input, *body.output, *body.value_info, *body.initializer):
-            yield from _no_text(value.name)
+        for value in (*body.input, *body.output, *body.value_info):
+            for size in value.type.tensor_type.shape.dim:
+                yield from _no_text(size.dim_param)
+        for named in (body, *body.input, *body.output, *body.value_info, *body.initializer):
+            yield from (*_no_text(named.name), *_no_text(named.doc_string))
         for value in (*body.input, *body.output):
             if "\n" in value.name or "\r" in value.name:
                 yield f"the name of '{value.name}' has a line break: logs and lists hold one name a line"
     for node in _nodes(proto):
-        for text in (node.name, node.op_type, node.domain, *node.input, *node.output):
+        for text in (node.name, node.op_type, node.domain, node.doc_string, *node.input, *node.output):
             yield from _no_text(text)
         for attribute in node.attribute:
-            yield from _no_text(attribute.name)
+            for text in (attribute.name, attribute.ref_attr_name, attribute.doc_string):
+                yield from _no_text(text)
     for function in proto.functions:
-        for text in (function.name, function.domain, *function.input, *function.output):
+        own = (function.name, function.domain, function.doc_string)
+        for text in (*own, *function.input, *function.output, *function.attribute):
             yield from _no_text(text)
-    for entry in proto.metadata_props:
+    held = (proto, *_graphs(proto.graph), *_nodes(proto), *proto.functions)
+    for entry in (entry for one in held for entry in one.metadata_props):
         yield from (*_no_text(entry.key), *_no_text(entry.value))
 
 
@@ -196,7 +209,7 @@ _BESIDE_OUTPUTS = {"If": 0, "Loop": 1, "Scan": 0}
 
 
 def _wrong_attributes(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield attributes whose values no operator can have."""
+    """Yield what a node cannot have: a Constant of no or two values, a body of other outputs than its own."""
     named = f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'"
     if node.op_type == "Constant" and node.domain in _OWN_DOMAINS and len(node.attribute) != 1:
         yield f"{named} has {len(node.attribute)} values, not one"
@@ -205,12 +218,6 @@ def _wrong_attributes(node: onnx.NodeProto) -> Iterator[str]:
         for body in _bodies(node):
             if len(body.output) != wanted:
                 yield f"{named}: a body of it gives {len(body.output)} values, not {wanted}"
-    for one in node.attribute:
-        values = [*one.ints, one.i] if one.type == onnx.AttributeProto.INT else list(one.ints)
-        if one.name == "perm" and sorted(values) != list(range(len(values))):
-            yield f"{named}: its perm {values} is no permutation"
-        if one.name in _WINDOW and any(abs(value) > MOST_ATTRIBUTE for value in values):
-            yield f"{named}: its {one.name} is {values}"
 
 
 def _wrong_size(tensor: onnx.TensorProto) -> str | None:
@@ -299,10 +306,48 @@ _WEIGHT_RANKS = {"Conv": None, "ConvTranspose": None, "Gemm": 2, "BatchNormaliza
 _MAPS = frozenset({
     "Conv", "ConvTranspose", "AveragePool", "MaxPool", "LpPool", "GlobalAveragePool", "GlobalMaxPool",
 })  # fmt: skip
+_PER_SIDE = {"kernel_shape": 1, "strides": 1, "dilations": 1, "output_padding": 1, "pads": 2}
+"""How many numbers of a map's window there are for each of its sides."""
+_AXES_SECOND = {"Squeeze": (0, 1), "Unsqueeze": (0, 1)}
+"""The ranks of their axes, which are the second input; those of all that begin with Reduce have 1."""
 _OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _MAP_RANK = 3  # of a map, at least: (N, C, L)
 _DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview.training", "com.microsoft"})
 """Those whose operators mean what ONNX's of the same name do: the last is ONNX Runtime's."""
+
+
+def check_attributes(model: ir.Model, path: Path) -> None:
+    """Raise BadModel where an attribute has a value that no operator can have.
+
+    For a graph without functions, whose calls give attributes their values, and before shapes are inferred:
+    there onnx's inference, which is C++, takes some of them for granted and ends this process.
+    """
+    for node in model.graph.all_nodes():
+        if wrong := _wrong_values(node):
+            raise BadModel(
+                f"'{path}' cannot be used: {node.op_type} '{node.name or _given(node)}': {printable(wrong)}",
+                hint=_HINT,
+            )
+
+
+def _given(node: ir.Node) -> str:
+    return str(node.outputs[0].name) if node.outputs else ""
+
+
+def _wrong_values(node: ir.Node) -> str | None:
+    for one in node.attributes.values():
+        if one.type.name not in {"INT", "INTS"} or one.is_ref():
+            continue
+        values = [int(one.value)] if one.type.name == "INT" else [int(value) for value in one.value]
+        if one.name == "perm" and sorted(values) != list(range(len(values))):
+            return f"its perm {values} is no permutation"
+        if one.name in _BOUNDED and any(abs(value) > MOST_ATTRIBUTE for value in values):
+            return f"its {one.name} is {values}"
+        if one.name == "batch_dims" and min(values, default=0) < 0:
+            return f"its batch_dims is {values}"
+        if node.op_type == "Split" and one.name == "num_outputs" and values[0] < len(node.outputs):
+            return f"its num_outputs is {values}, and it has {len(node.outputs)} outputs"
+    return None
 
 
 def check_ranks(model: ir.Model, path: Path) -> None:
@@ -343,7 +388,25 @@ def _wrong_node(node: ir.Node, version: int) -> str | None:
         wanted = _WEIGHT_RANKS[node.op_type] or given
         if wanted not in (None, ranks[1]) or (node.op_type in _MAPS and ranks[1] < _MAP_RANK):
             return f"its weights have {ranks[1]} dimensions"
+    if wrong := _wrong_lengths(node, ranks):
+        return wrong
     perm = node.attributes.get("perm") if node.op_type == "Transpose" else None
     if perm is not None and given not in (None, len(perm.value)):
         return f"its perm is {list(perm.value)}, its input has {given} dimensions"
+    return None
+
+
+def _wrong_lengths(node: ir.Node, ranks: Sequence[int | None]) -> str | None:
+    """Return which numbers of a window are not one for each side of the map, or which axes are no list."""
+    given = ranks[0] if ranks else None
+    if node.op_type in _MAPS and given is not None:
+        for name, each in _PER_SIDE.items():
+            one = node.attributes.get(name)
+            if one is not None and one.type.name == "INTS" and len(one.value) != each * (given - 2):
+                return f"its {name} is {list(one.value)}, its input has {given} dimensions"
+    reduces = node.op_type.startswith("Reduce")
+    if (reduces or node.op_type in _AXES_SECOND) and len(ranks) > 1 and ranks[1] is not None:
+        allowed = (1,) if reduces else _AXES_SECOND[node.op_type]
+        if ranks[1] not in allowed:
+            return f"its axes have {ranks[1]} dimensions"
     return None

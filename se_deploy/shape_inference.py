@@ -39,12 +39,39 @@ def infer(model: ir.Model) -> None:
     Before operator set 14 a Reshape to computed sizes, which is TorchScript's `x.view(x.size(0), -1)`, has no
     rank by onnx, an Expand no sizes, nor has what follows: there they are those of the graph in that version.
     """
+    _type_sequences(model)
     if model.functions or any(_bodies(node) for node in model.graph):
         common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     else:
         _infer_flat(model)
     if model.graph.opset_imports.get("", _FOLLOWED) < _FOLLOWED and any(_lost(model)):
         _take_from_newer(model)
+
+
+_SEQUENCES = frozenset({
+    "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SplitToSequence",
+    "SequenceMap", "Optional",
+})  # fmt: skip
+
+
+def _type_sequences(model: ir.Model) -> None:
+    """Give sequences and optional values the type that they have.
+
+    onnx_ir's pass that infers shapes sets element types only, which makes a tensor of what has no type yet.
+    """
+    makes = any(node.op_type in _SEQUENCES for node in model.graph.all_nodes())
+    if not makes and all(v.type is None or isinstance(v.type, ir.TensorType) for v in model.graph.inputs):
+        return
+    try:
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(_light(model))))
+    except _FAILURES:
+        return  # what is unknown stays unknown
+    for own, other in zip(model.graphs(), inferred.graphs(), strict=True):
+        known = ir.convenience.create_value_mapping(other)
+        for name, value in ir.convenience.create_value_mapping(own).items():
+            found = known[name].type if name in known else None
+            if value.type is None and found is not None and not isinstance(found, ir.TensorType):
+                value.type = found
 
 
 def _bodies(node: ir.Node) -> bool:

@@ -1,5 +1,7 @@
 """Shapes that onnx's inference loses: a Reshape to computed sizes, before operator set 14."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -9,6 +11,7 @@ from onnx_ir.passes import common
 from se_graphs import Net, Recipe, read, run, write
 
 from se_deploy import graph, se_blocks, shape_inference
+from se_deploy.errors import BadModel
 from se_deploy.passes import canonical
 
 
@@ -99,3 +102,43 @@ def test_a_node_that_inference_fails_on_leaves_the_graph_as_it_is():
     assert [value.name for value in model.graph.inputs] == ["x", "signal"]
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
     assert {name: tensor.size for name, tensor in weights.items()} == {"large": 3200, "none": 0}
+
+
+FOUND = Path(__file__).parent / "fuzz" / "found" / "onnx"
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("split-into-fewer", "num_outputs is [1], and it has 3 outputs"),
+        ("split-in-function", "num_outputs is [1], and it has 3 outputs"),  # the call of a function gives it
+        ("gather-batch-dims", "batch_dims is [-2147483648]"),
+        ("layer-norm-axis", "axis is [2147483648]"),
+        ("window-of-too-many", "kernel_shape is [2, 1, 2, 1], its input has 3 dimensions"),
+        ("axes-in-a-matrix", "axes have 2 dimensions"),
+        ("domain-no-utf8", "is no UTF-8"),
+    ],
+)
+def test_what_would_end_the_process_in_inference_is_refused_before(name, what):
+    with pytest.raises(BadModel) as caught:
+        graph.load(FOUND / name)
+    assert name in caught.value.message
+    assert what in caught.value.message
+
+
+def test_a_negative_size_in_a_body_is_a_free_one():
+    (node,) = graph.load(FOUND / "negative-in-a-body").graph
+    old = node.attributes["body"].as_graph().inputs[2]
+    assert graph.dims(old) == (None, None)
+
+
+def test_sequences_keep_their_types_unknown_where_a_node_cannot_be_inferred():
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (float[4] x) => (float[N] y)
+        { s = SequenceConstruct(x, x)  parts = Split <num_outputs = 2147483647> (x)
+          y = ConcatFromSequence <axis = 0> (s) }"""
+    proto = parser.parse_model(text)
+    with pytest.raises(MemoryError):
+        onnx.shape_inference.infer_shapes(proto)
+    model = ir.from_proto(proto)
+    shape_inference.infer(model)
+    assert [node.outputs[0].type for node in model.graph][1:2] == [None]

@@ -15,6 +15,8 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
+from fuzz import operators
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable, Sequence
@@ -397,5 +399,6 @@ def _scalar(chance: random.Random, field: Any, model: Any) -> Any:
 
 STRUCTURED: dict[str, Mutate] = {
     "json": _json, "toml": _toml, "gzip": _gzip, "zip": _zip, "tar": _tar, "png": _png, "onnx": _onnx,
+    "operators": operators.model,
 }  # fmt: skip
 assert tarfile.BLOCKSIZE == 512

@@ -54,7 +54,7 @@ class Reader:
     file: str
     seeds: Seeds
     read: Callable[[Path], Any]
-    form: str = "bytes"  # "json", "toml", "text", "onnx", "gzip", "zip", "tar" or "png": see mutations.py
+    form: str = "bytes"  # or what mutations.STRUCTURED changes by its structure
     needs_torch: bool = False
     names_file: bool = True  # whether an error must name the file: not where the caller has no path
 
@@ -408,6 +408,7 @@ READERS = (
         _onnx,
         "onnx",
     ),
+    Reader("operators", "a.onnx", lambda: [parser.parse_model(_ODD).SerializeToString()], _onnx, "operators"),
     Reader("input-spec", "spec.json", lambda: [_spec()], _metadata, "json", names_file=False),
     Reader(
         "manifest",
