@@ -52,6 +52,7 @@ class Engine:
     free: frozenset[str] = frozenset()  # the inputs whose sizes the graph leaves to the build
     more_shapes: tuple[Mapping[str, ShapeRange], ...] = ()  # of every input, in each further profile
     features: EngineFeatures = field(default_factory=EngineFeatures)
+    kept: bool = False  # it was built before, and taken from where it is kept
 
 
 def profiles(model: ir.Model, given: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:

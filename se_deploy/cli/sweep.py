@@ -61,7 +61,7 @@ _retries = defaulted(
 _store = optional(
     "--store",
     IN_DIR,
-    "Folder that all nodes share, for files on their way; default: Ray's object store.",
+    "Folder that keeps what is built, also for other sweeps; all nodes of a cluster have to see it.",
     section=Section.CLUSTER,
 )
 _retry_failed = switch("--retry-failed", "Try cells again that failed before.", section=Section.OUTPUT)

@@ -380,6 +380,7 @@ def to_schema(result: BuildResult) -> results.BuildEngine:
         found_precision=result.found.precision,
         seconds=result.built.seconds,
         skipped_tactics=result.built.skipped_tactics,
+        kept=result.built.kept,
         rewrites=tuple((choice.rewrite, choice.site) for choice in search.choices) if search else (),
         worth=benefit.to_schema(result.worth),
         worth_unknown=benefit.unknown(result.worth),

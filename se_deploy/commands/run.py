@@ -117,13 +117,22 @@ class Said:
 
 
 @data.kept()
-def prepared(model: str, folder: Path, *, calibration: CalibrationOptions, options: RunOptions) -> Prepared:
+def prepared(
+    model: str,
+    folder: Path,
+    *,
+    calibration: CalibrationOptions,
+    options: RunOptions,
+    wider: Prepared | None = None,
+) -> Prepared:
     """Do the half of `run` that needs no device: export and quantize into `folder`, replacing its files.
 
+    `wider`: what the same gave for a wider precision, its files in `folder`; the rest is done.
     Raises: whatever a step raises.
     """
     require_samples(calibration, options)
-    return _prepare(_Asked(model, folder, options, calibration, silent), _Steps(silent, 8))
+    asked = _Asked(model, folder, options, calibration, silent)
+    return _prepare(asked, _Steps(silent, 8), None if wider is None else wider.moved(folder))
 
 
 @data.kept()
@@ -145,35 +154,27 @@ def deployed(
     return _deploy(asked, done, said, _Steps(silent, 8))
 
 
-def _prepare(asked: _Asked, steps: _Steps) -> Prepared:
-    """Export and quantize."""
-    precision, progress = asked.options.precision, asked.progress
+def _prepare(asked: _Asked, steps: _Steps, wider: Prepared | None = None) -> Prepared:
+    """Export and quantize; `wider` has done a part of it."""
+    precision = asked.options.precision
     paths = run_files.graphs(asked.folder)
     files.claim_kept(asked.calibration.cache)
     steps.next()
-    taken = source.read(
-        asked.model,
-        options=asked.options.network,
-        calibration=asked.calibration,
-        compared_on=asked.options.data,
-        verify=asked.options.verify,
-        progress=progress,
-    )
-    exported = _write_fp32(taken, paths["onnx"])
+    exported = _exported(asked, paths["onnx"]) if wider is None else wider.exported
     steps.next()
-    notes = list(exported.warnings)
-    written = [paths["onnx"]]
-    if precision != "fp32":
-        notes += _write_fp16(asked, taken, paths["fp16"])
-        written.append(paths["fp16"])
+    notes = list(exported.warnings if wider is None else wider.warnings)
+    written = [paths["onnx"].name] if wider is None else list(wider.written)
+    if precision != "fp32" and paths["fp16"].name not in written:
+        notes += _write_fp16(asked, exported.source, paths["fp16"])
+        written.append(paths["fp16"].name)
     steps.next()
     quantized = None
     if precision == "int8":
         quantized = _write_int8(asked, paths)
-        written.append(paths["int8"])
+        written.append(paths["int8"].name)
         notes += quantized.warnings
     steps.next()
-    return Prepared(exported, quantized, tuple(path.name for path in written), tuple(notes))
+    return Prepared(exported, quantized, tuple(written), tuple(notes))
 
 
 def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps) -> RunResult:
@@ -241,7 +242,15 @@ class _Steps:
         self._done += 1
 
 
-def _write_fp32(taken: Source, path: Path) -> ExportResult:
+def _exported(asked: _Asked, path: Path) -> ExportResult:
+    taken = source.read(
+        asked.model,
+        options=asked.options.network,
+        calibration=asked.calibration,
+        compared_on=asked.options.data,
+        verify=asked.options.verify,
+        progress=asked.progress,
+    )
     graph.save(taken.model, path)
     done = lowering.as_it_stands(taken.model)
     warnings = (*taken.warnings, *taken.verified.warnings)

@@ -17,7 +17,8 @@ from msgspec.structs import replace
 
 from se_deploy import files, locks, report, schema
 from se_deploy.commands import run, sweep_cell, sweep_choice
-from se_deploy.commands.sweep_cell import CELL, DEPLOY, PREPARE
+from se_deploy.commands.run_files import PRECISIONS
+from se_deploy.commands.sweep_cell import CELL, DEPLOY, LOWER, PREPARE
 from se_deploy.errors import BadInput, OutputExists
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
@@ -67,17 +68,12 @@ class SweepOptions:
     on: str = LOCAL  # or "ray", or "ray://HOST:PORT"
     jobs: int | None = None  # processes of this machine; None: as many as its memory allows
     retries: int = 1  # of a step whose worker was lost
-    store: Path | None = None  # a folder that every node sees, for the way of files between them
+    store: Path | None = None  # keeps what was built for other sweeps; every node of a cluster sees it
     retry_failed: bool = False
     overwrite: bool = False  # cells of which something that went in has changed
 
     def __post_init__(self) -> None:
         """Raises: BadInput for what has no effect on who works."""
-        if self.on == LOCAL and self.store is not None:
-            raise BadInput(
-                "--store is for the nodes of a cluster, and this machine works alone",
-                hint="leave it out, or name a cluster with --on",
-            )
         if self.on != LOCAL and self.jobs is not None:
             raise BadInput(
                 f"--jobs counts processes of this machine, and --on {self.on} leaves the work to a cluster",
@@ -185,7 +181,7 @@ def read_sweep(folder: Path) -> Sweep:
 def _executor(options: SweepOptions) -> Iterator[Executor]:
     """Open who works. Raises: BadInput, MissingRuntime."""
     if options.on == LOCAL:
-        yield Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries)
+        yield Local(Path.cwd(), options.jobs or jobs_that_fit(), options.retries, options.store)
         return
     with cluster.opened(options.on, retries=options.retries, store=options.store) as joined:
         yield joined
@@ -243,11 +239,20 @@ def _work(
     shared: dict[str, list[Cell]] = {}
     for cell in cells:
         shared.setdefault(cell.prepare_key, []).append(cell)
+    behind = _behind(cells)
     tasks: list[Task] = []
+    kin: dict[str, str] = {}  # by what cells have alike: the key of the last one's task
     for cell in cells:
         if shared[cell.prepare_key][0] is cell:
             tasks.append(
-                Task(cell.prepare_key, sweep_cell.prepare, cell, cell.files, seconds=matrix.cell_seconds)
+                Task(
+                    cell.prepare_key,
+                    sweep_cell.prepare,
+                    cell,
+                    cell.files,
+                    after=behind[cell.prepare_key],
+                    seconds=matrix.cell_seconds,
+                )
             )
         tasks.append(
             Task(
@@ -256,10 +261,12 @@ def _work(
                 cell,
                 cell.files,
                 after=cell.prepare_key,
+                reuses=kin.get(cell.kin),
                 needs=cell.target.called if cell.target else None,
                 seconds=matrix.cell_seconds,
             )
         )
+        kin[cell.kin] = cell.key
     by_key = {cell.key: cell for cell in cells}
     prepared: dict[str, Outcome] = {}
     made: dict[str, SweepCell] = {}
@@ -271,7 +278,14 @@ def _work(
             prepared[outcome.key] = outcome
             return
         first = shared[cell.prepare_key][0] is cell
-        made[cell.folder] = _published(cell, outcome, prepared[cell.prepare_key], folder, first=first)
+        chain = _chain(cell.prepare_key, behind)
+        before = [
+            _step(
+                PREPARE if behind[key] is None else LOWER, prepared[key], shared=not first or key != chain[-1]
+            )
+            for key in chain
+        ]
+        made[cell.folder] = _published(cell, outcome, before, folder)
         seen.cell(made[cell.folder])
 
     seen.count(Count(0, len(tasks)))
@@ -279,22 +293,40 @@ def _work(
     return made
 
 
-def _published(cell: Cell, outcome: Outcome, before: Outcome, folder: Path, *, first: bool) -> SweepCell:
-    """Put what a cell made into its folder, its result last, and return that."""
+def _behind(cells: Sequence[Cell]) -> dict[str, str | None]:
+    """Return which preparation each goes on behind, by key: the next wider precision of the same network."""
+    found: dict[str, str | None] = {}
+    last: dict[str, str] = {}  # by what is exported
+    for cell in sorted(cells, key=lambda cell: -PRECISIONS.index(cell.precision)):
+        if cell.prepare_key not in found:
+            found[cell.prepare_key] = last.get(cell.source_key)
+            last[cell.source_key] = cell.prepare_key
+    return found
+
+
+def _chain(key: str, behind: Mapping[str, str | None]) -> list[str]:
+    """Return the preparations that make one, itself last."""
+    chain = [key]
+    while (before := behind[chain[0]]) is not None:
+        chain.insert(0, before)
+    return chain
+
+
+def _step(name: str, outcome: Outcome, *, shared: bool) -> SweepStep | None:
+    """Return a step as results name it; None for one that was not begun."""
+    if not outcome.attempts and outcome.failure is not None:
+        return None
+    return SweepStep(
+        name=name, node=outcome.node, seconds=outcome.seconds, attempts=outcome.attempts, shared=shared
+    )
+
+
+def _published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], folder: Path) -> SweepCell:
+    """Put what a cell made into its folder, its result last, and return that; `before`: its first steps."""
     place = folder / cell.folder
     files.claim(place / CELL, overwrite=True)
     (place / CELL).unlink(missing_ok=True)
-    steps = [
-        SweepStep(
-            name=name,
-            node=one.node,
-            seconds=one.seconds,
-            attempts=one.attempts,
-            shared=name == PREPARE and not first,
-        )
-        for name, one in ((PREPARE, before), (DEPLOY, outcome))
-        if one.attempts or one.failure is None
-    ]
+    steps = [step for step in (*before, _step(DEPLOY, outcome, shared=False)) if step is not None]
     if outcome.failure is None and outcome.output is not None:
         summary = schema.load(
             outcome.output / CELL, SweepCell, what="the result of a cell", error=BadInput, hint="run it again"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from se_deploy import files, locks, schema
+from se_deploy import files, locks, once, schema
 from se_deploy.backends import keeping
 from se_deploy.commands import portable, run, shapes
 from se_deploy.report import facts
@@ -18,15 +18,16 @@ from se_deploy.targets import figures
 
 if TYPE_CHECKING:
     from se_deploy.commands.build_engine import BuildResult
-    from se_deploy.commands.run import RunResult
+    from se_deploy.commands.run import Prepared, RunResult
     from se_deploy.commands.sweep_plan import Cell
     from se_deploy.options import CalibrationOptions, RunOptions
     from se_deploy.schema.results import Run
     from se_deploy.sweeps.tasks import Places
     from se_deploy.targets import Device
 
-PREPARE, DEPLOY = "export, quantize", "build-engine, profile"
-"""The names of a cell's steps: what any machine can do, and what needs the device."""
+PREPARE, LOWER, DEPLOY = "export, quantize", "lower precision", "build-engine, profile"
+"""The names of a cell's steps: what any machine can do, all of it or behind what a cell of a wider precision
+did, and what needs the device."""
 
 CELL = "cell.json"
 """What a cell's folder holds besides what `run` leaves: what came of it. It is written last."""
@@ -44,10 +45,19 @@ class _Asked:
 
 
 def prepare(work: object, places: Places) -> None:
-    """Do the half of a cell that any machine can do. Raises: what a step of `run` raises."""
+    """Do the half of a cell that any machine can do, behind what a wider precision did.
+
+    Raises: what a step of `run` raises.
+    """
     asked = _here(cast("Cell", work), places)
-    with keeping.kept(), locks.folder(places.output):
-        done = run.prepared(asked.model, places.output, calibration=asked.calibration, options=asked.options)
+    with keeping.kept(), once.kept_in(places.kept), locks.folder(places.output):
+        done = run.prepared(
+            asked.model,
+            places.output,
+            calibration=asked.calibration,
+            options=asked.options,
+            wider=_taken(places),
+        )
     (places.output / _PREPARED).write_bytes(portable.dumps(done.portable()))
 
 
@@ -55,13 +65,10 @@ def deploy(work: object, places: Places) -> None:
     """Do the half of a cell that its device is needed for. Raises: what a step of `run` raises."""
     cell = cast("Cell", work)
     asked = _here(cell, places)
-    before = places.before
-    if before is None:
+    done = _taken(places)
+    if done is None:
         raise ValueError("a cell is deployed after it was prepared")
-    done = portable.loads((before / _PREPARED).read_bytes())
-    for name in done.written:
-        shutil.copy(before / name, places.output / name)
-    with keeping.kept(), locks.folder(places.output):
+    with keeping.kept(), once.kept_in(places.kept), locks.folder(places.output):
         result = run.deployed(
             done,
             places.output,
@@ -70,6 +77,16 @@ def deploy(work: object, places: Places) -> None:
             said=run.Said("run", cell.command),
         )
     files.write_text(places.output / CELL, f"{schema.encode(_summary(cell, result))}\n")
+
+
+def _taken(places: Places) -> Prepared | None:
+    """Return what the step before prepared, its files copied to here; None for a first step."""
+    if places.before is None:
+        return None
+    done: Prepared = portable.loads((places.before / _PREPARED).read_bytes())
+    for name in done.written:
+        shutil.copy(places.before / name, places.output / name)
+    return done
 
 
 def _here(cell: Cell, places: Places) -> _Asked:
@@ -134,6 +151,7 @@ def _artifacts(cell: Cell, result: RunResult, made: Run) -> tuple[SweepArtifact,
                 size_bytes=row.size_bytes,
                 ms=known,
                 ms_from=None if known is None else "planned" if measured is None else "measured",
+                kept=built.built.kept,
             )
         )
     return tuple(found)

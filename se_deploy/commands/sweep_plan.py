@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from se_deploy import files, onnx_files
+from se_deploy import files, once, onnx_files
 from se_deploy.commands import reading
 from se_deploy.errors import BadInput, BadModel
 from se_deploy.options import (
@@ -66,6 +66,8 @@ class Cell:
     files: Mapping[str, str] = field(default_factory=dict)  # inputs by the name that the cell uses: SHA-256
     key: str = ""  # of everything that goes in
     prepare_key: str = ""  # of what goes into the half that needs no device
+    source_key: str = ""  # of the network as it is exported, in whatever precision
+    kin: str = ""  # of what cells have alike that differ in their precision alone
 
     @property
     def command(self) -> str:
@@ -262,7 +264,7 @@ def _named(cells: Iterable[Cell]) -> Iterable[Cell]:
         network = _facts(cell)
         name = _SLUG.sub("_", cell.model).strip("._") or "network"
         if owners.setdefault(name, network) != network:
-            name = f"{name}-{content.key_of({'network': network})[:_HASH_DIGITS]}"
+            name = f"{name}-{once.key_of({'network': network})[:_HASH_DIGITS]}"
         words = [cell.precision, *([cell.target.called] if cell.target else [])]
         words += [f"batch{cell.batch}"] if cell.batch is not None else []
         folder = f"{CELLS}/{name}/{'-'.join(words)}"
@@ -315,7 +317,12 @@ def _keyed(cell: Cell, hashed: _Hashes, packages: Mapping[str, str]) -> Cell:
     }
     own = {"target": repr(cell.options.target), "timing": repr(cell.options.timing)}
     return dataclasses.replace(
-        cell, files=found, key=content.key_of({**facts, **own}), prepare_key=content.key_of(facts)
+        cell,
+        files=found,
+        key=once.key_of({**facts, **own}),
+        prepare_key=once.key_of(facts),
+        source_key=once.key_of({**facts, "precision": None}),
+        kin=once.key_of({**facts, **own, "precision": None}),
     )
 
 

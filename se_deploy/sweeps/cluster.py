@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from se_deploy import extras, files, locks
+from se_deploy import extras, files, locks, once
 from se_deploy.errors import BadInput, RemoteFailed
 from se_deploy.sweeps import content, remote
 from se_deploy.sweeps.tasks import (
@@ -67,6 +67,8 @@ class _Sent:
 
     task: Task
     files: Any  # the reference to what it makes
+    kept: Sequence[Any] | None  # to what it keeps for the next one of its kind, in a list; None: for nobody
+    found: Sequence[Any] | None  # to what was kept before it
 
 
 @contextlib.contextmanager
@@ -224,12 +226,16 @@ class Cluster:
         waiting = list(tasks)
         outcomes: dict[str, Outcome] = {}
         made: dict[str, Any] = {}  # references to what others read, by the key of who made it
+        kept: dict[str | None, Sequence[Any] | None] = {}  # and to what is kept for the next of its kind
+        spent: dict[str | None, float] = {None: 0.0}  # seconds, with those of all that a task follows
+        reused = {task.reuses for task in tasks}
         readers = Counter(task.after for task in tasks)
         ahead = _AHEAD * max(1, round(self.ray.cluster_resources().get("CPU", 1)))
         sent: dict[Any, _Sent] = {}  # by the reference to a task's record
 
         def end(task: Task, outcome: Outcome) -> None:
             outcomes[outcome.key] = outcome
+            spent[task.key] = spent[task.after] + outcome.seconds
             readers[task.after] -= 1
             if task.after is not None and not readers[task.after]:
                 made.pop(task.after, None)  # Ray keeps what is referred to
@@ -238,26 +244,34 @@ class Cluster:
         with self._working(sent) as scratch:
             while waiting or sent:
                 queued = Counter(one.task.needs for one in sent.values())
-                for task in [one for one in waiting if one.after is None or one.after in outcomes]:
+                for task in [one for one in waiting if {one.after, one.reuses} - {None} <= outcomes.keys()]:
                     if queued[task.needs] >= ahead:
                         continue
                     queued[task.needs] += 1
                     waiting.remove(task)
                     before = None if task.after is None else outcomes[task.after]
+                    kept[task.key] = found = kept.pop(task.reuses, None)
                     if before is not None and before.failure is not None:
                         end(task, inherited(task, before))
                     elif task.needs is not None and not self._has(task.needs):
                         end(task, Outcome(task.key, "", 0.0, 0, failure_of(_nobody(task.needs))))
                     else:
-                        record, result = self._submit(task, inputs, before, made)
-                        sent[record] = _Sent(task, result)
+                        previous = None if task.after is None else [made[task.after]]
+                        given = remote.Given(self._references(task, inputs), previous, found)
+                        limit = None if task.seconds is None else max(0.0, task.seconds - spent[task.after])
+                        hands_on = self.store is None and task.key in reused
+                        way = remote.Way(limit, self.retries, self.store, hands_on)
+                        record, result, on = self._submit(task, given, way)
+                        sent[record] = _Sent(task, result, [on] if way.hands_on else None, found)
                         if readers[task.key]:
                             made[task.key] = result
                 count(self._count(len(sent), len(waiting)))
                 done = self.ray.wait(list(sent), timeout=_POLL_S)[0] if sent else []
                 for record in done:
                     one = sent.pop(record)
-                    end(one.task, self._collected(one, record, None if readers[one.task.key] else scratch))
+                    outcome = self._collected(one, record, None if readers[one.task.key] else scratch)
+                    kept[one.task.key] = one.found if outcome.node == _LOST else one.kept
+                    end(one.task, outcome)
                 for record in [] if done else self._orphaned(sent):
                     one = sent.pop(record)
                     self.ray.cancel(record, force=True)
@@ -283,32 +297,28 @@ class Cluster:
             for record in sent:
                 self.ray.cancel(record, force=True)
 
-    def _submit(
-        self, task: Task, inputs: Mapping[str, Path], before: Outcome | None, made: Mapping[str, Any]
-    ) -> tuple[Any, Any]:
-        """Hand a task to Ray; return references to its record and to what it makes."""
-        spent = 0.0 if before is None else before.seconds
+    def _submit(self, task: Task, given: remote.Given, way: remote.Way) -> tuple[Any, Any, Any]:
+        """Hand a task to Ray; return references to its record, to what it makes and to what it keeps."""
         on_node = self.ray.remote(remote.on_node).options(
             num_cpus=1,
             num_gpus=1 if task.needs is not None and self._with_gpu(task.needs) else 0,
             resources={} if task.needs is None else {f"{PREFIX}{task.needs}": 1},
             max_retries=self.retries,
-            num_returns=2,
+            num_returns=3,
             name=f"{task.function.__name__} {task.key[:8]}",
         )
-        references = {sha: self._reference(sha, inputs[sha]) for sha in dict.fromkeys(task.files.values())}
-        previous = None if task.after is None else [made[task.after]]  # in a list: fetched when it is read
-        limit = None if task.seconds is None else max(0.0, task.seconds - spent)
-        way = remote.Way(limit, self.retries, self.store)
-        record, result = on_node.remote(task, references, previous, way)
-        return record, result
+        record, result, kept = on_node.remote(task, given, way)
+        return record, result, kept
+
+    def _references(self, task: Task, inputs: Mapping[str, Path]) -> dict[str, Any]:
+        return {sha: self._reference(sha, inputs[sha]) for sha in dict.fromkeys(task.files.values())}
 
     def _reference(self, sha: str, path: Path) -> Any:  # noqa: ANN401 - Ray's, or None
         """Return Ray's reference to an input, put there once; with a store it is written there, and None."""
         if self.store is not None:
             place = remote.stored(self.store, sha)
             if not place.exists():
-                content.keep(content.packed(path), place)
+                once.publish(content.packed(path), place)
             return None
         if sha not in self._inputs:
             self._inputs[sha] = [self.ray.put(content.packed(path))]

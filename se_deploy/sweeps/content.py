@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import tarfile
-import time
-import uuid
 from typing import TYPE_CHECKING
 
 from se_deploy import files
-from se_deploy.errors import BadInput, CannotWrite
+from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
-
-
-_PART = ".part"
-_FORGOTTEN_S = 86_400.0  # a day: no file takes as long to write, so who began it was killed
 
 
 def sha256(path: Path) -> str:
@@ -46,33 +38,6 @@ def packed(path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def keep(data: bytes, path: Path) -> None:
-    """Write `data` whole or not at all, where several machines may write the same to `path` at once.
-
-    Nothing here relies on locks, which a shared file system may keep to each machine.
-    Raises: CannotWrite.
-    """
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_PART}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        for left in path.parent.glob(f"*{_PART}"):
-            with contextlib.suppress(OSError):  # gone already, or another user's: `path` is written
-                if time.time() - left.stat().st_mtime > _FORGOTTEN_S:
-                    left.unlink()
-    except OSError as e:
-        raise CannotWrite(
-            f"'{path}' cannot be written: {files.reason_of(e)}", hint="name another folder with --store"
-        ) from e
-
-
 def unpack(data: bytes, path: Path) -> None:
     """Write what `packed` gave to `path`: a file, or a folder."""
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -88,13 +53,6 @@ def unpack(data: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():  # an empty folder
         path.mkdir()
-
-
-def key_of(facts: Mapping[str, object]) -> str:
-    """Return the SHA-256 of plain values by name: equal facts, equal key."""
-    from se_deploy.schema import encode  # noqa: PLC0415 - the one place that needs it
-
-    return hashlib.sha256(encode(dict(sorted(facts.items())), indent=None).encode()).hexdigest()
 
 
 def _members(folder: Path) -> Iterator[tuple[str, Path]]:

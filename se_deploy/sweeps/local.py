@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import locks
 from se_deploy.sweeps import isolation
-from se_deploy.sweeps.tasks import Count, Node, Outcome, Places, inherited
+from se_deploy.sweeps.tasks import KEPT, Count, Node, Outcome, Places, inherited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,7 @@ class Local:
     base: Path  # where the names of input files begin
     jobs: int
     retries: int
+    store: Path | None = None  # where what tasks make alike is kept; None: in a folder of this run
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -76,10 +77,12 @@ class Local:
         outcomes: dict[str, Outcome] = {}
         readers = Counter(task.after for task in tasks)  # of what a task makes, that have not ended
         running: dict[Future[Outcome], Task] = {}
+        spent: dict[str | None, float] = {None: 0.0}  # seconds, with those of all that a task follows
         pool = ThreadPoolExecutor(self.jobs)
 
         def end(task: Task, outcome: Outcome) -> None:
             outcomes[outcome.key] = outcome
+            spent[task.key] = spent[task.after] + outcome.seconds
             ended(outcome)
             readers[task.after] -= 1
             for key in filter(None, (task.key, task.after)):
@@ -96,7 +99,11 @@ class Local:
                         end(task, inherited(task, before))
                     elif len(running) < self.jobs:
                         waiting.remove(task)
-                        running[pool.submit(self._one, task, before, scratch, children)] = task
+                        left = None if task.seconds is None else max(0.0, task.seconds - spent[task.after])
+                        made = None if before is None else before.output
+                        kept = scratch / KEPT if self.store is None else self.store.absolute() / KEPT
+                        places = Places(self.base, made, scratch / task.key, kept=kept)
+                        running[pool.submit(self._one, task, places, children, left)] = task
                 count(Count(len(running), len(waiting)))
                 for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                     end(running.pop(future), future.result())
@@ -105,12 +112,8 @@ class Local:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _one(
-        self, task: Task, before: Outcome | None, scratch: Path, children: isolation.Children
+        self, task: Task, places: Places, children: isolation.Children, seconds: float | None
     ) -> Outcome:
-        made = before.output if before is not None else None
-        spent = before.seconds if before is not None else 0.0
-        places = Places(self.base, made, scratch / task.key)
-        seconds = None if task.seconds is None else max(0.0, task.seconds - spent)
         return isolation.attempted(
             task, places, platform.node(), children, seconds=seconds, retries=self.retries
         )

@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from se_deploy import files, locks
+from se_deploy import files, locks, once
 from se_deploy.errors import BadInput, SeDeployError
 from se_deploy.schema import tool_version
 from se_deploy.sweeps import content, isolation
-from se_deploy.sweeps.tasks import Failure, NotShared, Places, failure_of, inside
+from se_deploy.sweeps.tasks import KEPT, Failure, NotShared, Places, failure_of, inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +49,7 @@ class Way:
     seconds: float | None  # it may take
     retries: int  # of a process that is lost, on the same node
     store: Path | None  # where its files are; None: in Ray's memory
+    hands_on: bool = False  # what it keeps comes back for another task, which has no store to find it in
 
 
 def versions() -> Versions:
@@ -96,19 +97,27 @@ def read(store: Path, key: str) -> bytes:
         ) from e
 
 
-def on_node(
-    task: Task, inputs: Mapping[str, Any], before: Sequence[Any] | None, way: Way
-) -> tuple[Made, bytes | None]:
-    """Do a task where Ray put it; what keeps its files from coming or going is its failure."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """References to what a task reads, each in a list: fetched when it is read; None with a store."""
+
+    inputs: Mapping[str, Any]  # by SHA-256
+    before: Sequence[Any] | None = None  # what the task that it follows made
+    kept: Sequence[Any] | None = None  # what others of the same kind kept
+
+
+def on_node(task: Task, given: Given, way: Way) -> tuple[Made, bytes | None, bytes | None]:
+    """Do a task where Ray put it; return its record, what it made and what is kept for the next one.
+
+    What keeps its files from coming or going is its failure.
+    """
     try:
-        return _done(task, inputs, before, way)
+        return _done(task, given, way)
     except SeDeployError as e:
-        return Made(here(), 0.0, 1, failure_of(e)), None
+        return Made(here(), 0.0, 1, failure_of(e)), None, None
 
 
-def _done(
-    task: Task, inputs: Mapping[str, Any], before: Sequence[Any] | None, way: Way
-) -> tuple[Made, bytes | None]:
+def _done(task: Task, given: Given, way: Way) -> tuple[Made, bytes | None, bytes | None]:
     """Fetch a task's files, run it in a process of its own, pack what it made.
 
     Raises: NotShared, CannotWrite.
@@ -117,34 +126,43 @@ def _done(
     def fetched(key: str, references: Sequence[Any] | None) -> bytes:
         if store is not None:
             return read(store, key)
-        import ray  # noqa: PLC0415 - on the node, where it is
-
-        data: bytes
-        (data,) = ray.get(list(references or ()))
+        data: bytes = _got(references or ())
         return data
 
     name, store = here(), way.store
     if store is not None and stored(store, task.key).exists():
-        return Made(name, 0.0, 0, None), None
+        return Made(name, 0.0, 0, None), None, None
     with locks.scratch() as place:
-        previous = None if before is None else place / "before"
-        places = Places(place / "inputs", previous, place / "output", moved=True)
+        previous = None if given.before is None else place / "before"
+        kept = (place if store is None else store) / KEPT
+        places = Places(place / "inputs", previous, place / "output", moved=True, kept=kept)
         places.inputs.mkdir()
         for file, sha in task.files.items():
-            content.unpack(fetched(sha, inputs[sha]), places.inputs / inside(file))
+            content.unpack(fetched(sha, given.inputs[sha]), places.inputs / inside(file))
         if places.before is not None and task.after is not None:
-            content.unpack(fetched(task.after, before), places.before)
+            content.unpack(fetched(task.after, given.before), places.before)
+        if given.kept is not None and (data := _got(given.kept)) is not None:
+            content.unpack(data, kept)
         done = isolation.attempted(
             task, places, name, isolation.Children(), seconds=way.seconds, retries=way.retries
         )
         record = Made(name, done.seconds, done.attempts, done.failure)
+        on = content.packed(kept) if way.hands_on and kept.is_dir() else None
         if done.failure is not None:
-            return record, None
+            return record, None, on
         data = content.packed(places.output)
     if store is None:
-        return record, data
-    content.keep(data, stored(store, task.key))
-    return record, None
+        return record, data, on
+    once.publish(data, stored(store, task.key))
+    return record, None, on
+
+
+def _got(references: Sequence[Any]) -> Any:  # noqa: ANN401 - bytes, or None where there was nothing to hand on
+    """Return what the only one of `references` refers to."""
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    (data,) = ray.get(list(references))
+    return data
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,9 @@ class NotShared(SeDeployError):
 
 _OUTSIDE = "elsewhere"
 
+KEPT = "kept"
+"""The folder for what tasks make alike, in the folder of a run or in one that all nodes share."""
+
 
 def inside(name: str) -> str:
     """Return a name below the working directory for a file that may lie anywhere."""
@@ -49,6 +52,7 @@ class Places:
     before: Path | None  # what the task that this one follows made
     output: Path
     moved: bool = False  # inputs came from another machine, all of them below `inputs`
+    kept: Path | None = None  # where what tasks of one run make alike is kept (`once`); None: nowhere
 
     def at(self, name: str) -> str:
         """Return where the input `name` lies: one that came along and led out has its own place here."""
@@ -64,6 +68,7 @@ class Task:
     arguments: object
     files: Mapping[str, str]  # inputs: the name that the task knows it by, and its SHA-256
     after: str | None = None  # the key of the task whose output this one reads
+    reuses: str | None = None  # the key of one that makes some of the same; failures are not inherited
     needs: str | None = None  # the tag of a device; None: any worker will do
     seconds: float | None = None  # it may take; None: as long as it takes
 

@@ -253,7 +253,7 @@ def test_flags_reach_who_works(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(("--store", "."), "name a cluster with --on"), (("--jobs", "2", "--on", "ray"), "worker --cpus")],
+    [(("--jobs", "2", "--on", "ray"), "worker --cpus")],
 )
 def test_a_flag_that_would_have_no_effect_is_refused(folder, words, says):
     code, found, _ = call(
@@ -274,7 +274,7 @@ def test_what_another_sweep_made_is_published_under_this_ones_names(folder):
     Path("made/cell.json").write_text(encode(theirs))
     Path("made/report.html").write_text("page")
     outcome = Outcome(mine.key, "node", 0.0, 0, None, Path("made"))
-    found = sweep._published(mine, outcome, Outcome("p", "node", 0.0, 0), Path("out"), first=True)
+    found = sweep._published(mine, outcome, [], Path("out"))
     assert (found.folder, found.report) == (mine.folder, f"{mine.folder}/report.html")
     assert (Path("out") / found.report).read_text() == "page"
 

@@ -18,7 +18,8 @@ def on_node(monkeypatch):
     monkeypatch.setattr(remote, "here", lambda: "node")
 
     def do(task, store):
-        return remote.on_node(task, dict.fromkeys(task.files.values()), None, remote.Way(None, 0, store))
+        given = remote.Given(dict.fromkeys(task.files.values()))
+        return remote.on_node(task, given, remote.Way(None, 0, store))
 
     return do
 
@@ -26,8 +27,8 @@ def on_node(monkeypatch):
 def test_in_a_shared_folder_a_step_is_done_once(on_node, tmp_path):
     task = Task("a" * 64, stub_steps.write, "text", {})
     for attempts in (1, 0):
-        made, data = on_node(task, tmp_path)
-        assert (made.failure, made.attempts, data) == (None, attempts, None)
+        made, data, kept = on_node(task, tmp_path)
+        assert (made.failure, made.attempts, data, kept) == (None, attempts, None, None)
     assert b"text" in remote.read(tmp_path, task.key)
 
 
@@ -42,7 +43,7 @@ def test_an_input_from_outside_of_the_folder_has_a_place_on_a_node(on_node, tmp_
 
 
 def test_a_node_that_does_not_see_the_shared_folder_says_so(on_node, tmp_path):
-    made, _ = on_node(Task("k", stub_steps.write, "text", {"x.npy": "sha"}), tmp_path / "elsewhere")
+    made, _, _ = on_node(Task("k", stub_steps.write, "text", {"x.npy": "sha"}), tmp_path / "elsewhere")
     assert made.failure.kind == "NotShared"
     assert "elsewhere" in made.failure.message
     assert "--store" in made.failure.hint

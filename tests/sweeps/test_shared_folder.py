@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 import se_deploy
+from se_deploy import once
 from se_deploy.errors import CannotWrite
-from se_deploy.sweeps import content
 
 HOST = """
 import sys, time
 from pathlib import Path
-from se_deploy import locks
-from se_deploy.sweeps import content, remote
+from se_deploy import locks, once
+from se_deploy.sweeps import remote
 
 locks.hold = lambda descriptor: True  # a file system whose locks hold on one machine only
 store, begin = Path(sys.argv[1]), float(sys.argv[2])
@@ -26,7 +26,7 @@ data = bytes(range(256)) * 40_000
 while time.time() < begin:
     pass
 for n in range(10):
-    content.keep(data, remote.stored(store, f"{n:064}"))
+    once.publish(data, remote.stored(store, f"{n:064}"))
 """
 SIZE = 256 * 40_000
 
@@ -53,7 +53,7 @@ def test_what_a_killed_writer_left_goes_after_a_day(tmp_path):
     for path in (old, new):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 100_000,) * 2)
-    content.keep(b"whole", tmp_path / "k.tar")
+    once.publish(b"whole", tmp_path / "k.tar")
     assert {path.name for path in tmp_path.iterdir()} == {"k.tar", "k.tar.2.part"}
 
 
@@ -61,11 +61,11 @@ def test_what_cannot_be_removed_does_not_undo_what_was_written(tmp_path):
     left = tmp_path / "k.tar.1.part"
     left.mkdir()  # as another user's file in a folder that all may write
     os.utime(left, (time.time() - 100_000,) * 2)
-    content.keep(b"whole", tmp_path / "k.tar")
+    once.publish(b"whole", tmp_path / "k.tar")
     assert (tmp_path / "k.tar").read_bytes() == b"whole"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(CannotWrite, match="cannot be written"):
-        content.keep(b"x", tmp_path / "file" / "k.tar")
+        once.publish(b"x", tmp_path / "file" / "k.tar")

@@ -19,10 +19,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from se_deploy import graph, locks
+from se_deploy import graph, locks, once
 from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions, Engine, free_inputs, profiles
-from se_deploy.backends.tensorrt import features, gpu, inspector, layer_log
+from se_deploy.backends.tensorrt import answers, features, gpu, inspector, layer_log
 from se_deploy.backends.tensorrt.flavours import FLAVOURS, TENSORRT, TENSORRT_RTX, Flavour
 from se_deploy.backends.tensorrt.sparsity import sparse_layers
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
@@ -34,6 +34,7 @@ from se_deploy.targets import Target, resolve_target
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from se_deploy.backends.tensorrt.answers import Answer
     from se_deploy.protocols import Progress
     from se_deploy.schema.files import ShapeRange
 
@@ -75,10 +76,10 @@ class Compiler:
         """
         options = options or BuildOptions()
         with locks.scratch() as folder:
-            reply, plan, shapes = self._ask(model, options, Path(folder), "model.engine", progress=progress)
-            data = (Path(folder) / "model.engine").read_bytes()
+            answer, plan, shapes = self._ask(model, options, folder, "model.engine", progress=progress)
+        reply = answer.reply
         return Engine(
-            data=data,
+            data=answer.engine or b"",
             plan=plan,
             runtime=self.runtime,
             shapes=shapes,
@@ -90,6 +91,7 @@ class Compiler:
             free=free_inputs(model),
             more_shapes=tuple(profiles(model, given) for given in options.more_shapes),
             features=options.features,
+            kept=answer.kept,
         )
 
     def plan(
@@ -100,7 +102,7 @@ class Compiler:
         Raises as `build` does.
         """
         with locks.scratch() as folder:
-            return self._ask(model, options or BuildOptions(), Path(folder), None, data=onnx)[1]
+            return self._ask(model, options or BuildOptions(), folder, None, data=onnx)[1]
 
     def check_target(self, target: Target) -> None:
         """Raises: BadInput where this compiler cannot build for `target`."""
@@ -132,7 +134,7 @@ class Compiler:
         *,
         progress: Progress = silent,
         data: bytes | None = None,
-    ) -> tuple[dict[str, Any], Plan, Mapping[str, ShapeRange]]:
+    ) -> tuple[Answer, Plan, Mapping[str, ShapeRange]]:
         targets = options.targets or ((DEFAULT_TARGET,) if self.targets else ())
         for target in targets:
             self.check_target(target)
@@ -140,10 +142,8 @@ class Compiler:
         self.check_features(options.features)
         shapes = profiles(model, options.shapes)
         ranges = (shapes, *(profiles(model, given) for given in options.more_shapes))
-        onnx = folder / "model.onnx"
-        onnx.write_bytes(graph.to_bytes(model) if data is None else data)
         request = {
-            "onnx": str(onnx),
+            "onnx": str(folder / "model.onnx"),
             "engine": None if engine is None else str(folder / engine),
             "targets": [target.name for target in targets] if self.targets else [],
             "profiles": [{name: [p.min, p.opt, p.max] for name, p in one.items()} for one in ranges],
@@ -151,14 +151,26 @@ class Compiler:
             "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
             **_asked(options.features),
         }
-        reply = self._process.ask(request, progress)
+        with once.kept_in(None) if _changes(options) else contextlib.nullcontext():
+            answer = answers.answer(
+                request,
+                graph.to_bytes(model) if data is None else data,
+                self._facts(),
+                lambda asked: self._process.ask(asked, progress),
+            )
+        reply = answer.reply
         if not reply["ok"]:
             raise BuildFailed(
                 f"{self._flavour.title} {self.version} refused the network: {reply['reason']}",
                 hint=_in_body(model, reply["reason"]) or _hint(reply["reason"]),
             )
         names = "+".join(target.name for target in targets) if self.targets else self.device
-        return reply, self._plan(reply, names), shapes
+        return answer, self._plan(reply, names), shapes
+
+    def _facts(self) -> dict[str, object]:
+        """Return what makes this compiler's answers those of no other: full TensorRT times kernels here."""
+        device = None if self.targets else gpu.here()
+        return {"runtime": self.runtime, **self._process.capabilities, "gpu": repr(device)}
 
     def _plan(self, reply: dict[str, Any], target: str) -> Plan:
         if reply["inspector"] is not None:
@@ -206,6 +218,12 @@ class Compiler:
                 "one engine for sm75 and others gives them all Turing's slower plan: build sm75 apart"
             )
         return tuple(notes)
+
+
+def _changes(options: BuildOptions) -> bool:
+    """Whether a build does more than what its request says, or another one of the same is asked for."""
+    asked = options.features
+    return options.timing_cache is not None or bool(asked.plugins) or asked.best_of > 1
 
 
 def _asked(asked: EngineFeatures) -> dict[str, Any]:
