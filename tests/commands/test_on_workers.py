@@ -28,6 +28,15 @@ NET = graph.tidy(
 )
 
 
+@pytest.fixture(autouse=True)
+def node():
+    """The compilers that a job leaves running end with its node, which here is the process of all tests."""
+    yield
+    if on_workers._keep_compilers.cache_info().currsize:
+        on_workers._keep_compilers().close()
+        on_workers._keep_compilers.cache_clear()
+
+
 class Backwards:
     """Nodes that do the last job first, each from its bytes."""
 
