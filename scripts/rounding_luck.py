@@ -19,6 +19,7 @@ import click
 import numpy as np
 
 from se_deploy.quantization import qparams
+from se_deploy.quantization.qdq import LOWEST_LEVEL
 from se_deploy.quantization.scales import representable
 
 if TYPE_CHECKING:
@@ -66,8 +67,13 @@ def moved(
     def other(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         found = choose(subject, methods)
         for method, one in found.items():
-            scale = one.params.scale * (1 + HAIR * random.standard_normal(1))
-            params = dataclasses.replace(one.params, scale=float(representable(scale)[0]))
+            before = one.params
+            scale = before.scale * (1 + HAIR * random.standard_normal(1))
+            params = dataclasses.replace(before, scale=float(representable(scale)[0]))
+            if before.offset is not None:  # the lowest level stays where it is: a ReLU's 0 is met exactly
+                factor = 1.0 if before.equalization is None else before.equalization
+                offset = before.offset - LOWEST_LEVEL * factor * (params.scale - before.scale)
+                params = dataclasses.replace(params, offset=offset.astype(np.float32))
             found[method] = dataclasses.replace(one, params=params)
         return found
 

@@ -205,6 +205,18 @@ def test_extremes_that_never_change_are_expected_to_stay_however_they_come():
     np.testing.assert_allclose(extremes.expected(-1), [5.0, -2.0])
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_is_doubted_does_not_vanish_with_the_number_of_samples(seed):
+    samples = drawn(136, seed)
+    again = np.concatenate([samples * (1 - 1e-4 * i) for i in range(4)])  # no extreme comes twice
+    few, many = of_samples(samples), of_samples(again)
+    assert many.tails.samples == few.tails.samples
+    # Where hardly any of a channel's own values are left, clipping still costs something.
+    edges = np.array([0.6, 0.8, 0.95])[:, None] * few.high
+    clipped = [calibration.ClipError(one.expected())(-edges, edges) for one in (few, many)]
+    assert (clipped[1] > 0.9 * clipped[0]).all()
+
+
 def test_samples_differ_where_other_channels_are_loud_not_where_all_are():
     brighter = np.geomspace(0.1, 10, 16)[:, None, None]
     assert of_samples(np.repeat(drawn(1), 16, axis=0) * brighter).tails.dispersion == pytest.approx(
