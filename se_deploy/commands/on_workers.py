@@ -48,6 +48,7 @@ class WorkersKeys(TypedDict):
 _USED = frozenset({"onnx", "onnx-ir", "numpy"})
 """What jobs use besides a compiler and what runs graphs."""
 
+_INFO = Path("/proc/cpuinfo")  # of Linux; other systems have none
 _VECTOR = ("sse", "avx", "fma", "amx", "asimd", "sve", "i8mm", "bf16", "fphp", "sme")
 """How the names of the instructions begin that a runtime chooses its kernels by: sums are ordered by them."""
 
@@ -125,10 +126,18 @@ def facts() -> dict[str, str]:
 
 
 def _instructions() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8", errors="replace").splitlines() if info.is_file() else []
+    """Return the processor's vector instructions: as the system lists them, else those that numpy found."""
+    lines = _INFO.read_text("utf-8", errors="replace").splitlines() if _INFO.is_file() else []
     named = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
-    return " ".join(sorted(word for word in named.split() if word.startswith(_VECTOR)))
+    listed = sorted(word for word in named.split() if word.startswith(_VECTOR))
+    return " ".join(listed) or f"what numpy calls {' '.join(_found_by_numpy()) or 'its baseline'}"
+
+
+def _found_by_numpy() -> list[str]:
+    import numpy as np  # noqa: PLC0415 - --help imports no numpy
+
+    build: Any = np.show_config(mode="dicts")
+    return sorted(build.get("SIMD Extensions", {}).get("found", ()))
 
 
 @dataclass(frozen=True, slots=True)

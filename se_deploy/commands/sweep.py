@@ -7,7 +7,6 @@ import csv
 import datetime as dt
 import io
 import json
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from se_deploy import files, locks, report, schema
-from se_deploy.commands import run, sweep_cell, sweep_choice
+from se_deploy.commands import run, sweep_cell, sweep_choice, sweep_results
 from se_deploy.commands.run_files import PRECISIONS
-from se_deploy.commands.sweep_cell import CELL, DEPLOY, LOWER, PREPARE
+from se_deploy.commands.sweep_cell import CELL, LOWER, PREPARE
 from se_deploy.errors import BadInput, OutputExists
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
-from se_deploy.schema.sweep import Sweep, SweepCell, SweepChoice, SweepNode, SweepStep
+from se_deploy.schema.sweep import Sweep, SweepCell, SweepChoice, SweepNode
 from se_deploy.sweeps import cluster
 from se_deploy.sweeps.local import Local, jobs_that_fit
 from se_deploy.sweeps.tasks import Count, LostWorker, NotShared, NoWorker, Outcome, Task, TimeLimit
@@ -280,12 +279,12 @@ def _work(
         first = shared[cell.prepare_key][0] is cell
         chain = _chain(cell.prepare_key, behind)
         before = [
-            _step(
+            sweep_results.step(
                 PREPARE if behind[key] is None else LOWER, prepared[key], shared=not first or key != chain[-1]
             )
             for key in chain
         ]
-        made[cell.folder] = _published(cell, outcome, before, folder)
+        made[cell.folder] = sweep_results.published(cell, outcome, before, folder)
         seen.cell(made[cell.folder])
 
     seen.count(Count(0, len(tasks)))
@@ -310,54 +309,6 @@ def _chain(key: str, behind: Mapping[str, str | None]) -> list[str]:
     while (before := behind[chain[0]]) is not None:
         chain.insert(0, before)
     return chain
-
-
-def _step(name: str, outcome: Outcome, *, shared: bool) -> SweepStep | None:
-    """Return a step as results name it; None for one that was not begun."""
-    if not outcome.attempts and outcome.failure is not None:
-        return None
-    return SweepStep(
-        name=name, node=outcome.node, seconds=outcome.seconds, attempts=outcome.attempts, shared=shared
-    )
-
-
-def _published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], folder: Path) -> SweepCell:
-    """Put what a cell made into its folder, its result last, and return that; `before`: its first steps."""
-    place = folder / cell.folder
-    files.claim(place / CELL, overwrite=True)
-    (place / CELL).unlink(missing_ok=True)
-    steps = [step for step in (*before, _step(DEPLOY, outcome, shared=False)) if step is not None]
-    if outcome.failure is None and outcome.output is not None:
-        summary = schema.load(
-            outcome.output / CELL, SweepCell, what="the result of a cell", error=BadInput, hint="run it again"
-        )
-        page = None if summary.report is None else f"{cell.folder}/{Path(summary.report).name}"
-        result = (
-            replace(  # another sweep, which shares --store with this one, may have made it for its folder
-                summary, folder=cell.folder, report=page, steps=tuple(steps)
-            )
-        )
-        for path in sorted(outcome.output.iterdir()):
-            if path.name != CELL:
-                (place / path.name).unlink(missing_ok=True)
-                shutil.move(path, place / path.name)
-    else:
-        why = outcome.failure
-        result = SweepCell(
-            model=cell.model,
-            precision=cell.precision,
-            target=cell.target.called if cell.target else None,
-            batch=cell.batch or "dynamic",
-            state="failed",
-            folder=cell.folder,
-            reason=None if why is None else why.message,
-            kind=None if why is None else why.kind,
-            hint=None if why is None else why.hint,
-            key=cell.key,
-            steps=tuple(steps),
-        )
-    files.write_text(place / CELL, f"{schema.encode(result)}\n")
-    return result
 
 
 class _Seen:

@@ -98,6 +98,7 @@ class SweepCell(Struct, frozen=True, kw_only=True):
     not_finite: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     steps: tuple[SweepStep, ...] = ()
+    files: tuple[str, ...] = ()  # in its folder, besides cell.json
 
     @property
     def nodes(self) -> tuple[str, ...]:

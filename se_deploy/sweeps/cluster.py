@@ -7,6 +7,7 @@ cluster is opened.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -75,7 +76,8 @@ class _Sent:
 def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
     """Join the cluster that this machine is a node of ("ray"), or one elsewhere ("ray://HOST:PORT").
 
-    Raises: MissingRuntime without Ray; BadInput where no cluster answers, or versions differ between nodes.
+    Raises: MissingRuntime without Ray; BadInput where no cluster answers, or versions differ between nodes;
+    RemoteFailed where it is lost meanwhile.
     """
     address = reached(on)
     host = address.removeprefix(ON_CLIENT).rpartition(":")[0]
@@ -113,8 +115,14 @@ def reached(on: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody else can reach `host`."""
-    return host in {"localhost", "::1"} or host.startswith("127.")
+    """Whether nobody else can reach `host`: a name or an address, of IPv6 also in brackets."""
+    plain = host.removeprefix("[").removesuffix("]")
+    try:
+        address = ipaddress.ip_address(plain)
+    except ValueError:
+        return plain == "localhost"
+    mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:127.0.0.1
+    return (address if mapped is None else mapped).is_loopback
 
 
 def _address() -> str:
@@ -161,7 +169,23 @@ def _asked(
     ray: Any,  # noqa: ANN401 - the module, which has no types here
     question: Callable[[], T],
 ) -> list[tuple[Mapping[str, Any], T]]:
-    """Return every node that is alive with its answer. Raises: BadInput where one gives none."""
+    """Return every node that is alive with its answer.
+
+    Raises: BadInput where one gives none; RemoteFailed where the whole cluster is lost.
+    """
+    try:
+        return _answered(ray, question)
+    except ConnectionError as e:
+        raise RemoteFailed(
+            f"the cluster was lost while its nodes were asked what they are: {files.reason_of(e)}",
+            hint="look at its first node, then run the same again",
+        ) from e
+
+
+def _answered(
+    ray: Any,  # noqa: ANN401 - the module, which has no types here
+    question: Callable[[], T],
+) -> list[tuple[Mapping[str, Any], T]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - as ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -207,7 +231,10 @@ class Cluster:
     _inputs: dict[str, Any] = field(default_factory=dict)  # references by SHA-256
 
     def asked(self, question: Callable[[], T]) -> list[tuple[str, str, T]]:
-        """Return of every node that takes work its number, its address and its answer. Raises: BadInput."""
+        """Return of every node that takes work its number, its address and its answer.
+
+        Raises: BadInput, RemoteFailed.
+        """
         return [
             (node["NodeID"], node["NodeManagerAddress"], answer)
             for node, answer in _asked(self.ray, question)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -144,6 +145,28 @@ def test_only_nodes_that_compute_as_this_machine_does_get_jobs():
         jobs.opened(Asked(other), on_workers.facts)
     with pytest.raises(BadInput, match="none has a processor"):
         jobs.opened(Asked(), on_workers.facts)
+
+
+def test_processors_are_told_apart_where_the_system_does_not_list_their_instructions(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nflags : fpu sse2 avx2 fma\n")
+    monkeypatch.setattr(on_workers, "_INFO", info)
+    assert on_workers.facts()["processor"].endswith(" with avx2 fma sse2")
+    monkeypatch.setattr(on_workers, "_INFO", tmp_path / "none")
+    config = {"SIMD Extensions": {"baseline": ["SSE"], "found": ["AVX2"], "not found": ["AVX512F"]}}
+    found = []
+    for names in (["AVX2"], ["AVX2", "AVX512F"], []):
+        config["SIMD Extensions"]["found"] = names
+        monkeypatch.setattr(np, "show_config", lambda mode: {"dicts": config}[mode])
+        found.append(on_workers.facts()["processor"].partition(" with ")[2])
+    assert found == [
+        "what numpy calls AVX2",
+        "what numpy calls AVX2 AVX512F",
+        "what numpy calls its baseline",
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(on_workers, "_INFO", tmp_path / "none")
+    assert on_workers.facts()["processor"].startswith(f"{platform.machine()} with what numpy calls ")
 
 
 @needs.RTX

@@ -17,12 +17,12 @@ from msgspec.structs import replace
 
 from se_deploy.cli import main
 from se_deploy.commands import run as commands_run
-from se_deploy.commands import sweep, sweep_choice, sweep_plan
+from se_deploy.commands import sweep, sweep_choice, sweep_plan, sweep_results
 from se_deploy.commands.sweep_plan import Asked
 from se_deploy.errors import BadInput
 from se_deploy.schema import encode
 from se_deploy.schema.sweep import SweepArtifact, SweepCell
-from se_deploy.sweeps.tasks import Outcome
+from se_deploy.sweeps.tasks import Failure, Outcome
 
 QUICK = "search_plans = 0\nwarmup_ms = 1\nduration_s = 0.02\n"
 
@@ -274,9 +274,48 @@ def test_what_another_sweep_made_is_published_under_this_ones_names(folder):
     Path("made/cell.json").write_text(encode(theirs))
     Path("made/report.html").write_text("page")
     outcome = Outcome(mine.key, "node", 0.0, 0, None, Path("made"))
-    found = sweep._published(mine, outcome, [], Path("out"))
+    found = sweep_results.published(mine, outcome, [], Path("out"))
     assert (found.folder, found.report) == (mine.folder, f"{mine.folder}/report.html")
     assert (Path("out") / found.report).read_text() == "page"
+
+
+def published(cell, *names):
+    """Publish a result with these files, or a failure where there are none."""
+    made = Path("made")
+    made.mkdir(exist_ok=True)
+    for name in names:
+        (made / name).write_text(name)
+    summary = SweepCell(
+        model=cell.model, precision="int8", target=None, batch="dynamic", state="done", key=cell.key,
+        folder=cell.folder, reason=None,
+    )  # fmt: skip
+    (made / "cell.json").write_text(encode(summary))
+    failure = None if names else Failure("BadModel", "no network", "-")
+    outcome = Outcome(cell.key, "node", 1.0, 1, failure, made if names else None)
+    return sweep_results.published(cell, outcome, [], Path("out"))
+
+
+def test_a_result_with_fewer_files_leaves_none_of_the_earlier_one(folder):
+    """An engine of the earlier one would pass for the new one's; what no result left is the user's."""
+    (mine,) = matrix(models=("net.onnx",), calib_data=Path("x.npy")).cells
+    place = Path("out") / mine.folder
+    first = published(mine, "report.html", "model.int8.engine")
+    assert set(first.files) == {"report.html", "model.int8.engine"}
+    (place / "notes.txt").write_text("mine")
+    assert published(mine, "report.html").files == ("report.html",)
+    assert {path.name for path in place.iterdir()} == {"report.html", "notes.txt", "cell.json"}
+    assert published(mine).state == "failed"
+    assert {path.name for path in place.iterdir()} == {"notes.txt", "cell.json"}
+
+
+def test_a_result_names_no_file_outside_of_its_folder(folder):
+    (mine,) = matrix(models=("net.onnx",), calib_data=Path("x.npy")).cells
+    place = Path("out") / mine.folder
+    place.mkdir(parents=True)
+    made = published(mine, "report.html")
+    (place / "cell.json").write_text(encode(replace(made, files=("report.html", "../../../../x.npy"))))
+    published(mine)
+    assert Path("x.npy").exists()
 
 
 def known(cell, **rest):
@@ -393,10 +432,21 @@ def test_a_sweep_from_end_to_end(folder):
         assert (out / found["report"]).is_file()
         for engine in found["artifacts"]:
             assert (out / found["folder"] / engine["path"]).is_file()
-        assert [step["name"] for step in found["steps"]] == ["export, quantize", "build-engine, profile"]
+        assert set(found["files"]) == {p.name for p in (out / found["folder"]).iterdir()} - {"cell.json"}
         assert not list((out / found["folder"]).glob("*.pickle"))
-    shared = [found["steps"][0]["shared"] for found in first["cells"][:4]]
-    assert shared == [False, True, False, True], "what needs no device is done once for both targets"
+    export, lower, build = "export, quantize", "lower precision", "build-engine, profile"
+    steps = [[(step["name"], step["shared"]) for step in found["steps"]] for found in first["cells"][:4]]
+    assert steps == [
+        [(export, False), (build, False)],
+        [(export, True), (build, False)],
+        [(export, True), (lower, False), (build, False)],
+        [(export, True), (lower, True), (build, False)],
+    ], "the network is exported once, and what needs no device is done once for both targets"
+    for number in range(2):  # whoever of the two came first built it
+        both = (first["cells"][number], first["cells"][number + 2])
+        assert sum(cell["artifacts"][0]["kept"] for cell in both) == 1
+        one, other = ((out / cell["folder"] / "model.fp16.engine").read_bytes() for cell in both)
+        assert one == other
     assert len((out / "sweep.csv").read_text().splitlines()) == 1 + 2 + 4 + 4
     assert json.loads((out / "sweep.json").read_text()) == first
     assert first["cells"][0]["artifacts"][0]["ms_from"] == "planned"
@@ -415,6 +465,24 @@ def test_a_sweep_from_end_to_end(folder):
     words = ("--precision", "fp16", "--target", "sm86", "--overwrite", "--json", "-q")
     code, third, _ = call("sweep", "sweep.toml", "-o", "out", *words)
     assert [c["state"] for c in third["cells"]] == ["done", "failed"]
+
+
+@pytest.mark.slow
+@needs.RTX
+def test_what_a_store_keeps_is_not_built_again_by_another_sweep(folder):
+    Path("sweep.toml").write_text(f'models = "net.onnx"\nprecisions = "fp16"\ncalib_data = "x.npy"\n{QUICK}')
+    (folder / "store").mkdir()
+    engines = []
+    for name, kept in (("first", False), ("second", True)):
+        words = ("-o", name, "--store", "store", "--target", "sm86", "--json", "-q")
+        code, found, _ = call("sweep", "sweep.toml", *words)
+        (one,) = found["cells"][0]["artifacts"]
+        assert (code, found["done"], one["kept"]) == (0, 1, kept)
+        report = json.loads((Path(name) / found["cells"][0]["report"]).with_suffix(".json").read_text())
+        assert report["build-engine"]["kept"] == kept
+        engines.append((Path(name) / found["cells"][0]["folder"] / one["path"]).read_bytes())
+    assert engines[0] == engines[1]
+    assert {path.suffix for path in Path("store/kept").rglob("*") if path.is_file()} == {".kept"}
 
 
 @pytest.mark.slow

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 import ray_cluster
 
 from se_deploy.commands.export import export
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, RemoteFailed
 from se_deploy.sweeps import cluster
 
 pytestmark = ray_cluster.NEEDED
@@ -49,3 +50,41 @@ def test_nobody_to_work_is_said_before_any_work(noted, tmp_path):
     assert not noted.exists()
     with pytest.raises(BadInput, match="no node of one"):
         export("no-such-network.onnx", tmp_path / "out.onnx", on="ray")
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [
+        ("localhost", True), ("127.0.0.1", True), ("127.3.2.1", True), ("::1", True), ("[::1]", True),
+        ("[::ffff:127.0.0.1]", True), ("::ffff:10.0.0.1", False), ("10.0.0.1", False), ("[fe80::1]", False),
+        ("[::]", False), ("127.example.org", False), ("orin", False),
+    ],
+)  # fmt: skip
+def test_loopback_is_known_however_it_is_written(host, alone):
+    assert cluster.is_loopback(host) == alone
+
+
+def test_a_loopback_address_in_brackets_is_reached(noted):
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+        on = f"ray://[::1]:{listening.getsockname()[1]}"
+        assert cluster.reached(on) == on
+
+
+def gone(*_args, **_rest):
+    """Answer as Ray does whose first node has died."""
+    raise ConnectionError("the client is not connected")
+
+
+NODE = {"Alive": True, "NodeID": "0" * 56, "NodeManagerAddress": "10.0.0.1", "Resources": {}}
+PROBE = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: "reference"))
+
+
+@pytest.mark.parametrize(
+    "nodes", [gone, lambda: [NODE]], ids=["before its nodes are known", "before they answer"]
+)
+def test_a_cluster_that_is_lost_while_it_is_joined_is_an_error_in_words(nodes):
+    ray = SimpleNamespace(
+        nodes=nodes, get=gone, remote=lambda _: PROBE, exceptions=SimpleNamespace(RayError=KeyError)
+    )
+    with pytest.raises(RemoteFailed, match=r"was lost while its nodes were asked.*is not connected"):
+        cluster._nodes(ray)
