@@ -8,15 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import plan_graphs
 import pytest
 
 import se_deploy
+from se_deploy import graph
 from se_deploy.backends import registry
 
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
-    "errors", "extras", "locks", "files", "shipped", "schema", "once", "plan", "targets", "roofline",
-    "protocols", "batching", "signature", "npy",
+    "errors", "extras", "collector", "locks", "files", "shipped", "schema", "once", "plan", "targets",
+    "roofline", "protocols", "batching", "signature", "npy",
     "options", "onnx_files", "shape_inference", "graph", "opsets", "networks", "frontend", "se_blocks",
     "passes", "data", "calibration", "quantization", "advice", "fusion", "comparison", "backends",
     "verification", "profiling", "deploy", "report", "tables", "sweeps", "commands", "pytest_plugin", "cli",
@@ -139,3 +141,19 @@ def test_help_imports_nothing_heavy(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "Usage:" in done.stdout
+
+
+def test_a_look_at_a_file_reads_no_data_and_asks_no_package(tmp_path):
+    graph.save(plan_graphs.se_net(), tmp_path / "net.onnx")
+    unused = ("torch", "onnxruntime", "tensorrt_rtx", "matplotlib", "PIL", "se_deploy.data")
+    code = (
+        "import sys\n"
+        "from importlib import metadata\n"
+        "asked = []\n"
+        "metadata.entry_points = lambda **group: asked.append(group) or ()\n"
+        "from se_deploy.cli import main\n"
+        f"assert main(['inspect', {str(tmp_path / 'net.onnx')!r}], standalone_mode=False) == 0\n"
+        f"print([m for m in {unused!r} if m in sys.modules], asked)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[] []"

@@ -103,6 +103,8 @@ class RuntimeName(click.ParamType[str]):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the name; refuse what no backend is called, as click.Choice does."""
+        if value == registry.AUTO:  # the default: nobody has to know which packages bring backends
+            return registry.AUTO
         return str(click.Choice(registry.choices()).convert(str(value), param, ctx))
 
 

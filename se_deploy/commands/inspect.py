@@ -11,7 +11,7 @@ from msgspec import convert
 from se_deploy import graph, se_blocks
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
-from se_deploy.commands import as_schema, reading, sampling
+from se_deploy.commands import as_schema, reading
 from se_deploy.errors import BadInput
 from se_deploy.options import ADVICE_SAMPLES, CalibrationOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
@@ -140,6 +140,7 @@ def _advised(
 ) -> tuple[advice.AdviceResult, tuple[str, ...]]:
     """Return what the data says of each block's width, and what must be said of the data."""
     from se_deploy import advice  # noqa: PLC0415 - what it runs on: most looks at a file have no data
+    from se_deploy.commands import sampling  # noqa: PLC0415 - and what reads the data
 
     samples = sampling.calibration_samples(model, calibration)
     found = advice.advise(model, samples, registry.graph_runtime(), progress=progress)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import data, files, graph, locks, report, schema
+from se_deploy import collector, data, files, graph, locks, report, schema
 from se_deploy.backends import keeping, registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import (
@@ -104,8 +104,10 @@ def run(
     with locks.folder(folder):
         run_files.claim(folder, overwrite=overwrite)
         steps = _Steps(progress, 8)
-        done = _prepare(asked, steps)
-        return _deploy(asked, done, Said(verb, command or f"se-deploy {verb} {model} -o {folder}"), steps)
+        exported = _begin(asked, steps)
+        with collector.only_new(drop_old=True):
+            done = _prepare(asked, exported, steps)
+            return _deploy(asked, done, Said(verb, command or f"se-deploy {verb} {model} -o {folder}"), steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +133,9 @@ def prepared(
     Raises: whatever a step raises.
     """
     require_samples(calibration, options)
-    asked = _Asked(model, folder, options, calibration, silent)
-    return _prepare(asked, _Steps(silent, 8), None if wider is None else wider.moved(folder))
+    asked, steps = _Asked(model, folder, options, calibration, silent), _Steps(silent, 8)
+    wider = None if wider is None else wider.moved(folder)
+    return _prepare(asked, _begin(asked, steps, wider), steps, wider)
 
 
 @data.kept()
@@ -154,13 +157,17 @@ def deployed(
     return _deploy(asked, done, said, _Steps(silent, 8))
 
 
-def _prepare(asked: _Asked, steps: _Steps, wider: Prepared | None = None) -> Prepared:
-    """Export and quantize; `wider` has done a part of it."""
-    precision = asked.options.precision
-    paths = run_files.graphs(asked.folder)
+def _begin(asked: _Asked, steps: _Steps, wider: Prepared | None = None) -> ExportResult:
+    """Export the network, or load the file given, unless `wider` has."""
     files.claim_kept(asked.calibration.cache)
     steps.next()
-    exported = _exported(asked, paths["onnx"]) if wider is None else wider.exported
+    return _exported(asked, run_files.graphs(asked.folder)["onnx"]) if wider is None else wider.exported
+
+
+def _prepare(asked: _Asked, exported: ExportResult, steps: _Steps, wider: Prepared | None = None) -> Prepared:
+    """Write the graphs of lower precision; `wider` has done a part of it."""
+    precision = asked.options.precision
+    paths = run_files.graphs(asked.folder)
     steps.next()
     notes = list(exported.warnings if wider is None else wider.warnings)
     written = [paths["onnx"].name] if wider is None else list(wider.written)

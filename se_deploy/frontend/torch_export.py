@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 import io
 import logging
 import os
@@ -18,7 +17,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from se_deploy import graph, locks, signature
+from se_deploy import collector, graph, locks, signature
 from se_deploy.errors import ExportFailed
 from se_deploy.frontend import torch_threads
 from se_deploy.schema import input_spec, provenance
@@ -59,7 +58,7 @@ def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Ex
             failures.append(f"torchscript: writes opset {TORCHSCRIPT_MAX_OPSET} at most")
             continue
         try:
-            with _silence(), _collecting_new():
+            with _silence(), collector.only_new():
                 model = write(network, opset, batch)
         except Exception as e:  # noqa: BLE001 - exporters raise anything; all of it is reported below
             failures.append(f"{exporter}: {_reason(e)}")
@@ -189,19 +188,6 @@ def _with_batch(model: ir.Model, network: Network, batch: int | None) -> ir.Mode
         return len(batched)
 
     return model if batch is None else graph.rewrite(model, fix_batch).model
-
-
-@contextlib.contextmanager
-def _collecting_new() -> Iterator[None]:
-    """Keep Python's collector from walking all of PyTorch again for each generation that the export fills."""
-    if gc.get_freeze_count():  # by the caller, who also decides when it ends
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _finish(proto: onnx.ModelProto) -> ir.Model:
