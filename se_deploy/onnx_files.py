@@ -31,13 +31,16 @@ MOST_ELEMENTS = 2**40
 """Elements of one tensor, whatever a file says: more than any memory holds."""
 
 MOST_ATTRIBUTE = 2**20
-"""The largest kernel, stride, padding, group or axis: more than any side of an image."""
+"""The largest kernel, stride, padding, group, axis or number of parts: more than any side of an image."""
+
+MOST_DIMENSIONS = 1024
+"""Sizes that an Expand may be given, many more than the 64 dimensions of NumPy."""
 
 _SMALL_BYTES = 2**12  # of a weight that is cheap to copy
 _HINT = "name an ONNX file; if this is one, it was damaged: export or copy it again"
 _BOUNDED = (
     "kernel_shape", "strides", "dilations", "pads", "group", "output_padding", "output_shape",
-    "axis",  # onnx's inference counts up to that of a LayerNormalization: 2^31 takes longer than 10 s
+    "num_outputs", "axis",  # onnx's inference counts up to them: 2^31 takes longer than 10 s
 )  # fmt: skip
 _TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT: "float_data",
@@ -335,6 +338,11 @@ def _given(node: ir.Node) -> str:
 
 
 def _wrong_values(node: ir.Node) -> str | None:
+    sizes = node.inputs[1] if node.op_type == "Expand" and len(node.inputs) > 1 else None
+    if sizes is not None and sizes.shape is not None:
+        given = [size for size in sizes.shape if isinstance(size, int)]
+        if math.prod(given) > MOST_DIMENSIONS:  # before operator set 13 inference makes as many dimensions
+            return f"its sizes have the shape {given}"
     for one in node.attributes.values():
         if one.type.name not in {"INT", "INTS"} or one.is_ref():
             continue
