@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
 from typing import TYPE_CHECKING
 
 import onnx
@@ -63,7 +64,7 @@ def read(path: Path) -> onnx.ModelProto:
     """
     files.check_regular(path, error=BadModel)
     with _parsing(path):
-        proto = onnx.load(path, load_external_data=False)
+        proto = _load(path)
     if not proto.graph.node and not proto.graph.input:
         raise BadModel(f"'{path}' holds no ONNX graph", hint="export it again")
     for problem in _problems(proto, path):
@@ -76,6 +77,20 @@ def read(path: Path) -> onnx.ModelProto:
             raise BadModel(f"'{path}' cannot be used: {printable(where)} {printable(wrong)}", hint=_HINT)
     with _parsing(path):
         onnx.checker.check_model(_without_weights(proto))
+    return proto
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """Return what a file holds, parsed where the system has it: `onnx.load` copies all weights once more."""
+    if path.suffix != ".onnx" or not path.stat().st_size:  # as text, by its ending; no map is of no bytes
+        return onnx.load(path, load_external_data=False)
+    proto = onnx.ModelProto()
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as content,
+    ):
+        proto.ParseFromString(content)
     return proto
 
 
@@ -108,7 +123,7 @@ def weight_files(path: Path) -> tuple[str, ...]:
     """
     files.check_regular(path, error=BadModel)
     with _parsing(path):
-        tensors = onnx.load(path, load_external_data=False).graph.initializer
+        tensors = _load(path).graph.initializer
         outside = [tensor for tensor in tensors if uses_external_data(tensor)]
         return tuple(sorted({ExternalDataInfo(tensor).location for tensor in outside}))
 
