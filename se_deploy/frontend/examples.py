@@ -106,7 +106,7 @@ def _read(path: Path, inputs: Sequence[DeclaredInput]) -> dict[str, Array]:
 
 def _declared(name: str, array: Array) -> DeclaredInput:
     dims = (BATCH, *array.shape[1:]) if array.ndim else ()
-    return DeclaredInput(name, dims, str(array.dtype))
+    return DeclaredInput(name, dims, array.dtype.name)  # whatever the order of its bytes
 
 
 def _in_order(module: nn.Module, declared: tuple[DeclaredInput, ...]) -> tuple[DeclaredInput, ...]:
@@ -156,7 +156,8 @@ def _tensor(
 ) -> torch.Tensor:
     dtype: torch.dtype = getattr(torch, one.dtype)
     if array is not None:
-        given = torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)).to(dtype)
+        native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        given = torch.from_numpy(native.reshape(array.shape)).to(dtype)
         return given if tuple(given.shape) == shape else given.expand(shape).contiguous()
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)

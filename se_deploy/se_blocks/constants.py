@@ -51,8 +51,12 @@ def _made(node: ir.Node, inputs: Sequence[Array | None]) -> float:
         return sum(n for n in known if n is not None)
     given = [np.asarray(0) if array is None else array for array in inputs]
     sizes = [array.astype(np.float64) for array in given if array.dtype.kind in "iuf"]
+    if node.op_type in {"ConstantOfShape", "Expand", "Tile"} and not sizes:
+        return math.inf
     if node.op_type == "Range":
-        start, limit, delta = (float(array) for array in sizes)
+        if len(sizes) != 3 or any(array.size != 1 for array in sizes):  # noqa: PLR2004 - start, limit, delta
+            return math.inf
+        start, limit, delta = (array.item() for array in sizes)
         return max(0.0, (limit - start) / delta) if delta else math.inf
     if node.op_type == "ConstantOfShape":
         return float(np.prod(sizes[0]))

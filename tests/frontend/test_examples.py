@@ -14,7 +14,7 @@ from torch_nets import NETS
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import BadData, BadInput
-from se_deploy.frontend import torch_export, zoo
+from se_deploy.frontend import examples, torch_export, zoo
 from se_deploy.signature import Feeding, parse
 
 MORE = '''
@@ -141,3 +141,11 @@ def test_programs_are_exported_with_their_own_free_sizes(tmp_path, batch):
         (got,) = session.run(x).values()
     want = network.module(*(torch.from_numpy(x[name]) for name in ("image", "meta")))
     np.testing.assert_allclose(got, want.detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_an_example_may_have_its_bytes_in_the_other_order():
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    one = examples._declared("x", array.astype(">f4"))
+    assert one.dtype == "float32"
+    (tensor,) = examples._tensors([one], {"x": array.astype(">f4")}, {"N": 2}, seed=0)
+    np.testing.assert_array_equal(tensor.numpy(), array)
