@@ -12,7 +12,7 @@ from onnx import parser
 
 from se_deploy import fusion, graph
 from se_deploy.fusion import FusionRules
-from se_deploy.fusion.region import Graph
+from se_deploy.fusion.region import Graph, is_map
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
 
@@ -96,3 +96,18 @@ def test_a_block_of_one_pixel_is_taken_out_too():
     )
     plain = fusion.without_gates(model, [block])
     assert [node.op_type for node in plain.graph] == ["Relu", "Identity"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((1, 4), False),
+        ((1, 4, 1, 1), False),
+        ((1, 4, 8, 1), True),  # a column
+        ((1, 4, 1, 8), True),
+        ((1, 4, None, 1), True),
+        ((1, 4, 8), True),
+    ],
+)
+def test_a_map_has_more_than_one_place(shape, wanted):
+    assert is_map(ir.Value(name="x", shape=ir.Shape(shape))) == wanted
