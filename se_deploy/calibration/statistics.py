@@ -43,7 +43,7 @@ _RETURN_LEVEL = math.sqrt(6) / math.pi * (math.log(_UNSEEN) - _EULER)
 """Of Gumbel's distribution: standard deviations above its mean, which are exceeded once in `_UNSEEN`."""
 _PRIOR_SAMPLES = 4
 """Samples that the other channels' tails count for: their shape, in a channel's own mean and deviation."""
-_MOST_TOLD = 128
+MOST_TOLD = 128
 """Samples that tails are known from at most: of more samples a histogram holds fewer values each, so that a
 cut looks cheap by chance as often. Without this bound doubt vanishes with them, and clipping grows."""
 _WAITING = 4 * BINS  # values of each channel that are counted at once: a histogram is touched as a whole
@@ -100,7 +100,7 @@ class Statistics:
         """Return what other data is expected to show: wider extents, and tails that all channels share.
 
         Few samples say little of one channel's tails, and all channels together much more: a share of each
-        histogram, the smaller the more samples there are (of `_MOST_TOLD` at most), has the shape of all of
+        histogram, the smaller the more samples there are (of `MOST_TOLD` at most), has the shape of all of
         them, in the channel's own mean and deviation, within the extent that it is expected to reach.
         """
         if self.tails is None:
@@ -138,7 +138,7 @@ class Tails:
 
     low: FloatArray  # at most what was seen, by no more than the extent that was
     high: FloatArray  # at least what was seen, as above
-    samples: int  # at most `_MOST_TOLD`
+    samples: int  # at most `MOST_TOLD`
     dispersion: float = 0.0  # of each sample's reaches over the farthest: variance over squared mean
 
     def divided(self, factor: FloatArray) -> Tails:
@@ -404,7 +404,7 @@ class _Channels:
             Tails(
                 np.clip(self.lows.expected(-1), 2 * self.low - self.high, self.low),
                 np.clip(self.highs.expected(1), self.high, 2 * self.high - self.low),
-                min(self.lows.count, _MOST_TOLD),
+                min(self.lows.count, MOST_TOLD),
                 self._dispersion(),
             ),
         )
