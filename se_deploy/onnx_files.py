@@ -368,7 +368,8 @@ def _wrong_values(node: ir.Node) -> str | None:
             return f"its {one.name} is {values}"
         if one.name == "batch_dims" and min(values, default=0) < 0:
             return f"its batch_dims is {values}"
-        if node.op_type == "Split" and one.name == "num_outputs" and values[0] < len(node.outputs):
+        parts = min(values, default=0) if node.op_type == "Split" and one.name == "num_outputs" else None
+        if parts is not None and parts < len(node.outputs):
             return f"its num_outputs is {values}, and it has {len(node.outputs)} outputs"
     return None
 

@@ -112,6 +112,7 @@ FOUND = Path(__file__).parent / "fuzz" / "found" / "onnx"
     [
         ("split-into-fewer", "num_outputs is [1], and it has 3 outputs"),
         ("split-in-function", "num_outputs is [1], and it has 3 outputs"),  # the call of a function gives it
+        ("split-into-no-number", "num_outputs is [], and it has 2 outputs"),  # a list, and an empty one
         ("split-into-2-to-the-31", "num_outputs is [2147483647]"),
         ("gather-batch-dims", "batch_dims is [-2147483648]"),
         ("layer-norm-axis", "axis is [2147483648]"),
