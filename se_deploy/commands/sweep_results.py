@@ -81,7 +81,7 @@ def _remove_earlier(place: Path) -> None:
         return
     hint = "remove the cell's folder: it is then computed again"
     earlier = schema.load(path, SweepCell, what="the result of a cell", error=BadInput, hint=hint)
-    for name in earlier.files:
-        if Path(name).name == name:  # none that leads out of the folder
-            (place / name).unlink(missing_ok=True)
-    path.unlink()
+    path.unlink()  # first: who is killed from here on leaves no result that lacks files
+    for left in place.iterdir():  # what is there, not what is named: that may lead out of the folder
+        if left.name in earlier.files and (left.is_symlink() or not left.is_dir()):
+            left.unlink()

@@ -318,6 +318,17 @@ def test_a_result_names_no_file_outside_of_its_folder(folder):
     assert Path("x.npy").exists()
 
 
+@pytest.mark.parametrize("name", ["..", "", ".", "a\0b", "n" * 300, "folder", "cell.json"])
+def test_a_damaged_list_of_files_stops_no_sweep(folder, name):
+    (mine,) = matrix(models=("net.onnx",), calib_data=Path("x.npy")).cells
+    place = Path("out") / mine.folder
+    made = published(mine, "report.html")
+    (place / "folder").mkdir()
+    (place / "cell.json").write_text(encode(replace(made, files=(name, "report.html"))))
+    assert published(mine).state == "failed"
+    assert {path.name for path in place.iterdir()} == {"folder", "cell.json"}
+
+
 def known(cell, **rest):
     """Leave a failed cell as an earlier sweep does."""
     place = Path("out") / cell.folder

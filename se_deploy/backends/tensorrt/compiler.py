@@ -151,11 +151,14 @@ class Compiler:
             "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
             **_asked(options.features),
         }
-        with once.kept_in(None) if _changes(options) else contextlib.nullcontext():
+        device = None if self.targets else gpu.here()
+        unnamed = not self.targets and device is None  # it builds for a GPU, and nothing here says which one
+        with once.kept_in(None) if unnamed or _changes(options) else contextlib.nullcontext():
             answer = answers.answer(
                 request,
                 graph.to_bytes(model) if data is None else data,
-                self._facts(),
+                # What makes this compiler's answers those of no other: full TensorRT times kernels here.
+                {"runtime": self.runtime, **self._process.capabilities, "gpu": repr(device)},
                 lambda asked: self._process.ask(asked, progress),
             )
         reply = answer.reply
@@ -166,11 +169,6 @@ class Compiler:
             )
         names = "+".join(target.name for target in targets) if self.targets else self.device
         return answer, self._plan(reply, names), shapes
-
-    def _facts(self) -> dict[str, object]:
-        """Return what makes this compiler's answers those of no other: full TensorRT times kernels here."""
-        device = None if self.targets else gpu.here()
-        return {"runtime": self.runtime, **self._process.capabilities, "gpu": repr(device)}
 
     def _plan(self, reply: dict[str, Any], target: str) -> Plan:
         if reply["inspector"] is not None:

@@ -8,9 +8,10 @@ import plan_graphs
 import pytest
 from se_graphs import written
 
-from se_deploy import graph
+from se_deploy import graph, once
 from se_deploy.backends import keeping
 from se_deploy.backends.engine import BuildOptions
+from se_deploy.backends.tensorrt import gpu
 from se_deploy.backends.tensorrt.command import build_command
 from se_deploy.backends.tensorrt.compiler import Compiler
 from se_deploy.errors import BadInput, BuildFailed, MissingRuntime
@@ -90,6 +91,23 @@ def test_full_tensorrt_builds_for_its_own_device_only(rtx, monkeypatch):
     with pytest.raises(BadInput, match="builds for the device that it runs on, sm87") as caught:
         rtx.check_target(resolve_target("sm90"))
     assert "on that device itself" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("second", "kept"),
+    [(gpu.Gpu("A10", 86, 600.0), True), (gpu.Gpu("RTX 3090", 86, 936.0), False), (None, False)],
+)
+def test_an_engine_for_the_gpu_at_hand_is_kept_for_that_gpu_alone(rtx, monkeypatch, tmp_path, second, kept):
+    """Without CUDA's bindings nobody knows the GPU: another one of the same store would get its engine."""
+    monkeypatch.setattr(rtx, "targets", ())  # as full TensorRT says of itself
+    ask = rtx._process.ask
+    monkeypatch.setattr(
+        rtx._process, "ask", lambda asked, progress: ask(asked | {"targets": ["sm86"]}, progress)
+    )
+    for number, device in enumerate((second and gpu.Gpu("A10", 86, 600.0), second)):
+        monkeypatch.setattr(gpu, "here", lambda device=device: device)
+        with once.kept_in(tmp_path):
+            assert rtx.build(plan_graphs.se_net()).kept == (kept and number == 1)
 
 
 def test_a_device_name_stands_for_its_capability(rtx):
