@@ -34,12 +34,12 @@ class Answer:
     kept: bool  # it was given before
 
 
-class _Refused(Exception):
-    """A refusal, which is not kept: it may be for want of memory."""
+class _NotKept(Exception):
+    """An answer for this time alone: a refusal, or an engine that want of memory made slower."""
 
-    def __init__(self, reply: dict[str, Any]) -> None:
+    def __init__(self, reply: dict[str, Any], engine: bytes | None) -> None:
         super().__init__()
-        self.reply = reply
+        self.answer = Answer(reply, engine, kept=False)
 
 
 def answer(
@@ -66,14 +66,16 @@ def answer(
         Path(request["onnx"]).write_bytes(onnx)
         reply = ask(request)
         if not reply["ok"]:
-            raise _Refused(reply)
+            raise _NotKept(reply, None)
         engine = Path(request["engine"]).read_bytes() if built else b""
+        if reply["skipped_tactics"]:
+            raise _NotKept(reply, engine if built else None)
         return json.dumps(reply).encode() + _BETWEEN + engine
 
     try:
         known = None if built else once.known(build)
         made = once.made(build if built else plan, make) if known is None else once.Made(known, kept=True)
-    except _Refused as e:
-        return Answer(e.reply, None, kept=False)
+    except _NotKept as e:
+        return e.answer
     reply, _, engine = made.data.partition(_BETWEEN)
     return Answer(json.loads(reply), engine if built else None, made.kept)
