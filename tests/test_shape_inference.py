@@ -68,6 +68,71 @@ def test_what_no_converter_knows_keeps_its_unknown_sizes():
     assert se_blocks.detect(read(proto)).se[0].output == outputs[0]
 
 
+def small(body, opset, x="float[N,4,6,6] x", constants="int64[3] rows = {0, 4, -1}"):
+    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({x}) => (float y) <{constants}> {{ {body} }}'
+    return ir.from_proto(parser.parse_model(text))
+
+
+def test_an_operator_that_the_converter_refuses_keeps_its_unknown_sizes():
+    model = small("t = Shape(x) v = Reshape(x, t) y = NoSuchOperator(v)", 11)
+    with pytest.raises(RuntimeError, match="Assertion"):
+        onnx.version_converter.convert_version(ir.to_proto(model), 14)
+    shape_inference.infer(model)
+    assert [node.op_type for node in model.graph] == ["Shape", "Reshape", "NoSuchOperator"]
+
+
+@pytest.mark.parametrize("columns", [1, 400])  # above 1,000 bytes inference gets a shape, and no numbers
+def test_a_weight_without_a_declared_shape_has_that_of_its_tensor(columns):
+    model = small("v = Add(x, w) y = Relu(v)", 17, x=f"float[N,4,6,{columns}] x")
+    weight = graph.initializer(model, "w", np.zeros((4, 1, columns), np.float32))
+    model.graph[0].replace_input_with(1, weight)
+    weight.shape, weight.type = None, None
+    shape_inference.infer(model)
+    assert graph.dims(model.graph[0].outputs[0]) == (None, 4, 6, columns)
+    assert model.graph[0].outputs[0].dtype == ir.DataType.FLOAT
+
+
+def test_shapes_inside_a_branch_are_inferred():
+    branch = (
+        "() => (float[N,4,3,3] %s) { %s = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) %s = Relu(%s) }"
+    )
+    body = f"""v = If (on) <then_branch = t {branch % ("p", "a", "p", "a")},
+        else_branch = e {branch % ("q", "b", "q", "b")}> y = Relu(v)"""
+    model = small(body, 17, x="float[N,4,6,6] x, bool on")
+    shape_inference.infer(model)
+    inside = model.graph[0].attributes["then_branch"].as_graph()
+    assert graph.dims(inside[0].outputs[0]) == (None, 4, 3, 3)
+
+
+def test_a_sequence_that_the_graph_makes_is_one():
+    model = small("t = SequenceConstruct(x, x) y = SequenceAt(t, i)", 17, constants="int64 i = {0}")
+    shape_inference.infer(model)
+    assert isinstance(model.graph[0].outputs[0].type, ir.SequenceType)
+
+
+def test_a_sequence_that_the_caller_gives_makes_sequences():
+    model = small("t = Identity(x) y = SequenceAt(t, i)", 17, x="seq(float[N]) x", constants="int64 i = {0}")
+    shape_inference.infer(model)
+    assert isinstance(model.graph[0].outputs[0].type, ir.SequenceType)
+
+
+@pytest.mark.parametrize(
+    ("shape", "lost"),
+    [
+        (None, True),
+        (["N", 4, 30], False),
+        ([2, 4, 30], False),
+        ([2, None, 30], True),
+        (["N", "unk__7", 30], True),  # a name that inference made up
+    ],
+)
+def test_a_reshape_of_sizes_that_nobody_named_is_lost(shape, lost):
+    model = small("v = Reshape(x, rows) u = Relu(v) y = Relu(u)", 11)
+    made = model.graph[0].outputs[0]
+    made.shape = None if shape is None else ir.Shape(shape)
+    assert [value.name for value in shape_inference._lost(model)] == (["v"] if lost else [])
+
+
 def test_larger_weights_do_not_travel_to_the_converter():
     proto, _ = two_blocks(11, layers="gemm")
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros((100, 2), np.float32), "large"))

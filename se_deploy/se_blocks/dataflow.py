@@ -212,7 +212,8 @@ class Dataflow:
             return tuple(itertools.chain.from_iterable(known))
         numbers = [d for part in known[1:] for d in part if isinstance(d, int)]
         if node.op_type == "Gather" and numbers:
-            return tuple(known[0][i] for i in numbers if -len(known[0]) <= i < len(known[0]))
+            inside = all(-len(known[0]) <= i < len(known[0]) for i in numbers)
+            return tuple(known[0][i] for i in numbers) if inside else None
         if node.op_type == "Slice" and len(numbers) in {2, 3}:
             return known[0][numbers[0] : numbers[1]]
         return None

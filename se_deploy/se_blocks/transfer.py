@@ -244,7 +244,7 @@ def _learned(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Ve
             layers=(*vector.layers, replace(layer, inputs=1)),
         )
     before = (*vector.functions, vector.function) if vector.layers else vector.functions
-    bias = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None  # noqa: PLR2004
+    bias = node.inputs[2] if len(node.inputs) > 2 else None  # noqa: PLR2004
     return replace(
         vector,
         size=layer.outputs,

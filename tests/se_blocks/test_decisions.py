@@ -8,10 +8,10 @@ import pytest
 from look_alikes import KIN, NEITHER
 from onnx import helper, parser
 from onnx.reference import ReferenceEvaluator
-from se_graphs import CONSTANTS, Recipe, build, read, written
+from se_graphs import CONSTANTS, GATE, Recipe, build, read, written
 
 from se_deploy import se_blocks
-from se_deploy.se_blocks import constants, functions, sizes
+from se_deploy.se_blocks import census, constants, functions, sizes
 from se_deploy.se_blocks.dataflow import Dataflow
 from se_deploy.se_blocks.values import locate, regroup
 
@@ -81,8 +81,11 @@ def node_of(op_type, *arrays, **attributes):
         ("Range", [0.0, 10.0, 4.0], 2.5),
         ("Range", [10.0, 0.0, 4.0], 0.0),
         ("Range", [0.0, 10.0, 0.0], np.inf),
+        ("Range", [0.0, 10.0], np.inf),
+        ("Range", [0.0, np.array([10.0, 20.0]), 4.0], np.inf),  # no number
         ("ConstantOfShape", [np.array([3, 4])], 12),
         ("Expand", [np.zeros(5, np.float32), np.array([3, 4])], 60),
+        ("Expand", [np.zeros(5, np.float32), np.array([1])], 5),
         ("Tile", [np.zeros((5, 2), np.float32), np.array([3, 4])], 120),
         ("Gather", [np.zeros((5, 2), np.float32), np.array([1])], 10),
         ("Upsample", [np.zeros((5, 2), np.float32), np.array([3])], 30),
@@ -93,6 +96,12 @@ def node_of(op_type, *arrays, **attributes):
 def test_what_a_node_makes_is_counted_before_it_is_computed(op_type, arrays, wanted):
     given = [np.asarray(array) for array in arrays]
     assert constants._made(node_of(op_type, *given), given) == wanted
+
+
+def test_shapes_that_are_known_are_counted():
+    node = node_of("Unknown", np.zeros(5, np.float32))
+    node.outputs[0].shape = ir.Shape([70, 30])
+    assert constants._made(node, [np.zeros(5, np.float32)]) == 2100
 
 
 POSITIVE = {"Log", "Sqrt", "Reciprocal"}
@@ -133,6 +142,8 @@ def line(x, *points):
     ("function", "wanted"),
     [
         (lambda x: line(x, (-3, 0), (3, 1)), ("hardsigmoid", 1.0)),
+        (lambda x: line(x, (-1, -1), (1, 1)), ("other", 1.0)),  # of either sign
+        (lambda x: line(x, (-3, -5e-4), (3, 900)), ("hardsigmoid", 900.0)),  # 0 but for its rounding
         (lambda x: 1.234567 * line(x, (-4, 0), (2, 1)), ("hardsigmoid", 1.234567)),
         (lambda x: line(x, (-4, 0), (0, 0.2), (3, 1)), ("other", 1.0)),  # bent: no straight line
         (lambda x: line(x, (-3, 0), (0, 0.7), (1, 0.5), (3, 1)), ("other", 1.0)),  # it falls in between
@@ -150,6 +161,36 @@ def test_a_gate_is_named_by_its_shape_and_height(function, wanted):
     with np.errstate(all="ignore"):
         found = functions.gate_name(np.asarray(function(functions.GRID), np.float64))
     assert found == (None if wanted is None else (wanted[0], pytest.approx(wanted[1], abs=2e-7)))
+
+
+def test_a_gain_has_six_digits():
+    assert functions.gate_name(2.34567849 * functions._sigmoid(functions.GRID / 2)) == ("sigmoid", 2.345678)
+
+
+X = functions.GRID
+
+
+def test_a_gate_that_overshoots_is_no_sigmoid():
+    assert functions.gate_name(functions._sigmoid(X) + 0.9 * np.exp(-(np.clip(X, -20, 20) ** 2))) == (
+        "other",
+        1,
+    )
+
+
+@pytest.mark.parametrize("gain", [1, 30])  # 30: the two spellings of GELU differ by more than the tolerance
+@pytest.mark.parametrize(
+    ("samples", "wanted"),
+    [
+        (0.5 * X * (1 + functions._ERF(X / np.sqrt(2))), "gelu"),
+        (0.5 * X * (1 + np.tanh(np.sqrt(2 / np.pi) * (X + 0.044715 * X**3))), "gelu"),
+        (X * functions._sigmoid(1.702 * X), "gelu"),  # as CLIP writes it
+        (X * functions._sigmoid(1.3 * X), "other"),
+        (np.maximum(X, 0) ** 2, "other"),
+        (-X, "other"),  # a gain is positive
+    ],
+)
+def test_an_activation_is_named_by_its_shape(samples, wanted, gain):
+    assert functions.activation_name(gain * samples) == wanted
 
 
 def flow_of(body):
@@ -173,7 +214,12 @@ BATCH = "t = Shape(x) a = Gather(t, zero) b = Unsqueeze<axes = [0]>(a)"
         ),
         ("t = Shape(x) s = Slice(t, first, last)", (4, 6)),
         ("t = Cast<to = 7>(x) s = Concat<axis = 0>(t, first)", None),
+        ("t = Mul(half, half) s = Identity(t)", None),  # no whole numbers
         ("t = Shape(x) s = Neg(t)", None),
+        ("t = Shape(x) s = Gather(t, last)", (5,)),
+        ("t = Shape(x) i = Neg(first) s = Gather(t, i)", (5,)),
+        ("t = Shape(x) i = Neg(last) s = Gather(t, i)", (4,)),
+        ("t = Shape(x) i = Add(last, last) s = Gather(t, i)", None),  # there is no such axis
     ],
 )
 def test_arithmetic_on_shapes_is_evaluated(body, wanted):
@@ -201,6 +247,8 @@ def test_a_reshape_asks_for_the_sizes_that_are_computed(body, before, wanted):
         ("t = Shape(x) a = Gather(t, first) s = Mul(a, three_one)", None),  # two numbers
         ("t = Shape(x) a = Gather(t, first) s = Mul(a, last)", sizes.Product(12)),
         ("t = Shape(x) a = Gather(t, zero) s = Mul(a, last)", sizes.Product(3, ("N",))),
+        ("t = Shape(x) i = Neg(first) s = Gather(t, i)", sizes.Product(5)),
+        ("t = Shape(x) i = Add(last, last) s = Gather(t, i)", None),  # there is no such axis
         ("t = Shape(x) a = Gather(t, first) b = Cast<to = 1>(a) s = Mul(b, half)", None),  # no whole number
     ],
 )
@@ -230,6 +278,75 @@ def test_the_spatial_factor_of_scse_may_come_first():
     assert [b.kind for b in se_blocks.detect(written(body, constants=CONSTANTS)).blocks] == ["scse"]
     both = KIN["scse"].replace("y = Add(z, u)", "y = Add(u, z)")
     assert [b.kind for b in se_blocks.detect(written(both, constants=CONSTANTS)).blocks] == ["scse"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        (("N", 1, 6, 5), True),
+        (("N", 6, 5, 1), True),  # in NHWC
+        (("N", 1, "H", "W"), True),
+        (("N", 4, 6, 5), False),
+        (("N", 1, 1, 1), False),  # one number for all
+        (("N", 1), False),
+    ],
+)
+def test_a_factor_per_position_is_one_for_all_channels(shape, wanted):
+    assert census._one_per_position(shape) is wanted
+
+
+def test_a_block_says_where_its_parts_are():
+    (block,) = se_blocks.detect(written(f"h = Relu(x) p = GlobalAveragePool(h) {GATE} y = Mul(h, g)")).se
+    assert (block.squeeze_input, block.squeeze_output, block.gate_output, block.output) == (
+        "h",
+        "p",
+        "g",
+        "y",
+    )
+    named = dict(zip(block.nodes, block.spelling, strict=True))
+    assert list(named.values()) == ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]
+    assert [named[layer] for layer in block.layers] == ["Conv", "Conv"]
+    assert named[block.scale_node] == "Mul"
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("h = Relu(x)", "activation"),
+        ("h = Conv(x, full)", "linear-conv"),
+        ("k = Conv(x, full) h = Mul(k, gains)", "linear-conv"),
+        ("k = Conv(x, full) h = Add(gains, k)", "linear-conv"),
+        ("k = Conv(x, full) s = HardSigmoid(k) h = Mul(s, k)", "activation"),
+        ("k = Conv(x, full) h = Mul(k, x)", "other"),
+        ("k = Conv(x, full) h = Add(k, x)", "other"),
+        ("h = Pow(x, half)", "other"),
+        ("h = Identity(x)", "other"),
+    ],
+)
+def test_the_placement_is_what_the_map_comes_from(body, wanted):
+    (block,) = se_blocks.detect(
+        written(f"{body} p = GlobalAveragePool(h) {GATE} y = Mul(h, g)", constants=CONSTANTS)
+    ).se
+    assert block.placement == wanted
+
+
+RELU6 = "s = Conv(x, point) c = Clip(s, nought, unit)"
+
+
+@pytest.mark.parametrize(
+    ("body", "reasons"),
+    [
+        (f"{RELU6} g = Div(c, half) y = Mul(x, g)", ["one factor per position"]),
+        (f"{RELU6} g = Add(c, half) y = Mul(x, g)", ["one factor per position"]),
+        ("s = Conv(x, point) g = Div(s, half) y = Mul(x, g)", []),  # not bounded: no candidate
+        ("g = Add(z, half) y = Mul(x, g)", []),
+    ],
+)
+def test_a_clipped_factor_is_a_candidate(body, reasons):
+    inputs = "float[N,4,6,6] x" + (", float[N,1,6,6] z" if "(z" in body else "")
+    found = se_blocks.detect(written(body, constants=CONSTANTS, x=inputs))
+    assert not found.blocks
+    assert [no.reason.partition(",")[0] for no in found.rejected] == reasons
 
 
 def test_a_block_holds_its_own_nodes_and_no_others():

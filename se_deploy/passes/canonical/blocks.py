@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -243,8 +243,8 @@ class _Writer:
             return self._value(value)
         if array.size == 1 and array.ndim <= self.site.rank:
             return value
-        ranks = self.site.rank - (node.op_type == "PRelu")  # a slope has no batch axis
-        shape = (1,) * (ranks - self.site.rank + 1) + (-1,) + (1,) * (self.site.rank - 2)
+        batch = () if node.op_type == "PRelu" else (1,)  # a slope has no batch axis
+        shape = (*batch, -1, *(1,) * (self.site.rank - 2))
         return self._constant(value, array.reshape(shape), "channels")
 
     def _learned(self, node: ir.Node) -> ir.Value:
@@ -295,8 +295,7 @@ class _Writer:
 
 
 def _scale(node: ir.Node, name: str) -> float:
-    value = graph.attribute(node, name, 1.0)
-    return float(value) if isinstance(value, (int, float)) else 1.0
+    return cast("float", graph.attribute(node, name, 1.0))
 
 
 def _given(value: ir.Value | None) -> ir.Value:

@@ -8,7 +8,7 @@ what goes in, and it simplifies nodes that are no constants too, under new names
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -134,9 +134,9 @@ def _batch_norm(node: ir.Node) -> _Affine | None:
     if training or others_used or any(a is None for a in arrays):
         return None
     gamma, beta, mean, var = (np.asarray(a, dtype=np.float64) for a in arrays)
-    epsilon = graph.attribute(node, "epsilon", 1e-5)
+    epsilon = cast("float", graph.attribute(node, "epsilon", 1e-5))
     with np.errstate(divide="ignore", invalid="ignore"):  # a variance of 0 or below is no finite weight
-        scale = gamma / np.sqrt(var + (epsilon if isinstance(epsilon, float) else 1e-5))
+        scale = gamma / np.sqrt(var + epsilon)
         return _Affine(scale, beta - mean * scale)
 
 
@@ -151,8 +151,7 @@ def _folded(node: ir.Node, affine: _Affine) -> _Folded | None:
         if node.op_type == "Conv":
             scaled = double * affine.scale.reshape((-1,) + (1,) * (w.ndim - 1))
         else:  # ConvTranspose: (C in, C out / groups, k, k), groups one after the other along the first axis
-            group = graph.attribute(node, "group", 1)
-            groups = group if isinstance(group, int) else 1
+            groups = cast("int", graph.attribute(node, "group", 1))
             grouped = double.reshape(groups, w.shape[0] // groups, *w.shape[1:])
             per_group = affine.scale.reshape((groups, 1, w.shape[1]) + (1,) * (w.ndim - 2))
             scaled = (grouped * per_group).reshape(w.shape)

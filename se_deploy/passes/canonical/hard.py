@@ -86,7 +86,7 @@ def _functions_of(base: ir.Value) -> dict[ir.Value, Samples]:
     known: dict[ir.Value, Samples] = {base: functions.identity()}
     direct: set[ir.Value] = set()
     frontier = [base]
-    for depth in range(_DEPTH):
+    for _ in range(_DEPTH):
         following = []
         for node in dict.fromkeys(use.node for value in frontier for use in value.uses()):
             samples = _sampled(node, known)
@@ -96,7 +96,7 @@ def _functions_of(base: ir.Value) -> dict[ir.Value, Samples]:
             following.append(node.outputs[0])
             if all(v is base or graph.constant(v) is not None for v in node.inputs):
                 direct.add(node.outputs[0])
-        frontier = following + [v for v in known if v is base and depth == 0]
+        frontier = following
     return {v: f for v, f in known.items() if v is not base and v not in direct}
 
 

@@ -1,0 +1,173 @@
+"""What becomes of views and pooled vectors, operator by operator: one rule broken at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import parser
+from se_graphs import CONSTANTS, GATE, written
+
+from se_deploy import se_blocks
+from se_deploy.se_blocks import sizes
+from se_deploy.se_blocks.dataflow import Dataflow, _product
+
+LAYERS = "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a)"
+NUMBERS = f"{CONSTANTS}, float quarter = {{0.25}}, float also_quarter = {{0.25}}, float[1] bias = {{0.5}}"
+
+
+def census(body, **kw):
+    return se_blocks.detect(written(body, constants=NUMBERS, **kw))
+
+
+def test_two_tensors_computed_alike_are_one():
+    """By the number in a constant, not by its name."""
+    body = f"s = Mul(x, quarter) t = Mul(x, %s) p = GlobalAveragePool(s) {GATE} y = Mul(t, g)"
+    assert [b.output for b in census(body % "also_quarter").se] == ["y"]
+    found = census(body % "half")
+    assert not found.blocks
+    assert [no.reason for no in found.rejected] == ["the gate is pooled from 's', but scales 't'"]
+
+
+def test_axes_of_size_one_may_go_between_the_layers():
+    flat = "t = ReduceMean<axes = [2, 3], keepdims = 0>(r) c = MatMul(t, m2) s = Sigmoid(c)"
+    (block,) = census(f"{LAYERS} {flat} g = Reshape(s, map) y = Mul(x, g)").blocks
+    assert (block.kind, block.channels, block.reduced) == ("se", 4, 2)
+
+
+def test_a_padded_layer_makes_no_gate_per_channel():
+    body = "p = GlobalAveragePool(x) a = Conv<pads = [1, 1, 1, 1]>(p, full) g = Sigmoid(a) y = Mul(x, g)"
+    assert not census(body, x="float[N,4,3,3] x").blocks
+    assert census(body.replace("<pads = [1, 1, 1, 1]>", ""), x="float[N,4,3,3] x").blocks
+
+
+def test_two_bounded_branches_multiplied_are_a_gate_of_no_name():
+    body = f"{LAYERS} c = Conv(r, w2) g = Sigmoid(c) f = Conv(p, full) h = Sigmoid(f) u = Mul(g, h)"
+    (block,) = census(f"{body} y = Mul(x, u)").blocks
+    assert (block.kind, block.gate, block.traits) == ("se", "other", ("merged",))
+
+
+def test_the_bias_of_a_convolution_along_the_channels_counts():
+    body = "p = GlobalAveragePool(x) v = Reshape(p, row) a = Conv<pads = [1, 1]>(v, along%s) s = Sigmoid(a)"
+    plain, biased = (
+        census(f"{body % bias} g = Reshape(s, map) y = Mul(x, g)").blocks[0] for bias in ("", ", bias")
+    )
+    assert [b.kind for b in (plain, biased)] == ["eca", "eca"]
+    assert [b.params for b in (plain, biased)] == [3, 4]
+
+
+def test_a_gate_times_a_map_of_constants_is_no_gate():
+    assert not census(f"{LAYERS} c = Conv(r, w2) g = Sigmoid(c) h = Mul(g, six) y = Mul(x, h)").blocks
+
+
+def test_an_activation_of_two_operators_is_one():
+    found = census("h = Relu(x) s = Sigmoid(h) y = Mul(x, s)")
+    assert ["activation such as SiLU" in no.reason for no in found.rejected] == [True]
+
+
+def test_windows_that_cover_an_axis_each_make_one_mean():
+    one_by_one = "q = AveragePool<kernel_shape = [6, 1]%s>(x) p = AveragePool<kernel_shape = [1, %d]>(q)"
+    assert [b.kind for b in census(f"{one_by_one % ('', 6)} {GATE} y = Mul(x, g)").blocks] == ["se"]
+    assert not census(f"{one_by_one % (', strides = [1, 2]', 3)} {GATE} y = Mul(x, g)").blocks
+
+
+def flow_of(body, x="float[N,4,6,5] x"):
+    """Read a graph as it stands: no shape but the input's is known."""
+    text = f'<ir_version: 8, opset_import: ["" : 11, "elsewhere" : 1]> g ({x}) => (float y)'
+    model = ir.from_proto(parser.parse_model(f"{text} <{CONSTANTS}> {{ {body} y = Identity(v) }}"))
+    return Dataflow(model), {v.name: v for node in model.graph for v in node.outputs}
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("v = Transpose<perm = [0, 2, 3, 1]>(x)", ("N", 6, 5, 4)),
+        ("v = Transpose(x)", (5, 6, 4, "N")),
+        ("v = Reshape(x, rows)", ("N", 4, 30)),
+        ("v = elsewhere.Unknown(x)", None),
+    ],
+)
+def test_a_view_has_the_sizes_of_what_it_views(body, wanted):
+    flow, values = flow_of(body)
+    assert flow.dims(values["v"]) == wanted
+
+
+@pytest.mark.parametrize(
+    ("sizes", "wanted"), [(["N"], "N"), ([None], None), ([2, 3], 6), (["N", 3], None), ([], 1)]
+)
+def test_sizes_multiply_where_all_are_known(sizes, wanted):
+    assert _product(sizes) == wanted
+
+
+def test_what_has_no_known_shape_is_followed_no_further():
+    body = "u = elsewhere.Unknown(x) p = GlobalAveragePool(u) v = Transpose<perm = [0, 2, 3, 1]>(u)"
+    flow, values = flow_of(body)
+    assert not flow.of(values["p"]).vectors
+    assert flow.of(values["v"]).view.root is values["v"]
+
+
+def test_weights_whose_shape_nobody_knows_make_no_layer():
+    body = "k = elsewhere.Unknown(half) p = GlobalAveragePool(x) v = Conv(p, k)"
+    flow, values = flow_of(body)
+    assert len(flow.of(values["p"]).vectors) == 2  # pooled from x in one step, or from its rows
+    assert not flow.of(values["v"]).vectors
+
+
+def test_a_leaky_slope_per_channel_is_its_mean():
+    body = f"{LAYERS.replace('Relu(a)', 'PRelu(a, slopes)')} c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"
+    constants = f"{CONSTANTS}, float[2,1,1] slopes = {{0.1, 0.3}}"
+    (block,) = se_blocks.detect(written(body, constants=constants)).blocks
+    assert (block.activation, block.params) == ("leakyrelu", 16 + 2)
+    assert np.isclose(block.ratio, 2)
+
+
+def test_a_product_across_images_is_no_layer():
+    numbers = ", ".join(str(i) for i in range(16))
+    constants = f"{CONSTANTS}, float[4,4] square_ = {{{numbers}}}, int64[4] images = {{4, 4, 1, 1}}"
+    body = """p = GlobalAveragePool(x) v = Flatten(p) a = Gemm%s(v, square_) s = Sigmoid(a)
+        g = Reshape(s, images) y = Mul(x, g)"""
+
+    def found(attribute):
+        model = written(body % attribute, constants=constants, x="float[4,4,6,6] x")
+        return [b.kind for b in se_blocks.detect(model).blocks]
+
+    assert found("") == ["ese"]
+    assert found("<transA = 1>") == []
+
+
+def test_one_hidden_unit_on_a_sequence_lies_where_the_channels_lie():
+    constants = f"{CONSTANTS}, float[4,1] down = {{1, 2, 3, 4}}, float[1,4] up = {{1, 2, 3, 4}}"
+    body = """q = Reshape(x, rows) p = ReduceMean<axes = [2]>(q) t = Transpose<perm = [0, 2, 1]>(p)
+        a = MatMul(t, down) r = Relu(a) c = MatMul(r, up) u = Transpose<perm = [0, 2, 1]>(c) g = Sigmoid(u)
+        y = Mul(q, g)"""
+    (block,) = se_blocks.detect(written(body, constants=constants, outputs="float[N,M,K] y")).blocks
+    assert (block.kind, block.channels, block.reduced) == ("se", 4, 1)
+
+
+def test_weights_on_the_left_may_have_a_batch_of_one():
+    constants = f"{CONSTANTS}, float[1,2,4] down = {{1, 2, 3, 4, 5, 6, 7, 8}}"
+    body = """p = GlobalAveragePool(x) v = Reshape(p, column) a = MatMul(down, v) r = Relu(a)
+        c = MatMul(m1, r) g = Sigmoid(c) h = Unsqueeze(g, last) y = Mul(x, h)"""
+    (block,) = se_blocks.detect(written(body, constants=constants)).blocks
+    assert (block.kind, block.channels, block.reduced) == ("se", 4, 2)
+
+
+def test_a_slope_that_is_computed_is_followed_no_further():
+    body = f"{LAYERS.replace('Relu(a)', 'PRelu(a, k)')} c = Conv(r, w2) g = Sigmoid(c) y = Mul(x, g)"
+    assert not census(body, x="float[N,4,6,6] x, float[2,1,1] k").blocks
+
+
+def test_the_first_function_names_the_activation_though_another_follows_a_norm():
+    constants = f"{CONSTANTS}, float[1,2,1,1] gain = {{2, 3}}"
+    body = f"{LAYERS} n = Mul(r, gain) k = Tanh(n) c = Conv(k, w2) g = Sigmoid(c) y = Mul(x, g)"
+    (block,) = se_blocks.detect(written(body, constants=constants)).blocks
+    assert (block.activation, block.params) == ("relu", 18)
+
+
+def test_a_size_that_inference_does_not_know_is_that_of_what_is_viewed():
+    text = """<ir_version: 8, opset_import: ["" : 11]> g (float[N,4,6,5] x) => (float y)"""
+    body = "v = Reshape(x, rows) t = Shape(v) s = Gather(t, two) y = Identity(v)"
+    model = ir.from_proto(parser.parse_model(f"{text} <{CONSTANTS}, int64 two = {{2}}> {{ {body} }}"))
+    values = {v.name: v for node in model.graph for v in node.outputs}
+    values["v"].shape = ir.Shape(["N", 4, None])
+    assert sizes.computed(Dataflow(model), values["s"]) == sizes.Product(30)
