@@ -103,7 +103,7 @@ def match(
 def _flat(scores: Array) -> FloatArray:
     """Return one score for each box: the largest where there is one for each class."""
     found: FloatArray = scores.astype(np.float64)
-    return found if found.ndim == 1 else found.reshape(len(found), -1).max(axis=1, initial=-np.inf)
+    return found.max(axis=tuple(range(1, found.ndim)), initial=-np.inf)
 
 
 def _pairs(a: FloatArray, b: FloatArray) -> tuple[Indices, Indices, FloatArray]:

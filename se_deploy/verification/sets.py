@@ -94,7 +94,7 @@ def judged(
                 if error <= limit:
                     if error > exact:
                         notes.append(_unsteady(name, what, error, limit))
-                elif worst is None or (worst.error or 0.0) < error:
+                elif worst is None or (worst.error is not None and worst.error < error):
                     shown = error if np.isfinite(error) else None
                     wrong[name] = Wrong(probe.feeds, f"{what} on {probe.kind}", shown, limit)
     return Judged(wrong, tuple(notes))

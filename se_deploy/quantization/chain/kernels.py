@@ -188,7 +188,7 @@ def _layer(layer: Weighted, order: dict[ir.Node, int]) -> Kernel:
             linear, activated = False, node.op_type not in _BOUNDS
         elif kernel.residual is None and is_sum(node):
             other = next((v for v in node.inputs if v is not None and _behind_free(v) is not value), None)
-            made = None if other is None else other.producer()
+            made = None if other is None else _behind_free(other).producer()
             if made is not None and order[made] > order[layer.node]:
                 break  # not there yet: the later of two layers takes the sum in
             kernel.residual, linear = other, False
