@@ -102,8 +102,8 @@ def match(
 
 def _flat(scores: Array) -> FloatArray:
     """Return one score for each box: the largest where there is one for each class."""
-    found: FloatArray = scores.astype(np.float64)
-    return found.max(axis=tuple(range(1, found.ndim)), initial=-np.inf)
+    found: FloatArray = scores.astype(np.float64).max(axis=tuple(range(1, scores.ndim)), initial=-np.inf)
+    return found
 
 
 def _pairs(a: FloatArray, b: FloatArray) -> tuple[Indices, Indices, FloatArray]:
