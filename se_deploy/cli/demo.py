@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     "demo",
     options.demo_folder,
     options.rewritten_target,
-    options.timing,
+    options.run_timing,
     options.host_cpu,
     options.verify,
     options.overwrite,

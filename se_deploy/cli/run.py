@@ -54,7 +54,7 @@ def _options(given: Given) -> RunOptions:
         network=dataclasses.replace(options.written_network.of(given), kinds=kinds),
         engine=engine,
         host=dataclasses.replace(host, plugins=engine.features.plugins),
-        timing=options.timing.of(given),
+        timing=options.run_timing.of(given),
         verify=options.verify.of(given),
     )
 
@@ -72,7 +72,7 @@ def _options(given: Given) -> RunOptions:
         options.precision,
         options.rewritten_target,
         engine_options.engine,
-        options.timing,
+        options.run_timing,
         options.host_cpu,
         options.verify,
     ),

@@ -20,6 +20,7 @@ from se_deploy.commands import (
     on_workers,
     reading,
     sampling,
+    starting,
     verifying,
 )
 from se_deploy.commands import shapes as sizing
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from se_deploy.backends.precision_check import PlanPrecision
     from se_deploy.commands.benefit import Unweighed
     from se_deploy.commands.lowering import Lowered, Worth
+    from se_deploy.commands.starting import Start
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
     from se_deploy.options import EngineFeatures, FloatType, Precision, TargetLike
@@ -105,6 +107,7 @@ def build_engine(
     timed: bool = False,
     on: str = on_workers.LOCAL,
     overwrite: bool = False,
+    start: Start | None = None,
     progress: Progress = silent,
 ) -> BuildResult:
     """Rewrite an ONNX file for the target, lower it to `precision`, build it, and read the plan back.
@@ -113,6 +116,7 @@ def build_engine(
     `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
     With `timed` a compiler that needs the device builds both precisions there once more, to time them.
     `on`: who plans rewrites and measures sensitivity, "local", "ray" or "ray://HOST:PORT".
+    `start`: where another step started from with the same file and options.
     Raises: BuildFailed, MissingRuntime, BadInput, BadData, OutputExists.
     """
     engine, calibration = engine or EngineOptions(), calibration or CalibrationOptions()
@@ -122,14 +126,17 @@ def build_engine(
         files.claim(path, overwrite=overwrite)
     for kept in (calibration.cache, engine.timing_cache):
         files.claim_kept(kept)
-    progress("read", 0, 1)
-    lifted = reading.converted(reading.load_onnx(Path(model), image or ImageOptions()), str(model))
-    given = lifted.model
+    if start is None:
+        progress("read", 0, 1)
+        read = reading.converted(reading.load_onnx(Path(model), image or ImageOptions()), str(model))
+        progress("read", 1, 1, f"{read.model.graph.num_nodes()} nodes")
+    else:
+        read = start.read
+    given = read.model
     sizing.refuse_unknown([str(value.name) for value in given.graph.inputs], engine.shapes or {})
-    progress("read", 1, 1, f"{given.graph.num_nodes()} nodes")
     stored = reading.precision_of(given)
     wanted: Precision = precision or stored
-    notes = (*lifted.warnings, *_fitting(Path(model), stored, wanted, calibration, engine.io))
+    notes = (*read.warnings, *_fitting(Path(model), stored, wanted, calibration, engine.io))
     if wanted == "int8" and stored == "fp32":
         sampling.require_data(calibration)
     to = lowering.destination(target_options(target))
@@ -144,21 +151,16 @@ def build_engine(
         lowering.planner_for(to := dataclasses.replace(to, workers=workers)) as planner,
     ):
         if stored == "fp32":
-            samples = None
-            if wanted == "int8" or calibration.data is not None:
-                samples = sampling.calibration_samples(given, calibration)
-            if verify:
-                check = verifying.checker(
-                    given,
-                    lifted.truth,
-                    samples=samples,
-                    shapes=tuned_for(engine.shapes),
-                    seed=calibration.seed,
+            if start is None:
+                start = starting.start(
+                    read,
+                    calibration,
+                    sampled=wanted == "int8" or calibration.data is not None,
+                    sizes=tuned_for(engine.shapes),
+                    verify=verify,
+                    progress=progress,
                 )
-            progress("canonical form", 0, 1)
-            form = verifying.canonical_form(given, check)
-            nodes = form.model.graph.num_nodes()
-            progress("canonical form", 1, 1, f"{nodes} nodes, {form.verified.summary}")
+            form = start.form
             done = lowering.lowered(
                 form.model,
                 precision=wanted,
@@ -168,7 +170,7 @@ def build_engine(
                 check=form.checker,
                 io=engine.io,
                 planned=True,
-                samples=samples,
+                samples=start.samples,
                 progress=progress,
             )
             check = form.checker

@@ -46,7 +46,7 @@ def demo(
             network=NetworkOptions(checkpoint=shipped("se_resnet20_digits.safetensors")),
             target=target_options(target),
             host=host or HostOptions(),
-            timing=timing or TimingOptions(),
+            timing=timing or RunOptions().timing,
             verify=verify,
         ),
         overwrite=overwrite,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from msgspec import convert
 
 from se_deploy import data, files, graph, verification
-from se_deploy.commands import as_schema, benefit, lowering, on_workers, reading, sampling, verifying
+from se_deploy.commands import as_schema, benefit, lowering, on_workers, reading, starting
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from se_deploy.commands.benefit import Unweighed
     from se_deploy.commands.lowering import Lowered, Worth
+    from se_deploy.commands.starting import Start
     from se_deploy.options import FloatType, TargetLike
     from se_deploy.protocols import Progress
     from se_deploy.tables.base import Grid
@@ -60,6 +61,7 @@ def quantize(
     timed: bool = False,
     on: str = on_workers.LOCAL,
     overwrite: bool = False,
+    start: Start | None = None,
     progress: Progress = silent,
 ) -> QuantizeResult:
     """Write explicit INT8 Q/DQ into an FP32 ONNX file, from calibration data.
@@ -67,7 +69,8 @@ def quantize(
     Without `target` the portable form; `base` is the precision of the rest. What is written is compared
     with the file given unless `verify` is False. With `timed` a compiler that needs the device builds both
     precisions there, to time them. `on`: who measures the layers' sensitivity, "local", "ray" or
-    "ray://HOST:PORT". Imports no torch.
+    "ray://HOST:PORT". `start`: where another step started from with the same file and options. Imports no
+    torch.
     Raises: BadData, BadModel, UnsupportedGraph, OutputExists, CannotWrite.
     """
     output = Path(output)
@@ -75,24 +78,19 @@ def quantize(
     on_workers.require(on)
     files.claim(output, overwrite=overwrite)
     files.claim_kept(calibration.cache)
-    progress("read", 0, 1)
-    lifted = reading.converted(reading.load_fp32(Path(model), image or ImageOptions()), str(model))
-    given = lifted.model
-    samples = sampling.calibration_samples(given, calibration)
-    progress("read", 1, 1, f"{given.graph.num_nodes()} nodes, {samples.count} samples")
-    check = None
-    if verify:
-        check = verifying.checker(
-            given,
-            lifted.truth,
-            samples=samples,
-            shapes=target_options(target).sizes,
-            seed=calibration.seed,
+    if start is None:
+        progress("read", 0, 1)
+        read = reading.converted(reading.load_fp32(Path(model), image or ImageOptions()), str(model))
+        progress("read", 1, 1, f"{read.model.graph.num_nodes()} nodes")
+        start = starting.start(
+            read,
+            calibration,
+            sampled=True,
+            sizes=target_options(target).sizes,
+            verify=verify,
+            progress=progress,
         )
-    progress("canonical form", 0, 1)
-    form = verifying.canonical_form(given, check)
-    nodes = form.model.graph.num_nodes()
-    progress("canonical form", 1, 1, f"{nodes} nodes, {form.verified.summary}")
+    form = start.form
     to = lowering.destination(dataclasses.replace(target_options(target), rewrites=RewriteOptions(names=())))
     with (
         on_workers.opened(on) as workers,
@@ -106,7 +104,7 @@ def quantize(
             base="fp16" if base == "fp16" else None,
             planner=planner,
             check=form.checker,
-            samples=samples,
+            samples=start.samples,
             progress=progress,
         )
         worth = benefit.weighed(
@@ -115,7 +113,7 @@ def quantize(
         worked = workers.worked()
     graph.save(done.model, output)
     verified = form.verified.joined(done.verified)
-    notes = (*lifted.warnings, *form.warnings, *done.warnings, *verified.warnings, *worked.warnings)
+    notes = (*start.read.warnings, *form.warnings, *done.warnings, *verified.warnings, *worked.warnings)
     return QuantizeResult(output, done, worth, verified, notes, worked)
 
 

@@ -28,12 +28,13 @@ from se_deploy.commands import (
     run_files,
     sampling,
     source,
+    starting,
 )
 from se_deploy.commands.run_files import ENGINES, artifact_paths
 from se_deploy.commands.run_prepared import Prepared
 from se_deploy.commands.run_result import RunResult, drawing, machine, to_schema
 from se_deploy.errors import BadData
-from se_deploy.options import RunOptions, SampleOptions, TargetOptions
+from se_deploy.options import ImageOptions, RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import OVERALL, silent
 from se_deploy.schema import input_spec, provenance
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.profile import ProfileResult
     from se_deploy.commands.quantize import QuantizeResult
     from se_deploy.commands.source import Source
+    from se_deploy.commands.starting import Start
     from se_deploy.options import CalibrationOptions, Precision
     from se_deploy.protocols import Progress
 
@@ -106,8 +108,10 @@ def run(
         steps = _Steps(progress, 8)
         exported = _begin(asked, steps)
         with collector.only_new(drop_old=True):
-            done = _prepare(asked, exported, steps)
-            return _deploy(asked, done, Said(verb, command or f"se-deploy {verb} {model} -o {folder}"), steps)
+            starts = _Starts(asked)
+            done = _prepare(asked, exported, steps, starts)
+            said = Said(verb, command or f"se-deploy {verb} {model} -o {folder}")
+            return _deploy(asked, done, said, steps, starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +139,7 @@ def prepared(
     require_samples(calibration, options)
     asked, steps = _Asked(model, folder, options, calibration, silent), _Steps(silent, 8)
     wider = None if wider is None else wider.moved(folder)
-    return _prepare(asked, _begin(asked, steps, wider), steps, wider)
+    return _prepare(asked, _begin(asked, steps, wider), steps, _Starts(asked), wider)
 
 
 @data.kept()
@@ -154,7 +158,7 @@ def deployed(
         taken = dataclasses.replace(taken, network=source.load_network(taken.spec, options.network))
         done = dataclasses.replace(done, exported=dataclasses.replace(done.exported, source=taken))
     asked = _Asked(taken.spec, folder, options, calibration, silent)
-    return _deploy(asked, done, said, _Steps(silent, 8))
+    return _deploy(asked, done, said, _Steps(silent, 8), _Starts(asked))
 
 
 def _begin(asked: _Asked, steps: _Steps, wider: Prepared | None = None) -> ExportResult:
@@ -164,7 +168,9 @@ def _begin(asked: _Asked, steps: _Steps, wider: Prepared | None = None) -> Expor
     return _exported(asked, run_files.graphs(asked.folder)["onnx"]) if wider is None else wider.exported
 
 
-def _prepare(asked: _Asked, exported: ExportResult, steps: _Steps, wider: Prepared | None = None) -> Prepared:
+def _prepare(
+    asked: _Asked, exported: ExportResult, steps: _Steps, starts: _Starts, wider: Prepared | None = None
+) -> Prepared:
     """Write the graphs of lower precision; `wider` has done a part of it."""
     precision = asked.options.precision
     paths = run_files.graphs(asked.folder)
@@ -177,14 +183,14 @@ def _prepare(asked: _Asked, exported: ExportResult, steps: _Steps, wider: Prepar
     steps.next()
     quantized = None
     if precision == "int8":
-        quantized = _write_int8(asked, paths)
+        quantized = _write_int8(asked, paths, starts)
         written.append(paths["int8"].name)
         notes += quantized.warnings
     steps.next()
     return Prepared(exported, quantized, tuple(written), tuple(notes))
 
 
-def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps) -> RunResult:
+def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps, starts: _Starts) -> RunResult:
     """Build, compare, time and report."""
     taken = done.exported.source
     notes = list(done.warnings)
@@ -195,7 +201,7 @@ def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps) -> RunResu
     target = dataclasses.replace(asked.options.target, runtime=compiler.name)
     engines: dict[Precision, BuildResult] = {}
     for name in ENGINES[asked.options.precision]:
-        engines[name] = _build(asked, name, target, engines.get("fp16"))
+        engines[name] = _build(asked, name, target, engines.get("fp16"), starts)
         steps.next()
     inspection = _inspect(asked, taken, target)
     written += [built.engine for built in engines.values()]
@@ -249,6 +255,28 @@ class _Steps:
         self._done += 1
 
 
+class _Starts:
+    """What `quantize` and the engines start from: the exported file, read and verified once for each data."""
+
+    def __init__(self, asked: _Asked) -> None:
+        self._asked = asked
+        self._known: dict[tuple[CalibrationOptions, bool], Start] = {}
+
+    def of(self, calibration: CalibrationOptions, *, sampled: bool) -> Start:
+        key = (dataclasses.replace(calibration, cache=None), sampled)
+        if key not in self._known:
+            path, options = run_files.graphs(self._asked.folder)["onnx"], self._asked.options
+            self._known[key] = starting.start(
+                reading.converted(reading.load_fp32(path, ImageOptions()), str(path)),
+                calibration,
+                sampled=sampled,
+                sizes=self._asked.sizes,
+                verify=options.verify,
+                progress=self._asked.progress,
+            )
+        return self._known[key]
+
+
 def _exported(asked: _Asked, path: Path) -> ExportResult:
     taken = source.read(
         asked.model,
@@ -274,7 +302,7 @@ def _write_fp16(asked: _Asked, taken: Source, path: Path) -> tuple[str, ...]:
     return (*half.warnings, *lowering.unchecked_notes(half.unchecked))
 
 
-def _write_int8(asked: _Asked, paths: Mapping[str, Path]) -> QuantizeResult:
+def _write_int8(asked: _Asked, paths: Mapping[str, Path], starts: _Starts) -> QuantizeResult:
     asked.progress("INT8 file", 0, 1)
     quantized = quantize.quantize(
         paths["onnx"],
@@ -283,25 +311,30 @@ def _write_int8(asked: _Asked, paths: Mapping[str, Path]) -> QuantizeResult:
         calibration=asked.calibration,
         verify=asked.options.verify,
         overwrite=True,
+        start=starts.of(asked.calibration, sampled=True),
         progress=asked.progress,
     )
     asked.progress("INT8 file", 1, 1, quantized.verified.summary)
     return quantized
 
 
-def _build(asked: _Asked, name: Precision, target: TargetOptions, half: BuildResult | None) -> BuildResult:
+def _build(
+    asked: _Asked, name: Precision, target: TargetOptions, half: BuildResult | None, starts: _Starts
+) -> BuildResult:
     """Build the engine of one precision; INT8 is weighed against the plan of the FP16 engine, `half`."""
     asked.progress(f"{name.upper()} engine", 0, 1)
+    calibration = asked.calibration if name == "int8" else asked.observed
     built = build_engine.build_engine(
         asked.folder / "model.onnx",
         asked.folder / f"model.{name}.engine",
         precision=name,
         target=target,
         engine=asked.options.engine,
-        calibration=_for_engine(asked.calibration if name == "int8" else asked.observed),
+        calibration=_for_engine(calibration),
         fp16_plan=half.built.plan if half else None,
         verify=asked.options.verify,
         overwrite=True,
+        start=starts.of(calibration, sampled=name == "int8" or calibration.data is not None),
         progress=asked.progress,
     )
     asked.progress(f"{name.upper()} engine", 1, 1, f"{built.built.plan.kernels} kernels")

@@ -43,7 +43,7 @@ def dry(capsys, *words):
         (["quantize", "net.onnx", "--allow-random-calibration", "-o", "q.onnx"], ["INT8"], ["q.onnx"]),
         (
             ["run", "net.onnx", "--allow-random-calibration", "-o", "out"],
-            ["build the FP16 engine", "build the INT8 engine", "report"],
+            ["build the FP16 engine", "build the INT8 engine", "1 s each", "report"],
             ["out/model.onnx", "out/model.int8.engine", "out/report.html"],
         ),
     ],

@@ -15,7 +15,7 @@ from torch import nn
 from se_deploy import graph
 from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.errors import ExportFailed
-from se_deploy.frontend import simplify, torch_export, zoo
+from se_deploy.frontend import examples, simplify, torch_export, zoo
 from se_deploy.schema import input_spec
 
 
@@ -64,6 +64,44 @@ def test_the_written_graph_computes_what_pytorch_does(opset, batch, by, tmp_path
         got = session.run({"input": x})["output"]
         want = net.module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # the same FP32 sums in another order
+
+
+class Overwriting(nn.Module):
+    """Two layers that write in place; where `reads`, what they overwrote is read once more."""
+
+    def __init__(self, *, reads):
+        super().__init__()
+        self.conv, self.first, self.reads = nn.Conv2d(3, 4, 3), nn.Hardswish(inplace=True), reads
+        self.second = nn.LeakyReLU(0.3, inplace=True)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = self.second(self.first(y) * 2)
+        return y + z if self.reads else z
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_layers_that_write_in_place_are_exported_as_they_compute(reads):
+    net = network(Overwriting(reads=reads))
+    net = dataclasses.replace(net, answer=examples.answer_of(net.module, net.examples, "test"))
+    made = torch_export.export(net)
+    assert made.exporter == "dynamo"
+    assert net.module.first.inplace, "the network itself stays as it was"
+    assert net.module.second.inplace
+    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    with OrtRuntime(optimize=False).open(made.model) as session, torch.no_grad():
+        got = session.run({"input": x})["output"]
+        want = net.module(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)  # the same FP32 sums in another order
+
+
+def test_a_failed_export_leaves_the_layers_as_they_were():
+    module = nn.Sequential(nn.Hardswish(inplace=True), Stubborn())
+    net = network(module)
+    net = dataclasses.replace(net, answer=examples.answer_of(module, net.examples, "test"))
+    with pytest.raises(ExportFailed):
+        torch_export.export(net)
+    assert module[0].inplace
 
 
 def test_the_file_holds_no_trace_of_the_machine_it_was_made_on(tmp_path):

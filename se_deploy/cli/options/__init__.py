@@ -6,7 +6,7 @@ from se_deploy.cli.options.calibration import calibration
 from se_deploy.cli.options.cluster import on
 from se_deploy.cli.options.data import sampled, samples, seed, skip_unreadable
 from se_deploy.cli.options.host import host, host_cpu, host_engine, plugins, threads
-from se_deploy.cli.options.measuring import by_name, kinds, limits, sized_timing, timing
+from se_deploy.cli.options.measuring import by_name, kinds, limits, run_timing, sized_timing
 from se_deploy.cli.options.network import (
     fed_network,
     image,
@@ -60,6 +60,7 @@ __all__ = [
     "precision",
     "reporter",
     "rewritten_target",
+    "run_timing",
     "sampled",
     "samples",
     "seed",
@@ -68,7 +69,6 @@ __all__ = [
     "target",
     "threads",
     "timed_network",
-    "timing",
     "tuned",
     "verify",
     "written_network",

@@ -11,7 +11,7 @@ from se_deploy.cli.options.network import opt_shapes, tuned
 from se_deploy.cli.parameters import defaulted, group, optional, repeated
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import KindOfOutput, Limit
-from se_deploy.options import OUTPUT_KINDS, PRECISIONS, Limits, TimingOptions
+from se_deploy.options import OUTPUT_KINDS, PRECISIONS, RUN_DURATION_S, Limits, TimingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,14 +35,19 @@ def by_name(typed: Iterable[tuple[str, OutputKind]]) -> dict[str, OutputKind]:
 
 _warmup_ms = defaulted("--warmup-ms", click.FloatRange(min=0), 200.0, "Untimed calls before the timed ones.")
 _duration_s = defaulted("--duration-s", click.FloatRange(min=0), 3.0, "Seconds to time, at least.")
+_run_duration_s = defaulted(
+    "--duration-s", click.FloatRange(min=0), RUN_DURATION_S, "Seconds to time each artifact, at least."
+)
 _iterations = defaulted("--iterations", click.IntRange(min=1), 10, "Calls to time, at least.")
 
 
 def _timing(given: Given) -> TimingOptions:
+    """Return what the three flags say; `--duration-s` is the same flag wherever its default is from."""
     return TimingOptions(_warmup_ms.of(given), _duration_s.of(given), _iterations.of(given))
 
 
-timing = group("timing", _timing, _warmup_ms, _duration_s, _iterations, section=Section.TIMING)
+run_timing = group("timing", _timing, _warmup_ms, _run_duration_s, _iterations, section=Section.TIMING)
+"""Of a command that times all of its artifacts besides much else."""
 
 sized_timing = group(
     "timing",
