@@ -7,6 +7,7 @@ import pytest
 from rewrites_graphs import apply, assert_same, build, run, se
 
 from se_deploy import graph
+from se_deploy.passes import convolution
 from se_deploy.passes.rewrites import rewriters
 from se_deploy.se_blocks import detect
 
@@ -77,6 +78,42 @@ def test_a_shortcut_is_padded_where_the_parts_are_the_whole(tail):
 )
 def test_other_parts_stay_a_concatenation(before):
     assert sites(before, "partial-add-as-pad") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("z = Concat<axis=1>(c, x)", "partial-add-as-pad"),
+        ("s = Relu(c)\nz = Concat<axis=1>(s, x)", "partial-add-as-pad"),
+        ("z = Conv<group=5>(c, w)", "concat-behind-depthwise"),
+        ("s = Relu(c)\nz = Conv<group=5>(s, w)", "concat-behind-depthwise"),
+    ],
+)
+def test_what_comes_from_elsewhere_is_left_alone(text, name):
+    given = {"w": (5, 1, 1, 1)} if "Conv" in text else {}
+    assert sites(build("float[N,5,4,4] c, float[N,3,4,4] x", "float[N,M,4,4] z", text, given), name) == ()
+
+
+@pytest.mark.parametrize(
+    "op", ["Add(x, w)", "Mul(x, w)", "MatMul(x, w)", "Concat<axis=0>(x, w)", "Max(x, w)"]
+)
+def test_a_constant_beside_a_map_makes_no_convolution(op):
+    model = build("float[1,4,4,4] x", "float[N,M,P,Q] z", f"y = {op}\nz = Relu(y)", {"w": (1, 4, 4, 4)})
+    assert convolution.convolution(model.graph[0]).reason.startswith(
+        f"it is {op.partition('(')[0].partition('<')[0]}"
+    )
+
+
+def test_a_last_layer_on_an_unknown_map_is_no_sum():
+    body, shapes = se(8, 3)
+    model = build(
+        "float[N,8,5,5] x", "float[N,4,5,5] z", f"{body}z = Conv(y, wp)", shapes | {"wp": (4, 8, 1, 1)}
+    )
+    blocks = detect(model).blocks
+    moved, _ = apply(model, "gate-into-next-batched")
+    assert [s.name for s in rewriter("excite-as-sum").sites(moved, blocks)] == ["y"]
+    graph.values(moved)["a"].shape = None
+    assert rewriter("excite-as-sum").sites(moved, blocks) == ()
 
 
 def test_a_cut_that_is_computed_is_no_known_part():
