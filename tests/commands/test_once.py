@@ -1,4 +1,4 @@
-"""What costs seconds is done once per command: a compiler's process, a picture decoded, a file's canonical form.
+"""What costs seconds is done once per command: a compiler starts, a picture is decoded, a file gets its form.
 
 And what is there when the work begins, PyTorch among it, is not walked again by Python's collector in `run`.
 """
