@@ -10,8 +10,9 @@ from msgspec.structs import replace
 
 from se_deploy import files, schema
 from se_deploy.commands.sweep_cell import CELL, DEPLOY
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, CannotWrite
 from se_deploy.schema.sweep import SweepCell, SweepStep
+from se_deploy.sweeps.tasks import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,8 @@ def published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], 
     files.claim(place / CELL, overwrite=True)
     _remove_earlier(place)
     steps = [one for one in (*before, step(DEPLOY, outcome, shared=False)) if one is not None]
-    if outcome.failure is None and outcome.output is not None:
+    why = outcome.failure or _in_the_way(outcome.output, place)
+    if why is None and outcome.output is not None:
         summary = schema.load(
             outcome.output / CELL, SweepCell, what="the result of a cell", error=BadInput, hint="run it again"
         )
@@ -53,7 +55,6 @@ def published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], 
             (place / path.name).unlink(missing_ok=True)
             shutil.move(path, place / path.name)
     else:
-        why = outcome.failure
         result = SweepCell(
             model=cell.model,
             precision=cell.precision,
@@ -69,6 +70,16 @@ def published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], 
         )
     files.write_text(place / CELL, f"{schema.encode(result)}\n")
     return result
+
+
+def _in_the_way(made: Path | None, place: Path) -> Failure | None:
+    """Return why what a cell made cannot be put into its folder: what the user has there under a file's name."""
+    try:
+        for path in [] if made is None else sorted(made.iterdir()):
+            files.refuse_taken(place / path.name, overwrite=True)
+    except CannotWrite as e:
+        return Failure(e.kind, e.message, "move it to another place, and run the sweep again")
+    return None
 
 
 def _remove_earlier(place: Path) -> None:

@@ -73,7 +73,7 @@ class SweepArtifact(Struct, frozen=True, kw_only=True):
     size_bytes: Count | None = None
     ms: Amount | None = None
     ms_from: Literal["measured", "planned"] | None = None
-    kept: bool = False  # another cell had built the same engine, which was taken
+    kept: bool = False  # another cell, maybe of a sweep before, had built the same engine, which was taken
 
 
 class SweepCell(Struct, frozen=True, kw_only=True):

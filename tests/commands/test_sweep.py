@@ -318,6 +318,17 @@ def test_a_result_names_no_file_outside_of_its_folder(folder):
     assert Path("x.npy").exists()
 
 
+def test_a_folder_of_the_user_where_a_file_belongs_fails_the_cell_alone(folder):
+    (mine,) = matrix(models=("net.onnx",), calib_data=Path("x.npy")).cells
+    place = Path("out") / mine.folder
+    (place / "report.html").mkdir(parents=True)
+    found = published(mine, "report.html", "model.int8.engine")
+    assert (found.state, found.kind) == ("failed", "CannotWrite")
+    assert "report.html" in found.reason
+    assert "move it" in found.hint
+    assert {path.name for path in place.iterdir()} == {"report.html", "cell.json"}
+
+
 @pytest.mark.parametrize("name", ["..", "", ".", "a\0b", "n" * 300, "folder", "cell.json"])
 def test_a_damaged_list_of_files_stops_no_sweep(folder, name):
     (mine,) = matrix(models=("net.onnx",), calib_data=Path("x.npy")).cells

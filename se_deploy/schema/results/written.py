@@ -139,7 +139,7 @@ class BuildEngine(Result, frozen=True, kw_only=True, tag="se-deploy/build-engine
     remote: str | None = None  # the host that it ran on, as --remote names it; null: this machine
     on: str = "local"  # who worked on what can be done side by side, as --on names it
     nodes: tuple[NodeShare, ...] = ()  # of a cluster, those that did some of it
-    kept: bool = False  # another cell of the sweep had built the same engine, which was taken
+    kept: bool = False  # another cell, maybe of a sweep before, had built the same engine, which was taken
 
 
 class Bundle(Result, frozen=True, kw_only=True, tag="se-deploy/bundle/1"):
