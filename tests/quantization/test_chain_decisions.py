@@ -158,6 +158,42 @@ FINDINGS = {
         {("between", "e", ("y",), (), None)},
         {END},
     ),
+    "an activation that reads a float, quantized elsewhere": (
+        BOTH + " u = Sigmoid(r) " + pair("u", "uq") + conv("uq", "d") + " y = Add(o, d) ",
+        set(),
+        {("u", ("a",)), ("y", ("o",)), ("y", ("d",))},
+    ),
+    "a padding that nobody quantizes, quantized elsewhere": (
+        BOTH + " e = Pad(r, edges) g = Sigmoid(e) k = MaxPool<kernel_shape = [3, 3]>(g) y = Add(o, k) ",
+        set(),
+        {("e", ("a",)), ("y", ("o",))},
+    ),
+    "a sum in the kernel of a gate": (
+        BESIDE + GATE + " e = Mul(r, t) k = Add(e, o) " + last("k"),
+        {("residual-in-float", "k", ("o",), ("o",), "k")},
+        {("p", ("a",)), END},
+    ),
+    "a sum in the kernel of a gate that reads INT8": (
+        BESIDE + pair("o", "oq") + GATE + " e = Mul(r, t) k = Add(e, oq) " + last("k"),
+        set(),
+        {("p", ("a",)), END},
+    ),
+    "pairs in front of a sum of two layers": (
+        BESIDE + pair("r", "rq") + pair("o", "oq") + " e = Add(rq, oq) " + last("e"),
+        {("extra-pair", "oq_q", ("o", "a"), (), None)},
+        {END},
+    ),
+    "a pair inside of what has no INT8 form": (
+        FIRST + conv("xq", "o") + " r = Softmax<axis = 1>(a) u = Mul(o, r) " + pair("u", "uq")
+        + " g = Sigmoid(uq) " + last("g"),
+        {("inside-activation", "uq_q", ("o",), (), None)},
+        {("r", ("a",)), END},
+    ),
+    "a pair inside of what the network's input is multiplied with": (
+        FIRST + " r = HardSwish(a) u = Mul(r, x) " + pair("u", "uq") + " g = Sigmoid(uq) " + last("g"),
+        {("inside-activation", "uq_q", ("a",), (), None)},
+        {END},
+    ),
     "a product with a constant is no activation": (
         FIRST + f" r = Relu(a) m = {MOST}(r) " + pair("m", "mq") + " e = Mul(mq, c_m) " + last("e"),
         set(),
@@ -227,6 +263,11 @@ KERNELS = {
         FIRST + " r = Softmax<axis = 1>(a) " + last("r"),
         [X, ("a", "layer", ("a",), I, F), ("r", "other", ("r",), F, F), ("r", "other", (), F, I),
          ("y", "layer", ("y",), I, F)],
+    ),
+    "what has no INT8 form between pairs": (
+        FIRST + " r = Relu(a) " + pair("r", "rq") + " m = Softmax<axis = 1>(rq) " + last("m"),
+        [X, ("r", "layer", ("a", "r"), I, I), ("rq", "other", (), I, F), ("m", "other", ("m",), F, F),
+         ("m", "other", (), F, I), ("y", "layer", ("y",), I, F)],
     ),
     "a layer in float has its input dequantized": (
         pair("x", "xq") + float_conv("xq", "y"),

@@ -138,7 +138,7 @@ class Writing:
     ) -> None:
         """Say what reads a tensor in float while something else reads it quantized, or in another kernel."""
         mended = [use for use in others if self._wants_int8(use)]
-        for use in others if quantized or len(mended) < len(others) else ():
+        for use in others:
             if use not in mended and use.node is not None:
                 cause = f"{use.node.op_type} reads it in float and something else does too"
                 self.ends.append(End(str(use.node.name), cause, layers))
