@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+import onnx_ir as ir
 import pytest
 from chain_graphs import FIRST, conv, float_conv, last, model, pair
 
@@ -113,6 +115,29 @@ FINDINGS = {
     "a concat of different scales": (
         BESIDE + " t = Relu(o) " + pair("t", "tq") + " j = Concat<axis = 2>(r, tq) " + last("j"),
         {("concat", "j", ("a",), ("tq", "j"), None)},
+        {END},
+    ),
+    "a concat of two scales in front of a layer": (
+        BESIDE + pair("r", "rq") + " t = Relu(o) " + pair("t", "tq", "s2") + " j = Concat<axis = 2>(rq, tq) "
+        + conv("j", "y"),
+        {("concat", "j", ("y",), (), None)},
+        set(),
+    ),
+    "a concat of one scale in front of a layer": (
+        BESIDE + pair("r", "rq") + " t = Relu(o) " + pair("t", "tq") + " j = Concat<axis = 2>(rq, tq) "
+        + conv("j", "y"),
+        set(),
+        {END},
+    ),
+    "a concat behind which something is computed": (
+        BESIDE + " t = Relu(o) " + pair("t", "tq") + " j = Concat<axis = 2>(r, tq) k = Relu(j) "
+        + conv("k", "y"),
+        {("half-quantized", "y", ("y",), (), None), ("concat", "j", ("a",), ("r",), "j")},
+        set(),
+    ),
+    "a dequantizer without a zero point": (
+        " xq_q = QuantizeLinear(x, s, z) xq = DequantizeLinear(xq_q, s) " + conv("xq", "y"),
+        set(),
         {END},
     ),
     "a pair inside of an activation": (
@@ -367,6 +392,16 @@ def test_quantizers_are_the_same_where_all_their_numbers_are():
 def test_what_a_symmetric_int8_quantizer_is(change, fits):
     one = dataclasses.replace(spelling.Quantizer("q", (0.5,), (0,), "INT8"), **change)
     assert one.symmetric_int8 is fits
+
+
+def test_a_scale_is_read_behind_what_leaves_its_numbers_as_they_are():
+    constant = ir.Value(name="c", const_value=ir.tensor(np.float32([[0.5], [0.25]])))
+    turned = ir.node("Transpose", [constant]).outputs[0]
+    flat = ir.node("Flatten", [turned]).outputs[0]
+    np.testing.assert_array_equal(spelling.array(flat), [0.5, 0.25])
+    assert spelling.array(ir.node("Neg", [constant]).outputs[0]) is None
+    assert spelling.array(ir.Value(name="x")) is None
+    assert spelling.array(None) is None
 
 
 def test_a_squeeze_has_one_number_for_each_channel():

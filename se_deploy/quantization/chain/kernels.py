@@ -152,13 +152,11 @@ def of(model: ir.Model) -> Kernels:
         if layer is not None:
             kernel = _layer(layer, order)
             owner.update(dict.fromkeys(kernel.nodes, kernel))
-    for node in reversed(nodes):
+    for node in reversed(nodes):  # from behind, so that each kernel's nodes stay in the graph's order
         if node not in owner:
             kernel = _joined(node, owner)
             kernel.nodes.insert(0, node)
             owner[node] = kernel
-    for kernel in owner.values():
-        kernel.nodes.sort(key=order.__getitem__)
     listed = dict.fromkeys(owner[node] for node in nodes)
     return Kernels(Storage(), tuple(model.graph.inputs), tuple(listed), owner)
 
