@@ -196,6 +196,11 @@ def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> i
     kept = wide | {node for node in nodes if _stays(node)}
     kept |= {node for node in nodes if node.op_type == "Cast" and _ends_narrow(model, node, kept, io, to)}
     outputs = [(i, v) for i, v in enumerate(model.graph.outputs) if v.dtype == ir.DataType.FLOAT]
+    wide_values = [
+        value
+        for value in (*model.graph.inputs, *(value for node in nodes for value in node.outputs))
+        if value.dtype == ir.DataType.FLOAT
+    ]  # what is narrow already is read as it is
     changed = 0
     for node in nodes:
         if node not in kept:
@@ -208,7 +213,7 @@ def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> i
             if value.dtype == ir.DataType.FLOAT:
                 value.type = ir.TensorType(to.dtype)  # copies share types: never write into one
                 changed += 1
-    changed += _cast_edges(model, nodes, kept, to)
+    changed += _cast_edges(model, wide_values, kept, to)
     if io == "fp32":
         for i, value in outputs:
             if value.dtype == to.dtype:
@@ -298,14 +303,14 @@ def _convert_constant(
     return 1
 
 
-def _cast_edges(model: ir.Model, nodes: list[ir.Node], kept: set[ir.Node], to: _Narrow) -> int:
-    """Cast where a reader wants the other of the two types, once per value for all such readers."""
+def _cast_edges(model: ir.Model, values: list[ir.Value], kept: set[ir.Node], to: _Narrow) -> int:
+    """Cast where a reader wants the other of the two types, once per value for all such readers.
+
+    `values`: those that were float32.
+    """
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
     changed = 0
-    values = [*model.graph.inputs, *(value for node in nodes for value in node.outputs)]
     for value in values:
-        if value.dtype not in {ir.DataType.FLOAT, to.dtype}:
-            continue
         for use in tuple(value.uses()):
             node = use.node
             if node.graph is not model.graph or node in kept or _fp32_slot(model, node, use.idx):
@@ -321,12 +326,7 @@ def _cast_edges(model: ir.Model, nodes: list[ir.Node], kept: set[ir.Node], to: _
 def _cast(
     casts: dict[tuple[ir.Value, ir.DataType], ir.Value], value: ir.Value, wanted: ir.DataType, to: _Narrow
 ) -> ir.Value:
-    """Cast `value` once for all its readers; a Cast that it comes from is looked through."""
-    producer = value.producer()
-    if producer is not None and producer.op_type == "Cast":
-        source = producer.inputs[0]
-        if source is not None and source.dtype == wanted:
-            return source
+    """Cast `value` once for all its readers."""
     if (value, wanted) not in casts:
         node = ir.node("Cast", [value], {"to": wanted})
         out = node.outputs[0]

@@ -373,6 +373,15 @@ def test_quantizers_are_the_same_where_all_their_numbers_are():
     assert not storage.same(others[1], others[1]), "what is computed may be anything"
 
 
+@pytest.mark.parametrize(("numbers", "per_tensor"), [([0.5], True), ([0.5, 0.5], True), ([0.5, 0.25], False)])
+def test_scales_that_are_all_equal_are_one(numbers, per_tensor):
+    scale = ir.Value(name="s", const_value=ir.tensor(np.float32(numbers)))
+    zero = ir.Value(name="z", const_value=ir.tensor(np.zeros(len(numbers), np.int8)))
+    found = spelling.quantizer(ir.node("QuantizeLinear", [ir.Value(name="x"), scale, zero]))
+    assert (found.per_tensor, found.zero, found.dtype) == (per_tensor, (0,), "INT8")
+    assert found.scale == (tuple(numbers[:1]) if per_tensor else tuple(numbers))
+
+
 @pytest.mark.parametrize(
     ("change", "fits"),
     [

@@ -133,8 +133,28 @@ def test_a_constant_that_both_precisions_read_is_there_in_both():
     np.testing.assert_allclose(run(half, x=x), run(model, x=x), **HALF)
 
 
+STAYS = """h = Cast<to = 10>(x) c = RoiAlign<output_height = 2, output_width = 2>(h, r, i)
+d = Cast<to = 1>(c) y = Relu(d)"""
+BODY = """h = Cast<to = 10>(x)
+z = If (c) <then_branch = t () => (float16[N,4,8,8] s) { s = Neg(h) },
+            else_branch = e () => (float16[N,4,8,8] r) { r = Abs(h) }>
+y = Cast<to = 1>(z)"""
+
+
+@pytest.mark.parametrize("body", [STAYS, BODY], ids=["an operator that stays", "a body"])
+def test_what_reads_fp16_already_goes_on_reading_it(body):
+    """It was handed the FP32 tensor in front of the Cast, and the graph could not be loaded any more."""
+    if body == STAYS:
+        constants, inputs, feeds = [("r", np.float16([[0, 0, 4, 4]])), ("i", np.array([0]))], "", {}
+    else:
+        constants, inputs, feeds = [], ", bool c", {"c": np.array(True)}
+    model = model_of(body, constants, inputs=f"float[N,4,8,8] x{inputs}", output="float[N,4,h,w] y")
+    half = to_fp16(model).model
+    graph.check(half)
+    np.testing.assert_allclose(run(half, x=image(), **feeds), run(model, x=image(), **feeds), **HALF)
+
+
 def test_integers_that_are_cast_are_read_in_the_type_that_each_reader_has():
-    """A Cast is looked through where it comes from the wanted type, and from no other."""
     model = model_of(
         "f = Cast<to = 1>(i) a = Mul(x, f) c = CumSum(f, axis) b = Add(a, c) y = Relu(b)",
         [("axis", np.array(1, np.int64))],
