@@ -73,7 +73,7 @@ def published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], 
 
 
 def _in_the_way(made: Path | None, place: Path) -> Failure | None:
-    """Return why what a cell made cannot be put into its folder: what the user has there under a file's name."""
+    """Return why what a cell made cannot be put into its folder: another thing has a file's name there."""
     try:
         for path in [] if made is None else sorted(made.iterdir()):
             files.refuse_taken(place / path.name, overwrite=True)
