@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def checked(feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """Return `feeds` as contiguous arrays in the inputs' order.
+    """Return `feeds` as contiguous arrays in the inputs' order; a scalar stays one.
 
     Raises: BadInput where an input is missing, unknown, of another element type or of a shape that the
     network does not take.
@@ -42,7 +42,7 @@ def checked(feeds: Arrays, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
                 f"input '{spec.name}' takes {shape_text(spec.dims)}, but was fed {shape_text(array.shape)}",
                 hint="give data of the network's own size, or export it with a free batch (--batch dynamic)",
             )
-    return {name: np.ascontiguousarray(feeds[name]) for name in names}
+    return {name: np.asarray(feeds[name], order="C") for name in names}  # ascontiguousarray makes 0-d 1-d
 
 
 def wall_times(call: Callable[[], object], calls: int) -> FloatArray:

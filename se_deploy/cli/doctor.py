@@ -9,6 +9,9 @@ from se_deploy.cli.parameters import command
 
 if TYPE_CHECKING:
     from se_deploy.cli.output import Reporter
+    from se_deploy.schema.results import Doctor
+
+_DEMO_NEEDS = {"torch", "safetensors"}  # it exports a network; an ONNX file needs neither
 
 
 @command("doctor", options.reporter())
@@ -23,4 +26,10 @@ def doctor(reporter: Reporter) -> None:
     from se_deploy.tables import lists
 
     result = doctor()
-    reporter.finish(result, lists.doctor(result), then=["demo", "-o", "out"])
+    reporter.finish(result, lists.doctor(result), then=_next(result))
+
+
+def _next(result: Doctor) -> list[str]:
+    """Return a command that runs with what is here."""
+    here = {check.name for check in result.checks if check.state == "ok"}
+    return ["demo", "-o", "out"] if here >= _DEMO_NEEDS else ["inspect", "your-network.onnx"]

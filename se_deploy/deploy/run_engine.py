@@ -107,7 +107,7 @@ class Engine:
         """Return every output of one batch, computed on CUDA's default stream."""
         if sorted(feeds) != sorted(self.inputs):
             sys.exit(f"the engine takes {self.inputs}, it was fed {sorted(feeds)}")
-        given = {n: np.ascontiguousarray(a, self.types[n]) for n, a in feeds.items()}
+        given = {n: np.asarray(a, self.types[n], order="C") for n, a in feeds.items()}  # a scalar stays one
         for name, array in given.items():
             if not self.context.set_input_shape(name, array.shape):
                 sys.exit(f"{name}: {array.shape} is outside the range that the engine was built for")

@@ -3,6 +3,7 @@
 import contextlib
 
 import numpy as np
+import onnx_ir as ir
 import plan_graphs
 import pytest
 
@@ -111,6 +112,16 @@ def test_feeds_are_left_alone_and_need_not_be_contiguous(session):
     turned = given.transpose(0, 1, 3, 2).copy().transpose(0, 1, 3, 2)
     np.testing.assert_array_equal(session.run({"x": turned})["y"], session.run({"x": given})["y"])
     np.testing.assert_array_equal(given, feeds(2)["x"])
+
+
+def test_a_scalar_is_fed_as_a_scalar():
+    text = "<ir_version: 10, opset_import: ['' : 20]> g (float s) => (float[1] y) "
+    model = ir.from_onnx_text(
+        text.replace("'", '"') + "{ o = Constant<value = int64[1] {0}>() y = Unsqueeze(s, o) }"
+    )
+    with OrtRuntime(threads=1).open(model) as opened:
+        given = np.array(2.5, np.float32)
+        np.testing.assert_array_equal(opened.run({"s": given})["y"], given[None])
 
 
 def test_times_are_one_for_each_call(session):

@@ -3,6 +3,7 @@ import pytest
 from se_deploy import schema
 from se_deploy.backends import registry
 from se_deploy.backends.tensorrt import gpu
+from se_deploy.cli import main
 from se_deploy.commands import doctor
 from se_deploy.commands.doctor import Probe
 
@@ -153,3 +154,11 @@ def test_json_has_one_entry_for_each_check():
     found = schema.builtins(conclude(HERE))
     assert set(found) == {"schema", "tool_version", "warnings", "checks", "can_build", "can_run", "gpus"}
     assert set(found["checks"][0]) == {"name", "state", "detail", "fix"}
+
+
+@pytest.mark.parametrize(("gone", "then"), [((), "demo"), (("torch", "safetensors"), "inspect")])
+def test_what_it_says_to_type_next_runs_here(gone, then, monkeypatch, capsys):
+    found = conclude(HERE | dict.fromkeys(gone, GONE))
+    monkeypatch.setattr(doctor, "doctor", lambda: found)
+    assert not main(["doctor"], standalone_mode=False)
+    assert f"next: se-deploy {then} " in capsys.readouterr().err

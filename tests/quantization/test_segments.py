@@ -12,6 +12,10 @@ BODIES = {
     "d = Conv(t, v2) y = Add(d, a)",
     "a constant on the way": "k = Constant<value = float {2.0}>() a = Conv<pads = [1,1,1,1]>(x, w) "
     "b = Mul(a, k) c = Conv(b, v) y = Mul(c, k)",
+    "a scalar from piece to piece": "k = Shape<start = 1, end = 2>(x) z = Constant<value = int64 {0}>() "
+    "n = Gather(k, z) a = Conv<pads = [1,1,1,1]>(x, w) b = Relu(a) c = Conv(b, v) "
+    "o = Constant<value = int64[1] {0}>() m = Unsqueeze(n, o)"
+    "h = Concat<axis = 0>(o, m, o, o) t = Relu(c) y = Reshape(t, h)",
     "a body that reads what is outside": "a = Conv<pads = [1,1,1,1]>(x, w) b = Relu(a) c = Conv(b, v) "
     "m = ReduceMax<keepdims = 0>(c) z = Less(m, m) "
     "y = If(z)<then_branch = one () => (float[N,4,8,8] p) { p = Mul(b, c) }, "

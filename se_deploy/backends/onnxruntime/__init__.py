@@ -30,7 +30,8 @@ options.log_severity_level = 4
 if 'CUDAExecutionProvider' in m.get_available_providers():
     with contextlib.redirect_stdout(io.StringIO()):
         m.preload_dlls()
-works = [p for p in m.get_available_providers() if p == 'CPUExecutionProvider' or
+there = [p for p in m.get_available_providers() if p != 'AzureExecutionProvider']  # that calls a service
+works = [p for p in there if p == 'CPUExecutionProvider' or
          m.InferenceSession(model, options, providers=[p]).get_providers()[0] == p]
 installed = sorted({d.name for d in distributions() if (d.name or '').lower().startswith('onnxruntime')})
 print(json.dumps({'version': m.__version__, 'works': works, 'installed': installed}))
