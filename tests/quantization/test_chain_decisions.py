@@ -183,6 +183,11 @@ FINDINGS = {
         {("between", "e", ("y",), (), None)},
         {END},
     ),
+    "a padding alone": (
+        FIRST + " r = Relu(a) e = Pad(r, edges) " + pair("e", "eq") + conv("eq", "y", "pads = [0, 0, 0, 0]"),
+        {("between", "e", ("y",), (), None)},
+        {END},
+    ),
     "an activation that reads a float, quantized elsewhere": (
         BOTH + " u = Sigmoid(r) " + pair("u", "uq") + conv("uq", "d") + " y = Add(o, d) ",
         set(),
