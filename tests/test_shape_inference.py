@@ -133,6 +133,13 @@ def test_a_reshape_of_sizes_that_nobody_named_is_lost(shape, lost):
     assert [value.name for value in shape_inference._lost(model)] == (["v"] if lost else [])
 
 
+def test_of_two_shapes_the_one_with_more_sizes_is_kept():
+    shapes = (None, [], ["N"], ["N", 4], [2, 4], [2, 4, 6], [2, 4, 6, 6])
+    known = [shape_inference._sizes(None if shape is None else ir.Shape(shape)) for shape in shapes]
+    assert known == sorted(known)
+    assert len({known[0], known[1], *known[3:]}) == 6  # a name says no more than the rank
+
+
 def test_larger_weights_do_not_travel_to_the_converter():
     proto, _ = two_blocks(11, layers="gemm")
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros((100, 2), np.float32), "large"))

@@ -89,8 +89,7 @@ def _follow(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vec
 def _reduced(flow: Analysis, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
     """Follow a vector through a reduction of axes of size one, or across its channels to one number."""
     gone = flow.reduced_axes(node)
-    before = value_dims(node.inputs[0])
-    if gone is None or before is None:
+    if gone is None:
         return None
     if vector.axis is not None and vector.axis not in gone:
         return replace(vector, axis=locate(shape, vector.size))
@@ -225,7 +224,7 @@ def _affine(
 
 def _learned(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vector | None:
     weight = node.inputs[1 - position if node.op_type == "MatMul" else 1]
-    if weight is None or position > 1 or not flow.of(weight).constant or "scalar" in vector.traits:
+    if weight is None or not flow.of(weight).constant or "scalar" in vector.traits:
         return None
     shape = value_dims(weight)
     if shape is None or not all(isinstance(d, int) for d in shape):
@@ -366,8 +365,8 @@ def _conv(node: ir.Node, _position: int, vector: Vector, weight: list[int]) -> L
     return None
 
 
-def _gemm(node: ir.Node, position: int, vector: Vector, weight: list[int]) -> Layer | None:
-    if position or graph.attribute(node, "transA", 0) or len(weight) != 2:  # noqa: PLR2004
+def _gemm(node: ir.Node, _position: int, vector: Vector, weight: list[int]) -> Layer | None:
+    if graph.attribute(node, "transA", 0) or len(weight) != 2:  # noqa: PLR2004
         return None
     outputs, inputs = weight if graph.attribute(node, "transB", 0) else weight[::-1]
     fits = vector.axis in {1, None} and vector.size in {inputs, None}

@@ -248,6 +248,11 @@ def test_a_reshape_asks_for_the_sizes_that_are_computed(body, before, wanted):
         ("t = Shape(x) a = Gather(t, first) s = Mul(a, last)", sizes.Product(12)),
         ("t = Shape(x) a = Gather(t, zero) s = Mul(a, last)", sizes.Product(3, ("N",))),
         ("t = Shape(x) i = Neg(first) s = Gather(t, i)", sizes.Product(5)),
+        (
+            "t = Shape(x) a = Gather(t, first) b = Gather(t, last) c = Concat(a, b) s = ReduceProd(c)",
+            sizes.Product(20),
+        ),
+        ("u = NoSuch(x) t = Shape(u) s = Gather(t, last)", None),
         ("t = Shape(x) i = Add(last, last) s = Gather(t, i)", None),  # there is no such axis
         ("t = Shape(x) a = Gather(t, first) b = Cast<to = 1>(a) s = Mul(b, half)", None),  # no whole number
     ],
@@ -293,6 +298,12 @@ def test_the_spatial_factor_of_scse_may_come_first():
 )
 def test_a_factor_per_position_is_one_for_all_channels(shape, wanted):
     assert census._one_per_position(shape) is wanted
+
+
+def test_a_sum_behind_other_attention_is_no_part_of_it():
+    body = KIN["cbam-channel"].replace("y = Mul(x, g)", "z = Mul(x, g) y = Add(x, z)")
+    (block,) = se_blocks.detect(written(body, constants=CONSTANTS)).blocks
+    assert (block.kind, block.output, block.spelling[-1]) == ("cbam-channel", "z", "Mul")
 
 
 def test_a_block_says_where_its_parts_are():

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx import parser
-from se_graphs import CONSTANTS, GATE, written
+from se_graphs import CONSTANTS, GATE, Recipe, build, expectation, read, written
 
 from se_deploy import se_blocks
 from se_deploy.se_blocks import sizes
@@ -27,6 +27,26 @@ def test_two_tensors_computed_alike_are_one():
     found = census(body % "half")
     assert not found.blocks
     assert [no.reason for no in found.rejected] == ["the gate is pooled from 's', but scales 't'"]
+
+
+def test_numbers_drawn_twice_are_two_tensors():
+    body = f"s = RandomNormalLike(x) t = RandomNormalLike(%s) p = GlobalAveragePool(s) {GATE} y = Mul(t, g)"
+    found = census(body % "x")
+    assert not found.blocks
+    assert [no.reason for no in found.rejected] == ["the gate is pooled from 's', but scales 't'"]
+
+
+def test_the_larger_or_smaller_of_three_makes_no_gate():
+    body = f"{LAYERS} c = Conv(r, w2) g = Sigmoid(c)"
+    assert census(f"{body} h = Max(g, half) y = Mul(x, h)").blocks
+    assert not census(
+        f"{body} h = Max(g, half, z) y = Mul(x, h)", x="float[N,4,6,6] x, float[N,4,6,6] z"
+    ).blocks
+
+
+def test_a_factor_of_two_tensors_is_no_activation_of_one():
+    found = census("a = Conv(x, full) b = Neg(x) c = Add(a, b) g = Sigmoid(c) y = Mul(x, g)")
+    assert [no.reason for no in found.rejected] == ["the gate is not pooled over the whole map"]
 
 
 def test_axes_of_size_one_may_go_between_the_layers():
@@ -85,6 +105,7 @@ def flow_of(body, x="float[N,4,6,5] x"):
         ("v = Transpose(x)", (5, 6, 4, "N")),
         ("v = Reshape(x, rows)", ("N", 4, 30)),
         ("v = elsewhere.Unknown(x)", None),
+        ("v = Reshape<shape = [0, 4, 30]>(x)", None),  # as before opset 5
     ],
 )
 def test_a_view_has_the_sizes_of_what_it_views(body, wanted):
@@ -119,6 +140,20 @@ def test_a_leaky_slope_per_channel_is_its_mean():
     (block,) = se_blocks.detect(written(body, constants=constants)).blocks
     assert (block.activation, block.params) == ("leakyrelu", 16 + 2)
     assert np.isclose(block.ratio, 2)
+
+
+def test_the_bias_of_one_hidden_unit_counts():
+    recipe = Recipe(reduced=1, layers="matmul-add")
+    (block,) = se_blocks.detect(read(build(recipe)[0])).blocks
+    assert block.params == expectation(recipe)["params"]
+
+
+@pytest.mark.parametrize("view", ["Identity(s)", "Reshape(s, places)", "Expand(s, ones)"])
+def test_a_factor_per_position_is_one_in_any_layout(view):
+    constants = f"{CONSTANTS}, int64[4] places = {{-1, 1, 6, 6}}, int64[4] ones = {{1, 1, 1, 1}}"
+    model = written(f"c = Conv(x, point) s = Sigmoid(c) g = {view} y = Mul(x, g)", constants=constants)
+    found = se_blocks.detect(model)
+    assert ["spatial attention" in no.reason for no in found.rejected] == [True]
 
 
 def test_a_product_across_images_is_no_layer():

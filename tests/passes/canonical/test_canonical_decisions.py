@@ -135,6 +135,48 @@ def test_a_weight_that_has_its_rank_stays_as_it_is():
     assert set(made.graph.initializers) == {"w1", "w2"}
 
 
+def test_weights_with_a_batch_of_one_become_kernels():
+    body = """p = GlobalAveragePool(x) v = Reshape(p, column) a = MatMul(down, v) r = Relu(a)
+        c = MatMul(m1, r) g = Sigmoid(c) h = Unsqueeze(g, last) y = Mul(x, h)"""
+    model = written(body, constants=f"{CONSTANTS}, float[1,2,4] down = {{1, 2, 3, 4, 5, 6, 7, 8}}")
+    made = canonical.canonicalize(model)
+    assert made.refused == ()
+    assert graph.ops(made.model) == ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]
+    same(model, made.model)
+
+
+def test_a_block_behind_one_in_canonical_form_is_respelled_too():
+    first = (
+        "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) g = Sigmoid(c) z = Mul(x, g)"
+    )
+    second = """q = ReduceMean<axes = [2, 3], keepdims = 0>(z) b = MatMul(q, m1) s = Relu(b) d = MatMul(s, m2)
+        f = Sigmoid(d) h = Reshape(f, map) y = Mul(z, h)"""
+    model = written(f"{first} {second}", constants=CONSTANTS)
+    made = graph.rewrite(model, canonical.respell_blocks)
+    assert made.counts == (("respell_blocks", 1),)
+    assert graph.ops(made.model).count("GlobalAveragePool") == 2
+    same(model, made.model)
+
+
+@pytest.mark.parametrize("body", ["k = DequantizeLinear(i8, f8, zp)", "k = RandomNormalLike(full)"])
+def test_what_is_small_as_it_is_or_never_the_same_is_not_computed(body):
+    weights = ", ".join(str(i) for i in range(16))
+    model = written(
+        f"{body} y = Conv(x, k)",
+        constants=f"int8[4,4,1,1] i8 = {{{weights}}}, float f8 = {{0.1}}, int8 zp = {{0}}",
+    )
+    assert graph.rewrite(model, fold_constants).counts == (("fold_constants", 0),)
+
+
+def test_layers_of_groups_keep_them():
+    model = read(build(Recipe(groups=2, squeeze="mean"))[0])
+    made = canonical.canonicalize(model)
+    assert made.refused == ()
+    groups = [graph.attribute(node, "group", 1) for node in made.model.graph if node.op_type == "Conv"]
+    assert groups == [1, 2, 2, 1]
+    same(model, made.model, (2, 3, 6, 5))
+
+
 def test_casts_to_the_same_type_go():
     model = read(build(Recipe(extra="cast", layers="matmul"))[0])
     made = canonical.canonicalize(model)

@@ -179,6 +179,30 @@ def test_a_kernel_is_hoisted_over_where_both_sizes_are_known():
         assert ["free" in reason for reason in refusals(before, "hoist-squeeze-kxk")] == [True]
 
 
+def test_an_even_kernel_is_not_hoisted_over_whatever_its_padding():
+    before = squeezed(shapes={"w3": (8, 6, 2, 2)})
+    assert ["not an odd square" in reason for reason in refusals(before, "hoist-squeeze-kxk")] == [True]
+
+
+def test_a_gated_convolution_that_is_added_and_read_elsewhere_keeps_its_gate():
+    body, shapes = se(6, 3, x="c")
+    text = f"c = Conv(u, w3)\n{body}q = Conv(x, w2)\nv = Add(y, q)\n"
+    shapes |= {"w3": (6, 4, 1, 1), "w2": (6, 5, 1, 1)}
+    for tail, taken in (("z = Relu(v)", ["v"]), ("t = Relu(y)\nz = Add(v, t)", [])):
+        model = build("float[1,4,3,3] u, float[1,5,3,3] x", "float[1,6,3,3] z", text + tail, shapes)
+        assert [s.name for s in sites(model, "gated-add-as-concat", "hoist-squeeze-1x1")] == taken
+
+
+def test_of_three_layers_the_last_is_the_sum():
+    text = """s = GlobalAveragePool(x)\nh = Conv(s, f1)\na = Relu(h)\ni = Conv(a, f2)\nb = Relu(i)
+    e = Conv(b, f3)\ng = Sigmoid(e)\ny = Mul(x, g)\nz = Conv(y, wp)"""
+    shapes = {"f1": (3, 8, 1, 1), "f2": (5, 3, 1, 1), "f3": (8, 5, 1, 1), "wp": (4, 8, 1, 1)}
+    before = build("float[N,8,5,5] x", "float[N,4,5,5] z", text, shapes)
+    (site,) = sites(before, "excite-as-sum", "gate-into-next-batched")
+    assert site.shape == (8, 5, 1, 1)
+    assert_same(before, apply(before, "gate-into-next-batched", "excite-as-sum")[0])
+
+
 def test_a_first_layer_of_groups_is_not_folded():
     before = squeezed(fc1="<group=2>", shapes={"f1": (4, 4, 1, 1)})
     assert ["of one group" in reason for reason in refusals(before, "hoist-squeeze-kxk")] == [True]
@@ -248,6 +272,13 @@ def pooled(side, seed=0):
     return build(f"float[N,8,{side},{side}] x", "float[N,8,P,Q] z", text, shapes, seed=seed)
 
 
+def projected(side, seed=0):
+    body, shapes = se(8, 3)
+    shapes |= {"wp": (4, 8, 1, 1)}
+    text = f"{body}z = Conv(y, wp)"
+    return build(f"float[1,8,{side},{side}] x", "float[1,4,P,Q] z", text, shapes, seed=seed)
+
+
 @pytest.mark.parametrize(
     ("make", "names"),
     [
@@ -256,6 +287,8 @@ def pooled(side, seed=0):
         (bottleneck, ("hoist-squeeze-1x1", "gate-into-previous")),
         (pointwise, ("pointwise-as-convolution",)),
         (pooled, ("gate-behind-pool",)),
+        (projected, ("gate-into-next",)),
+        (projected, ("gate-into-next-batched",)),
     ],
     ids=lambda given: given[-1] if isinstance(given, tuple) else "",
 )
@@ -290,6 +323,34 @@ def test_a_stem_of_an_unknown_size_stays(x):
     assert sites(declared, "stem-space-to-depth") == ()
 
 
+@pytest.mark.parametrize(("channels", "taken"), [(1, True), (3, True), (4, False), (5, False), (16, False)])
+def test_a_stem_reads_fewer_channels_than_a_compiler_pads_to(channels, taken):
+    text = "y = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w)\nz = Relu(y)"
+    model = build(f"float[N,{channels},8,8] x", "float[N,4,P,Q] z", text, {"w": (4, channels, 3, 3)})
+    assert [s.name for s in sites(model, "stem-space-to-depth")] == (["y"] if taken else [])
+
+
+@pytest.mark.parametrize(("axes", "taken"), [([2, 3], True), ([-1, -2], True), ([2, -1], True), ([3], False)])
+def test_a_mean_over_the_map_is_a_squeeze_by_whichever_name_of_its_axes(axes, taken):
+    model = build("float[N,8,4,4] x", "float[N,8,P,Q] z", "z = ReduceMean(x, axes)", {"axes": np.array(axes)})
+    assert [s.name for s in sites(model, "squeeze-average-pool")] == (["z"] if taken else [])
+
+
+def test_parts_of_a_free_number_of_channels_are_not_cut():
+    text = "k = Concat<axis=1>(x, u)\nz = Conv(k, w)"
+    for channels, taken in (("3", ["k"]), ("C", [])):
+        model = build(
+            f"float[N,{channels},4,4] x, float[N,5,4,4] u", "float[N,2,4,4] z", text, {"w": (2, 8, 1, 1)}
+        )
+        assert [s.name for s in sites(model, "concat-as-sum")] == taken
+
+
+def test_a_stem_whose_channels_only_its_weights_say_is_folded():
+    text = "y = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w)\nz = Relu(y)"
+    model = build("float[N,C,8,8] x", "float[N,4,P,Q] z", text, {"w": (4, 3, 3, 3)})
+    assert [s.name for s in sites(model, "stem-space-to-depth")] == ["y"]
+
+
 @pytest.mark.parametrize(("kernel", "pad", "taps"), [(2, 0, 1), (3, 1, 2), (4, 1, 3), (5, 2, 3), (7, 3, 4)])
 def test_a_folded_stem_has_no_tap_that_is_always_zero(kernel, pad, taps):
     text = f"y = Conv<strides=[2,2], pads=[{pad},{pad},{pad},{pad}]>(x, w)\nz = Relu(y)"
@@ -308,6 +369,7 @@ def test_a_mean_keeps_its_axes(opset):
     (mean,) = (node for node in after.graph if node.op_type == "ReduceMean")
     assert graph.attribute(mean, "keepdims") == 1
     assert run(after)[0].shape == (2, 8, 5, 7)
+    assert ["spelling" in reason for reason in refusals(after, "squeeze-nhwc-mean")] == [True]  # it is one
 
 
 def test_what_a_moved_gate_computes_has_the_shape_that_was_declared():
@@ -320,3 +382,22 @@ def test_what_a_moved_gate_computes_has_the_shape_that_was_declared():
     rewriter("gate-into-previous").apply(after, site)
     products = [node.outputs[0] for node in after.graph if node.op_type == "Mul" and node.outputs[0].uses()]
     assert [graph.dims(value) for value in products] == [(6, 4, 1, 1), (1, 6, 1, 1)]
+
+
+@pytest.mark.parametrize("computed", ["", "steps", "starts", "ends"])
+def test_a_slice_is_whole_where_its_bounds_are_known(computed):
+    numbers = {"starts": [0], "ends": [4], "axes": [1], "steps": [1]}
+    given = {name: np.array(value) for name, value in numbers.items() if name != computed}
+    more = f", int64[1] {computed}" if computed else ""
+    text = "y = Slice(x, starts, ends, axes, steps)\nz = Relu(y)"
+    model = build(f"float[N,4,6,6] x{more}", "float[N,M,P,Q] z", text, given)
+    assert [s.name for s in sites(model, "drop-whole-slice")] == ([] if computed else ["y"])
+
+
+@pytest.mark.parametrize("name", ["gate-behind-pool", "gate-into-next", "gate-into-next-batched"])
+def test_a_gate_that_was_moved_is_taken_and_no_fault_of_the_graph(name):
+    before = projected(6)
+    blocks = detect(before).blocks
+    assert not any(no.taken for no in rewriter(name).refusals(before, blocks))
+    moved, _ = apply(before, "gate-into-next-batched")
+    assert [no.taken for no in rewriter(name).refusals(moved, blocks)] == [True]
