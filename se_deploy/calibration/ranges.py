@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -30,15 +31,15 @@ _ENTROPY_LEVELS = 128  # of the coarse distribution that entropy compares with
 
 
 def choose_ranges(
-    statistics: Statistics, methods: Sequence[Method], error: ClipError
+    error: ClipError, methods: Sequence[Method]
 ) -> dict[Method, tuple[FloatArray, FloatArray]]:
-    """Return each channel's range [low, high], (C,) each, by each method; `error` is that of `statistics`.
+    """Return each channel's range [low, high], (C,) each, by each method, of what `error` is of.
 
     Percentile and entropy look at the distribution of the whole tensor and clip the channels there: few
     values of one channel say nothing about its tails. The range holds 0 where the extent did.
     """
     chosen: dict[Method, tuple[FloatArray, FloatArray]] = {}
-    merged = statistics.per_tensor() if {"percentile", "entropy"} & set(methods) else None
+    statistics = error.statistics
     for method in methods:
         low, high = statistics.low, statistics.high
         if method == "mse":
@@ -48,7 +49,8 @@ def choose_ranges(
                 return error(low, high) + ((high - low) / (LEVELS - 1)) ** 2 / 12
 
             low, high = _best_cut(statistics, squared, _CLIPS)
-        elif method != "minmax" and merged is not None:
+        elif method != "minmax":
+            merged = error.whole.statistics
             one_low, one_high = _percentile(merged) if method == "percentile" else _least_divergence(merged)
             low = np.minimum(np.maximum(low, one_low), high)
             high = np.maximum(np.minimum(high, one_high), low)
@@ -87,8 +89,10 @@ class ClipError:
 
     def __init__(self, statistics: Statistics) -> None:
         """Sum up shares, values and squares from the left, once for many ranges."""
+        self.statistics = statistics
         x, h = statistics.centres(), statistics.histogram
-        self.sums = np.zeros((3, len(x), BINS + 1))  # of h, h x and h x^2, up to each edge between bins
+        self.sums = np.empty((3, len(x), BINS + 1))  # of h, h x and h x^2, up to each edge between bins
+        self.sums[:, :, 0] = 0
         values = h.copy()
         for power in range(3):
             np.cumsum(values, axis=1, out=self.sums[power, :, 1:])
@@ -102,6 +106,11 @@ class ClipError:
         under, over = self._below(low), self._total(high.ndim) - self._below(high)
         error: FloatArray = _squared_distance(under, low) + _squared_distance(over, high)
         return np.maximum(error, 0)
+
+    @functools.cached_property
+    def whole(self) -> ClipError:
+        """The error of the tensor as one channel."""
+        return ClipError(self.statistics.per_tensor())
 
     def _total(self, rank: int) -> FloatArray:
         """Return the three sums over all bins, to be broadcast to edges of a rank."""

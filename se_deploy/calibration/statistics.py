@@ -47,6 +47,7 @@ MOST_TOLD = 128
 """Samples that tails are known from at most: of more samples a histogram holds fewer values each, so that a
 cut looks cheap by chance as often. Without this bound doubt vanishes with them, and clipping grows."""
 _WAITING = 4 * BINS  # values of each channel that are counted at once: a histogram is touched as a whole
+_COUNTED_ROWS = 32  # channels whose waiting values are worked on at once: they stay in a core's cache
 _SHAPE_BINS = 512
 _SHAPE_END = 64.0  # deviations from the mean: further values are counted there
 # Operator sets from which axes are an input.
@@ -70,8 +71,9 @@ class Statistics:
     def centres(self) -> FloatArray:
         """Return the middle of every bin, (C, BINS), moved into the extent."""
         steps = (np.arange(BINS) + 0.5) / BINS
-        middles = self.histogram_low[:, None] + (self.histogram_high - self.histogram_low)[:, None] * steps
-        return np.clip(middles, self.low[:, None], self.high[:, None])
+        middles = (self.histogram_high - self.histogram_low)[:, None] * steps
+        middles += self.histogram_low[:, None]
+        return np.clip(middles, self.low[:, None], self.high[:, None], out=middles)
 
     def divided(self, factor: FloatArray) -> Statistics:
         """Return the statistics of the tensor with each channel divided by a positive number, (C,)."""
@@ -92,7 +94,12 @@ class Statistics:
         mean = self.mean.mean(keepdims=True)
         variance = (self.variance + self.mean**2).mean(keepdims=True) - mean**2
         span = max(float(high[0] - low[0]), np.finfo(np.float64).tiny)
-        index = np.clip(((self.centres() - low[0]) / span * BINS).astype(np.int64), 0, BINS - 1)
+        place = self.centres()
+        place -= low[0]
+        place /= span
+        place *= BINS
+        index = place.astype(np.int64)
+        np.clip(index, 0, BINS - 1, out=index)
         histogram = np.bincount(index.ravel(), self.histogram.ravel(), BINS)[None]
         return Statistics(low, high, mean, variance, histogram / histogram.sum(), low, high)
 
@@ -111,8 +118,14 @@ class Statistics:
             return self
         # Finer near the mean, where most values are: a logarithm on both sides of 0.
         ends = np.arcsinh(_SHAPE_END)
-        scaled = np.arcsinh((self.centres() - self.mean[:, None])[moves] / deviation[moves, None]) / ends
-        index = np.clip((scaled + 1) / 2 * _SHAPE_BINS, 0, _SHAPE_BINS - 1).astype(np.int64)
+        centres = self.centres()
+        scaled = (centres - self.mean[:, None])[moves]
+        scaled /= deviation[moves, None]
+        np.arcsinh(scaled, out=scaled)
+        scaled /= ends
+        scaled += 1
+        scaled *= _SHAPE_BINS / 2
+        index = np.clip(scaled, 0, _SHAPE_BINS - 1, out=scaled).astype(np.int64)
         shape = np.bincount(index.ravel(), self.histogram[moves].ravel(), _SHAPE_BINS)
         steps = np.sinh(((np.arange(_SHAPE_BINS) + 0.5) / _SHAPE_BINS * 2 - 1) * ends)
         values = self.mean[:, None] + deviation[:, None] * steps
@@ -121,14 +134,19 @@ class Statistics:
         span = np.maximum(high - low, np.finfo(np.float64).tiny)
 
         def spread(x: FloatArray, weights: FloatArray) -> FloatArray:
-            place = (np.clip(x, low[:, None], high[:, None]) - low[:, None]) / span[:, None]
-            bins = np.clip(place * BINS, 0, BINS - 1).astype(np.int64) + np.arange(len(x))[:, None] * BINS
-            counted = np.bincount(bins.ravel(), weights.ravel(), len(x) * BINS).astype(np.float64)
+            """Return the weights of (C, n) values, which are written over, by the bin that each lies in."""
+            np.clip(x, low[:, None], high[:, None], out=x)
+            x -= low[:, None]
+            x /= span[:, None]
+            x *= BINS
+            bins = np.clip(x, 0, BINS - 1, out=x).astype(np.int64)
+            bins += np.arange(len(x))[:, None] * BINS
+            counted = np.bincount(bins.ravel(), weights.ravel(), len(x) * BINS).astype(np.float64, copy=False)
             return counted.reshape(len(x), BINS)
 
-        own = spread(self.centres(), self.histogram)
+        histogram = spread(centres, self.histogram)
         other = spread(values, np.broadcast_to(shape / shape.sum(), values.shape))
-        histogram = np.where(moves[:, None], (1 - share) * own + share * other, own)
+        histogram[moves] = ((1 - share) * histogram + share * other)[moves]
         return Statistics(low, high, self.mean, self.variance, histogram, low, high)
 
 
@@ -363,8 +381,6 @@ class _Channels:
             self._count()
 
     def _count(self) -> None:
-        values = np.concatenate(self.waiting, axis=1)  # a copy, to be written over
-        self.waiting.clear()
         if not self.count:
             self.centre = (self.low + self.high) / 2
             least = _LEAST_HALF + _FLOAT32_STEP * np.abs(self.centre)
@@ -374,19 +390,27 @@ class _Channels:
             pairs = self.counts[narrow].reshape(-1, BINS // 2, 2).sum(axis=2)
             self.counts[narrow] = np.pad(pairs, ((0, 0), (BINS // 4, BINS // 4)))
             self.half = np.where(narrow, self.half * 2, self.half)
+        for first in range(0, len(self.counts), _COUNTED_ROWS):
+            rows = slice(first, first + _COUNTED_ROWS)
+            self._add(rows, np.concatenate([part[rows] for part in self.waiting], axis=1))
+        self.count += sum(part.shape[1] for part in self.waiting)
+        self.waiting.clear()
+
+    def _add(self, rows: slice, values: Array) -> None:
+        """Add the values (C', n) of some channels, and write over them."""
         # In bins around the centre: squares of values far from 0 would lose the variance, and those of large
         # ones leave float32.
-        bin_size = 2 * self.half / BINS
-        values -= self.centre.astype(np.float32)[:, None]
+        bin_size = 2 * self.half[rows] / BINS
+        values -= self.centre[rows].astype(np.float32)[:, None]
         values *= (1 / bin_size).astype(np.float32)[:, None]
-        self.total += bin_size * values.sum(axis=1)
-        self.squares += bin_size**2 * (values[:, None] @ values[:, :, None])[:, 0, 0]
-        self.count += values.shape[1]
+        self.total[rows] += bin_size * values.sum(axis=1)
+        self.squares[rows] += bin_size**2 * (values[:, None] @ values[:, :, None])[:, 0, 0]
         values += np.float32(BINS / 2)
         np.clip(values, 0, BINS - 1, out=values)
         index = values.astype(np.intp)
         index += np.arange(len(index))[:, None] * BINS
-        self.counts += np.bincount(index.ravel(), minlength=self.counts.size).reshape(self.counts.shape)
+        counts = self.counts[rows]
+        counts += np.bincount(index.ravel(), minlength=counts.size).reshape(counts.shape)
 
     def statistics(self) -> Statistics:
         """Return the statistics of what was added."""

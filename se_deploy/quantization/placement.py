@@ -108,7 +108,7 @@ def with_pairs(
 def _scale(statistics: Statistics, method: Method) -> float:
     """Return the scale of a tensor as a whole, zero point 0, by one method."""
     whole = statistics.per_tensor()
-    low, high = calibration.choose_ranges(whole, (method,), calibration.ClipError(whole))[method]
+    low, high = calibration.choose_ranges(calibration.ClipError(whole), (method,))[method]
     reach = max(-float(low[0]) / -qdq.LOWEST_LEVEL, float(high[0]) / qdq.HIGHEST_LEVEL)
     return float(representable(np.array([reach]))[0]) if reach > 0 else UNSEEN_SCALE
 

@@ -128,7 +128,7 @@ class _Error:
     @classmethod
     def of(cls, subject: Subject, method: Method, clipped: calibration.ClipError) -> _Error:
         """Return the error with ranges by a method; `clipped` is of the statistics that it looks at."""
-        low, high = _range(subject.seen_by(method), subject.readers, method, subject.allowed, clipped)
+        low, high = _range(clipped, subject.readers, method, subject.allowed)
         weight = importance(subject.statistics, subject.readers) + subject.passed_on
         return cls(subject, low, high, clipped, weight)
 
@@ -217,18 +217,13 @@ def _noise(errors: Sequence[_Error], factor: FloatArray) -> float:
 
 
 def _range(
-    statistics: Statistics,
-    readers: Sequence[Layer],
-    method: Method,
-    allowed: Allowed,
-    error: calibration.ClipError,
+    error: calibration.ClipError, readers: Sequence[Layer], method: Method, allowed: Allowed
 ) -> tuple[FloatArray, FloatArray]:
     """Return each channel's range by a method, wide enough for one channel at least to have a scale."""
-    extent = statistics.low, statistics.high
-    low, high = calibration.choose_ranges(statistics, (method,), error)[method]
+    extent = error.statistics.low, error.statistics.high
+    low, high = calibration.choose_ranges(error, (method,))[method]
     if not allowed.channel_equalization and method == "mse":  # the others clip to the whole tensor's range
-        whole_tensor = statistics.per_tensor()
-        whole = calibration.choose_ranges(whole_tensor, (method,), calibration.ClipError(whole_tensor))
+        whole = calibration.choose_ranges(error.whole, (method,))
         begin = np.maximum(low, whole[method][0])
         low, high = begin, np.maximum(begin, np.minimum(high, whole[method][1]))
     # Of a tensor that is hardly ever not 0, clipping may leave nothing.

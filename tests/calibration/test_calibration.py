@@ -43,7 +43,7 @@ def summed(values, cuts=1):
 
 
 def interval(found, method):
-    return calibration.choose_ranges(found, [method], calibration.ClipError(found))[method]
+    return calibration.choose_ranges(calibration.ClipError(found), [method])[method]
 
 
 def test_statistics_are_those_of_all_samples(tmp_path):
