@@ -30,9 +30,7 @@ _LEAST_SPAN = 1e-30  # of a histogram: keeps bins of constant channels apart
 _ENTROPY_LEVELS = 128  # of the coarse distribution that entropy compares with
 
 
-def choose_ranges(
-    error: ClipError, methods: Sequence[Method]
-) -> dict[Method, tuple[FloatArray, FloatArray]]:
+def choose_ranges(error: ClipError, methods: Sequence[Method]) -> dict[Method, tuple[FloatArray, FloatArray]]:
     """Return each channel's range [low, high], (C,) each, by each method, of what `error` is of.
 
     Percentile and entropy look at the distribution of the whole tensor and clip the channels there: few
@@ -77,10 +75,17 @@ def _best_cut(statistics: Statistics, cost: _Cost, shares: FloatArray) -> tuple[
     centre = (statistics.low + statistics.high) / 2
     half = (statistics.high - statistics.low) / 2
     share = shares[::-1, None]  # the whole extent first: it wins a tie
-    low, high = np.broadcast_to(statistics.low, (len(share), len(half))), statistics.low + share * 2 * half
-    begins = np.concatenate([centre - share * half, low, statistics.high - share * 2 * half])
-    ends = np.concatenate([centre + share * half, high, np.broadcast_to(statistics.high, low.shape)])
-    best = cost(begins, ends).argmin(axis=0)[None]
+    low, high = statistics.low[None], statistics.high[None]
+    cuts = (
+        (centre - share * half, centre + share * half),
+        (low, statistics.low + share * 2 * half),
+        (statistics.high - share * 2 * half, high),
+    )
+    best = np.concatenate([cost(*cut) for cut in cuts]).argmin(axis=0)[None]
+    shape = (len(share), len(half))
+    begins, ends = (
+        np.concatenate([np.broadcast_to(end, shape) for end in side]) for side in zip(*cuts, strict=True)
+    )
     return np.take_along_axis(begins, best, 0)[0], np.take_along_axis(ends, best, 0)[0]
 
 
@@ -102,7 +107,7 @@ class ClipError:
         self.rows = np.arange(len(x)) * (BINS + 1)
 
     def __call__(self, low: FloatArray, high: FloatArray) -> FloatArray:
-        """Return the error of [low, high], (..., C) each."""
+        """Return the error of [low, high], (..., C) each; where one end is the same, it is looked at once."""
         under, over = self._below(low), self._total(high.ndim) - self._below(high)
         error: FloatArray = _squared_distance(under, low) + _squared_distance(over, high)
         return np.maximum(error, 0)
@@ -141,7 +146,8 @@ def _least_divergence(statistics: Statistics) -> tuple[FloatArray, FloatArray]:
     histogram /= max(float(histogram.sum()), np.finfo(np.float64).tiny)
 
     def divergences(low: FloatArray, high: FloatArray) -> FloatArray:
-        """Return the divergence of each cut, (cuts, 1) as both ends."""
+        """Return the divergence of each cut, (cuts, 1) or (1, 1) as each end."""
+        low, high = np.broadcast_arrays(low, high)
         inside = (x >= low) & (x <= high)
         clipped = np.where(inside, histogram, 0)
         first, last = inside.argmax(axis=1), BINS - 1 - inside[:, ::-1].argmax(axis=1)

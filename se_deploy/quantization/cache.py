@@ -45,7 +45,6 @@ class Moments:
 class Cache:
     """What one run measured and the next need not."""
 
-    stamp: Stamp
     method: str  # the one that was chosen
     params: Mapping[str, QuantParams]
     moments: Mapping[str, Moments]  # of each tensor
@@ -74,10 +73,10 @@ def model_sha256(model: ir.Model) -> str:
     return hashlib.sha256(graph.to_bytes(model)).hexdigest()
 
 
-def write(path: Path, cache: Cache) -> None:
-    """Write `cache` to `path`, whole or not at all."""
+def write(path: Path, stamp: Stamp, cache: Cache) -> None:
+    """Write `cache` to `path`, whole or not at all; `stamp` says what it is of."""
     content = CalibrationCache(
-        stamp=cache.stamp,
+        stamp=stamp,
         method=cache.method,
         noise=cache.noise,
         tensors={
@@ -124,7 +123,6 @@ def read(path: Path, stamp: Stamp) -> Cache | None:
     if differences:
         raise BadInput(f"the calibration cache '{path}' does not fit: {'; '.join(differences)}", hint=_HINT)
     return Cache(
-        stamp=content.stamp,
         method=content.method,
         params={name: _params(entry) for name, entry in content.tensors.items()},
         moments={name: Moments(entry.mean, entry.variance) for name, entry in content.tensors.items()},

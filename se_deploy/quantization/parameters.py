@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.policies import Policy
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
-    from se_deploy.schema.files import Stamp
 
 _DEFAULT_METHOD: Method = "mse"
 """Scales of least predicted error."""
@@ -43,7 +42,7 @@ _FEWEST_HELD = 6  # samples that may speak for another method: four did, and cos
 _PROMISE = 1.4  # times less rounding noise than the default's: else it is not worth an evaluation
 
 
-def choose(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Job, Plan]:
+def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
     """Return parameters of all tensors, the job that they are for (equalized, maybe) and the plan of them."""
     placed = placement.place(job.model, job.layers) if job.policy.whole_chain else placement.Placement()
     axes = {pair.tensor: 1 for pair in placed.pairs}
@@ -95,8 +94,9 @@ def choose(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Job, Plan
     params = by(method)[method]
     plan = planned(params)
     if job.options.method is None and job.evaluator.held.count >= _FEWEST_HELD:
+        ours = sum(predicted(job, params, statistics).values())
         for name, other in by(*_OTHER_METHODS).items():
-            ours, theirs = (sum(predicted(job, one, statistics).values()) for one in (params, other))
+            theirs = sum(predicted(job, other, statistics).values())
             if theirs * _PROMISE < ours:
                 tried = planned(other)
                 if tried.evaluation.surely_better(plan.evaluation):
@@ -104,7 +104,7 @@ def choose(job: Job, stamp: Stamp, progress: Progress) -> tuple[Cache, Job, Plan
     moments = {
         name: Moments(tuple(s.mean.tolist()), tuple(s.variance.tolist())) for name, s in statistics.items()
     }
-    known = Cache(stamp, method, params, moments, float_tensors=float_tensors, factors=factors)
+    known = Cache(method, params, moments, float_tensors=float_tensors, factors=factors)
     return known, job, plan
 
 

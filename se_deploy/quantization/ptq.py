@@ -92,19 +92,19 @@ def _quantize(
     progress: Progress,
 ) -> QuantizationResult:
     policy = options.policy
-    stamp = _stamp(model, samples, options)
-    known = None if calib_cache is None else cache.read(calib_cache, stamp)
+    kept = None if calib_cache is None else (calib_cache, _stamp(model, samples, options))
+    known = None if kept is None else cache.read(*kept)
     job = prepare(model, samples, runtimes, options)
     plan: Plan | None = None
     if known is not None:
         job = _equalized(job, known)
     else:
-        known, job, plan = parameters.choose(job, stamp, progress)
-        if calib_cache is not None:
-            cache.write(calib_cache, known)
+        known, job, plan = parameters.choose(job, progress)
+        if kept is not None:
+            cache.write(*kept, known)
     job = job.without_tensors(known.float_tensors)
-    if calib_cache is not None:
-        _check_complete(calib_cache, known, job.layers)
+    if kept is not None:
+        _check_complete(kept[0], known, job.layers)
     noise: Mapping[str, float] = parameters.predicted(job, known.params, known.statistics())
     measured = options.goal.asked or bool(options.float_macs)  # the policy's own share is too small to pay it
     if measured:
@@ -112,8 +112,8 @@ def _quantize(
             rounded = parameters.rounded(job, known.params, known.statistics())
             alone = sensitivity.measure(rounded, job.sensitivity_evaluator(), each=each, progress=progress)
             known = dataclasses.replace(known, noise=alone)
-            if calib_cache is not None:
-                cache.write(calib_cache, known)
+            if kept is not None:
+                cache.write(*kept, known)
         noise = known.noise
     cost = job.added_ms if options.goal.asked else parameters.macs_of
     ranked = sensitivity.rank(job.layers, noise, cost)

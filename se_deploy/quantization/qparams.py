@@ -96,22 +96,19 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         error = _Error.of(subject, method, sums[is_expected])
         size = _sizes(error.low, error.high, allowed)
         share = _doubted(size / float(size.max()), doubt)
-        best = np.inf
-        for power in POWERS if allowed.channel_equalization else (0.0,):
-            factor = share**power
-            # minmax promises that nothing is clipped
-            shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
-            scales = representable(shares * float((size / factor).max()))
-            totals = error(factor, scales)
-            i = int(totals.argmin())
-            if totals[i] < best:
-                best = float(totals[i])
-                params = QuantParams(
-                    float(scales[i]),
-                    error.offset(factor * scales[i]).astype(np.float32) if allowed.offset_folding else None,
-                    factor.astype(np.float32) if power else None,
-                )
-                chosen[method] = Choice(params, best)
+        factors = np.stack([share**p for p in (POWERS if allowed.channel_equalization else (0.0,))])
+        # minmax promises that nothing is clipped
+        shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
+        scales = representable((size / factors).max(axis=1)[:, None] * shares)
+        totals = error(factors, scales)
+        best = np.unravel_index(totals.argmin(), totals.shape)  # the first of equal ones
+        factor, scale = factors[best[0]], float(scales[best])
+        params = QuantParams(
+            scale,
+            error.offset(factor * scale).astype(np.float32) if allowed.offset_folding else None,
+            factor.astype(np.float32) if best[0] else None,
+        )
+        chosen[method] = Choice(params, float(totals[best]))
     return chosen
 
 
@@ -132,29 +129,35 @@ class _Error:
         weight = importance(subject.statistics, subject.readers) + subject.passed_on
         return cls(subject, low, high, clipped, weight)
 
-    def __call__(self, factor: FloatArray, scales: FloatArray) -> FloatArray:
-        """Return the error with each channel divided by `factor`, (C,), at each of the scales, (S,)."""
-        step = factor * scales[:, None]
+    def __call__(self, factors: FloatArray, scales: FloatArray) -> FloatArray:
+        """Return the error with the channels divided by each of `factors`, (F, C), at its scales, (F, S)."""
+        step = factors[:, None] * scales[:, :, None]
         offset = self.offset(step)
         clipped = self.clipped(offset + LOWEST_LEVEL * step, offset + HIGHEST_LEVEL * step)
+        of_weights = np.array([self._of_weights(factor) for factor in factors])
+        of_input = (self.weight * (step**2 * _UNIFORM_NOISE + clipped)).sum(axis=-1)
+        total: FloatArray = of_input + of_weights[:, None]
+        return total
+
+    def _of_weights(self, factor: FloatArray) -> float:
+        """Return the error of the rounded weights of all readers, whatever the scale."""
         statistics, per_channel = self.subject.statistics, self.subject.allowed.per_channel_weights
-        of_weights = sum(
+        return sum(
             _weight_noise(layer, factor, statistics.variance, per_channel=per_channel)
             / _output_power(layer, statistics)
             for layer in self.subject.readers
         )
-        total: FloatArray = (self.weight * (step**2 * _UNIFORM_NOISE + clipped)).sum(axis=1) + of_weights
-        return total
 
     def offset(self, step: FloatArray) -> FloatArray:
         """Return where the levels lie in steps of these sizes, (..., C)."""
         folds = self.subject.allowed.offset_folding
         return _offset(self.low, self.high, step) if folds else np.zeros_like(step)
 
-    def least(self, factor: FloatArray) -> float:
-        """Return the error with each channel divided by `factor`, at the scale of least error."""
+    def least(self, factors: FloatArray) -> FloatArray:
+        """Return the error with the channels divided by each of `factors`, (F, C), at its best scale."""
         size = _sizes(self.low, self.high, self.subject.allowed)
-        return float(self(factor, _RANGE_SHARES * float((size / factor).max())).min())
+        scales = (size / factors).max(axis=1)[:, None] * _RANGE_SHARES
+        return np.asarray(self(factors, scales).min(axis=1))
 
 
 def importance(statistics: Statistics, readers: Sequence[Layer]) -> FloatArray:
@@ -184,7 +187,7 @@ def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     whole = [_with_zero(*one, one, s.readers) for one, s in zip(extents, given, strict=True)]
     tails = [s.statistics.tails for s in given if s.statistics.tails is not None]
     doubt, differ = _doubt(tails), max((t.dispersion for t in tails), default=0.0)
-    bold, wary = (_Strength(_noise(errors, np.ones_like(errors[0].low)), None) for _ in range(2))
+    bold = wary = _Strength(_noise(errors, np.ones((1, len(errors[0].low))))[0], None)
     for found in (cheapest, whole):
         sizes = [_sizes(*one, subject.allowed) for one, subject in zip(found, given, strict=True)]
         largest = np.max([size / float(size.max()) for size in sizes], axis=0)
@@ -204,16 +207,16 @@ class _Strength:
 
 def _better(known: _Strength, errors: Sequence[_Error], share: FloatArray) -> _Strength:
     """Return the strength of least error: the one known, or a power of the channels' shares."""
-    for power in POWERS[1:]:
-        factor = share**power
-        noise = _noise(errors, factor)
+    factors = np.stack([share**power for power in POWERS[1:]])
+    for noise, factor in zip(_noise(errors, factors), factors, strict=True):
         if noise < known.noise:
             known = _Strength(noise, factor)
     return known
 
 
-def _noise(errors: Sequence[_Error], factor: FloatArray) -> float:
-    return math.fsum(error.least(factor) for error in errors)  # the same in every order
+def _noise(errors: Sequence[_Error], factors: FloatArray) -> list[float]:
+    """Return the error of all with each of `factors`, (F, C): by a sum that is the same in every order."""
+    return [math.fsum(of_one) for of_one in zip(*(error.least(factors) for error in errors), strict=True)]
 
 
 def _range(

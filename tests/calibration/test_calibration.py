@@ -38,7 +38,7 @@ def summed(values, cuts=1):
     wide = np.atleast_2d(np.asarray(values, np.float32))
     found = stats._Channels(len(wide))
     for part in np.array_split(wide, cuts, axis=1):
-        found.add(part.min(axis=1)[None], part.max(axis=1)[None], part)
+        found.add(part.min(axis=1)[None], part.max(axis=1)[None], part[None])
     return found.statistics()
 
 
@@ -81,6 +81,19 @@ def test_statistics_do_not_depend_on_how_they_were_batched(seed, cuts):
     np.testing.assert_allclose(one.variance, two.variance, rtol=1e-4)
     bins = (two.histogram_high - two.histogram_low) / calibration.BINS
     assert (np.abs((two.histogram * two.centres()).sum(axis=1) - two.mean) <= bins).all()
+
+
+def test_a_channel_is_counted_alike_beside_any_others():
+    """Channels are worked on some at a time: neither their number nor their place changes what is seen."""
+    random = np.random.default_rng(0)
+    channels = 2 * stats._COUNTED_ROWS + 3
+    values = random.standard_normal((channels, 5000)) * np.geomspace(1, 1000, 5000) * random.uniform(0.1, 9)
+    together = summed(values, 6)
+    for channel in (0, stats._COUNTED_ROWS - 1, stats._COUNTED_ROWS, channels - 1):
+        alone = summed(values[channel], 6)
+        for name in ("low", "high", "mean", "variance", "histogram", "histogram_low", "histogram_high"):
+            np.testing.assert_array_equal(getattr(together, name)[channel], getattr(alone, name)[0])
+    np.testing.assert_allclose(together.histogram.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("method", calibration.METHODS)
@@ -186,7 +199,7 @@ def of_samples(samples):
     """Statistics of (N, C, n) values: N samples of n values in each of C channels."""
     found = stats._Channels(samples.shape[1])
     for sample in samples.astype(np.float32):
-        found.add(sample.min(axis=1)[None], sample.max(axis=1)[None], sample)
+        found.add(sample.min(axis=1)[None], sample.max(axis=1)[None], sample[None])
     return found.statistics()
 
 

@@ -31,7 +31,7 @@ def observed(values):
     channels = statistics._Channels(len(values))
     values = values.astype(np.float32)
     samples = values.reshape(len(values), SAMPLES, -1)
-    channels.add(samples.min(axis=2).T, samples.max(axis=2).T, values)
+    channels.add(samples.min(axis=2).T, samples.max(axis=2).T, samples.transpose(1, 0, 2))
     return channels.statistics()
 
 
