@@ -379,7 +379,7 @@ def initializer(model: ir.Model, name: str, array: Array, taken: set[str] | None
     taken = value_names(model) if taken is None else taken
     fresh = fresh_name(name, taken)
     taken.add(fresh)
-    # Not ir.tensor, which asks what else an array may be: half of the time that a large Q/DQ graph takes.
+    # Not ir.tensor: it asks first what else an array may be, which takes longer than all the rest here.
     tensor = ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=fresh)  # it makes 0-d 1-d
     value = ir.Value(
         name=fresh, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
