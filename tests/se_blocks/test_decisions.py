@@ -262,6 +262,17 @@ def test_a_size_is_a_product_of_numbers_and_names(body, wanted):
     assert sizes.computed(flow, values["s"]) == wanted
 
 
+def test_products_divide_where_nothing_is_left_over():
+    area = sizes.Product(6, ("H", "W"))
+    assert area.over(sizes.Product(2, ("W",))) == sizes.Product(3, ("H",))
+    assert area.over(sizes.Product(6, ("W", "H"))) == sizes.Product(1)
+    assert area.over(sizes.Product(0)) is None
+    assert area.over(sizes.Product(4)) is None
+    assert area.over(sizes.Product(6, ("H", "H"))) is None
+    assert area.equals(sizes.Product(6, ("W", "H")))
+    assert not area.equals(sizes.Product(3, ("W", "H")))
+
+
 SWAPPED = {
     reason: body.replace("y = Mul(x, g)", "y = Mul(g, x)")
     for reason, body in NEITHER.items()
@@ -324,6 +335,7 @@ def test_a_block_says_where_its_parts_are():
     ("body", "wanted"),
     [
         ("h = Relu(x)", "activation"),
+        ("h = PRelu(x, gains)", "activation"),
         ("h = Conv(x, full)", "linear-conv"),
         ("k = Conv(x, full) h = Mul(k, gains)", "linear-conv"),
         ("k = Conv(x, full) h = Add(gains, k)", "linear-conv"),

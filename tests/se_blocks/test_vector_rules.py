@@ -206,3 +206,40 @@ def test_a_size_that_inference_does_not_know_is_that_of_what_is_viewed():
     values = {v.name: v for node in model.graph for v in node.outputs}
     values["v"].shape = ir.Shape(["N", 4, None])
     assert sizes.computed(Dataflow(model), values["s"]) == sizes.Product(30)
+
+
+@pytest.mark.parametrize("mean", ["ReduceMean(x)", "ReduceMean<keepdims = 0>(half)"])
+def test_a_mean_over_all_axes_is_no_squeeze(mean):
+    flow, values = flow_of(f"v = {mean}")
+    assert flow.reduced_axes(values["v"].producer()) is None
+    assert not flow.of(values["v"]).vectors
+
+
+def test_what_is_added_behind_an_activation_is_no_bias():
+    weights = "float[1,4,1,1] down = {1, 2, 3, 4}, float[4,1,1,1] up = {1, 2, 3, 4}"
+    constants = f"{CONSTANTS}, float[1,1,1,1] more = {{3}}, {weights}"
+    body = "p = GlobalAveragePool(x) a = Conv(p, down) %s c = Conv(d, up) g = Sigmoid(c) y = Mul(x, g)"
+
+    def described(between):
+        (block,) = se_blocks.detect(written(body % between, constants=constants)).blocks
+        return block.activation, block.params
+
+    assert described("b = Add(a, more) d = Relu(b)") == ("relu", 9)
+    assert described("r = Relu(a) d = Add(r, more)") == ("other", 8)
+
+
+@pytest.mark.parametrize(
+    ("window", "wanted"),
+    [
+        ("kernel_shape = [6, 5]", {2, 3}),
+        ("kernel_shape = [6, 5], pads = [0, 0, 0, 0]", {2, 3}),
+        ("kernel_shape = [6, 5], pads = [1, 0, 1, 0]", None),
+        ('kernel_shape = [6, 5], auto_pad = "VALID"', {2, 3}),
+        ('kernel_shape = [6, 5], auto_pad = "SAME_UPPER"', None),
+        ("kernel_shape = [6, 1]", {2}),
+        ("kernel_shape = [6, 4]", None),
+    ],
+)
+def test_a_window_is_a_mean_of_the_axes_that_it_covers(window, wanted):
+    flow, values = flow_of(f"v = AveragePool<{window}>(x)")
+    assert flow.reduced_axes(values["v"].producer()) == wanted

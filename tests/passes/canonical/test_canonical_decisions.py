@@ -105,6 +105,24 @@ def test_a_convolution_of_unknown_shape_is_left_alone():
     assert made.counts == (("fold_affine", 0),)
 
 
+def test_a_sixth_is_a_sixth_to_the_last_bit():
+    body = "a = Add(x, three) b = Clip(a, nought, six_) y = Div(b, six_)"
+    model = written(body, constants=f"{CONSTANTS}, float three = {{3}}, float six_ = {{6}}")
+    (node,) = graph.rewrite(model, recompose_hard).model.graph
+    assert np.float32(node.attributes["alpha"].value) == np.float32(1 / 6)
+
+
+@pytest.mark.parametrize("biases", [("", ""), (", b1", ""), ("", ", b2"), (", b1", ", b2")])
+def test_a_gemm_with_a_bias_or_none_becomes_a_convolution(biases):
+    body = """p = GlobalAveragePool(x) v = Flatten(p) a = Gemm(v, m1%s) r = Relu(a) c = Gemm(r, m2%s)
+        s = Sigmoid(c) g = Reshape(s, map) y = Mul(x, g)"""
+    model = written(body % biases, constants=CONSTANTS)
+    made = canonical.canonicalize(model)
+    assert made.refused == ()
+    assert graph.ops(made.model) == ["GlobalAveragePool", "Conv", "Relu", "Conv", "Sigmoid", "Mul"]
+    same(model, made.model)
+
+
 def test_a_scalar_keeps_its_constant_and_a_vector_gets_the_shape_of_the_map():
     body = "p = ReduceMean<axes = [2, 3], keepdims = 0>(x) a = MatMul(p, m1) d = Add(a, b1) e = Mul(d, half)"
     tail = "r = Relu(e) c = MatMul(r, m2) f = Sigmoid(c) g = Reshape(f, map) y = Mul(x, g)"

@@ -7,7 +7,7 @@ import pytest
 from rewrites_graphs import apply, assert_same, build, run, se
 
 from se_deploy import graph
-from se_deploy.passes import convolution
+from se_deploy.passes import convolution, parts
 from se_deploy.passes.rewrites import rewriters
 from se_deploy.se_blocks import detect
 
@@ -345,6 +345,34 @@ def test_parts_of_a_free_number_of_channels_are_not_cut():
         assert [s.name for s in sites(model, "concat-as-sum")] == taken
 
 
+@pytest.mark.parametrize("channels", [(3, 5), (3, 2, 3), (1, 2, 4, 1)])
+def test_a_concatenation_of_any_number_of_parts_is_cut(channels):
+    names = [f"u{i}" for i in range(len(channels))]
+    inputs = ", ".join(f"float[N,{c},4,4] {name}" for c, name in zip(channels, names, strict=True))
+    text = f"k = Concat<axis=1>({', '.join(names)})\nz = Conv(k, w, b)"
+    before = build(inputs, "float[N,2,4,4] z", text, {"w": (2, 8, 1, 1), "b": (2,)})
+    after, applied = apply(before, "concat-as-sum")
+    assert [c.site for c in applied] == ["k"]
+    assert graph.ops(after).count("Conv") == len(channels)
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("name", ["even-hidden-units", "dead-hidden-units"])
+@pytest.mark.parametrize("layer", ["f1", "f2"])
+def test_layers_of_groups_are_no_bottleneck(name, layer):
+    body, shapes = se(8, 6)
+    shapes[layer] = (shapes[layer][0], shapes[layer][1] // 2, 1, 1)
+    read = {"f1": "s", "f2": "a"}[layer]
+    body = body.replace(f"Conv({read}, {layer}", f"Conv<group=2>({read}, {layer}")
+    model = build("float[N,8,4,4] x", "float[N,8,4,4] z", f"{body}z = Relu(y)", shapes)
+    assert ["of one group" in reason for reason in refusals(model, name)] == [True]
+
+
+def test_an_input_of_the_graph_may_be_negative():
+    model = build("float[N,3,1,1] x", "float[N,3,1,1] z", "z = Relu(x)", {})
+    assert not parts.is_nonnegative(model.graph.inputs[0])
+
+
 def test_a_stem_whose_channels_only_its_weights_say_is_folded():
     text = "y = Conv<strides=[2,2], pads=[1,1,1,1]>(x, w)\nz = Relu(y)"
     model = build("float[N,C,8,8] x", "float[N,4,P,Q] z", text, {"w": (4, 3, 3, 3)})
@@ -389,9 +417,12 @@ def test_a_slice_is_whole_where_its_bounds_are_known(computed):
     numbers = {"starts": [0], "ends": [4], "axes": [1], "steps": [1]}
     given = {name: np.array(value) for name, value in numbers.items() if name != computed}
     more = f", int64[1] {computed}" if computed else ""
-    text = "y = Slice(x, starts, ends, axes, steps)\nz = Relu(y)"
-    model = build(f"float[N,4,6,6] x{more}", "float[N,M,P,Q] z", text, given)
-    assert [s.name for s in sites(model, "drop-whole-slice")] == ([] if computed else ["y"])
+    for steps in ("", ", steps"):
+        text = f"y = Slice(x, starts, ends, axes{steps})\nz = Relu(y)"
+        used = {name: array for name, array in given.items() if name != "steps" or steps}
+        model = build(f"float[N,4,6,6] x{more}", "float[N,M,P,Q] z", text, used)
+        whole = not computed or (computed == "steps" and not steps)
+        assert [s.name for s in sites(model, "drop-whole-slice")] == (["y"] if whole else [])
 
 
 @pytest.mark.parametrize("name", ["gate-behind-pool", "gate-into-next", "gate-into-next-batched"])
