@@ -73,7 +73,7 @@ class Statistics:
         steps = (np.arange(BINS) + 0.5) / BINS
         middles = (self.histogram_high - self.histogram_low)[:, None] * steps
         middles += self.histogram_low[:, None]
-        np.maximum(middles, self.low[:, None], out=middles)  # half of the time that np.clip takes
+        np.maximum(middles, self.low[:, None], out=middles)  # quicker than np.clip by bounds that differ
         return np.minimum(middles, self.high[:, None], out=middles)
 
     def divided(self, factor: FloatArray) -> Statistics:
@@ -188,6 +188,7 @@ def measure(
             low, high = arrays[probe.low], arrays[probe.high]
             total = arrays[probe.total]  # of finite values it may overflow, and is inf then
             marks = np.where(np.isnan(total), total, np.float32(0))
+            # The values that are counted are among those that these three are of.
             observation.check_finite(name, start, low, high, marks, is_input=name in inputs)
             reduced[name] = (low, high, arrays[probe.values])
         return reduced

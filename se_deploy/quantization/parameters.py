@@ -94,9 +94,8 @@ def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
     params = by(method)[method]
     plan = planned(params)
     if job.options.method is None and job.evaluator.held.count >= _FEWEST_HELD:
-        ours = sum(predicted(job, params, statistics).values())
         for name, other in by(*_OTHER_METHODS).items():
-            theirs = sum(predicted(job, other, statistics).values())
+            ours, theirs = (sum(predicted(job, one, statistics).values()) for one in (params, other))
             if theirs * _PROMISE < ours:
                 tried = planned(other)
                 if tried.evaluation.surely_better(plan.evaluation):

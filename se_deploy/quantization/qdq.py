@@ -289,7 +289,7 @@ class _Writer:
                 self.constant(f"{weight.name}_scale", layer.weight_scale.astype(np.float32)),
                 self.constant(f"{weight.name}_zero", np.zeros(layer.weight_scale.shape, np.int8)),
             ],
-            {"axis": ir.AttrInt64("axis", layer.axis)} if per_channel else {},  # what a bare int is, is asked
+            {"axis": layer.axis} if per_channel else {},
         )
         dq.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         self.model.graph.insert_before(node, dq)

@@ -51,14 +51,12 @@ def test_a_channel_has_its_own_range_where_each_is_divided_and_the_tensors_where
     """By squared error: one far value in the loud channel is cut in its own range, not in that of all."""
     x = np.random.default_rng(0).standard_normal((2, 8192)) * np.array([[1.0], [0.01]])
     seen = observed(x)
-    own = calibration.choose_ranges(seen, ("mse",), calibration.ClipError(seen))["mse"]
     error = calibration.ClipError(seen)
-    free, tied = (
-        qparams._range(seen, [reader(2)], "mse", allowed, error) for allowed in (EVERYTHING, NOTHING)
-    )
+    own = calibration.choose_ranges(error, ("mse",))["mse"]
+    free, tied = (qparams._range(error, [reader(2)], "mse", allowed) for allowed in (EVERYTHING, NOTHING))
     np.testing.assert_array_equal(free, own)
     merged = seen.per_tensor()
-    low, high = calibration.choose_ranges(merged, ("mse",), calibration.ClipError(merged))["mse"]
+    low, high = calibration.choose_ranges(calibration.ClipError(merged), ("mse",))["mse"]
     assert tied[0].min() >= low[0]
     assert tied[1].max() <= high[0]
 
@@ -164,7 +162,7 @@ def test_of_all_trial_scales_the_one_of_least_error_is_chosen(method):
     one = subject(seen, [reader()])
     error = qparams._Error.of(one, method, calibration.ClipError(one.seen_by(method)))
     full = float(qparams._sizes(error.low, error.high, NOTHING).max())
-    tried = error(np.ones(4), scales.representable(qparams._RANGE_SHARES * full))
+    (tried,) = error(np.ones((1, 4)), scales.representable(qparams._RANGE_SHARES * full)[None])
     wanted = tried[-1] if method == "minmax" else tried.min()
     assert made.noise == pytest.approx(wanted)
     if method == "minmax":
