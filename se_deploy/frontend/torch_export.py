@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Literal
 import onnx
 import onnx_ir as ir
 import torch
-from torch.utils import _pytree as pytree
 
 from se_deploy import collector, graph, locks, signature
 from se_deploy.errors import ExportFailed
-from se_deploy.frontend import torch_threads
+from se_deploy.frontend import in_place, torch_threads
 from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ def _dynamo(network: Network, opset: int, batch: int | None) -> ir.Model:
         shapes = tuple(
             {axis: sizes[name] for axis, name in one.free.items() if name in sizes} for one in network.inputs
         )
-    with _out_of_place(network):
+    with in_place.out_of_place(network.module, network.examples):
         program = torch.onnx.export(
             network.module,
             _examples(network, batch),
@@ -117,39 +116,6 @@ def _dynamo(network: Network, opset: int, batch: int | None) -> ir.Model:
     if program is None:
         raise RuntimeError("the exporter gave no program")
     return _finish(program.model_proto)
-
-
-@contextlib.contextmanager
-def _out_of_place(network: Network) -> Iterator[None]:
-    """Let layers that write in place write elsewhere while the block runs, where the answers stay the same.
-
-    The graph is the same, and traced faster: an operator that writes in place is taken apart into elementary
-    ones, each with symbolic sizes. Where a network reads what a layer overwrote, the answers differ, and its
-    layers are left as they are.
-    """
-    layers = [layer for layer in network.module.modules() if vars(layer).get("inplace") is True]
-    try:
-        for layer in layers:
-            vars(layer)["inplace"] = False
-        if layers and not _answers_stay(network):
-            for layer in layers:
-                vars(layer)["inplace"] = True
-        yield
-    finally:
-        for layer in layers:
-            vars(layer)["inplace"] = True
-
-
-def _answers_stay(network: Network) -> bool:
-    """Whether the network, as it is now, gives for its examples exactly what it gave before.
-
-    Both with one thread, so that sums are in one order; NaN is equal to nothing.
-    """
-    known, now = (pytree.tree_leaves(one) for one in (network.answer, network.module(*network.examples)))
-    return len(known) == len(now) and all(
-        torch.is_tensor(a) and torch.is_tensor(b) and torch.equal(a, b)
-        for a, b in zip(known, now, strict=True)
-    )
 
 
 def _torchscript(network: Network, opset: int, batch: int | None) -> ir.Model:
