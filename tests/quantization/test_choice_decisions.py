@@ -40,15 +40,9 @@ from se_deploy.quantization import (
 )
 from se_deploy.quantization.im2col import ConvWindow
 
-OFFSET = qparams.Allowed(offset_folding=True, channel_equalization=False, per_channel_weights=True)
-SAME = {"rtol": 1e-6, "atol": 1e-6}  # float64 in another order
-
-
-# Ranges.
-
 
 def test_a_channel_has_its_own_range_where_each_is_divided_and_the_tensors_where_none_is():
-    """By squared error: one far value in the loud channel is cut in its own range, not in that of all."""
+    """By squared error: where each is divided by a factor of its own, what the others hold says nothing."""
     x = np.random.default_rng(0).standard_normal((2, 8192)) * np.array([[1.0], [0.01]])
     seen = observed(x)
     error = calibration.ClipError(seen)
@@ -59,9 +53,6 @@ def test_a_channel_has_its_own_range_where_each_is_divided_and_the_tensors_where
     low, high = calibration.choose_ranges(calibration.ClipError(merged), ("mse",))["mse"]
     assert tied[0].min() >= low[0]
     assert tied[1].max() <= high[0]
-
-
-# Scales and offsets of a tensor.
 
 
 def test_trial_strengths_and_ranges_go_from_nothing_to_all():
@@ -196,9 +187,6 @@ def test_the_scale_of_a_whole_tensor_reaches_its_further_end():
     assert placement._scale(observed(np.zeros((2, 64))), "minmax") == scales.UNSEEN_SCALE
 
 
-# Layers.
-
-
 @pytest.mark.parametrize(
     ("body", "shape", "outputs", "channels", "depthwise"),
     [
@@ -265,9 +253,6 @@ def test_a_stack_of_matrices_is_a_reason():
     )
 
 
-# Pads.
-
-
 def convolution(attributes, kernel=3, size=8):
     return model_of(
         f"y = Conv<{attributes}>(x, w)", [("w", weights(4, 4, kernel, kernel))],
@@ -301,9 +286,6 @@ def test_pads_of_weights_without_a_shape_are_no_guess():
         value.shape = None
         with pytest.raises(ValueError, match="no known shape"):
             qdq.pads(node)
-
-
-# Equalization that is folded into weights.
 
 
 @pytest.mark.parametrize(
@@ -358,9 +340,6 @@ def test_only_a_tensor_itself_is_not_followed_through_its_own_activation():
     assert found["t"] == {"q", "z"}
 
 
-# The graph that is written.
-
-
 @pytest.mark.parametrize("inputs", ["float[N,8] x", "float[N,5,8] x", "float[N,3,5,8] x"])
 def test_a_matrix_product_is_quantized_along_its_last_axis(inputs):
     model = model_of("y = MatMul(x, w)", [("w", weights(8, 3))], inputs=inputs, output="float y")
@@ -393,9 +372,6 @@ def test_a_pair_that_a_layer_has_serves_the_others_too():
         pool = next(node for node in done.graph if node.op_type == "MaxPool")
         assert pool.inputs[0].producer().op_type == "DequantizeLinear"
         assert float(graph.constant(pool.inputs[0].producer().inputs[1])) == pytest.approx(scale)
-
-
-# Rounding of weights and biases.
 
 
 def test_a_scale_is_raised_by_no_more_than_a_bias_asks_for():
