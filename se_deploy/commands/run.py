@@ -260,21 +260,28 @@ class _Starts:
 
     def __init__(self, asked: _Asked) -> None:
         self._asked = asked
-        self._known: dict[tuple[CalibrationOptions, bool], Start] = {}
+        self._known: dict[tuple[CalibrationOptions, bool], Start | None] = {}
 
-    def of(self, calibration: CalibrationOptions, *, sampled: bool) -> Start:
+    def of(self, calibration: CalibrationOptions, *, sampled: bool) -> Start | None:
+        """Return a start; None where the network is in lower precision, which each step takes or refuses."""
         key = (dataclasses.replace(calibration, cache=None), sampled)
         if key not in self._known:
-            path, options = run_files.graphs(self._asked.folder)["onnx"], self._asked.options
-            self._known[key] = starting.start(
-                reading.converted(reading.load_fp32(path, ImageOptions()), str(path)),
-                calibration,
-                sampled=sampled,
-                sizes=self._asked.sizes,
-                verify=options.verify,
-                progress=self._asked.progress,
-            )
+            self._known[key] = self._started(calibration, sampled=sampled)
         return self._known[key]
+
+    def _started(self, calibration: CalibrationOptions, *, sampled: bool) -> Start | None:
+        path = run_files.graphs(self._asked.folder)["onnx"]
+        read = reading.converted(reading.load_onnx(path, ImageOptions()), str(path))
+        if reading.is_quantized(read.model) or reading.precision_of(read.model) != "fp32":
+            return None
+        return starting.start(
+            read,
+            calibration,
+            sampled=sampled,
+            sizes=self._asked.sizes,
+            verify=self._asked.options.verify,
+            progress=self._asked.progress,
+        )
 
 
 def _exported(asked: _Asked, path: Path) -> ExportResult:

@@ -81,3 +81,41 @@ def test_it_becomes_engines_that_pass(name, tmp_path, monkeypatch, capsys):
     assert {path: one["failures"] for path, one in candidates.items() if not one["passed"]} == {}
     assert {one["kind"] for each in candidates.values() for one in each["outputs"]} == {kind}
     assert all(candidates[path]["evaluated"] in {"plan-rounded", "engine"} for path in engines)
+
+
+HALF = """
+from torch import nn
+
+class Half(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3).half(), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.conv(x.half()).float().relu().mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize(("precision", "refused"), [("--fp16", None), ("--int8", "is in FP16 already")])
+def test_a_network_with_fp16_weights_is_built_as_it_stands(precision, refused, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "half.py").write_text(HALF)
+    np.savez("x.npz", input=np.random.default_rng(0).standard_normal((4, 3, 16, 16), np.float32))
+    words = (
+        "half.py:Half",
+        "--input-size",
+        "3x16x16",
+        precision,
+        *QUICK,
+        "--calib-data",
+        "x.npz",
+        "-o",
+        "out",
+    )
+    code, out, err = call(capsys, "run", *words, "--json", "-q")
+    if refused is None:
+        assert code in {0, None}, err
+        assert json.loads(out)["build-engines"]["fp16"]["found_precision"] == "fp16"
+    else:
+        assert code not in {0, None}
+        assert refused in out + err
