@@ -150,6 +150,12 @@ def test_one_class_is_there_from_a_half_of_a_probability_or_from_0_of_a_score(wa
         assert found.ravel().tolist() == there
 
 
+def test_two_classes_are_told_by_the_larger_score():
+    scores = np.float32([[3, -1], [1, 2]]).reshape(1, 2, 1, 2)
+    for found in sums.answers(scores, scores):
+        assert found.ravel().tolist() == [0, 1]
+
+
 def test_the_iou_of_masks_counts_each_class_in_either():
     want, got = np.array([1, 1, 1, 2, 2, 0, 0]), np.array([1, 2, 2, 2, 2, 1, 0])
     overlap = sums.Overlap()

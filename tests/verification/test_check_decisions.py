@@ -171,6 +171,22 @@ def test_rows_of_labels_without_boxes_are_the_same_or_have_no_partner():
     assert side_by_side("labels", rows, mixed).unmatched == 8
 
 
+@pytest.mark.parametrize(
+    ("kind", "array", "found"),
+    [
+        ("boxes", np.zeros((3, 4)), False),  # rows that fill up a fixed number
+        ("boxes", np.ones((3, 4)), True),
+        ("boxes", np.zeros((0, 4)), False),
+        ("scores", np.zeros(3), True),  # a score of 0 is one
+        ("scores", np.zeros(0), False),
+    ],
+)
+def test_what_counts_as_found(kind, array, found):
+    for pair in ((array, array[:0]), (array[:0], array)):
+        notes = sets.not_found({"y": kind}, [tuple({"y": one} for one in pair)])
+        assert bool(notes) is not found
+
+
 def test_a_nan_of_an_output_is_larger_than_any_error():
     assert verdict._larger(1.0, float("inf")) == float("inf")
     assert np.isnan(verdict._larger(float("nan"), 3.0))
