@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from se_deploy.cli.output import Reporter
     from se_deploy.schema.results import Doctor
 
-_DEMO_NEEDS = {"torch", "safetensors"}  # it exports a network; an ONNX file needs neither
+_DEMO_NEEDS = {"torch", "onnxscript", "safetensors", "onnxruntime"}
+"""It exports a network, compares and builds it; a look at an ONNX file needs none of them."""
 
 
 @command("doctor", options.reporter())
@@ -32,4 +33,5 @@ def doctor(reporter: Reporter) -> None:
 def _next(result: Doctor) -> list[str]:
     """Return a command that runs with what is here."""
     here = {check.name for check in result.checks if check.state == "ok"}
-    return ["demo", "-o", "out"] if here >= _DEMO_NEEDS else ["inspect", "your-network.onnx"]
+    demo = here >= _DEMO_NEEDS and result.can_build
+    return ["demo", "-o", "out"] if demo else ["inspect", "your-network.onnx"]

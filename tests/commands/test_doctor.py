@@ -156,7 +156,18 @@ def test_json_has_one_entry_for_each_check():
     assert set(found["checks"][0]) == {"name", "state", "detail", "fix"}
 
 
-@pytest.mark.parametrize(("gone", "then"), [((), "demo"), (("torch", "safetensors"), "inspect")])
+@pytest.mark.parametrize(
+    ("gone", "then"),
+    [
+        ((), "demo"),
+        (("tensorrt", "gpu"), "demo"),  # TensorRT-RTX builds without a GPU
+        (("torch",), "inspect"),
+        (("onnxscript",), "inspect"),
+        (("safetensors",), "inspect"),
+        (("onnxruntime",), "inspect"),
+        (("tensorrt", "tensorrt-rtx"), "inspect"),  # nothing builds
+    ],
+)
 def test_what_it_says_to_type_next_runs_here(gone, then, monkeypatch, capsys):
     found = conclude(HERE | dict.fromkeys(gone, GONE))
     monkeypatch.setattr(doctor, "doctor", lambda: found)
