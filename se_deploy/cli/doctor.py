@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from se_deploy.cli.output import Reporter
     from se_deploy.schema.results import Doctor
 
-_DEMO_NEEDS = {"torch", "onnxscript", "safetensors", "onnxruntime"}
-"""It exports a network, compares and builds it; a look at an ONNX file needs none of them."""
+_DEMO_NEEDS = {"torch", "onnxscript", "safetensors"}
+"""It exports a network, then compares and builds it; a look at an ONNX file needs none of them."""
 
 
 @command("doctor", options.reporter())
@@ -32,6 +32,8 @@ def doctor(reporter: Reporter) -> None:
 
 def _next(result: Doctor) -> list[str]:
     """Return a command that runs with what is here."""
+    from se_deploy.backends import registry
+
     here = {check.name for check in result.checks if check.state == "ok"}
-    demo = here >= _DEMO_NEEDS and result.can_build
+    demo = here >= {*_DEMO_NEEDS, registry.graphs().name} and result.can_build
     return ["demo", "-o", "out"] if demo else ["inspect", "your-network.onnx"]
