@@ -35,5 +35,6 @@ def _next(result: Doctor) -> list[str]:
     from se_deploy.backends import registry
 
     here = {check.name for check in result.checks if check.state == "ok"}
-    demo = here >= {*_DEMO_NEEDS, registry.graphs().name} and result.can_build
+    compares = any("onnx" in backend.runs for backend in registry.every() if backend.name in here)
+    demo = here >= _DEMO_NEEDS and compares and result.can_build
     return ["demo", "-o", "out"] if demo else ["inspect", "your-network.onnx"]
