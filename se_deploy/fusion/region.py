@@ -8,7 +8,6 @@ output does.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,7 +105,7 @@ class Graph:
         """Everything on a path from one member to another."""
         first, last = min(map(self.order.__getitem__, members)), max(map(self.order.__getitem__, members))
         below = _reach(members, lambda n: n.successors(), lambda n: self.order.get(n, -1) <= last)
-        above = _reach(members, lambda n: n.predecessors(), lambda n: self.order.get(n, -1) >= first)
+        above = _reach(members, lambda n: n.predecessors(), lambda n: self.order[n] >= first)
         return below & above
 
     def _roles(
@@ -119,11 +118,13 @@ class Graph:
     ) -> Region:
         first = self.order[layers[0]] if layers else len(self.order)
         last = self.order[layers[-1]] if layers else -1
-        pointwise = [n for n in ordered if n.op_type not in SHAPES | MOVES | QUANTIZERS | LAYERS]
+        squeeze = [n for n in ordered if n.op_type in REDUCTIONS and self.order[n] < first]
+        other = SHAPES | MOVES | QUANTIZERS | LAYERS
+        pointwise = [n for n in ordered if n.op_type not in other and n not in squeeze]
         behind = [] if output is None else _after(output)
         return Region(
             nodes=_names(ordered),
-            squeeze=tuple(str(n.name) for n in ordered if n.op_type in REDUCTIONS and self.order[n] <= first),
+            squeeze=tuple(str(n.name) for n in squeeze),
             layers=tuple(str(n.name) for n in layers),
             inner=_names(n for n in pointwise if first < self.order[n] < last),
             gate=_names(n for n in pointwise if self.order[n] > last and n not in applying | {end}),
@@ -136,9 +137,7 @@ class Graph:
 def is_map(value: ir.Value | None) -> bool:
     """Whether `value` has more than one place in space: (N, C, H, W) with H * W > 1, or free."""
     dims = graph.dims(value)
-    if dims is None or len(dims) < 3:  # noqa: PLR2004  (batch and channels have no place)
-        return dims is None
-    return any(d is None for d in dims[2:]) or math.prod(d or 1 for d in dims[2:]) > 1
+    return dims is None or any(d is None or d > 1 for d in dims[2:])
 
 
 def _upstream(end: ir.Node) -> set[ir.Node]:
@@ -208,9 +207,12 @@ def _is_squeeze(node: ir.Node) -> bool:
 
 
 def _is_product(node: ir.Node) -> bool:
-    """Whether `node` is a fully connected layer spelled as the sum of a product with its weights."""
+    """Whether `node` is a fully connected layer spelled as the sum of a product with its weights.
+
+    The sum of a map times a mask is a squeeze.
+    """
     factor = node.inputs[0].producer() if node.op_type == "ReduceSum" and node.inputs[0] is not None else None
-    if factor is None or factor.op_type != "Mul":
+    if factor is None or factor.op_type != "Mul" or any(_extent(v) >= _MAP_EXTENT for v in factor.inputs):
         return False
     arrays = [array for value in factor.inputs if (array := graph.constant(value)) is not None]
     return any(sum(d > 1 for d in array.shape) >= _MATRIX_RANK for array in arrays)

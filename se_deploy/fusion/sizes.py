@@ -37,7 +37,7 @@ def filled(plan: Plan, model: ir.Model) -> Filled:
     """
     known = _Known(model)
     kernels = [layer for layer in plan.layers if not layer.host_only]
-    for padded in (False, True, False):
+    for padded in (False, True):
         while sum(known.learn(kernel, padded=padded) for kernel in kernels):
             pass
     tensors = [t for kernel in kernels for t in (*kernel.inputs, *kernel.outputs)]
@@ -52,8 +52,10 @@ class _Known:
     def __init__(self, model: ir.Model) -> None:
         self.of: dict[str, Dims] = {}
         self._nodes = {node.name: node for node in model.graph}
-        self._values = {v.name: _fixed(v) for n in model.graph for v in n.outputs}
-        self._values |= {v.name: _fixed(v) for v in model.graph.inputs}
+        self._values = {v.name: _fixed(v) for v in model.graph.inputs}
+        for node in model.graph:  # weights, which may fit by chance, are no activation, nor what they give
+            if any(v is not None and v.name in self._values for v in node.inputs):
+                self._values |= {v.name: _fixed(v) for v in node.outputs}
 
     def learn(self, kernel: Kernel, *, padded: bool) -> int:
         """Find sizes by name, by the kernel's ONNX nodes, or by what is beside them; say of how many tensors.
@@ -61,8 +63,8 @@ class _Known:
         `padded`: channels may be more than the ONNX tensor has, as a compiler rounds them up.
         """
         nodes = [self._nodes[name] for name in kernel.onnx_nodes if name in self._nodes]
-        written = [_fixed(value) for node in reversed(nodes) for value in node.outputs]
-        read = [_fixed(value) for node in nodes for value in node.inputs if value is not None]
+        written = [self._values.get(value.name) for node in reversed(nodes) for value in node.outputs]
+        read = [self._values.get(v.name) for node in nodes for v in node.inputs if v is not None]
         beside = [self.of[t.name] for t in (*kernel.inputs, *kernel.outputs) if t.name in self.of]
         found = 0
         for tensors, near in ((kernel.inputs, read), (kernel.outputs, written)):

@@ -193,9 +193,9 @@ class _Evaluator:
     def _taken_apart(self, name: str, count: int) -> str:
         """Return why a layer has several kernels: odd channels are padded, a tiny product is spelled out."""
         for i in self.kernels.by_node[name]:
-            given, made = self.kernels.launches[i].inputs[:1], self.kernels.launches[i].outputs[:1]
-            before, after = (t[0].dims[1:2] if t else () for t in (given, made))
-            if not self.kernels.launches[i].constants and before and after and before[0] + 1 == after[0]:
+            kernel = self.kernels.launches[i]
+            before, after = (t[0].dims[1:2] if t else () for t in (kernel.inputs, kernel.outputs))
+            if not kernel.constants and before and after and before[0] + 1 == after[0]:
                 return (
                     f"the {before[0]} channels into layer '{name}' are padded to {after[0]} in a kernel of "
                     "their own: use an even number of them"

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import pytest
-from onnx import parser
+from onnx import helper, numpy_helper, parser
 
 from se_deploy import fusion, graph
 from se_deploy.plan import Kernel, Plan, PlanTensor
 
 FREE = (-1, 4, -1, -1)
+
+
+def net(text):
+    """The graph of `text` whose inputs but the first are weights; each node named after what it writes."""
+    proto = parser.parse_model(text)
+    for weights in proto.graph.input[1:]:
+        kind = weights.type.tensor_type
+        array = np.ones(
+            [d.dim_value for d in kind.shape.dim], helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        )
+        proto.graph.initializer.append(numpy_helper.from_array(array, weights.name))
+    del proto.graph.input[1:]
+    made = graph.tidy(ir.from_proto(proto))
+    for node in made.graph:
+        node.name = f"n_{node.outputs[0].name}"
+    return made
 
 
 @pytest.fixture
@@ -21,10 +38,7 @@ def model():
         p = GlobalAveragePool(r)
         y = Sigmoid(p)
     }"""
-    made = graph.tidy(ir.from_proto(parser.parse_model(text)))
-    for node in made.graph:
-        node.name = f"n_{node.outputs[0].name}"
-    return made
+    return net(text)
 
 
 def tensor(name, dims):
@@ -83,6 +97,50 @@ def test_what_nothing_tells_the_size_of_is_named(model):
     made = filled(model, kernel((odd,), (odd,)))
     assert made.unknown == ("odd",)
     assert made.plan.layers[0].inputs[0].dims == odd.dims
+
+
+def test_only_a_copy_has_the_size_of_what_is_beside_it(model):
+    free = (-1, 3, -1, -1)
+    copy = kernel((tensor("x", free),), (tensor("copied", free),))
+    assert filled(model, copy).plan.layers[0].outputs[0].dims == (-1, 3, 8, 6)
+    pool = kernel((tensor("x", free),), (tensor("partial", free),), "n_p")
+    assert filled(model, pool).unknown == ("partial",)  # a pool's result is smaller, who knows how much
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [(-1, 2, -1, -1), (-1, 3, -1), (-1, 3, 7, -1)],  # the last would fit the weights
+    ids=["fewer channels", "rank", "height"],
+)
+def test_a_tensor_has_no_size_of_one_that_it_is_not(model, dims):
+    made = filled(model, kernel((tensor("read", dims),), (tensor("y", (-1, 4, 1, 1)),), "n_c"))
+    assert made.unknown == ("read",)
+
+
+def test_weights_that_are_dequantized_are_no_activation_of_their_size():
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[1,4,8,6] x, int8[4,4,1,1] w, float s) => (float[1,4,8,6] y)
+    { d = DequantizeLinear(w, s) y = Conv(x, d) }"""
+    into = tensor("given", FREE), tensor("made", FREE)
+    made = filled(net(text), kernel(into[:1], into[1:], "n_y", "n_d"))  # as TensorRT-RTX lists them
+    (layer,) = made.plan.layers
+    assert (layer.inputs[0].dims, layer.outputs[0].dims) == ((-1, 4, 8, 6), (-1, 4, 8, 6))
+
+
+def test_an_exact_size_goes_before_one_with_padded_channels():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,4,8,6] x, float[2,4,2,2] w) => (float[1,2,4,3] y)
+    { a = Relu(x) y = Conv<strides=[2,2]>(a, w) }"""
+    made = filled(net(text), kernel((), (tensor("internal", FREE),), "n_a", "n_y"))
+    assert made.plan.layers[0].outputs[0].dims == (-1, 4, 8, 6)
+
+
+@pytest.mark.parametrize("shape", [None, ir.Shape([1, 4, 8, None])], ids=["no rank", "one size free"])
+def test_a_tensor_whose_size_the_graph_does_not_say_is_named(model, shape):
+    (c,) = model.graph.node("n_c").outputs
+    c.shape = shape
+    made = filled(model, kernel((tensor("x", (-1, 3, 8, 6)),), (tensor("c", (-1, 4, -1)),), "n_c"))
+    assert made.unknown == ("c",)
 
 
 def test_figures_are_per_image():

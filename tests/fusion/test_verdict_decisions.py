@@ -38,19 +38,82 @@ def test_a_gate_is_followed_past_a_constant_whichever_input_it_is(monkeypatch, o
     assert Graph(model).region(block).squeeze == ("n_p",)
 
 
-def test_a_sum_of_channels_times_their_weights_is_a_squeeze_and_no_layer(monkeypatch):
-    monkeypatch.setitem(plan_graphs.POOLS, "weighted", "q = Mul(m, each) p = ReduceSum<keepdims=1>(q, axes)")
-    each = np.full((1, plan_graphs.C, 1, 1), 0.01, np.float32)
+@pytest.mark.parametrize("shape", [(1, plan_graphs.C, 1, 1), (1, 1, plan_graphs.SIDE, plan_graphs.SIDE)])
+@pytest.mark.parametrize("pool", ["ReduceSum<keepdims=1>(q, axes)", "GlobalAveragePool(q)"])
+def test_a_map_pooled_after_weights_of_its_channels_or_a_mask_is_a_squeeze_and_no_layer(
+    monkeypatch, shape, pool
+):
+    monkeypatch.setitem(plan_graphs.POOLS, "weighted", f"q = Mul(m, each) p = {pool}")
+    each = np.full(shape, 0.01, np.float32)
     model = with_constants(monkeypatch, pool="weighted", each=each)
     block = plan_graphs.unknown(plan_graphs.block(model))
     found = Graph(model).region(block)
     assert (found.squeeze, found.layers) == (("n_p",), ("n_f1", "n_f2"))
 
 
+def test_a_masked_mean_of_a_map_whose_shape_the_graph_does_not_say_is_a_squeeze(monkeypatch):
+    monkeypatch.setitem(plan_graphs.POOLS, "masked", "q = Mul(m, mask) p = GlobalAveragePool(q)")
+    mask = np.ones((1, 1, plan_graphs.SIDE, plan_graphs.SIDE), np.float32)
+    model = with_constants(monkeypatch, pool="masked", mask=mask)
+    for name in ("n_m", "n_q"):
+        model.graph.node(name).outputs[0].shape = None
+    found = Graph(model).region(plan_graphs.unknown(plan_graphs.block(model)))
+    assert (found.squeeze, found.layers) == (("n_p",), ("n_f1", "n_f2"))
+    assert "n_m" not in found.nodes
+
+
+def test_a_first_layer_that_is_a_sum_of_products_is_no_squeeze(monkeypatch):
+    head = "v = Reshape(p, row) h = Mul(v, rows) f1 = ReduceSum<keepdims=0>(h, axis2) a = ACT(f1) "
+    tail = "f2 = Gemm<transB=1>(a, w2, b2) gl = Sigmoid(f2) g = Reshape(gl, c11)"
+    monkeypatch.setitem(plan_graphs.LAYERS, "conv", head + tail)
+    rows = np.full((1, plan_graphs.R, plan_graphs.C), 0.01, np.float32)
+    c11 = np.array([-1, plan_graphs.C, 1, 1])
+    model = with_constants(monkeypatch, rows=rows, row=np.array([-1, 1, plan_graphs.C]), c11=c11)
+    for block in (plan_graphs.block(model), plan_graphs.unknown(plan_graphs.block(model))):
+        found = Graph(model).region(block)
+        assert (found.squeeze, found.layers) == (("n_p",), ("n_f1", "n_f2"))
+    first = kernel("fc1", ["n_v", "n_h", "n_f1", "n_a"], ["p"], ["a"])
+    last = kernel("fc2", ["n_f2", "n_gl", "n_g"], ["a"], ["g"])
+    assert judged(model, BLOCK[0], first, last, BLOCK[3]).reasons == ()
+
+
+def test_a_block_without_a_layer_that_is_known_has_a_gate_and_its_squeeze_is_none_of_it():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,32,14,14] m, float[1,32,1,1] w) => (float[1,32,14,14] s)
+        { p = GlobalAveragePool(m) f = Mul(p, w) g = Sigmoid(f) s = Mul(m, g) }"""
+    model = named(text)
+    block = plan_graphs.unknown(plan_graphs.block(plan_graphs.se_net()))
+    found = Graph(model).region(block)
+    assert (found.squeeze, found.layers, found.gate) == (("n_p",), (), frozenset({"n_f", "n_g"}))
+    pool, scale = kernel("pool", ["n_p"], ["m"], ["p"]), kernel("scale", ["n_s"], ["m", "g"], ["s"])
+    verdict = judged(model, pool, kernel("fc", ["n_f", "n_g"], ["p"], ["g"]), scale, block=block)
+    (reason,) = verdict.reasons
+    assert reason.startswith("the gate (Mul+Sigmoid) is neither in its layer's kernel nor in the scale's")
+
+
+@pytest.mark.parametrize("way", ["Cast<to=1>(gl)", "Reshape(gl, c4)"], ids=["cast", "reshape"])
+def test_what_moves_the_gate_is_followed_to_what_applies_it(monkeypatch, way):
+    layers = plan_graphs.LAYERS["conv"].replace("g = Sigmoid", "gl = Sigmoid")
+    monkeypatch.setitem(plan_graphs.LAYERS, "conv", f"{layers} g2 = {way}")
+    monkeypatch.setitem(plan_graphs.TAILS, "residual", "s = Mul(m, g2) e = Add(s, x) y = Relu(e)")
+    model = with_constants(monkeypatch, c4=np.array([-1, plan_graphs.C, 1, 1]))
+    block = dataclasses.replace(plan_graphs.unknown(plan_graphs.block(model)), gate_output="gl", output="was")
+    found = Graph(model).region(block)
+    assert (found.end, found.scale >= {"n_s"}) == ("n_s", True)
+
+
 def with_constants(monkeypatch, pool="gap", **arrays):
     made = plan_graphs._model
     monkeypatch.setattr(plan_graphs, "_model", lambda *args, **kw: made(*args, **kw, extra=arrays))
     return plan_graphs.se_net(pool)
+
+
+def named(text):
+    """The graph of `text`, each node named after what it writes."""
+    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
+    for node in model.graph:
+        node.name = f"n_{node.outputs[0].name}"
+    return model
 
 
 def kernel(name, nodes, reads, writes, layout="nhwc"):
@@ -68,6 +131,12 @@ BLOCK = (
 )
 
 
+def judged(model, *layers, block=None):
+    plan = Plan("any", "", "sm86", layers)
+    (verdict,) = fusion.verdicts(plan, [block or plan_graphs.block(model)], model, FusionRules())
+    return verdict
+
+
 @pytest.mark.parametrize(
     ("maker", "advised"),
     [
@@ -79,20 +148,88 @@ BLOCK = (
 )
 def test_only_a_kernel_apart_that_turns_the_map_is_advised_against(maker, advised):
     model = plan_graphs.se_net()
-    plan = Plan("any", "", "sm86", (maker, *BLOCK))
-    (verdict,) = fusion.verdicts(plan, [plan_graphs.block(model)], model, FusionRules())
+    verdict = judged(model, maker, *BLOCK)
     assert verdict.verdict == "fused"
     assert ["turns NHWC to NCHW" in reason for reason in verdict.reasons] == [True] * advised
 
 
-def test_a_block_of_one_pixel_is_taken_out_too():
-    text = """<ir_version: 8, opset_import: ["" : 17]>
+@pytest.mark.parametrize(
+    ("given", "made", "constant", "padded"),
+    [
+        (19, 20, False, True),
+        (19, 20, True, False),  # has weights: it is a part of the layer
+        (20, 20, False, False),  # adds nothing
+        (8, 32, False, False),  # is the product
+        (None, 20, False, False),  # reads constants only
+        (19, None, False, False),
+    ],
+)
+def test_a_layer_in_two_kernels_is_padded_where_the_first_adds_a_channel(given, made, constant, padded):
+    def vector(name, channels):
+        return () if channels is None else (PlanTensor(name, "float32", (-1, channels, 1, 1)),)
+
+    weights = (PlanTensor("w", "float32", (32, 20, 1, 1)),)
+    first = Kernel("first", "kgen", vector("a", given), vector("a2", made), ("n_f2",), weights * constant)
+    second = Kernel("second", "kgen", vector("a2", 20), vector("g", 32), ("n_f2", "n_g"), weights)
+    verdict = judged(plan_graphs.se_net(), *BLOCK[:2], first, second, BLOCK[3])
+    (reason,) = verdict.reasons
+    assert verdict.verdict == "split"
+    assert reason.startswith(
+        "the 19 channels into layer 'n_f2' are padded to 20"
+        if padded
+        else "layer 'n_f2' is taken apart into 2"
+    )
+
+
+@pytest.mark.parametrize("nodes", [["n_q"], ["n_q", "n_d"]], ids=["one", "both"])
+def test_quantization_inside_the_block_is_named_whether_one_kernel_does_both_ways_or_not(monkeypatch, nodes):
+    layers = plan_graphs.LAYERS["conv"].replace("Conv(p,", "Conv(d,")
+    monkeypatch.setitem(
+        plan_graphs.LAYERS, "conv", f"q = QuantizeLinear(p, sp, zp) d = DequantizeLinear(q, sp, zp) {layers}"
+    )
+    model = with_constants(monkeypatch, sp=np.array(0.1, np.float32), zp=np.array(0, np.int8))
+    first = kernel("fc1", [n for n in ("n_q", "n_d", "n_f1", "n_a") if n not in nodes], ["d"], ["a"])
+    verdict = judged(model, BLOCK[0], kernel("quantize", nodes, ["p"], ["d"]), first, *BLOCK[2:])
+    (reason,) = verdict.reasons
+    assert verdict.verdict == "split"
+    assert reason.startswith("quantization kernel from 'n_q' inside the block: leave the gate in float")
+
+
+def test_a_copy_that_reads_a_scale_beside_its_map_is_no_cast():
+    def seen(name, layout):
+        return PlanTensor(name, "float32", (-1, 32, 14, 14), layout)
+
+    read = (seen("m", "nhwc"), PlanTensor("scale", "float16", ()))
+    copy = Kernel("copy", "kgen", read, (seen("m2", "nchw"),), ())
+    verdict = judged(plan_graphs.se_net(), copy, kernel("mean", ["n_p"], ["m2"], ["p"]), *BLOCK[1:])
+    (reason,) = verdict.reasons
+    assert reason.startswith("copy NHWC to NCHW before GlobalAveragePool")
+
+
+def test_a_block_whose_type_the_graph_does_not_say_is_asked_for_in_fp32():
+    model = plan_graphs.se_net()
+    model.graph.node("n_s").outputs[0].type = None
+    assert judged(model, *BLOCK).verdict == "fused"
+
+
+def test_the_network_without_se_is_in_the_json_where_it_was_planned():
+    plan, plain = (Plan("any", "", "sm86", BLOCK[:count]) for count in (4, 1))
+    (whole, alone) = (
+        fusion.to_schema(plan, (), "fp32", fusion.totals(plan, (), other)).totals for other in (plain, None)
+    )
+    assert (whole.without_se.kernels, whole.without_se.activation_bytes) == (1, plain.activation_bytes)
+    assert whole.tax == pytest.approx(plan.activation_bytes / plain.activation_bytes - 1)
+    assert (alone.without_se, alone.tax) == (None, None)
+
+
+@pytest.mark.parametrize("factors", ["m, g", "g, m"])
+def test_a_block_of_one_pixel_is_taken_out_too(factors):
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
         g (float[1,4,1,1] x, float[4,4,1,1] w) => (float[1,4,1,1] y)
-        { m = Relu(x) p = GlobalAveragePool(m) f = Conv(p, w) g = Sigmoid(f) y = Mul(m, g) }"""
-    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
-    (scale,) = [node for node in model.graph if node.op_type == "Mul"]
+        {{ m = Relu(x) p = GlobalAveragePool(m) f = Conv(p, w) g = Sigmoid(f) y = Mul({factors}) }}"""
+    model = named(text)
     block = dataclasses.replace(
-        plan_graphs.block(plan_graphs.se_net()), output="y", gate_output="g", scale_node=scale.name
+        plan_graphs.block(plan_graphs.se_net()), output="y", gate_output="g", scale_node="n_y"
     )
     plain = fusion.without_gates(model, [block])
     assert [node.op_type for node in plain.graph] == ["Relu", "Identity"]
