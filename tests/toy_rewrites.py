@@ -59,3 +59,52 @@ def clip_first_block():
         node = ir.node("Clip", [found.node.inputs[0], low])
         found.node.graph.insert_before(found.node, node)
         graph.replace(found.node.outputs[0], node.outputs[0])
+
+
+def respell(name, op_type, by, *, turn, after=()):
+    """Register a rewrite of the node that writes `i1`: where it is an `op_type` it becomes a `by`."""
+
+    def match(model, node):
+        del model
+        found = node.outputs[0].name == "i1"
+        return Toy("i1", node) if found else Refused("it is another one's")
+
+    @rewrite(name=name, idea="a toy", where=every(op_type), match=match, after=after, tried=Tried(turn=turn))
+    def respelled(model, found):
+        del model
+        node = ir.node(by, [found.node.inputs[0]])
+        found.node.graph.insert_before(found.node, node)
+        graph.replace(found.node.outputs[0], node.outputs[0])
+
+
+def refuse_blocks(name, *, taken):
+    """Register a rewrite about blocks that is possible nowhere, because of an Identity or of none."""
+
+    def match(model, block):
+        del block
+        return Refused("Identity" if "Identity" in graph.ops(model) else "none", taken)
+
+    @rewrite(
+        name=name, idea="a toy", where=every_block, match=match, tried=Tried(), after=("toy-drop-identity",)
+    )
+    def never(model, found):
+        raise AssertionError
+
+
+def take_in_outputs(name):
+    """Register a rewrite about blocks without an Identity: the output gets another name, the site's."""
+
+    def match(model, block):
+        mul = next((n for n in model.graph if n.outputs[0].name == block.output), None)
+        if mul is None:
+            return Refused("its output is gone")
+        if f"i{block.output[1:]}" in graph.values(model):
+            return Refused("an Identity is before it")
+        return Toy(f"in-{block.output}", mul)
+
+    @rewrite(
+        name=name, idea="a toy", where=every_block, match=match, tried=Tried(), after=("toy-drop-identity",)
+    )
+    def take_in(model, found):
+        del model
+        found.node.outputs[0].name = found.site

@@ -4,9 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from planners import CountingPlanner, SitePlanner, TablePlanner
+from planners import CountingPlanner, OperatorPlanner, SitePlanner, TablePlanner
 from rewrites_graphs import bottlenecks, build, se
-from toy_rewrites import clip_first_block, drop_identities
+from toy_rewrites import clip_first_block, drop_identities, refuse_blocks, respell, take_in_outputs
 
 from se_deploy import graph
 from se_deploy.errors import BuildFailed
@@ -123,11 +123,12 @@ def test_sites_of_a_kind_that_pays_are_taken_alone():
     assert chosen(found) == {(TOY, "i1")}
 
 
-def test_sites_of_a_kind_that_does_not_pay_are_given_back():
+@pytest.mark.parametrize(("pays", "not_"), [("i1", "i2"), ("i2", "i1")])
+def test_sites_of_a_kind_that_does_not_pay_are_given_back(pays, not_):
     drop_identities(alike=False)
-    found = run(bottlenecks(between="Identity"), SitePlanner({"i1": (10, 1), "i2": (10, 11)}), (TOY,))
-    assert waterfall(found) == [(TOY, ("i1", "i2"), 12), (f"without {TOY}", ("i2",), 11)]
-    assert chosen(found) == {(TOY, "i1")}
+    found = run(bottlenecks(between="Identity"), SitePlanner({pays: (10, 1), not_: (10, 11)}), (TOY,))
+    assert waterfall(found) == [(TOY, ("i1", "i2"), 12), (f"without {TOY}", (not_,), 11)]
+    assert chosen(found) == {(TOY, pays)}
 
 
 def test_equal_sites_are_taken_together_or_not_at_all():
@@ -149,6 +150,29 @@ def test_a_rewrite_of_a_later_turn_stands_beside_the_first():
     drop_identities(name=OTHER, only=("i2",), tried=Tried(turn=2))
     found = run(bottlenecks(between="Identity"), SitePlanner({"i1": (10, 1), "i2": (10, 4)}), (TOY, OTHER))
     assert chosen(found) == {(TOY, "i1"), (OTHER, "i2")}
+
+
+def test_rewrites_of_a_turn_compete_for_a_site_as_the_turns_before_left_it():
+    respell("toy-a", "Identity", "Relu", turn=1)
+    respell("toy-b", "Relu", "Abs", turn=2, after=("toy-a",))
+    respell("toy-c", "Relu", "Softplus", turn=2, after=("toy-a",))
+    planner = OperatorPlanner("i1", {"Identity": 10, "Relu": 8, "Abs": 5, "Softplus": 1})
+    found = run(bottlenecks(between="Identity"), planner, ("toy-a", "toy-b", "toy-c"))
+    assert waterfall(found) == [
+        ("toy-a", ("i1",), 8),
+        ("toy-b", ("i1",), 5),
+        ("toy-c + without toy-b", ("i1",), 1),
+    ]
+    assert chosen(found) == {("toy-a", "i1"), ("toy-c", "i1")}
+
+
+def test_room_that_a_site_makes_is_given_to_the_form_that_saves_most():
+    """A kernel less elsewhere, and two blocks that want one more each: 9 bytes against 8."""
+    drop_identities(only=("i1",))
+    table = [{POOL: (10, 2), AVERAGE: (1, 3)}, {POOL: (10, 2), AVERAGE: (2, 3)}]
+    found = run(bottlenecks(between="Identity"), TablePlanner(table), (SPELLINGS[0], TOY))
+    assert chosen(found) == {(SPELLINGS[0], "y1"), (TOY, "i1")}
+    assert (found.best.kernels, found.baseline.kernels) == (6, 6)
 
 
 # ---- a site that an edit before it took away
@@ -184,6 +208,24 @@ def test_a_block_whose_output_another_rewrite_took_in_is_still_refused_by_the_re
     done = optimize(before, detect(before).se, names)
     assert {c.site for c in done.choices if c.rewrite == "gate-into-previous"} == {"y1", "y2"}
     assert [(no.rewrite, no.site) for no in done.refused] == [(names[2], "y1"), (names[2], "y2")]
+
+
+@pytest.mark.parametrize(("taken", "reason"), [(False, "none"), (True, "Identity")])
+def test_a_reason_is_that_of_the_graph_as_made_unless_the_search_took_the_site(taken, reason):
+    drop_identities()
+    refuse_blocks("toy-never", taken=taken)
+    before = bottlenecks(between="Identity")
+    done = optimize(before, detect(before).se, (TOY, "toy-never"))
+    assert {no.site: no.reason for no in done.refused} == {"y1": reason, "y2": reason}
+
+
+def test_a_rewrite_is_not_refused_at_the_block_whose_output_it_took_in():
+    drop_identities(only=("i1",))
+    take_in_outputs("toy-take-in")
+    before = bottlenecks(between="Identity")
+    done = optimize(before, detect(before).se, (TOY, "toy-take-in"))
+    assert chosen(done) == {(TOY, "i1"), ("toy-take-in", "in-y1")}
+    assert [(no.site, no.reason) for no in done.refused] == [("y2", "an Identity is before it")]
 
 
 # ---- shares of a plan
