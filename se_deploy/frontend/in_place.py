@@ -21,14 +21,19 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 @contextlib.contextmanager
-def out_of_place(module: nn.Module, examples: Sequence[torch.Tensor]) -> Iterator[None]:
+def out_of_place(module: nn.Module, examples: Sequence[torch.Tensor], named: str) -> Iterator[None]:
     """Let layers that write in place write elsewhere while the block runs, where that is the same network.
 
-    The graph is the same, and traced faster: an operator that writes in place is taken apart into elementary
-    ones, each with symbolic sizes. Where a network reads what a layer overwrote, its layers are left as they
-    are. Equal answers alone do not tell: a bound that no example reaches overwrites a tensor with itself.
+    `named`: what the names of their classes hold, in small letters; "" for all layers. The graph is the same,
+    and traced faster: an operator that writes in place is taken apart into elementary ones, with symbolic
+    sizes. Where a network reads what a layer overwrote, its layers are left as they are. Equal answers alone
+    do not tell: a bound that no example reaches overwrites a tensor with itself.
     """
-    layers = [layer for layer in module.modules() if vars(layer).get("inplace") is True]
+    layers = [
+        layer
+        for layer in module.modules()
+        if vars(layer).get("inplace") is True and named in type(layer).__name__.lower()
+    ]
     try:
         if layers:
             in_place = _Watched()

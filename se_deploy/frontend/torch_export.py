@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DYNAMO_MIN_OPSET = 18  # below it the dynamo exporter writes 18 without a word
 TORCHSCRIPT_MAX_OPSET = 20
 BATCH = "batch"  # what the batch is called in the file
+_TAKEN_APART = "hardswish"  # the layer whose in-place form takes long to trace; for others a look costs more
 _MOST = 65535  # of a free dimension: the exporter wants a bound
 
 
@@ -102,7 +103,7 @@ def _dynamo(network: Network, opset: int, batch: int | None) -> ir.Model:
         shapes = tuple(
             {axis: sizes[name] for axis, name in one.free.items() if name in sizes} for one in network.inputs
         )
-    with in_place.out_of_place(network.module, network.examples):
+    with in_place.out_of_place(network.module, network.examples, _TAKEN_APART):
         program = torch.onnx.export(
             network.module,
             _examples(network, batch),

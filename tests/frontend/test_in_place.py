@@ -71,7 +71,7 @@ READ_AGAIN = {
 def seen(net):
     """Return what the layers' flags are inside the block; they are as before behind it."""
     flagged = [layer for layer in net.modules() if "inplace" in vars(layer)]
-    with in_place.out_of_place(net.eval(), (torch.rand(2, 3, 8, 8),)):
+    with in_place.out_of_place(net.eval(), (torch.rand(2, 3, 8, 8),), ""):
         inside = {layer.inplace for layer in flagged}
     assert all(layer.inplace for layer in flagged)
     return inside
@@ -95,10 +95,16 @@ def test_what_nothing_reads_again_is_written_elsewhere(layer):
     assert seen(Net(lambda net, h: net.act(h * 2) + h.mean(), layer(inplace=True))) == {False}
 
 
+def test_layers_of_other_names_are_left_alone():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Hardswish(inplace=True)).eval()
+    with in_place.out_of_place(net, (torch.rand(2, 3, 8, 8),), "hardswish"):
+        assert (net[1].inplace, net[2].inplace) == (True, False)
+
+
 def test_the_examples_stay_as_they_are():
     x = torch.randn(2, 3, 8, 8)
     before = x.clone()
-    with in_place.out_of_place(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)), (x,)):
+    with in_place.out_of_place(nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)), (x,), ""):
         pass
     assert torch.equal(x, before)
 
@@ -111,7 +117,7 @@ def test_the_layers_are_restored_where_the_block_fails():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True)).eval()
 
     def fails():
-        with in_place.out_of_place(net, (torch.rand(2, 3, 8, 8),)):
+        with in_place.out_of_place(net, (torch.rand(2, 3, 8, 8),), ""):
             assert not net[1].inplace
             raise RuntimeError("no")
 
