@@ -196,8 +196,8 @@ class HostOptions:
 
 
 RUN_DURATION_S = 1.0
-"""Seconds that `run` times an artifact where nothing is said: four of them at trtexec's three seconds take 24 s
-of two cores' time, much of a small network's run; the rule of stability judges either alike."""
+"""Seconds that `run` times an artifact where nothing is said: at trtexec's three seconds four of them take
+24 s of two cores' time, much of a small network's run; the rule of stability judges either alike."""
 
 
 @dataclass(frozen=True, slots=True)
