@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 _MODEL = Path("/proc/device-tree/model")  # what a Jetson calls itself
 _VERSION = re.compile(r"\d+\.\d+")
 _END_S = 20  # for Ray to end its processes
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}  # Ray reports use to its makers unless told not to
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray reports use to its makers unless told not to
+    # Ray forks beside gRPC's threads, only to start programs: gRPC's handlers of forks kill some of these.
+    "GRPC_ENABLE_FORK_SUPPORT": "0",
+}
 
 
 @dataclass(frozen=True, slots=True)

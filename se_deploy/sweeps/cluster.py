@@ -57,6 +57,10 @@ step made is read before steps further behind make more."""
 
 _LOST = "a lost node"  # that did a step, as results name it
 _CONNECT_S = 10.0  # for a first node to answer
+_JOINS = 4
+"""Tries to join from elsewhere: a first node starts a process for each that joins, by a fork beside gRPC's
+threads, of which up to one in five dies at once (ray-project/ray#63202)."""
+
 _POLL_S = 1.0  # how often progress is told, and lost devices are looked for, while nothing ends
 _PROBE_S = 120.0  # for a node to say what it is: its first process has to start
 _RETRIES_OF_A_PROBE = 2
@@ -87,12 +91,12 @@ def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
 
     with contextlib.redirect_stdout(sys.stderr):  # Ray prints there what befalls its workers; ours is data
         try:
-            ray.init(
-                address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=False,
-            )
+            _join(ray, address)
+        except ConnectionAbortedError as e:
+            raise BadInput(
+                f"--on {on}: what serves a sweep there did not start: {_last_line(e)}",
+                hint="see ray_client_server*.err in /tmp/ray/session_latest/logs of the first node",
+            ) from e
         except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
             raise _refused(on, files.reason_of(e)) from e
         try:
@@ -100,6 +104,18 @@ def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
             yield Cluster(ray, retries, shared, _nodes(ray))
         finally:
             ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:  # noqa: ANN401 - the module, which has no types here
+    """Join a cluster, once more where the process died that its first node started for this sweep."""
+    for left in reversed(range(_JOINS)):
+        try:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except ConnectionAbortedError:
+            if not left:
+                raise
+        else:
+            return
 
 
 def reached(on: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import ray_cluster
@@ -22,6 +24,7 @@ from se_deploy.commands import worker
 from se_deploy.commands.worker import WorkerOptions
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.schema.results import Doctor, Finding
+from se_deploy.sweeps import cluster
 
 COMMAND = "from se_deploy.cli import main; main()"
 _WAIT_S = 120
@@ -156,11 +159,22 @@ print(*texts, sep="\\n")
 """
 
 
+DYING = """
+import os
+import sys
+from pathlib import Path
+
+if "--mode=specific-server" in sys.orig_argv:
+    for left in Path(__file__).parent.glob("dies-*"):
+        left.unlink()
+        os.abort()
+"""  # what serves one that joins, as often as there are files
+
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
 
 @contextlib.contextmanager
-def running(folder, host):
+def running(folder, host, **environment):
     """Run `worker` as a first node on `host`: its mark, its ports, its environment and its log."""
     ports = []
     for _ in range(2):
@@ -169,10 +183,10 @@ def running(folder, host):
             ports.append(free.getsockname()[1])
     mark = f"SE_DEPLOY_TEST={uuid.uuid4()}"
     words = ["--head", "--address", f"{host}:{ports[0]}", "--client-port", ports[1], "--tag", "sm86"]
-    sources = [Path(worker.__file__).parents[2], Path(__file__).parents[1]]
+    sources = [folder, Path(worker.__file__).parents[2], Path(__file__).parents[1]]
     # A token that this user has, from any use of Ray, would be asked for by the node and shown by no sweep.
     alone = {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": os.pathsep.join(map(str, sources))}
-    environment = os.environ | alone | dict([mark.split("=")])
+    environment = os.environ | alone | environment | dict([mark.split("=")])
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", COMMAND, "worker", *map(str, words), "--cpus", "1"],
@@ -251,6 +265,42 @@ def test_on_loopback_it_listens_nowhere_else_and_serves_sweeps(tmp_path):
         assert done.returncode == 0
         assert "sm86" in text.splitlines()[0].split()
         assert text.splitlines()[1:] == ["one two"]
+
+
+@pytest.mark.slow
+@ray_cluster.NEEDED
+def test_a_sweep_joins_where_what_would_serve_it_died_at_its_start(tmp_path):
+    """As Ray's does now and then, by a fork beside gRPC's threads."""
+    (tmp_path / "sitecustomize.py").write_text(DYING)
+    (tmp_path / "dies-once").touch()
+    with running(tmp_path, "127.0.0.1", RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S="15") as node:
+        with node.python(FROM_ELSEWHERE, f"ray://127.0.0.1:{node.client_port}") as done:
+            text, _ = done.communicate(timeout=_WAIT_S)
+        assert done.returncode == 0
+        assert text.splitlines()[1:] == ["one two"]
+    assert not list(tmp_path.glob("dies-*"))
+
+
+def test_a_cluster_that_serves_no_sweep_says_so(monkeypatch):
+    joins = []
+
+    def init(address, **_options):
+        joins.append(address)
+        raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nRuntimeError: it died\n")
+
+    ray = ModuleType("ray")
+    ray.init, ray.__spec__ = init, importlib.machinery.ModuleSpec("ray", None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"ray://127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(BadInput, match="did not start: RuntimeError: it died"):
+            cluster.opened(address, retries=0, store=None).__enter__()
+    assert joins == [address] * 4
+
+
+@ray_cluster.NEEDED
+def test_no_handler_of_forks_runs_in_what_ray_starts():
+    assert planned(WorkerOptions("10.0.0.1", 6379)).environment["GRPC_ENABLE_FORK_SUPPORT"] == "0"
 
 
 def outer_address():
