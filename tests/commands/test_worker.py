@@ -286,7 +286,9 @@ def test_a_cluster_that_serves_no_sweep_says_so(monkeypatch):
 
     def init(address, **_options):
         joins.append(address)
-        raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nRuntimeError: it died\n")
+        raise ConnectionAbortedError(
+            "Initialization failure from server:\nTraceback\nRuntimeError: it died\n"
+        )
 
     ray = ModuleType("ray")
     ray.init, ray.__spec__ = init, importlib.machinery.ModuleSpec("ray", None)
