@@ -244,6 +244,20 @@ class Limits:
     min_top1: float | None = None
     min_iou: float | None = None
 
+    def __post_init__(self) -> None:
+        """Raises: BadInput for a limit that nothing, or everything, would keep by mistake."""
+        errors = [("atol", *one) for one in self.atol] + [("rtol", *one) for one in self.rtol]
+        for key, output, value in errors:
+            if not value >= 0:
+                of = f" of '{output}'" if output else ""
+                raise BadInput(f"{key}{of} is {value:g}, and an error is 0 or more", hint="write it as 1e-3")
+        shares = ("min_cosine", self.min_cosine), ("min_top1", self.min_top1), ("min_iou", self.min_iou)
+        for key, floor in shares:
+            if floor is not None and not abs(floor) <= 1:
+                raise BadInput(
+                    f"{key} is {floor:g}, and nothing is above 1", hint="write a share, as in 0.99 for 99 %"
+                )
+
     def without_answers(self) -> Limits:
         """Return these limits with no floor on agreement, nor on an IoU that is not limited here."""
         return dataclasses.replace(self, min_top1=0.0, min_iou=self.min_iou or 0.0)

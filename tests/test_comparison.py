@@ -100,6 +100,33 @@ def test_what_is_not_finite_never_passes(bad):
     assert all(t.failures(parity.outputs[0]) for t in comparison.PRESETS.values())
 
 
+@pytest.mark.parametrize("shape", [(8, 7), (2, 7, 4, 4), (2, 1, 4, 4)])
+def test_what_is_no_number_agrees_with_nothing(shape):
+    def lost(v):
+        return np.full(shape, np.nan, np.float32)
+
+    labels = np.zeros(8, int)
+    parity = comparison.compare(Answers({"y": lost}), Answers({"y": lost}), batches(1), labels=labels)
+    output = parity.outputs[0]
+    assert not any((output.top1_agreement, output.top5_agreement, output.agreement, output.iou))
+    assert not parity.reference_accuracy
+    assert not parity.candidate_accuracy
+    assert not parity.disagreements
+
+
+def test_one_lost_score_is_no_class():
+    def lost(v):
+        return np.where(np.arange(4) == 0, np.nan, v).astype(np.float32)
+
+    def first(v):
+        return np.float32([[9, 0, 0, 0]]).repeat(len(v), 0)
+
+    labels = np.zeros(8, int)
+    parity = comparison.compare(Answers({"y": first}), Answers({"y": lost}), batches(1), labels=labels)
+    assert parity.outputs[0].top1_agreement == 0
+    assert (parity.reference_accuracy, parity.candidate_accuracy) == (1, 0)
+
+
 def test_a_preset_is_loose_enough_for_its_precision_and_no_looser():
     def half(v):
         return (v * np.float32(1 + 2**-9)).astype(np.float32)
@@ -107,6 +134,11 @@ def test_a_preset_is_loose_enough_for_its_precision_and_no_looser():
     parity = comparison.compare(Answers({"y": lambda v: v}), Answers({"y": half}), batches(2)).outputs[0]
     assert comparison.PRESETS["fp32"].failures(parity)
     assert not comparison.PRESETS["fp16"].failures(parity)
+
+
+def test_a_name_that_both_have_is_never_matched_with_another():
+    pairs = comparison.paired(["a", "b", "c"], ["b", "x", "y"], "outputs")
+    assert pairs == {"a": "x", "b": "b", "c": "y"}
 
 
 def test_names_are_matched_else_positions():

@@ -14,7 +14,7 @@ from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts, reading, shapes
 from se_deploy.commands.fed_frames import FedFrames
 from se_deploy.data import pictures
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, meant
 from se_deploy.options import Limits, NetworkOptions, SampleOptions
 from se_deploy.protocols import silent
 from se_deploy.schema import finite, output_kinds, relative, results, tool_version
@@ -43,6 +43,7 @@ class Judged:
     parity: Parity
     tolerance: Tolerance
     failures: tuple[str, ...]
+    failing: frozenset[str]  # the outputs that they are of
     divergence: Divergence | None
     checked_as: str | None  # what stood in for the artifact, in words; None where it ran itself
     evaluated: str  # "engine", "plan-rounded", or the name of the backend that ran it
@@ -108,6 +109,7 @@ def parity(
     accuracy, unjudged = None, False
     with artifacts.opened(reference, exact=True, host=host, network=network) as ref:
         shapes.refuse_unknown([spec.name for spec in ref.session.inputs], network.feeding.shapes)
+        _refuse_unknown(limits, [spec.name for spec in ref.session.outputs])
         fed: dict[bool, _Fed] = {}
         for done, candidate in enumerate(candidates):
             progress("parity", done, len(candidates))
@@ -134,11 +136,11 @@ def parity(
                 drawn = ref.random_weights or one.random_weights
                 held = limits.without_answers() if drawn and limits.min_top1 is None else limits
                 unjudged = unjudged or held is not limits
-                failures = tuple(
-                    text
+                missed = {
+                    output.name: _tolerance(held, one.precision, output.name).failures(output)
                     for output in measured.outputs
-                    for text in _tolerance(held, one.precision, output.name).failures(output)
-                )
+                }
+                failures = tuple(text for texts in missed.values() for text in texts)
                 tolerance = _tolerance(held, one.precision, measured.outputs[0].name)
                 divergence = None
                 if failures and asked is ref and answering is one:
@@ -148,6 +150,7 @@ def parity(
                 for output in measured.outputs
                 if output.kind == "boxes" and output.iou is None
             ]
+            notes += [text for text in _by_position(ref, one) if text not in notes]
             if one.checked_as:
                 notes.append(f"{name_of(candidate, relative_to)}: {one.checked_as}")
             name = name_of(candidate, relative_to)
@@ -157,6 +160,7 @@ def parity(
                     measured,
                     tolerance,
                     failures,
+                    frozenset(name for name, texts in missed.items() if texts),
                     divergence,
                     one.checked_as,
                     one.evaluated or one.runtime,
@@ -194,6 +198,18 @@ def _named_in_file(ref: artifacts.Opened, one: artifacts.Opened) -> dict[str, Ou
             names = comparison.paired(theirs, ours, "outputs")
             return {names[name]: kind for name, kind in kinds.items() if name in names}
     return {}
+
+
+def _by_position(ref: artifacts.Opened, one: artifacts.Opened) -> Iterator[str]:
+    """Yield what was matched by its position alone, where another match was possible."""
+    for what, ours, theirs in (
+        ("inputs", ref.session.inputs, one.session.inputs),
+        ("outputs", ref.session.outputs, one.session.outputs),
+    ):
+        pairs = comparison.paired([spec.name for spec in ours], [spec.name for spec in theirs], what)
+        guessed = [f"'{other}' with '{name}'" for name, other in pairs.items() if name != other]
+        if len(guessed) > 1:
+            yield f"{what} of other names were matched by position: {', '.join(guessed)}"
 
 
 def _take_frames(one: artifacts.Opened) -> bool:
@@ -260,7 +276,9 @@ def _candidate(judged: Judged, *, with_pictures: bool) -> results.Candidate:
         rounding=judged.rounding,
         shapes=judged.shapes,
         failures=judged.failures,
-        outputs=tuple(_output(output, judged.tolerance) for output in judged.parity.outputs),
+        outputs=tuple(
+            _output(output, passed=output.name not in judged.failing) for output in judged.parity.outputs
+        ),
         first_divergence=None
         if where is None
         else results.Divergence(
@@ -282,7 +300,7 @@ def _candidate(judged: Judged, *, with_pictures: bool) -> results.Candidate:
     )
 
 
-def _output(output: OutputParity, tolerance: Tolerance) -> results.OutputParity:
+def _output(output: OutputParity, *, passed: bool) -> results.OutputParity:
     return results.OutputParity(
         name=output.name,
         max_abs=finite(output.max_abs),
@@ -295,7 +313,7 @@ def _output(output: OutputParity, tolerance: Tolerance) -> results.OutputParity:
         iou=output.iou,
         agreement=output.agreement,
         worst_cosine=finite(output.worst_cosine),
-        passed=not tolerance.failures(output),
+        passed=passed,
     )
 
 
@@ -311,6 +329,16 @@ def _shapes(sample: Arrays, session: Session, size: int) -> dict[str, tuple[int,
     names = comparison.paired(list(sample), [spec.name for spec in session.inputs], "inputs")
     rows = batching.frozen(session.inputs) or size
     return {names[name]: (rows, *array.shape[1:]) if array.ndim else () for name, array in sample.items()}
+
+
+def _refuse_unknown(limits: Limits, outputs: Sequence[str]) -> None:
+    """Raise BadInput where an error is limited of what is no output of the reference."""
+    for name, _ in (*limits.atol, *limits.rtol):
+        if name and name not in outputs:
+            raise BadInput(
+                f"a limit (atol or rtol) names '{name}', which is no output of the reference",
+                hint=f"{meant(name, outputs)}the outputs: {', '.join(outputs)}",
+            )
 
 
 def _tolerance(limits: Limits, precision: Precision, output: str) -> Tolerance:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy.comparison.sums import NO_CLASS, largest
+
 if TYPE_CHECKING:
     from se_deploy.protocols import Array
 
@@ -39,8 +41,9 @@ class Disagreements:
     def add(self, want: Array, got: Array) -> None:
         """Add one batch of class scores (N, classes), or of labels (N,)."""
         scored = want.ndim == _SCORES
-        ours, theirs = (want.argmax(1), got.argmax(1)) if scored else (want, got)
+        ours, theirs = (largest(want, axis=1), largest(got, axis=1)) if scored else (want, got)
         both = np.isfinite(ours) & np.isfinite(theirs)  # labels written as floats may be NaN: no class
+        both &= (ours != NO_CLASS) & (theirs != NO_CLASS)
         for row in np.flatnonzero((ours != theirs) & both).tolist():
             a, b = int(ours[row]), int(theirs[row])
             margin = float(want[row, a]) - float(want[row, b]) if scored else None

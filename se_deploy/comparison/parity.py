@@ -12,7 +12,17 @@ from se_deploy import batching
 from se_deploy.comparison import detections
 from se_deploy.comparison.disagreements import Disagreement, Disagreements
 from se_deploy.comparison.kinds import kinds_of
-from se_deploy.comparison.sums import TOP, Errors, Overlap, Share, answers, in_top, largest_gap
+from se_deploy.comparison.sums import (
+    TOP,
+    Errors,
+    Overlap,
+    Share,
+    agreeing,
+    answers,
+    in_top,
+    largest,
+    largest_gap,
+)
 from se_deploy.errors import BadInput
 
 if TYPE_CHECKING:
@@ -69,7 +79,7 @@ def compare(
 ) -> Parity:
     """Run both on the same batches and measure every output by its kind.
 
-    Inputs and outputs are matched by name, or by position where the names differ. `kinds` overrules what an
+    Inputs and outputs are matched by name, those of other names by position. `kinds` overrules what an
     output is taken for, by the reference's name of it; else the first batch decides.
     Raises: BadInput where the two do not have the same outputs, or `kinds` does not fit them.
     """
@@ -154,8 +164,7 @@ def _classifier(meters: Mapping[str, _Meter], want: Arrays, count: int) -> str |
 
 
 def _answer(array: Array) -> Array:
-    found: Array = array.argmax(1) if array.ndim == _CLASS_SCORES else array
-    return found
+    return largest(array, axis=1) if array.ndim == _CLASS_SCORES else array
 
 
 class _Meter:
@@ -184,10 +193,10 @@ class _Meter:
             self._equal.add(int((want == got).sum()), want.size + (compared.unmatched or 0))
         elif self.kind == "mask":
             pixels = (want, got) if self._exact else answers(want, got)
-            self._equal.add(int((pixels[0] == pixels[1]).sum()), pixels[0].size)
+            self._equal.add(int(agreeing(*pixels).sum()), pixels[0].size)
             self._masks.add(*pixels)
         elif self.kind == "logits":
-            same = want.argmax(axis=-1) == got.argmax(axis=-1)
+            same = agreeing(largest(want, axis=-1), largest(got, axis=-1))
             self._top1.add(int(same.sum()), same.size)
             if want.shape[-1] > TOP:
                 self._top5.add(int(in_top(want, got).sum()), same.size)
@@ -227,11 +236,12 @@ def _gap(want: Array, got: Array) -> float:
 
 
 def paired(ours: list[str], theirs: list[str], what: str) -> Mapping[str, str]:
-    """Match names with themselves, by position where the sets differ. Raises: BadInput for other counts."""
+    """Match names with themselves, the rest of both by position. Raises: BadInput for other counts."""
     if len(ours) != len(theirs):
         raise BadInput(
             f"the reference has {len(ours)} {what} ({', '.join(ours)}), the candidate {len(theirs)} "
             f"({', '.join(theirs)})",
             hint="compare the same network",
         )
-    return {name: name for name in ours} if set(ours) == set(theirs) else dict(zip(ours, theirs, strict=True))
+    rest = iter([name for name in theirs if name not in ours])
+    return {name: name if name in theirs else next(rest) for name in ours}

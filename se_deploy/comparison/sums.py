@@ -108,7 +108,7 @@ class Overlap:
     def add(self, want: Array, got: Array) -> None:
         """Add masks of class numbers, of equal shapes."""
         for counter, pixels in (
-            (self.reference, want), (self.candidate, got), (self.both, want[want == got]),
+            (self.reference, want), (self.candidate, got), (self.both, want[agreeing(want, got)]),
         ):  # fmt: skip
             classes, counts = np.unique(pixels, return_counts=True)
             counter.update(dict(zip(classes.tolist(), counts.tolist(), strict=True)))
@@ -136,11 +136,32 @@ def largest_gap(want: Array, got: Array) -> float:
     return float(gaps.max())
 
 
+NO_CLASS = int(np.iinfo(np.int64).min)
+"""The answer of scores that hold a NaN: none is the largest of them. It is no label, and equals no answer."""
+
+
+def largest(scores: Array, *, axis: int) -> Array:
+    """Return the class with the largest score along `axis`, the first of equals; `NO_CLASS` beside a NaN."""
+    found: Array = scores.argmax(axis=axis)  # numpy takes NaN for the largest
+    if scores.dtype.kind != "f":
+        return found
+    known: Array = np.where(np.isnan(scores).any(axis=axis), NO_CLASS, found)
+    return known
+
+
+def agreeing(want: Array, got: Array) -> Array:
+    """Return whether two answers are the same class; where there is none they are not."""
+    same: Array = (want == got) & (want != NO_CLASS)
+    return same
+
+
 def in_top(want: Array, got: Array) -> Array:
     """Return for each sample of (..., classes) whether the answer of one is among the five of the other."""
     answer = want.argmax(axis=-1, keepdims=True)
     before: Array = (got > np.take_along_axis(got, answer, axis=-1)).sum(axis=-1)
-    return before < TOP
+    known: Array = (largest(want, axis=-1) != NO_CLASS) & (largest(got, axis=-1) != NO_CLASS)
+    among: Array = (before < TOP) & known
+    return among
 
 
 def answers(want: Array, got: Array) -> tuple[Array, Array]:
@@ -149,6 +170,11 @@ def answers(want: Array, got: Array) -> tuple[Array, Array]:
     It is from a probability of 0.5 on, or from a score of 0 where the reference gives no probabilities.
     """
     if want.shape[1] > 1:
-        return want.argmax(axis=1), got.argmax(axis=1)
+        return largest(want, axis=1), largest(got, axis=1)
     limit = 0.5 if want.size and bool(((want >= 0) & (want <= 1)).all()) else 0.0
-    return want[:, 0] > limit, got[:, 0] > limit
+    return _is_there(want[:, 0], limit), _is_there(got[:, 0], limit)
+
+
+def _is_there(scores: Array, limit: float) -> Array:
+    there: Array = np.where(np.isnan(scores), NO_CLASS, scores > limit)
+    return there

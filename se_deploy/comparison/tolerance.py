@@ -82,7 +82,7 @@ class Tolerance:
 def _words(miss: Miss, parity: OutputParity) -> str:
     floor = 1 - miss.limit
     if miss.measure == "largest error" and not math.isfinite(miss.value):
-        return "it is NaN or inf where the reference is not, or the other way round"
+        return "the reference, or it, holds NaN or inf, which nothing can be compared with"
     if miss.measure == "largest error":
         return f"largest error {miss.value:.3g} is above {miss.limit:.3g}"
     if miss.measure == "1 - cosine":
