@@ -5,12 +5,15 @@ their rows by d and those that read it multiply their columns (Nagel et al., "Da
 Weight Equalization and Bias Correction", 2019). Between the two stands only what commutes with a positive
 factor per channel: ReLU and its leaky kin, pooling, resizing, an Add whose branches share d, a depthwise
 convolution's own rows and columns, and a squeeze-and-excite gate, whose first layer takes d in its columns
-and whose product passes it on. A kernel that computes point by point anyway (HardSwish, a product of two
-activations) may be followed by a Mul of its own, where the target fuses that into the kernel.
+and whose product passes it on. A ReLU6, or another Clip, does so with bounds of each channel's own, as Min
+and Max: a convolution takes these in as it does a Clip (TensorRT's Layer Fusion Catalog). A kernel that
+computes point by point anyway (HardSwish, a product of two activations) may be followed by a Mul of its own,
+where the target fuses that into the kernel.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -272,10 +275,17 @@ def _passes(node: ir.Node) -> bool:
     if node.op_type in _SHAPES:
         channels_left = len(before) > _SPATIAL and all(d == 1 for d in before[_SPATIAL:])
         return channels_left and len(after) == _SPATIAL and before[1] is not None and before[1] == after[1]
-    if node.op_type == "Clip":  # one that is a Relu
-        low, high = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
-        return high is None and low is not None and graph.scalar(low) == 0
-    return False
+    return node.op_type == "Clip" and _bounds(node) is not None
+
+
+def _bounds(node: ir.Node) -> tuple[float, float] | None:
+    """Return a Clip's bounds, infinite where it has none; None where one is computed."""
+    if node.attributes:  # of before operator set 11
+        return None
+    low, high = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
+    least = -math.inf if low is None else graph.scalar(low)
+    most = math.inf if high is None else graph.scalar(high)
+    return None if least is None or most is None else (least, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,6 +320,8 @@ class _Folder:
                 self._weights(node, before, after)
             elif node.op_type in {"Mul", "Div", "Add"} and (slot := _constant_slot(node)) is not None:
                 self._constant(node, slot)
+            elif node.op_type == "Clip" and after is not None:
+                self._bound(node, after)
             elif after is not None and not any(self._of(v) is not None for v in node.inputs):
                 self._divide(node.outputs[0], after)
 
@@ -354,6 +366,27 @@ class _Folder:
             self._replaced(node, slot, c / written)
         else:
             self._replaced(node, slot, c * read / written if node.op_type == "Mul" else c * written / read)
+
+    def _bound(self, node: ir.Node, factors: _Factors) -> None:
+        """Give a Clip bounds for each channel: as Min and Relu where it is a ReLU6, else as Max and Min."""
+        low, high = _bounds(node) or (-math.inf, math.inf)
+        ends = [("Min", high), ("Relu", low)] if low == 0 < high else [("Max", low), ("Min", high)]
+        if all(math.isinf(bound) for op, bound in ends if op != "Relu"):
+            return  # a ReLU, or nothing at all
+        value, y = graph.input_of(node, 0), node.outputs[0]
+        rank, made = len(graph.dims(y) or ()), []
+        for op, bound in ends:
+            if math.isinf(bound):
+                continue
+            inputs = [value]
+            if op != "Relu":
+                limit = (bound / factors.along(rank)).astype(np.float32)
+                inputs.append(graph.initializer(self.model, f"{y.name}_{op.lower()}", limit, self.names))
+            made.append(ir.node(op, inputs))
+            (value,) = made[-1].outputs
+            value.type, value.shape = y.type, y.shape
+        graph.insert_after(y, made)
+        graph.replace(y, value)
 
     def _divide(self, y: ir.Value, factors: _Factors) -> None:
         """Put a Mul behind what a pointwise kernel writes; it takes the tensor's name."""

@@ -262,6 +262,10 @@ KERNELS = {
         [X, ("r", "layer", ("a", "r"), I, I), ("k", "layer", ("o", "e", "k"), I, I),
          ("y", "layer", ("y",), I, F)],
     ),
+    "bounds of each channel and the ReLU behind them are the layer's": (
+        FIRST + " k = Min(a, c_six) r = Relu(k) " + last("r"),
+        [X, ("r", "layer", ("a", "k", "r"), I, I), ("y", "layer", ("y",), I, F)],
+    ),
     "a sum is the later layer's": (
         BESIDE + " e = Add(o, r) " + last("e"),
         [X, ("r", "layer", ("a", "r"), I, F), ("e", "layer", ("o", "e"), ("int8", "float32"), F),

@@ -15,6 +15,7 @@ EXACT = {
     "prelu": "t = PRelu(a, slope)",
     "linear": "t = Identity(a)",
     "clip that is a relu": "t = Clip(a, zero)",
+    "clip that is nothing": "t = Clip(a)",
     "max pool": "r = Relu(a) t = MaxPool<kernel_shape = [2,2]>(r)",
     "average pool": "t = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(a)",
     "resizing": 't = Resize<mode = "linear">(a, roi, twice)',
@@ -30,6 +31,23 @@ EXACT = {
     "residual se": "p = GlobalAveragePool(a) f = Conv(p, w1, b1) g = Relu(f) h = Conv(g, w2, bd) "
     "i = HardSigmoid(h) m = Mul(i, a) t = Add(a, m)",
 }
+BOUNDED = {  # which operators hold the bounds of each channel
+    "relu6": ("t = Clip(a, zero, six)", ["Min", "Relu"]),
+    "two bounds": ("t = Clip(a, below, one)", ["Max", "Min"]),
+    "bounds above zero": ("t = Clip(a, one, six)", ["Max", "Min"]),
+    "bounds below zero": ("t = Clip(a, lower, below)", ["Max", "Min"]),
+    "bounds that are crossed": ("t = Clip(a, zero, below)", ["Max", "Min"]),
+    "a bound above": ("t = Clip(a, , one)", ["Min"]),
+    "a bound below": ("t = Clip(a, below)", ["Max"]),
+    "relu6 behind a depthwise one": (
+        "r = Clip(a, zero, six) d = Conv<group = 6, pads = [1,1,1,1]>(r, dw, bd) t = Clip(d, zero, six)",
+        ["Min", "Min", "Relu", "Relu"],
+    ),
+    "relu6 behind a sum": (
+        "r = Clip(a, zero, six) c = Conv(r, u) s = Add(c, r) t = Relu(s)",
+        ["Min", "Relu"],
+    ),
+}
 POINTWISE = {
     "hardswish": "t = HardSwish(a)",
     "silu": "s = Sigmoid(a) t = Mul(a, s)",
@@ -38,7 +56,7 @@ POINTWISE = {
 }
 NOT_EXACT = {
     "sigmoid": "t = Sigmoid(a)",
-    "a bound above": "t = Clip(a, zero, one)",
+    "a bound that is computed": "k = ReduceMax<keepdims = 0>(a) t = Clip(a, zero, k)",
     "channels that meet": "t = Softmax<axis = 1>(a)",
     "another order of axes": "t = Transpose<perm = [0,1,3,2]>(a)",
     "computed weights": "e = Relu(a) c = Conv(x, w) k = ReduceMean<keepdims = 1>(c) z = Mul(u, k) "
@@ -51,6 +69,7 @@ CONSTANTS = {
     "w1": weights(3, 6, 1, 1), "b1": weights(3), "w2": weights(6, 3, 1, 1), "slope": np.abs(weights(6, 1, 1)),
     "roi": np.zeros(0, np.float32), "twice": np.array([1, 1, 2, 2], np.float32),
     "column": weights(6, 1, 1, seed=6) + 2, "zero": np.zeros((), np.float32), "one": np.ones((), np.float32),
+    "six": np.array(6, np.float32), "below": np.array(-0.5, np.float32), "lower": np.array(-2, np.float32),
 }  # fmt: skip
 
 
@@ -74,9 +93,12 @@ def conv_inputs(model):
     return [node.inputs[0].name for node in model.graph if node.op_type == "Conv"]
 
 
-@pytest.mark.parametrize("name", [*EXACT, *POINTWISE])
+BODIES = EXACT | POINTWISE | {name: body for name, (body, _) in BOUNDED.items()}
+
+
+@pytest.mark.parametrize("name", BODIES)
 def test_folded_factors_keep_the_function_and_divide_the_tensors(name):
-    model = network(FRONT + (EXACT | POINTWISE)[name] + BACK)
+    model = network(FRONT + BODIES[name] + BACK)
     groups = equalization.groups(model, ["t"], pointwise=True)
     assert "t" in tensors(groups)
     factors = drawn(groups)
@@ -101,6 +123,16 @@ def test_nothing_new_stands_in_the_graph(name):
     model = network(FRONT + EXACT[name] + BACK)
     folded = equalization.fold(model, drawn(equalization.groups(model, ["t"], pointwise=False))).model
     assert graph.ops(folded) == graph.ops(model)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_bounds_of_each_channel_take_the_place_of_a_clip(name):
+    body, expected = BOUNDED[name]
+    model = network(FRONT + body + BACK)
+    groups = equalization.groups(model, ["r", "t"], pointwise=False)
+    folded = equalization.fold(model, drawn(groups)).model
+    gone = [op for op in graph.ops(model) if op != "Clip"]
+    assert sorted(graph.ops(folded)) == sorted([*gone, *expected])
 
 
 @pytest.mark.parametrize("name", POINTWISE)

@@ -12,7 +12,7 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.backends.tensorrt import policies
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadData, BadInput, UnsupportedGraph
-from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, gptq
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, chain, gptq
 
 
 def test_the_portable_form(tmp_path):
@@ -415,6 +415,29 @@ def test_each_policy_puts_offsets_and_equalization_where_it_may(tmp_path, name, 
     shared = {tensor for tensor, params in made.params.items() if params.residual}
     beside = {one.tensor for params in made.params.values() for one in params.beside}
     assert (shared | beside) == (set() if name == "portable" else {"a"})
+
+
+def test_uneven_channels_between_relu6_are_equalized_in_the_weights(tmp_path):
+    model = graph_of(
+        "h = Conv(x, w) a = Clip(h, zero, six) d = Conv<pads = [1,1,1,1], group = 8>(a, v) "
+        "b = Clip(d, zero, six) y = Conv(b, u)",
+        {"w": normal(8, 3, 1, 1) * np.geomspace(0.1, 3, 8).reshape(-1, 1, 1, 1), "v": normal(8, 1, 3, 3),
+         "u": normal(8, 8, 1, 1), "zero": np.zeros(()), "six": np.full((), 6)},
+        output="float[N,8,16,16] y",
+    )  # fmt: skip
+    made, plain = (
+        quantization.quantize(
+            model,
+            dataset(tmp_path),
+            runtime=RUNTIME,
+            options=dataclasses.replace(FAST, policy=registry.policy("tensorrt"), channel_equalization=on),
+        )
+        for on in (True, False)
+    )
+    ops = [op for op in graph.ops(made.model) if op in {"Clip", "Min", "Mul", "Relu"}]
+    assert ops == ["Min", "Relu"] * 2
+    assert chain.lint(made.model).breaks == ()
+    assert made.sqnr_db["y"] > plain.sqnr_db["y"] + 3
 
 
 @pytest.mark.parametrize("biases", [True, False])
