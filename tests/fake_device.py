@@ -1,7 +1,8 @@
 """A device for scripts that run in a process of their own: a TensorRT and a CUDA runtime library in a folder.
 
 The library is C, so that a call with the wrong types fails here as it would there; its device memory is host
-memory. The TensorRT module is fake_nvidia's with an engine that computes what `use_graphs.MEANS` does.
+memory. The TensorRT module is fake_nvidia's with an engine that computes what `use_graphs.MEANS` does;
+an engine file with "scalar" in it has a second input.
 """
 
 # ruff: noqa: ARG002 - the bindings' own parameters, by their own names
@@ -59,6 +60,25 @@ class Classifier(fake_nvidia.ICudaEngine):
         return Context(self._trt, None)
 
 
+class Scaled(Classifier):
+    """The same with a second input, a scalar that the scores are multiplied with."""
+
+    num_io_tensors = 3
+
+    def get_tensor_name(self, index):
+        return ("x", "gain", "y")[index]
+
+    def get_tensor_mode(self, name):
+        modes = self._trt.TensorIOMode
+        return modes.OUTPUT if name == "y" else modes.INPUT
+
+    def get_tensor_shape(self, name):
+        return () if name == "gain" else super().get_tensor_shape(name)
+
+    def create_execution_context(self, strategy=None, runtime_config=None):
+        return ScaledContext(self._trt, None)
+
+
 class Context(fake_nvidia.IExecutionContext):
     def set_input_shape(self, name, shape):
         fits = 1 <= shape[0] <= 4 and tuple(shape[1:]) == SIDES
@@ -75,6 +95,17 @@ class Context(fake_nvidia.IExecutionContext):
         y = np.ctypeslib.as_array((ctypes.c_float * (batch * 3)).from_address(self._address["y"]))
         y[:] = 4 * x.reshape(batch, 3, 64).mean(axis=2).ravel()
         return True
+
+
+class ScaledContext(Context):
+    def set_input_shape(self, name, shape):
+        return tuple(shape) == () if name == "gain" else super().set_input_shape(name, shape)
+
+    def execute_async_v3(self, stream_handle):
+        done = super().execute_async_v3(stream_handle)
+        y = np.ctypeslib.as_array((ctypes.c_float * (self._shape[0] * 3)).from_address(self._address["y"]))
+        y *= ctypes.c_float.from_address(self._address["gain"]).value
+        return done
 
 
 def tensorrt(name, version):
@@ -100,7 +131,8 @@ def tensorrt(name, version):
                 return None
             if b"lean" in serialized_engine and not self.engine_host_code_allowed:
                 return None
-            return fake_nvidia.held(Classifier, held["ICudaEngine"])(trt, None)
+            kind = Scaled if b"scalar" in serialized_engine else Classifier
+            return fake_nvidia.held(kind, held["ICudaEngine"])(trt, None)
 
     trt.Logger, trt.Runtime = Logger, fake_nvidia.held(Runtime, held["Runtime"])
     return trt

@@ -93,6 +93,18 @@ def test_arrays_go_in_and_come_out(out, tmp_path, environment):
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], 4 * x.mean((2, 3)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("gain", [np.float32(0.5), np.array(-3.0)])  # of the engine's type, and of another
+def test_a_scalar_goes_in_as_a_scalar(tmp_path, environment, gain):
+    out = bundled(tmp_path, data=b"a plan with a scalar")
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32)
+    np.savez(tmp_path / "in.npz", x=x, gain=gain)
+    words = ("--arrays", tmp_path / "in.npz", tmp_path / "out.npz")
+    done = fake_device.run(out / "run_engine.py", *words, environment=environment)
+    assert done.returncode == 0, done.stderr
+    wanted = gain * 4 * x.mean((2, 3))
+    np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.slow
 def test_an_rtx_engine_is_loaded_by_its_own_module(tmp_path):
     environment = fake_device.make(tmp_path / "device", module="tensorrt_rtx", version="1.7.1")
