@@ -175,8 +175,8 @@ def _nodes(ray: Any) -> tuple[Node, ...]:  # noqa: ANN401 - the module, which ha
     """Return every node with its tags. Raises: BadInput where one has other versions than this machine."""
     own = remote.versions()
     nodes = []
-    for node, found in _asked(ray, remote.versions):
-        remote.refuse_other(node["NodeManagerAddress"], found, own)
+    for node, found in _asked(ray, remote.introduced):
+        remote.refuse_other(node["NodeManagerAddress"], found.versions, own)
         nodes.append(Node(found.node, _tags(node)))
     return tuple(nodes)
 

@@ -36,10 +36,17 @@ class Made:
 class Versions:
     """What all nodes must have alike."""
 
-    node: str
     python: str
     ray: str
     tool: str
+
+
+@dataclass(frozen=True, slots=True)
+class Introduced:
+    """What a node says of itself."""
+
+    node: str
+    versions: Versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +60,15 @@ class Way:
 
 
 def versions() -> Versions:
-    """Return what this node has."""
+    """Return what this machine has, which takes no cluster."""
     import ray  # noqa: PLC0415 - on the node, where it is
 
-    return Versions(here(), platform.python_version(), ray.__version__, tool_version())
+    return Versions(platform.python_version(), ray.__version__, tool_version())
+
+
+def introduced() -> Introduced:
+    """Return this node's name and what it has; Ray joins or starts a cluster where there is none yet."""
+    return Introduced(here(), versions())
 
 
 def refuse_other(address: str, found: Versions, own: Versions) -> None:

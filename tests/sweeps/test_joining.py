@@ -75,6 +75,11 @@ def gone(*_args, **_rest):
     raise ConnectionError("the client is not connected")
 
 
+def another_cluster():
+    """Stand for what Ray does at a question of this process where it has joined none."""
+    raise AssertionError("Ray joins or starts a cluster that nobody asked for")
+
+
 NODE = {"Alive": True, "NodeID": "0" * 56, "NodeManagerAddress": "10.0.0.1", "Resources": {}}
 PROBE = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: "reference"))
 
@@ -82,7 +87,8 @@ PROBE = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: "refe
 @pytest.mark.parametrize(
     "nodes", [gone, lambda: [NODE]], ids=["before its nodes are known", "before they answer"]
 )
-def test_a_cluster_that_is_lost_while_it_is_joined_is_an_error_in_words(nodes):
+def test_a_cluster_that_is_lost_while_it_is_joined_is_an_error_in_words(nodes, monkeypatch):
+    monkeypatch.setattr("ray.init", another_cluster)
     ray = SimpleNamespace(
         nodes=nodes, get=gone, remote=lambda _: PROBE, exceptions=SimpleNamespace(RayError=KeyError)
     )

@@ -51,8 +51,8 @@ def test_a_node_that_does_not_see_the_shared_folder_says_so(on_node, tmp_path):
 
 @pytest.mark.parametrize(("field", "name"), [("python", "Python"), ("ray", "Ray"), ("tool", "se-deploy")])
 def test_a_node_of_another_version_is_named_with_both(field, name):
-    own = remote.Versions("here", "3.11.7", "2.60.0", "1.2.0")
-    remote.refuse_other("192.168.7.2", replace(own, node="there"), own)
+    own = remote.Versions("3.11.7", "2.60.0", "1.2.0")
+    remote.refuse_other("192.168.7.2", own, own)
     other = replace(own, **{field: "0.9"})
     with pytest.raises(BadInput, match=rf"192\.168\.7\.2 has {name} 0\.9, this machine \d") as refused:
         remote.refuse_other("192.168.7.2", other, own)
