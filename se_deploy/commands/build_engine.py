@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from se_deploy import data, files, fusion, graph, verification
-from se_deploy.backends import keeping, precision_check
+from se_deploy.backends import keeping, precision_check, registry
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.engine import BuildOptions
 from se_deploy.commands import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.starting import Start
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
-    from se_deploy.options import EngineFeatures, FloatType, Precision, TargetLike
+    from se_deploy.options import FloatType, Precision, TargetLike, TargetOptions
     from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
     from se_deploy.schema.files import ShapeRange
@@ -133,7 +133,7 @@ def build_engine(
     else:
         read = start.read
     given = read.model
-    sizing.refuse_unknown([str(value.name) for value in given.graph.inputs], engine.shapes or {})
+    check_names(engine, sizing.names(given.graph.inputs), sizing.names(given.graph.outputs))
     stored = reading.precision_of(given)
     wanted: Precision = precision or stored
     notes = (*read.warnings, *_fitting(Path(model), stored, wanted, calibration, engine.io))
@@ -141,7 +141,7 @@ def build_engine(
         sampling.require_data(calibration)
     to = lowering.destination(target_options(target))
     backend = compilers.compiler_for(to.backend, to.targets)
-    _check_features(engine.features, given, backend)
+    compilers.engines_of(backend).check(engine.features)
     if wanted == "bf16":
         compilers.refuse_bf16(backend, to.targets)
     to = dataclasses.replace(to, backend=backend, sizes=tuned_for(engine.shapes))
@@ -217,16 +217,35 @@ def build_engine(
     return dataclasses.replace(made, worked=worked)
 
 
-def _check_features(asked: EngineFeatures, model: ir.Model, backend: Backend) -> None:
-    """Raise BadInput, before any work is done, for what the backend cannot do or the network lacks."""
-    names = [str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)]
-    for name in asked.io_formats:
-        if name not in names:
+def require_buildable(asked: EngineOptions, target: TargetOptions, lowest: Precision) -> None:
+    """Raise, before any work is done, where the engines down to `lowest` cannot be built as asked for.
+
+    Raises: BadInput, MissingRuntime.
+    """
+    backend = compilers.compiler_for(registry.chosen(target.runtime), target.targets)
+    compilers.engines_of(backend).check(asked.features)
+    if lowest != "fp16":
+        _refuse_fp16_io(asked.io)
+
+
+def check_names(asked: EngineOptions, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    """Raise BadInput, before any work is done, for shapes and formats of what the network has not."""
+    sizing.refuse_unknown(inputs, asked.shapes or {})
+    for name in asked.features.io_formats:
+        if name not in (*inputs, *outputs):
             raise BadInput(
                 f"--io-format names '{name}', which is no input or output of the network",
-                hint=f"it has {', '.join(names)}",
+                hint=f"it has {', '.join((*inputs, *outputs))}",
             )
-    compilers.engines_of(backend).check(asked)
+
+
+def _refuse_fp16_io(io: FloatType) -> None:
+    """Raise BadInput where inputs and outputs in FP16 are asked for, and the network is not made FP16."""
+    if io == "fp16":
+        raise BadInput(
+            "--io fp16 is for FP32 files that are built with --fp16",
+            hint="leave it out, or export the file with `se-deploy export --fp16 --io fp16`",
+        )
 
 
 def _fitting(
@@ -242,11 +261,8 @@ def _fitting(
             f"'{path}' is {kind}, {wanted.upper()} cannot be made from it",
             hint=f"start from the FP32 file, or build this one as it is: --precision {stored}",
         )
-    if io == "fp16" and (wanted != "fp16" or stored != "fp32"):
-        raise BadInput(
-            "--io fp16 is for FP32 files that are built with --fp16",
-            hint="leave it out, or export the file with `se-deploy export --fp16 --io fp16`",
-        )
+    if wanted != "fp16" or stored != "fp32":
+        _refuse_fp16_io(io)
     if stored == "int8" and calibration.data is not None:
         return (f"'{path}' holds Q/DQ nodes already: the calibration data was not used",)
     return ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +106,7 @@ def run(
     asked = _Asked(model, folder, options, calibration, progress)
     with locks.folder(folder):
         run_files.claim(folder, overwrite=overwrite)
+        build_engine.require_buildable(options.engine, options.target, options.precision)
         steps = _Steps(progress, 8)
         exported = _begin(asked, steps)
         with collector.only_new(drop_old=True):
@@ -291,6 +293,7 @@ def _exported(asked: _Asked, path: Path) -> ExportResult:
         calibration=asked.calibration,
         compared_on=asked.options.data,
         verify=asked.options.verify,
+        accept=functools.partial(build_engine.check_names, asked.options.engine),
         progress=asked.progress,
     )
     graph.save(taken.model, path)

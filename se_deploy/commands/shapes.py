@@ -49,6 +49,11 @@ def settled(
     }
 
 
+def names(values: Iterable[ir.Value]) -> list[str]:
+    """Return what values are called."""
+    return [str(value.name) for value in values]
+
+
 def refuse_unknown(inputs: Collection[str], named: Iterable[str]) -> None:
     """Raise BadInput where a shape was named for what is no input."""
     for name in named:

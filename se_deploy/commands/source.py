@@ -19,7 +19,7 @@ from se_deploy.protocols import silent
 from se_deploy.schema import input_spec, output_kinds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from se_deploy.commands.verifying import Checker, Truth
     from se_deploy.data import Samples
@@ -68,6 +68,10 @@ def _with_batch(batch: int, spec: str) -> Callable[[ir.Model], int]:
     return fix_batch
 
 
+def _any_names(_inputs: Sequence[str], _outputs: Sequence[str]) -> None:
+    """Take a network whatever its inputs and outputs are called."""
+
+
 def read(
     spec: str,
     *,
@@ -75,11 +79,13 @@ def read(
     calibration: CalibrationOptions | None = None,
     compared_on: Path | None = None,
     verify: bool = True,
+    accept: Callable[[Sequence[str], Sequence[str]], None] = _any_names,
     progress: Progress = silent,
 ) -> Source:
     """Export (or load), simplify, canonicalize, count the blocks, and verify against where it came from.
 
     `calibration` names the user's data, which is then verified on too; `compared_on` what a later step reads.
+    `accept` gets the names of inputs and outputs before the export, and raises what a later step refuses.
     Raises: BadModel, ExportFailed, MissingRuntime, BadInput, BadData, UnsupportedGraph.
     """
     options = options or NetworkOptions()
@@ -97,7 +103,8 @@ def read(
             given = graph.rewrite(given, _with_batch(options.batch, spec)).model
         lifted = reading.converted(given, spec, options.opset)
         given, truth, notes = lifted.model, lifted.truth, [*lifted.warnings]
-        shapes.refuse_unknown([str(value.name) for value in given.graph.inputs], options.feeding.shapes)
+        accept(shapes.names(given.graph.inputs), shapes.names(given.graph.outputs))
+        shapes.refuse_unknown(shapes.names(given.graph.inputs), options.feeding.shapes)
     else:
         with extras.needed_for(f"'{spec}'"):
             from se_deploy.frontend import torch_export  # noqa: PLC0415 - an ONNX file needs no torch
@@ -108,6 +115,7 @@ def read(
                 hint="leave --layout out; --bake-preprocessing writes a file that takes NHWC frames",
             )
         network = load_network(spec, options)
+        accept(network.input_names, network.output_names)
         shapes.refuse_unknown(network.input_names, options.feeding.shapes)
         image_spec = image.applied(network.image)
         if image_spec is not None:  # what is wrong with the data is said before the export, which takes long
@@ -174,7 +182,7 @@ def _classes(network: Network) -> int | None:
 
 def _name_outputs(model: ir.Model, kinds: Mapping[str, OutputKind]) -> None:
     """Write what outputs are into the graph's metadata. Raises: BadInput for a name that is no output."""
-    names = [str(value.name) for value in model.graph.outputs]
+    names = shapes.names(model.graph.outputs)
     for name, kind in kinds.items():
         if name not in names:
             raise BadInput(

@@ -12,6 +12,7 @@ import needs
 import numpy as np
 import onnx
 import pytest
+import torch_nets
 from onnx import numpy_helper
 from PIL import Image
 from test_cli import NET, WEIGHTS
@@ -120,6 +121,30 @@ def test_fp16_alone_needs_no_calibration(files, capsys, monkeypatch, tmp_path):
     assert list(result["build-engines"]) == ["fp16"]
     assert result["quantize"] is None
     assert not (tmp_path / "model.int8.onnx").exists()
+
+
+MISTAKES = {
+    "'image', which is no input or output of the network": ["--fp16", "--io-format", "image:HWC8"],
+    "names 'image', which is no input": ["--fp16", "--min-shapes", "image:1x3x8x8"],
+    "--dla-core: TensorRT-RTX": ["--fp16", "--dla-core", "0"],
+    "--io fp16 is for FP32 files": ["--io", "fp16"],
+}
+
+
+@needs.RTX
+@pytest.mark.parametrize("network", [["net.onnx"], ["net.py:Clip", "--input", "clip:Nx3x4x8x8"]])
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_in_how_engines_are_built_is_found_before_the_export(
+    files, capsys, tmp_path, network, said
+):
+    (files / "net.py").write_text(torch_nets.NETS)
+    asked = ["run", files / network[0], *network[1:], "--allow-random-calibration", *MISTAKES[said]]
+    code, out, err = call(capsys, *asked, "--runtime", "tensorrt-rtx", "-o", tmp_path / "out", "-v", "--json")
+    assert code == 1
+    assert said in json.loads(out)["error"]["message"]
+    assert "canonical form" not in err, "it began"
+    assert "the source's answers" not in err, "the export is done"
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_files_that_exist_are_kept(files, capsys, monkeypatch, tmp_path):
