@@ -130,6 +130,7 @@ def parity(
                     answering.session,
                     found.batches(size),
                     labels=found.labels,
+                    counted=found.counted,
                     kinds={**_named_in_file(ref, one), **(kinds or {})},
                 )
                 accuracy = measured.reference_accuracy
@@ -150,7 +151,9 @@ def parity(
                 for output in measured.outputs
                 if output.kind == "boxes" and output.iou is None
             ]
-            notes += [text for text in _by_position(ref, one) if text not in notes]
+            doubt = measured.label_doubt or found.unlabelled
+            doubts = [f"no accuracy was measured: {doubt}"] if doubt else []
+            notes += [text for text in (*_by_position(ref, one), *doubts) if text not in notes]
             if one.checked_as:
                 notes.append(f"{name_of(candidate, relative_to)}: {one.checked_as}")
             name = name_of(candidate, relative_to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 from dataclasses import dataclass
@@ -53,8 +54,7 @@ class _Pickler(pickle.Pickler):
             return _model_of, (graph.to_bytes(obj),)
         if isinstance(obj, Samples) and not isinstance(obj.source, _Held):
             held = _Held({number: obj.source.fetch([number]) for number in dict.fromkeys(obj.chosen)})
-            rest = (obj.chosen, obj.labels, obj.sha256, obj.warnings, obj.shapes)
-            return Samples, (held, *rest)
+            return Samples, (held, *(getattr(obj, part.name) for part in dataclasses.fields(obj)[1:]))
         return NotImplemented
 
 

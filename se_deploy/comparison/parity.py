@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import batching
+from se_deploy import batching, data
 from se_deploy.comparison import detections
 from se_deploy.comparison.disagreements import Disagreement, Disagreements
 from se_deploy.comparison.kinds import kinds_of
@@ -67,6 +67,7 @@ class Parity:
     reference_accuracy: float | None = None  # top-1 against labels, of the first output that names classes
     candidate_accuracy: float | None = None
     disagreements: tuple[Disagreement, ...] = ()  # of the same output, a few
+    label_doubt: str = ""  # why the labels do not fit that output, so that no accuracy was measured
 
 
 def compare(
@@ -75,12 +76,14 @@ def compare(
     batches: Iterable[Arrays],
     *,
     labels: npt.NDArray[np.int64] | None = None,
+    counted: int | None = None,
     kinds: Mapping[str, OutputKind] | None = None,
 ) -> Parity:
     """Run both on the same batches and measure every output by its kind.
 
     Inputs and outputs are matched by name, those of other names by position. `kinds` overrules what an
-    output is taken for, by the reference's name of it; else the first batch decides.
+    output is taken for, by the reference's name of it; else the first batch decides. `counted`: as in
+    `Samples`, among how many sorted names the labels are places.
     Raises: BadInput where the two do not have the same outputs, or `kinds` does not fit them.
     """
     names = paired([o.name for o in reference.outputs], [o.name for o in candidate.outputs], "outputs")
@@ -88,7 +91,7 @@ def compare(
     meters: dict[str, _Meter] = {}
     right = np.zeros(2)
     differing = Disagreements()
-    seen = 0
+    seen, doubt = 0, ""
     for feeds in batches:
         want = batching.run(reference, feeds)
         answered = batching.run(candidate, {feeds_as[name]: value for name, value in feeds.items()})
@@ -100,19 +103,22 @@ def compare(
         classifier = _classifier(meters, want, count)
         if classifier:
             differing.add(want[classifier], got[classifier])
-        if classifier and labels is not None:
+        if classifier and labels is not None and not seen and want[classifier].ndim == _CLASS_SCORES:
+            doubt = data.doubt(labels, counted, want[classifier].shape[1])
+        if classifier and labels is not None and not doubt:
             truth = labels[seen : seen + count]
             right += [(_answer(each[classifier]) == truth).sum() for each in (want, got)]
         seen += count
     if not seen:
         raise BadInput("there is no sample to compare on", hint="name data with --data")
-    judged = labels is not None and classifier is not None
+    judged = labels is not None and classifier is not None and not doubt
     return Parity(
         outputs=tuple(meters[name].parity(name) for name in names),
         samples=seen,
         reference_accuracy=float(right[0] / seen) if judged else None,
         candidate_accuracy=float(right[1] / seen) if judged else None,
         disagreements=differing.kept,
+        label_doubt=doubt,
     )
 
 

@@ -8,6 +8,7 @@ which samples were used.
 from __future__ import annotations
 
 from se_deploy.data.images import preprocess
+from se_deploy.data.labels import doubt
 from se_deploy.data.noise import random
 from se_deploy.data.prepared import kept
 from se_deploy.data.reading import IMAGE_SUFFIXES, how_to_describe, is_prepared, read, require
@@ -17,6 +18,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Samples",
     "Source",
+    "doubt",
     "how_to_describe",
     "is_prepared",
     "kept",

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from se_deploy import files, npy
-from se_deploy.data import array_folder, arrays, cifar, clips, idx, images, plausibility, waves, webdataset
+from se_deploy.data import (
+    array_folder,
+    arrays,
+    cifar,
+    clips,
+    idx,
+    images,
+    labels,
+    plausibility,
+    waves,
+    webdataset,
+)
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
 from se_deploy.errors import BadData
@@ -28,7 +40,6 @@ IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pnm",
 })  # fmt: skip
 LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".lst"})
-_LABEL_DIGITS = 9  # of a class number
 KINDS = (
     "a folder of images (class folders too), a text file of paths, .npy, .npz, a folder of .npy files or of "
     "WAV files, folders of frames, MNIST IDX (plain or gzip), CIFAR-10 or CIFAR-100 (binary), or WebDataset "
@@ -68,20 +79,26 @@ def read(
         return dataclasses.replace(samples, warnings=(*samples.warnings, *doubts))
     spec = _image_spec(path, inputs)
     found = _some_images(path, spec, limit, seed)
-    looked = images.inspect(found, spec, skip_unreadable=skip_unreadable)
-    kept = tuple(found[p] for p in looked.readable)
-    labels = [each.label for each in kept]
-    known = [label for label in labels if label is not None]
+    looked = images.inspect(found.images, spec, skip_unreadable=skip_unreadable)
+    kept = tuple(found.images[p] for p in looked.readable)
+    known = [each.label for each in kept if each.label is not None]
+    unlabelled = found.unlabelled
+    if known and len(known) < len(kept):
+        unlabelled = f"{len(kept) - len(known)} of {len(kept)} images have no label"
     warnings = plausibility.spec_doubts(spec)
     if looked.skipped:
         shown = ", ".join(looked.skipped[:3]) + (", ..." if len(looked.skipped) > 3 else "")  # noqa: PLR2004 - enough names to find the cause
-        warnings += (f"{len(looked.skipped)} of {len(found)} images were unreadable and left out: {shown}",)
+        warnings += (
+            f"{len(looked.skipped)} of {len(found.images)} images were unreadable and left out: {shown}",
+        )
     return Samples(
         source=ImageSource(kept, spec),
         chosen=tuple(range(len(kept))),
-        labels=np.array(known, np.int64) if len(known) == len(labels) else None,
+        labels=np.array(known, np.int64) if len(known) == len(kept) else None,
         sha256=looked.sha256,
         warnings=warnings,
+        counted=found.counted,
+        unlabelled=unlabelled,
     )
 
 
@@ -189,10 +206,20 @@ def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSp
     return inputs[0]
 
 
-def _some_images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The images that were chosen, and what is known of their labels as `Samples` has it."""
+
+    images: Sequence[SourceImage]
+    counted: int | None = None
+    unlabelled: str = ""
+
+
+def _some_images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> _Found:
     """Choose the images that `path` names. Raises: BadData where there are none."""
-    found = _images(path, spec, limit, seed)
-    if not found:
+    is_plain = path.is_dir() and not cifar.files(path) and not any(path.glob("*.tar"))
+    found = _folder(path, spec, limit, seed) if is_plain else _Found(_images(path, spec, limit, seed))
+    if not found.images:
         raise BadData(f"'{path}' holds no images", hint=f"name {KINDS}")
     return found
 
@@ -206,13 +233,11 @@ def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[S
     if shards:
         found = webdataset.images(shards, IMAGE_SUFFIXES)
         return [found[n] for n in pick(len(found), limit, seed)]
-    if path.is_dir():
-        return _folder(path, spec, limit, seed)
     if idx.is_idx(path):
         count, height, width, *depth = idx.shape(path) if len(idx.shape(path)) > 1 else (0, 0, 0)
         if not count:
             raise BadData(f"'{path}' holds labels or nothing, not images", hint="name the images file")
-        labels = idx.labels_beside(path, count)
+        known = idx.labels_beside(path, count)
         size = height * width * (depth[0] if depth else 1)
         idx.check_held(path, count if limit is None else min(count, limit), size)
         pixels = idx.pixels(path, pick(count, limit, seed))
@@ -220,7 +245,7 @@ def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[S
             SourceImage(
                 f"{path.name}[{n}]",
                 lambda data=data: data,  # type: ignore[misc]  # the default binds this image's bytes
-                None if labels is None else int(labels[n]),
+                None if known is None else int(known[n]),
                 (height, width, depth[0] if depth else 1),
             )
             for n, data in pixels.items()
@@ -232,27 +257,22 @@ def _images(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[S
     raise BadData(f"'{path}' is no data of a known kind", hint=f"name {KINDS}")
 
 
-def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
+def _folder(folder: Path, spec: InputSpec, limit: int | None, seed: int) -> _Found:
     """Choose images below `folder`; the first level of folders names their classes."""
     found = sorted(
         p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
     )
     parts = [p.relative_to(folder).parts for p in found]
     classes = sorted({part[0] for part in parts if len(part) > 1})
-    labelled = len(classes) > 1 and all(len(part) > 1 for part in parts)
-    index = _class_indices(classes, spec) if labelled else {}
-    return [
-        _file(found[n], "/".join(parts[n]), index.get(parts[n][0])) for n in pick(len(found), limit, seed)
+    numbered = labels.numbering(classes, spec.labels) if len(classes) > 1 else labels.Numbering()
+    stray = next((part[0] for part in parts if len(part) == 1), None)
+    if stray is not None and len(classes) > 1:
+        numbered = labels.Numbering(reason=f"'{stray}' lies beside the class folders")
+    chosen = [
+        _file(found[n], "/".join(parts[n]), numbered.index.get(parts[n][0]))
+        for n in pick(len(found), limit, seed)
     ]
-
-
-def _class_indices(classes: list[str], spec: InputSpec) -> dict[str, int]:
-    """Return the index of each class: the labels', the number that a folder is, or in sorted order."""
-    if set(classes) <= set(spec.labels):
-        return {name: spec.labels.index(name) for name in classes}
-    if all(name.isdecimal() and len(name) <= _LABEL_DIGITS for name in classes):
-        return {name: int(name) for name in classes}
-    return {name: i for i, name in enumerate(classes)}
+    return _Found(chosen, numbered.counted, numbered.reason)
 
 
 def _listed(path: Path, spec: InputSpec, limit: int | None, seed: int) -> list[SourceImage]:
@@ -277,9 +297,9 @@ def _path_and_label(path: Path, line: str, spec: InputSpec) -> tuple[str, int | 
         name, *label = line.rsplit(separator, 1)
         if not label:
             continue
-        if label[0].strip().isdecimal() and len(label[0].strip()) <= _LABEL_DIGITS:
+        if labels.is_number(label[0].strip()):
             return name.strip(), int(label[0])
-        if label[0].strip() in spec.labels:
+        if spec.labels.count(label[0].strip()) == 1:
             return name.strip(), spec.labels.index(label[0].strip())
     return line, None
 
@@ -296,7 +316,7 @@ def _read_arrays(
     found = {"": npy.open_npy(path)} if path.suffix == ".npy" else npy.open_npz(path)
     names = [spec.name for spec in specs]
     key = next((k for k in arrays.LABEL_KEYS if k in found and k not in names), None)
-    labels = found.pop(key) if key is not None else None
+    given = found.pop(key) if key is not None else None
     if len(found) == len(names) == 1:
         found = {names[0]: next(iter(found.values()))}
     if missing := [name for name in names if name not in found]:
@@ -310,15 +330,17 @@ def _read_arrays(
     warnings = arrays.check(source, specs)
     count = source.arrays[names[0]].shape[0]
     chosen = pick(count, limit, seed)
-    if labels is not None and labels.shape != (count,):
-        raise BadData(f"'{path}' holds labels of shape {labels.shape} for {count} samples", hint="one each")
+    if given is not None and given.shape != (count,):
+        raise BadData(f"'{path}' holds labels of shape {given.shape} for {count} samples", hint="one each")
+    known = None if given is None else labels.whole(given.rows(chosen))
     return Samples(
         source=source,
         chosen=tuple(chosen),
-        labels=None if labels is None else labels.rows(chosen).astype(np.int64),
+        labels=known,
         sha256=arrays.digest(source, chosen),
         warnings=warnings,
         shapes=tuple(chosen) if whole else None,  # no two go into one call
+        unlabelled=f"'{key}' holds no whole numbers" if known is None and given is not None else "",
     )
 
 

@@ -35,6 +35,8 @@ class Samples:
     sha256: str  # over the chosen samples' names and content, and how they are prepared
     warnings: tuple[str, ...] = ()
     shapes: tuple[object, ...] | None = None  # of each chosen sample; None: all have the same
+    counted: int | None = None  # the labels are places among so many sorted class names; None: they are known
+    unlabelled: str = ""  # why there are no labels, where some samples seemed to have one
 
     @property
     def count(self) -> int:

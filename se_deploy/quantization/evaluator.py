@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import calibration
+from se_deploy import calibration, data
 from se_deploy.quantization import qdq
 
 if TYPE_CHECKING:
@@ -126,10 +126,13 @@ class Evaluator:
         return Evaluation(self.outputs, noise, self._accuracy(answers), perfect)
 
     def _accuracy(self, answers: Iterable[Array]) -> float | None:
-        """Return the share of samples whose largest entry is their label; None without labels."""
+        """Return the share of samples whose largest entry is their label; None without labels that fit."""
         if self.held.labels is None:
             return None
-        top = np.concatenate([answer.reshape(len(answer), -1).argmax(axis=1) for answer in answers])
+        rows = [answer.reshape(len(answer), -1) for answer in answers]
+        if data.doubt(self.held.labels, self.held.counted, rows[0].shape[1]):
+            return None
+        top = np.concatenate([row.argmax(axis=1) for row in rows])
         return float((top == self.held.labels[: len(top)]).mean())
 
 

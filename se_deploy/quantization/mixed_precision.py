@@ -48,7 +48,7 @@ class AccuracyGoal:
             return True
         if quantized.accuracy is None or exact.accuracy is None:
             raise BadInput(
-                "--max-drop needs labels, and the calibration data has none",
+                "--max-drop needs labels of the network's classes, and the calibration data has none",
                 hint="give class folders, or ask for --min-sqnr",
             )
         return _POINTS * (exact.accuracy - quantized.accuracy) <= self.max_drop
