@@ -27,7 +27,7 @@ from se_deploy.sweeps.local import Local, jobs_that_fit
 from se_deploy.sweeps.tasks import Count, LostWorker, NotShared, NoWorker, Outcome, Task, TimeLimit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from se_deploy.commands.sweep_plan import Cell, Matrix
     from se_deploy.protocols import Progress
@@ -139,6 +139,9 @@ def sweep(
             for cell in matrix.cells
             if (one := known[cell.folder]) is not None and _stands(one, cell, retry=options.retry_failed)
         }
+        altered = {name: lost for name, one in kept.items() if (lost := sweep_results.altered(one, folder))}
+        _refuse_altered(altered.values(), overwrite=options.overwrite)
+        kept = {name: one for name, one in kept.items() if name not in altered}
         left = [cell for cell in matrix.cells if cell.folder not in kept]
         made: dict[str, SweepCell] = {}
         nodes: tuple[Node, ...] = ()
@@ -205,6 +208,15 @@ def _refuse_changed(cells: Iterable[Cell], known: Mapping[str, SweepCell | None]
         raise OutputExists(
             f"what goes into {len(changed)} cells has changed since they ran, the first: {changed[0]}",
             hint="pass --overwrite to compute them again, or name another folder",
+        )
+
+
+def _refuse_altered(altered: Collection[str], *, overwrite: bool) -> None:
+    if altered and not overwrite:
+        raise OutputExists(
+            f"{len(altered)} cells are not as the sweep left them, the first: {next(iter(altered))} is "
+            "another file, or gone",
+            hint="pass --overwrite to compute them again, or put back what was there",
         )
 
 

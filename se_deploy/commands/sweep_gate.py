@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.commands.sweep import read_sweep
+from se_deploy.errors import BadInput
 from se_deploy.report import units
 from se_deploy.schema.results import Gate
 
@@ -29,10 +30,14 @@ class SweepGate:
 def judged(gate: SweepGate) -> tuple[Gate, ...]:
     """Return a verdict for each cell of the earlier sweep that had a result. Raises: BadInput."""
     now = {cell.folder: cell for cell in read_sweep(gate.folder).cells}
+    earlier = [cell for cell in read_sweep(gate.against).cells if cell.state != "failed"]
+    if not earlier:
+        raise BadInput(
+            f"no cell of '{gate.against}' has a result: there is nothing to hold '{gate.folder}' against",
+            hint="name a sweep that has some as `against`",
+        )
     outcomes = []
-    for before in read_sweep(gate.against).cells:
-        if before.state == "failed":
-            continue
+    for before in earlier:
         worse = list(_worse(before, now.get(before.folder), gate))
         outcomes.append(
             Gate(

@@ -256,14 +256,17 @@ def _cell(
 def _named(cells: Iterable[Cell]) -> Iterable[Cell]:
     """Give every cell a folder that says what it is; a hash tells networks apart that would share one.
 
-    What is written twice is one cell.
+    All of those have it, so that a folder is the same network's in whatever order they are written: `check`
+    holds a sweep against an earlier one by folders. What is written twice is one cell.
     """
-    owners: dict[str, str] = {}
+    cells = list(cells)
+    owners: dict[str, set[str]] = {}
+    for cell in cells:
+        owners.setdefault(_slug(cell.model), set()).add(_facts(cell))
     seen: set[str] = set()
     for cell in cells:
-        network = _facts(cell)
-        name = _SLUG.sub("_", cell.model).strip("._") or "network"
-        if owners.setdefault(name, network) != network:
+        network, name = _facts(cell), _slug(cell.model)
+        if len(owners[name]) > 1:
             name = f"{name}-{once.key_of({'network': network})[:_HASH_DIGITS]}"
         words = [cell.precision, *([cell.target.called] if cell.target else [])]
         words += [f"batch{cell.batch}"] if cell.batch is not None else []
@@ -271,6 +274,10 @@ def _named(cells: Iterable[Cell]) -> Iterable[Cell]:
         if folder not in seen:
             seen.add(folder)
             yield dataclasses.replace(cell, folder=folder)
+
+
+def _slug(model: str) -> str:
+    return _SLUG.sub("_", model).strip("._") or "network"
 
 
 def _facts(cell: Cell) -> str:

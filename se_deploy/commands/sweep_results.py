@@ -50,6 +50,7 @@ def published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], 
             report=page,
             steps=tuple(steps),
             files=tuple(path.name for path in made),
+            sha256={path.name: files.sha256(path) for path in made},
         )
         for path in made:
             (place / path.name).unlink(missing_ok=True)
@@ -70,6 +71,15 @@ def published(cell: Cell, outcome: Outcome, before: Sequence[SweepStep | None], 
         )
     files.write_text(place / CELL, f"{schema.encode(result)}\n")
     return result
+
+
+def altered(one: SweepCell, folder: Path) -> str | None:
+    """Return the first file of a cell that is not what the cell left; None where all are."""
+    for name in one.files:
+        path = folder / one.folder / name
+        if not files.is_regular(path) or files.sha256(path) != one.sha256.get(name):
+            return f"{one.folder}/{name}"
+    return None
 
 
 def _in_the_way(made: Path | None, place: Path) -> Failure | None:

@@ -99,6 +99,7 @@ class SweepCell(Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     steps: tuple[SweepStep, ...] = ()
     files: tuple[str, ...] = ()  # in its folder, besides cell.json
+    sha256: Mapping[str, str] = field(default_factory=dict)  # of each of them
 
     @property
     def nodes(self) -> tuple[str, ...]:

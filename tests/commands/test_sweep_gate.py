@@ -104,6 +104,12 @@ def test_the_command_exits_with_3(tmp_path, capsys):
     assert json.loads(out)["gates"][0]["gate"] == "sweep"
 
 
+@pytest.mark.parametrize("before", [[], [LOST]])
+def test_a_sweep_without_a_result_is_held_against_nothing(tmp_path, before):
+    with pytest.raises(BadInput, match="no cell of"):
+        judged(tmp_path, before, [CELL])
+
+
 def test_a_folder_without_a_sweep_is_refused(tmp_path):
     saved(tmp_path / "now", CELL)
     (tmp_path / "before").mkdir()
