@@ -7,21 +7,29 @@ shapes, versions, targets, the plan with its verdicts, and how to build it again
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from msgspec.structs import replace
 
 from se_deploy import files
 from se_deploy.backends import registry
 from se_deploy.errors import BadArtifact
-from se_deploy.schema import encode, load, tool_version
+from se_deploy.schema import builtins, encode, load, tool_version
 from se_deploy.schema.files import EngineFeatures, Manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from se_deploy.backends.engine import Engine
     from se_deploy.backends.precision_check import PrecisionName
     from se_deploy.schema.common import Block, Plan
     from se_deploy.schema.input_spec import InputSpec
+
+
+_OWN = "own_sha256"
 
 
 class Checked(NamedTuple):
@@ -101,8 +109,16 @@ def path_of(engine: Path) -> Path:
 
 
 def to_json(manifest: Manifest) -> str:
-    """Return the text of a manifest's file."""
-    return f"{encode(manifest)}\n"
+    """Return the text of a manifest's file, with the hash of what it says."""
+    whole = replace(manifest, own_sha256=_digest(builtins(manifest)))
+    return f"{encode(whole)}\n"
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's keys, without the one that holds it."""
+    others = {key: value for key, value in fields.items() if key != _OWN}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(manifest: Manifest, path: Path) -> None:
@@ -118,7 +134,14 @@ def read(engine: Path) -> Manifest:
             f"'{engine}' has no manifest: '{path.name}' is not beside it",
             hint="keep both files together, or build the engine with `se-deploy build-engine`",
         )
-    return load(path, Manifest, what="a manifest", error=BadArtifact, hint="build the engine again")
+    hint = "copy the manifest again, or build the engine again"
+    manifest = load(path, Manifest, what="a manifest", error=BadArtifact, hint=hint)
+    written = json.loads(path.read_text("utf-8-sig"))  # a newer version's keys too, which `Manifest` has not
+    if manifest.own_sha256 is not None and manifest.own_sha256 != _digest(written):
+        raise BadArtifact(
+            f"'{path}' was changed since it was written: it is not what its hash says", hint=hint
+        )
+    return manifest
 
 
 def check(engine: Path) -> Checked:

@@ -130,7 +130,7 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
     parts: dict[str, Part] = {}
     if cargo.manifest is not None:
         parts[cargo.path.name] = cargo.path
-        text = f"{encode(replace(cargo.manifest, input=cargo.spec))}\n"
+        text = manifests.to_json(replace(cargo.manifest, input=cargo.spec))
         own = manifests.path_of(cargo.path)
         parts[own.name] = text.encode() if cargo.respecified else own
         if cargo.onnx is not None:

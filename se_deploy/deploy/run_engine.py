@@ -58,6 +58,10 @@ def checked() -> tuple[Path, dict[str, Any]]:
     manifest = next((one for one in read if one.get("schema") == "se-deploy/manifest/1"), None)
     if manifest is None:
         sys.exit(f"no manifest of an engine lies in {FOLDER}: copy the whole bundle again")
+    hashed = manifest.pop("own_sha256", None)
+    said = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+    if hashed not in (None, hashlib.sha256(said).hexdigest()):
+        sys.exit(f"the manifest in {FOLDER} was changed since it was written: copy the whole bundle again")
     path = FOLDER / Path(manifest["engine"]).name
     if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != manifest["engine_sha256"]:
         sys.exit(f"{path.name} is not here, or not what its manifest describes: copy the bundle again")

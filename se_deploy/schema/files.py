@@ -70,6 +70,7 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="schema", tag="se-de
     blocks: tuple[Block, ...] = ()
     features: EngineFeatures | None = None
     more_shapes: tuple[Mapping[str, ShapeRange], ...] = ()  # of further optimization profiles
+    own_sha256: str | None = None  # of all other keys, as JSON with sorted keys and no blanks
 
 
 class BundleInput(

@@ -1,7 +1,9 @@
+import hashlib
 import json
 
 import plan_graphs
 import pytest
+from msgspec.structs import replace
 
 from se_deploy import files, fusion, graph
 from se_deploy.backends import manifest as manifests
@@ -103,10 +105,39 @@ def test_what_is_no_manifest_is_refused(engine_path, text):
 def test_bytes_that_are_no_engine_are_refused_even_with_the_right_hash(engine_path):
     engine_path.write_bytes(b"junk")
     path = manifests.path_of(engine_path)
-    fields = json.loads(path.read_text()) | {"engine_sha256": files.sha256(engine_path)}
-    path.write_text(json.dumps(fields))
+    manifests.write(replace(manifests.read(engine_path), engine_sha256=files.sha256(engine_path)), path)
     with pytest.raises(BadArtifact, match="does not begin"):
         manifests.check(engine_path)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"precision": "int8"},
+        {"onnx_sha256": "0" * 64},
+        {"targets": ["sm90"]},
+        {"input": None},
+        {"of_a_newer_version": 1},
+    ],
+    ids=lambda edit: next(iter(edit)),
+)
+def test_a_manifest_that_was_edited_is_refused(engine_path, edit):
+    path = manifests.path_of(engine_path)
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    with pytest.raises(BadArtifact, match="was changed since"):
+        manifests.check(engine_path)
+
+
+def test_a_manifest_of_before_and_one_of_a_newer_version_are_read(engine_path):
+    path = manifests.path_of(engine_path)
+    fields = json.loads(path.read_text())
+    del fields["own_sha256"]
+    path.write_text(json.dumps(fields))
+    assert manifests.check(engine_path).manifest.precision == "fp32"
+    newer = fields | {"of_a_newer_version": [1.5]}
+    text = json.dumps(newer, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps(newer | {"own_sha256": hashlib.sha256(text.encode()).hexdigest()}, indent=4))
+    assert manifests.check(engine_path).manifest.precision == "fp32"
 
 
 def test_an_onnx_file_that_was_changed_since_is_a_warning(engine_path):

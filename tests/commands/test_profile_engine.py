@@ -75,8 +75,10 @@ def test_batches_are_swept_and_streams_counted(engine, capsys):
 
 
 def test_layers_that_the_manifest_does_not_name_leave_the_share_open(engine, capsys):
-    path = manifests.path_of(engine)
-    path.write_text(path.read_text().replace('"fc"', '"another"'))
+    described = manifests.check(engine).manifest
+    (block,) = described.plan.blocks
+    plan = replace(described.plan, blocks=(replace(block, layers=("another",)),))
+    manifests.write(replace(described, plan=plan), manifests.path_of(engine))
     code, out, _ = profile(capsys, engine, *QUICK)
     said = json.loads(out)
     assert (code, said["artifacts"][0]["se_share"]) == (0, None)

@@ -7,6 +7,7 @@ import fake_device
 import numpy as np
 import pytest
 import use_graphs
+from msgspec.structs import replace
 
 from se_deploy.backends import manifest as manifests
 from se_deploy.commands import bundle, predict
@@ -46,7 +47,7 @@ def images(folder):
 
 
 def test_it_is_short_enough_to_be_read_and_prepares_images_as_the_package_does(out):
-    assert len((out / "run_engine.py").read_text().splitlines()) <= 150
+    assert len((out / "run_engine.py").read_text().splitlines()) <= 160
     assert (out / "preprocessing.py").read_bytes() == Path(preprocessing.__file__).read_bytes()
 
 
@@ -153,6 +154,11 @@ def missing_manifest(out):
 
 
 def other_version(out):
+    described = manifests.read(out / "net.engine")
+    manifests.write(replace(described, version="10.7.0"), out / "net.engine.json")
+
+
+def edited_manifest(out):
     path = out / "net.engine.json"
     path.write_text(path.read_text().replace("10.3.0", "10.7.0"))
 
@@ -163,6 +169,7 @@ def other_version(out):
         (broken_engine, "net.engine is not here, or not what its manifest describes"),
         (missing_engine, "net.engine is not here"),
         (missing_manifest, "no manifest of an engine"),
+        (edited_manifest, "was changed since it was written"),
         (other_version, "it is of version 10.7.0, here is 10.3.0"),
     ],
 )
