@@ -25,7 +25,7 @@ from se_deploy import graph
 from se_deploy.quantization import qdq
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from se_deploy.protocols import Array, FloatArray
 
@@ -54,12 +54,11 @@ def groups(model: ir.Model, wanted: Collection[str], *, pointwise: bool) -> tupl
     network = _Network(model, pointwise=pointwise)
     found: dict[ir.Value, list[ir.Value]] = defaultdict(list)
     for value in network.values:
-        if network.axis(value) is not None:
-            found[network.root(value)].append(value)
+        found[network.root(value)].append(value)
     return tuple(
         Group(tuple(str(v.name) for v in members), *network.channels(members[0]))
         for members in found.values()
-        if any(v.name in wanted for v in members)
+        if any(v.name in wanted for v in members) and network.can_divide(members)
     )
 
 
@@ -131,6 +130,9 @@ class _Network:
         gates = []
         for value in (*model.graph.inputs, *model.graph.outputs):
             self.pin(value)
+        for value in self.values:
+            if any(use.node.graph is not model.graph for use in value.uses()):  # a branch or a loop's body
+                self.pin(value)
         for node in model.graph:
             if (gate := _gate_slot(node)) is None:
                 self._visit(node)
@@ -178,6 +180,12 @@ class _Network:
         (axis,) = axes
         return axis if axis < len(shape) and shape[axis] else None
 
+    def can_divide(self, members: Sequence[ir.Value]) -> bool:
+        """Whether all tensors of a group are known to have the same channels along the same axis."""
+        if any(self.axis(value) is None for value in members):
+            return False
+        return len({self.channels(value) for value in members}) == 1
+
     def channels(self, value: ir.Value) -> tuple[int, int]:
         """Return the axis of a tensor's channels and how many there are."""
         axis, shape = self.axis(value), graph.dims(value)
@@ -194,14 +202,17 @@ class _Network:
             self._layer(node, x, y)
         elif x is not None and _passes(node):
             self.join(x, y)
-            if node.op_type in _POOLS:
+            if node.op_type in _POOLS or node.op_type == "ReduceMean":
                 self._axes[self.root(y)].add(1)
-        elif node.op_type in {"Mul", "Div"} and (slot := _constant_slot(node)) is not None:
-            if node.op_type == "Div" and slot == 0:
+            for other in node.inputs[1:]:  # a slope that is computed
+                if other is not None and graph.constant(other) is None:
+                    self.pin(other)
+        elif node.op_type in {"Mul", "Div", "Add"} and (slot := _constant_slot(node)) is not None:
+            if (node.op_type == "Div" and slot == 0) or not _keeps_shape(node, slot):
                 self._opaque(node)
-            # Its constant takes the factors of what it reads and of what it writes: these need not agree.
-        elif node.op_type == "Add" and (slot := _constant_slot(node)) is not None:
-            self.join(graph.input_of(node, 1 - slot), y)
+            elif node.op_type == "Add":
+                self.join(graph.input_of(node, 1 - slot), y)
+            # Of the others the constant takes the factors of what is read and of what is written.
         elif node.op_type == "Add" and _same_channels(node):
             self.join(*(v for v in node.inputs if v is not None), y)
         else:
@@ -252,6 +263,15 @@ def _gate_slot(node: ir.Node) -> int | None:
     return gates.index(True) if sum(gates) == 1 else None
 
 
+def _keeps_shape(node: ir.Node, slot: int) -> bool:
+    """Whether the constant in `slot` of two inputs broadcasts to the other, and not the other to it."""
+    constant, shape = graph.constant(node.inputs[slot]), graph.dims(node.inputs[1 - slot])
+    if constant is None or shape is None or constant.ndim > len(shape):
+        return False
+    behind = shape[len(shape) - constant.ndim :]
+    return all(d != 1 or size == 1 for d, size in zip(behind, constant.shape, strict=True))
+
+
 def _same_channels(node: ir.Node) -> bool:
     """Whether the branches of an Add have the same rank and channels."""
     shapes = [graph.dims(v) for v in (*node.inputs, *node.outputs)]
@@ -268,6 +288,8 @@ def _passes(node: ir.Node) -> bool:
     before, after = graph.dims(node.inputs[0]), graph.dims(node.outputs[0])
     if before is None or after is None or len(node.outputs) != 1:
         return False
+    if node.op_type == "Resize" and graph.attribute(node, "extrapolation_value", 0.0):
+        return False  # a number of its own, where it reads beyond the map
     if node.op_type in _POOLS:
         return len(before) == len(after) and before[1] is not None and before[1] == after[1]
     if node.op_type == "ReduceMean":
@@ -279,13 +301,15 @@ def _passes(node: ir.Node) -> bool:
 
 
 def _bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Return a Clip's bounds, infinite where it has none; None where one is computed."""
+    """Return a Clip's bounds, infinite where it has none; None where one is computed or no bound at all."""
     if node.attributes:  # of before operator set 11
         return None
     low, high = (node.inputs[i] if len(node.inputs) > i else None for i in (1, 2))
     least = -math.inf if low is None else graph.scalar(low)
     most = math.inf if high is None else graph.scalar(high)
-    return None if least is None or most is None else (least, most)
+    if least is None or most is None or not (least < math.inf and most > -math.inf):
+        return None
+    return least, most
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +374,9 @@ class _Folder:
         self._replaced(node, 1, w)
         bias = graph.constant(node.inputs[qdq.BIAS_INPUT]) if len(node.inputs) > qdq.BIAS_INPUT else None
         if bias is not None and after is not None:
-            self._replaced(node, qdq.BIAS_INPUT, bias.astype(np.float64).reshape(-1) / after.values)
+            self._replaced(
+                node, qdq.BIAS_INPUT, bias.astype(np.float64) / after.values
+            )  # a Gemm's is any shape
 
     def _constant(self, node: ir.Node, slot: int) -> None:
         """Let the constant of a Mul, Div or Add take the factors of what is read and what is written."""
@@ -380,7 +406,8 @@ class _Folder:
                 continue
             inputs = [value]
             if op != "Relu":
-                limit = (bound / factors.along(rank)).astype(np.float32)
+                with np.errstate(over="ignore"):  # the largest number of all becomes no bound
+                    limit = (bound / factors.along(rank)).astype(np.float32)
                 inputs.append(graph.initializer(self.model, f"{y.name}_{op.lower()}", limit, self.names))
             made.append(ir.node(op, inputs))
             (value,) = made[-1].outputs

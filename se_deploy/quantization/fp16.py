@@ -31,7 +31,7 @@ _RESIZE_WITH_ROI = 11  # the operator set from which Resize has (X, roi, scales,
 _FP32_OPS = frozenset({
     "CumSum", "NonMaxSuppression", "Range", "RandomNormal", "RandomUniform", "MelWeightMatrix", "DFT", "STFT",
     "HannWindow", "HammingWindow", "BlackmanWindow", "Multinomial", "Bernoulli", "DynamicQuantizeLinear",
-    "MaxRoiPool", "RoiAlign", "ImageDecoder", "TfIdfVectorizer",
+    "MaxRoiPool", "RoiAlign", "ImageDecoder", "TfIdfVectorizer", "Celu", "IsInf",
 })  # fmt: skip
 """Operators without an FP16 form, or whose result is not what the FP32 one's is."""
 
@@ -226,7 +226,9 @@ def _stays(node: ir.Node) -> bool:
     """Whether a node must compute in float32: no FP16 form, or a body that this does not enter."""
     if node.domain not in {"", "ai.onnx"}:
         return True
-    return node.op_type in _FP32_OPS or _has_body(node)
+    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
+    sequences = any(value.type is not None and not fp16_ranges.is_tensor(value) for value in values)
+    return node.op_type in _FP32_OPS or _has_body(node) or sequences
 
 
 def _has_body(node: ir.Node) -> bool:
@@ -278,7 +280,7 @@ def _convert_constant(
     model: ir.Model, value: ir.Value, kept: set[ir.Node], losses: _Losses, names: set[str]
 ) -> int:
     """Connect the readers of a float32 constant to a narrow one; those that stay float32 keep the old."""
-    if value.dtype != ir.DataType.FLOAT or value.const_value is None or value.is_graph_output():
+    if value.dtype != ir.DataType.FLOAT or value.const_value is None:
         return 0
     uses = tuple(value.uses())
     converted = [
@@ -294,7 +296,7 @@ def _convert_constant(
     name = value.name or "constant"
     scale = any(use.node.op_type in {"QuantizeLinear", "DequantizeLinear"} and use.idx == 1 for use in uses)
     half = losses.convert(name, value.const_value.numpy(), scale=scale)
-    if len(converted) == len(uses) and not value.is_graph_input():
+    if len(converted) == len(uses) and not (value.is_graph_input() or value.is_graph_output()):
         model.graph.initializers.pop(name)
         names.discard(name)
     new = graph.initializer(model, name, half, names)

@@ -110,7 +110,8 @@ def _watch(model: ir.Model) -> dict[str, str]:
     Reduced in the graph, no map is held to the end: all maps of a large network are gigabytes.
     """
     taken = {value.name for node in model.graph for value in node.outputs}
-    tensors = [v for node in _of_known_extent(model) for v in node.outputs if v.dtype == ir.DataType.FLOAT]
+    made = [v for node in _of_known_extent(model) for v in node.outputs]
+    tensors = [v for v in made if v.dtype == ir.DataType.FLOAT and is_tensor(v)]
     model.graph.outputs.clear()
     found: dict[str, str] = {}
     for number, value in enumerate(tensors):
@@ -192,7 +193,12 @@ def unmeasured(model: ir.Model, ranges: Ranges | None) -> tuple[str, ...]:
 
 def _tensors(model: ir.Model) -> list[ir.Value]:
     values = (*model.graph.inputs, *(v for node in model.graph for v in node.outputs))
-    return [value for value in values if value.dtype == ir.DataType.FLOAT]
+    return [value for value in values if value.dtype == ir.DataType.FLOAT and is_tensor(value)]
+
+
+def is_tensor(value: ir.Value) -> bool:
+    """Whether a value is one tensor, and not a sequence of them, which has their element type too."""
+    return isinstance(value.type, ir.TensorType)
 
 
 def _by_range(model: ir.Model, ranges: Ranges, found: dict[ir.Node, str]) -> None:

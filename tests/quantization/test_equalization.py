@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 from layer_graphs import RUNTIME, image, model_of, run, weights
@@ -26,6 +28,7 @@ EXACT = {
     "depthwise": "r = Relu(a) d = Conv<group = 6, pads = [1,1,1,1]>(r, dw, bd) t = Relu(d)",
     "groups": "r = Relu(a) d = Conv<group = 2>(r, gw, bd) t = Relu(d)",
     "transposed": "r = Relu(a) d = ConvTranspose<group = 2>(r, tw, bd) t = Relu(d)",
+    "a slope that is computed": "c = Conv<pads = [1,1,1,1]>(x, w) s = Relu(c) t = PRelu(a, s)",
     "se": "r = Relu(a) p = GlobalAveragePool(r) f = Conv(p, w1, b1) g = Relu(f) h = Conv(g, w2, bd) "
     "i = Sigmoid(h) t = Mul(r, i)",
     "residual se": "p = GlobalAveragePool(a) f = Conv(p, w1, b1) g = Relu(f) h = Conv(g, w2, bd) "
@@ -37,6 +40,7 @@ BOUNDED = {  # which operators hold the bounds of each channel
     "bounds above zero": ("t = Clip(a, one, six)", ["Max", "Min"]),
     "bounds below zero": ("t = Clip(a, lower, below)", ["Max", "Min"]),
     "bounds that are crossed": ("t = Clip(a, zero, below)", ["Max", "Min"]),
+    "a bound at the end of float32": ("t = Clip(a, zero, largest)", ["Min", "Relu"]),
     "a bound above": ("t = Clip(a, , one)", ["Min"]),
     "a bound below": ("t = Clip(a, below)", ["Max"]),
     "relu6 behind a depthwise one": (
@@ -55,6 +59,11 @@ POINTWISE = {
     "h = Conv(g, w2, bd) i = Sigmoid(h) t = Mul(r, i)",
 }
 NOT_EXACT = {
+    "a bound that is no number": "t = Clip(a, zero, nan)",
+    "a lower bound without end": "t = Clip(a, endless, six)",
+    "an upper bound below all": "t = Clip(a, zero, below_all)",
+    "a number from beyond the map": 'r = Relu(a) t = Resize<mode = "linear", extrapolation_value = 5.0, '
+    'coordinate_transformation_mode = "tf_crop_and_resize">(r, wider, , sizes)',
     "sigmoid": "t = Sigmoid(a)",
     "a bound that is computed": "k = ReduceMax<keepdims = 0>(a) t = Clip(a, zero, k)",
     "channels that meet": "t = Softmax<axis = 1>(a)",
@@ -68,6 +77,9 @@ CONSTANTS = {
     "dw": weights(6, 1, 3, 3), "gw": weights(6, 3, 1, 1), "tw": weights(6, 3, 2, 2), "bd": weights(6, seed=5),
     "w1": weights(3, 6, 1, 1), "b1": weights(3), "w2": weights(6, 3, 1, 1), "slope": np.abs(weights(6, 1, 1)),
     "roi": np.zeros(0, np.float32), "twice": np.array([1, 1, 2, 2], np.float32),
+    "largest": np.array(np.finfo(np.float32).max), "nan": np.array(np.nan, np.float32),
+    "endless": np.array(np.inf, np.float32), "below_all": np.array(-np.inf, np.float32),
+    "wider": np.array([0, 0, -0.5, -0.5, 1, 1, 1.5, 1.5], np.float32), "sizes": np.array([2, 6, 8, 8]),
     "column": weights(6, 1, 1, seed=6) + 2, "zero": np.zeros((), np.float32), "one": np.ones((), np.float32),
     "six": np.array(6, np.float32), "below": np.array(-0.5, np.float32), "lower": np.array(-2, np.float32),
 }  # fmt: skip
@@ -186,6 +198,56 @@ def test_channels_may_be_the_last_axis():
     x = np.random.default_rng(0).standard_normal((2, 7, 4)).astype(np.float32)
     folded = equalization.fold(model, drawn([group])).model
     np.testing.assert_allclose(run(folded, x=x), run(model, x=x), **REORDERED)
+
+
+VECTOR, ROWS, MAPS = "float[6,4] x", "float[N,5,4] x", "float[N,4,3,3] x"
+BIASED = "a = Gemm(x, w, b) r = Relu(a) y = MatMul(r, v)"
+GEMM = "a = Gemm(x, w) r = Relu(a) "
+WITH_SHAPES_OF_THEIR_OWN = {  # input, graph, output, constants beside w and v
+    "a bias for each row": (VECTOR, BIASED, "6,3", {"b": (6, 1)}),
+    "a bias for each number": (VECTOR, BIASED, "6,3", {"b": (6, 6)}),
+    "a mean over the channels": (
+        ROWS, "a = MatMul(x, w) r = Relu(a) m = ReduceMean(r, two) y = MatMul(m, row)", "N,5,3",
+        {"row": (1, 3)},
+    ),
+    "a product with what has an axis more": (
+        VECTOR, GEMM + "q = Mul(r, planes) y = MatMul(q, v)", "2,6,3", {"planes": (2, 1, 1)},
+    ),
+    "a sum with what has an axis more": (
+        VECTOR, GEMM + "q = Add(r, planes) y = Conv(q, k)", "2,3,6",
+        {"planes": (2, 1, 1), "k": (3, 6, 1)},
+    ),
+    "a sum with what has more channels": (
+        MAPS, "a = Conv(x, one) r = Relu(a) q = Add(r, column) y = Conv(q, k)", "N,3,3,3",
+        {"one": (1, 4, 1, 1), "column": (6, 1, 1), "k": (3, 6, 1, 1)},
+    ),
+    "a map whose only channel is last": (
+        "float[N,5,1,4] x", "a = MatMul(x, last) r = Relu(a) q = Reshape(r, flat) y = Mul(q, k)", "N,5",
+        {"last": (4, 1), "k": (1,)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITH_SHAPES_OF_THEIR_OWN)
+def test_factors_of_every_group_keep_the_function_whatever_is_broadcast(name):
+    inputs, body, output, shapes = WITH_SHAPES_OF_THEIR_OWN[name]
+    known = {"w": weights(4, 6), "v": weights(6, 3), "two": np.array([2]), "flat": np.array([0, 5])}
+    known |= {name: weights(*shape, seed=len(name)) + 1 for name, shape in shapes.items()}
+    used = [(name, array) for name, array in known.items() if name in re.findall(r"\w+", body)]
+    model = model_of(body, used, inputs=inputs, output=f"float[{output}] y")
+    every = [value.name for node in model.graph for value in node.outputs]
+    folded = equalization.fold(model, drawn(equalization.groups(model, every, pointwise=True))).model
+    shape = [d or 2 for d in graph.dims(model.graph.inputs[0])]
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    np.testing.assert_allclose(run(folded, x=x), run(model, x=x), **REORDERED)
+
+
+def test_what_a_branch_reads_keeps_its_scale():
+    branch = "If(yes) <then_branch = one () => (float[N,6,8,8] p) { p = Relu(t) }, "
+    branch += "else_branch = two () => (float[N,6,8,8] q) { q = Identity(t) }>"
+    model = network(FRONT + f"t = Relu(a) z = Conv(t, u) yes = Cast<to = 9>(one) s = {branch} m = Add(z, s)"
+                    + BACK.replace("t", "m"))  # fmt: skip
+    assert not tensors(equalization.groups(model, ["t"], pointwise=True))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
-from layer_graphs import conv, image, layer_for, model_of, run, weights
+from layer_graphs import RUNTIME, conv, image, layer_for, model_of, run, weights
 
 from se_deploy import graph
-from se_deploy.quantization import QuantParams, to_fp16, to_qdq
+from se_deploy.quantization import QuantParams, fp16_ranges, to_fp16, to_qdq
 
 HALF = {"rtol": 5e-3, "atol": 5e-3}  # a few roundings of 2^-11
 
@@ -43,6 +44,33 @@ def test_a_resize_keeps_float32_scales():
     half = to_fp16(model).model
     graph.check(half)
     assert graph.ops(half).count("Cast") == 2
+    np.testing.assert_allclose(run(half, x=image()), run(model, x=image()), **HALF)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = Neg(x) b = Celu(a) y = Neg(b)",
+        "a = Neg(x) b = IsInf(a) c = Cast<to = 1>(b) y = Add(a, c)",
+        "s = SplitToSequence<axis = 1>(x) a = ConcatFromSequence<axis = 1>(s) y = Neg(a)",
+    ],
+    ids=["celu", "inf", "a sequence"],
+)
+def test_what_onnx_has_no_fp16_for_is_kept_in_float32(body):
+    model = model_of(body, output="float[N,4,8,8] y", opset=17)
+    half = to_fp16(model, ranges=fp16_ranges.measure(model, [{"x": image()}], RUNTIME)).model
+    onnx.shape_inference.infer_shapes(ir.to_proto(half), check_type=True, strict_mode=True)
+    np.testing.assert_allclose(run(half, x=image()), run(model, x=image()), **HALF)
+
+
+def test_weights_that_are_an_output_too_stay_float32_there():
+    model = conv()
+    weights_of = model.graph[0].inputs[1]
+    model.graph.outputs.append(weights_of)
+    half = to_fp16(model).model
+    onnx.shape_inference.infer_shapes(ir.to_proto(half), check_type=True, strict_mode=True)
+    assert half.graph.outputs[1].name == weights_of.name
+    assert half.graph.outputs[1].dtype == ir.DataType.FLOAT
     np.testing.assert_allclose(run(half, x=image()), run(model, x=image()), **HALF)
 
 

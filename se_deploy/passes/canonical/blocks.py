@@ -25,6 +25,8 @@ _LEARNED = frozenset({"Conv", "Gemm", "MatMul"})
 _BINARY = functions.BINARY_OPS
 _UNARY = functions.UNARY_OPS | {"Cast"}
 _CANONICAL = _UNARY | _BINARY | {"GlobalAveragePool", "Conv", "PRelu", "BatchNormalization"}
+_Constant = tuple[ir.Value, tuple[int, ...], bytes]
+"""What a new constant is made of, and its numbers: one for all readers that want the same."""
 _MAP_RANK = 3  # (N, C, L), the least that GlobalAveragePool takes
 
 
@@ -38,7 +40,7 @@ def respell_blocks(model: ir.Model) -> int:
     """
     fired = 0
     written: dict[tuple[ir.Value, int], ir.Value] = {}
-    weights: dict[tuple[ir.Value, str, int], ir.Value] = {}
+    weights: dict[_Constant, ir.Value] = {}
     blocks = se_blocks.detect(model).se
     muls = nodes_of(model, blocks)
     for block in blocks:
@@ -194,7 +196,7 @@ class _Writer:
         model: ir.Model,
         site: _Site,
         written: dict[tuple[ir.Value, int], ir.Value],
-        weights: dict[tuple[ir.Value, str, int], ir.Value],
+        weights: dict[_Constant, ir.Value],
     ) -> None:
         self.model = model
         self.site = site
@@ -274,7 +276,7 @@ class _Writer:
         return self._node("Conv", node, [source, made, self._constant(node.inputs[2], wide, "conv")])
 
     def _constant(self, value: ir.Value, array: Array, use: str) -> ir.Value:
-        key = (value, use, self.site.rank)
+        key = (value, array.shape, array.tobytes())  # tied weights are read as they are and turned
         if key not in self.weights:
             self.weights[key] = graph.initializer(self.model, f"{value.name}_{use}", array)
         return self.weights[key]

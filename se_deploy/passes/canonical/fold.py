@@ -31,8 +31,8 @@ def fold_affine(model: ir.Model) -> int:
 
     Before: Conv(x, w, b) -> y * s + t, s and t one number per channel (or one for all)
     After:  Conv(x, w * s, b * s + t), computed in double precision; equal up to its rounding.
-    Needs: the convolution is read by this node only, all weights are constants, and what they become is
-    finite in their type.
+    Needs: the convolution is read by this node only, in the same graph, all weights are constants, and what
+    they become is finite in their type.
     """
     folded = 0
     for node in [node for node in model.graph.all_nodes() if node.op_type in _CONVOLUTIONS]:
@@ -97,8 +97,8 @@ def _affine(node: ir.Node, convolution: ir.Node) -> _Affine | None:
     """Read `node` as y * s + t per channel of the convolution's output y; None where it is none."""
     shape = graph.dims(convolution.outputs[0])
     channels = None if shape is None or len(shape) < 3 else shape[1]  # noqa: PLR2004  (N, C, L)
-    if shape is None or channels is None:
-        return None
+    if shape is None or channels is None or node.graph is not convolution.graph:
+        return None  # a node in a branch computes where the convolution outside may not be wanted
     if node.op_type == "BatchNormalization":
         return _batch_norm(node)
     if node.op_type not in _ARITHMETIC:

@@ -24,6 +24,8 @@ _STARTS = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "HardSigmoid", "Relu", 
 _HARD_SWISH_OPSET = 14
 _EXACT = 1e-6  # relative: constants such as 0.1667 are another function than 1/6
 _SIXTH = 1 / 6
+_TYPES = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+"""What runtimes compute both operators in: integers have neither, float64 has no kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ def recompose_hard(model: ir.Model) -> int:
 
     Before: Add(x, 3) -> Clip(0, 6) -> Div(6) [-> Mul(x)], in any order and with any constants that agree
     After:  HardSigmoid(x, alpha, beta), or HardSwish(x) from opset 14; equal up to rounding.
-    Needs: every constant a scalar, and the function equal to the operator's to 1e-6.
+    Needs: numbers in float32 or float16, every constant a scalar, and the function equal to the operator's
+    to 1e-6.
     """
     found: dict[ir.Value, _Operator] = {}
     with_swish = graph.opset(model) >= _HARD_SWISH_OPSET
@@ -78,7 +81,7 @@ def _bases(model: ir.Model) -> list[ir.Value]:
     """Every value that such a spelling may start from."""
     nodes = [node for node in model.graph.all_nodes() if node.op_type in _STARTS]
     values = dict.fromkeys(v for node in nodes for v in node.inputs if v is not None)
-    return [v for v in values if graph.constant(v) is None]
+    return [v for v in values if v.dtype in _TYPES and graph.constant(v) is None]
 
 
 def _functions_of(base: ir.Value) -> dict[ir.Value, Samples]:

@@ -62,6 +62,8 @@ def _between(first: ir.Value, last: ir.Value) -> tuple[ir.Value, ...] | None:
             others = [v for v in use.node.inputs if v is not None and v not in known]
             if use.node.op_type not in _ELEMENTWISE or any(graph.scalar(v) is None for v in others):
                 return None
+            if use.node.op_type == "Div" and graph.constant(use.node.inputs[1]) is None:
+                return None  # the unit that is added might divide by 0
             if use.node.outputs[0] not in known:
                 known.append(use.node.outputs[0])
                 front.append(use.node.outputs[0])
@@ -91,7 +93,8 @@ def pad_hidden_units(model: ir.Model, found: _Odd) -> None:
     Proof:  act is elementwise, so units 0 to R - 1 are as before, and unit R is multiplied by 0: whatever
             finite number act(0) is, it adds nothing.
     Needs:  two 1x1 layers with constant weights and one group, between them elementwise functions of the
-            hidden units and of scalars, which nothing else reads; more than 4 units.
+            hidden units and of scalars, which nothing else reads and which divide by scalars only; more
+            than 4 units.
     """
     fc1, fc2, name = found.fc1, found.fc2, found.site
     one_more = ((0, 1), (0, 0), (0, 0), (0, 0))

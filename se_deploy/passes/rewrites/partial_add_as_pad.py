@@ -9,6 +9,7 @@ import numpy as np
 
 from se_deploy import graph
 from se_deploy.passes.editing import put_before
+from se_deploy.passes.parts import MAP_RANK
 from se_deploy.passes.registry import Refused, Tried, every, rewrite
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def _match(model: ir.Model, node: ir.Node) -> _Partial | Refused:  # noqa: ARG00
         if head is None or tail is None or shortcut is None or head.x is not tail.x:
             continue
         whole, shape = graph.dims(head.x), graph.dims(shortcut)
-        if whole is None or shape is None or whole[1] is None or shape[1] is None or whole[2:] != shape[2:]:
+        if whole is None or shape is None or not len(whole) == len(shape) == MAP_RANK:
+            continue
+        if whole[1] is None or shape[1] is None or whole[2:] != shape[2:]:
             continue
         if (head.start, head.end, tail.start) == (0, shape[1], shape[1]) and tail.end >= whole[1]:
             return _Partial(str(node.outputs[0].name), node, head.x, shortcut, whole[1] - shape[1])

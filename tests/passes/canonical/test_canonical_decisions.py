@@ -272,3 +272,43 @@ def test_a_reduction_keeps_all_where_its_axes_have_size_one(before, after, wante
     node = ir.node("ReduceMean", [x])
     node.outputs[0].shape = None if after is None else ir.Shape(after)
     assert blocks._keeps_all(node) is wanted
+
+
+SHARED = (
+    "float[4,4] tied = {1, 2, -3, 1, 0, 1, 2, 0, -1, 0, 1, 3, 2, 1, 0, -2}, float[4] shift = {1, -2, 3, 1}"
+)
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "excite"),
+    [
+        ("MatMul(v, tied)", "Gemm<transB = 1>(r, tied)"),
+        ("Gemm(v, tied, shift)", "Gemm<alpha = 0.5, beta = 0.25>(r, tied, shift)"),
+    ],
+)
+def test_two_layers_that_share_weights_each_read_them_their_own_way(squeeze, excite):
+    body = f"s = GlobalAveragePool(x) v = Flatten(s) a = {squeeze} r = Relu(a) b = {excite} g = Sigmoid(b) "
+    body += "h = Reshape(g, map) y = Mul(x, h)"
+    model = written(body, constants=f"{NUMBERS}, {SHARED}")
+    made = graph.rewrite(model, blocks.respell_blocks)
+    assert made.counts == (("respell_blocks", 1),)
+    same(model, made.model)
+
+
+def test_what_a_branch_adds_to_a_convolution_outside_stays_in_the_branch():
+    body = """a = Conv(x, full) y = If(yes) <then_branch = t () => (float[N,4,6,6] p) { p = Add(a, half) },
+        else_branch = e () => (float[N,4,6,6] q) { q = Identity(x) }>"""
+    model = written(body, constants=f"{NUMBERS}, bool yes = {{1}}")
+    made = graph.rewrite(model, fold_affine)
+    assert made.counts == (("fold_affine", 0),)
+    same(model, made.model)
+
+
+@pytest.mark.parametrize("kind", [7, 11], ids=["int64", "float64"])
+def test_a_clamp_of_other_numbers_is_no_hard_sigmoid(kind):
+    body = f"i = Cast<to = {kind}>(x) k = Cast<to = {kind}>(none) n = Cast<to = {kind}>(all) "
+    body += "a = Max(i, k) b = Min(a, n) y = Cast<to = 1>(b)"
+    model = written(body, constants=f"{NUMBERS}, float none = {{0}}, float all = {{1}}")
+    made = graph.rewrite(model, fold_constants, recompose_hard)
+    assert dict(made.counts) == {"fold_constants": 2, "recompose_hard": 0}
+    same(model, made.model)

@@ -52,6 +52,8 @@ def test_an_even_number_and_a_very_small_one_stay(units):
     [
         "a = Softmax<axis = 1>(h)",  # the new unit would take part of the sum
         "a = PRelu(h, slope)",  # a number per unit
+        "one = Constant<value_float = 1.0>()\na = Div(one, h)",  # the new unit would be infinite
+        "t = Relu(h)\na = Div(h, t)",  # or no number
     ],
 )
 def test_what_is_no_function_of_each_unit_alone_is_refused(activation):

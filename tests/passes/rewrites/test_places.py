@@ -271,6 +271,22 @@ def test_partial_add_as_pad_refuses(before):
     assert apply(before, "partial-add-as-pad")[1] == ()
 
 
+@pytest.mark.parametrize("size", ["4", "4,4,4"], ids=["a signal", "a clip"])
+def test_partial_add_as_pad_is_about_maps(size):
+    text = """
+    lo = Constant<value_ints=[0]>()
+    k = Constant<value_ints=[3]>()
+    hi = Constant<value_ints=[5]>()
+    one = Constant<value_ints=[1]>()
+    a = Slice(c, lo, k, one)
+    t = Slice(c, k, hi, one)
+    s = Add(a, x)
+    z = Concat<axis=1>(s, t)
+    """
+    before = build(f"float[N,5,{size}] c, float[N,3,{size}] x", f"float[N,5,{size}] z", text, {})
+    assert apply(before, "partial-add-as-pad")[1] == ()
+
+
 def gated(reduced=3, seed=0):
     body, shapes = se(8, reduced)
     return build(
