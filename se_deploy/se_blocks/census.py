@@ -292,7 +292,7 @@ def _describe(flow: Dataflow, match: _Match, order: dict[ir.Node, int]) -> SEBlo
     squeeze = min(path, key=order.__getitem__)
     name, gain = _gate(vector) or ("other", 1.0)
     at, channels = view.axes.index(vector.source.axes[0]), _channels(flow, match)
-    widths = [layer.outputs for layer in vector.layers[:-1]]
+    widths = [layer.outputs for layer in vector.layers[:-1] if layer.outputs]
     ordered = sorted(nodes - {match.mul, end}, key=order.__getitem__) + [match.mul] + ([end] if end else [])
     return SEBlock(
         output=match.mul.outputs[0].name or "",

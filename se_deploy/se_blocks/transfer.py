@@ -361,7 +361,7 @@ def _conv(node: ir.Node, _position: int, vector: Vector, weight: list[int]) -> L
     if at_channels and all(k == 1 for k in weight[2:]) and not padded:
         return Layer(node, "conv", inputs, outputs)
     if inputs == outputs == 1 and vector.axis != 1:
-        return Layer(node, "conv", 0, 1)
+        return Layer(node, "conv", 0, _per_image(value_dims(node.outputs[0])) or 0)
     return None
 
 

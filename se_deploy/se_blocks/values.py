@@ -40,7 +40,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A learned layer from `inputs` to `outputs` channels."""
+    """A learned layer from `inputs` to `outputs` channels; 0 where their number is not known."""
 
     node: ir.Node
     form: Literal["conv", "linear"]

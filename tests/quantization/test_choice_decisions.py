@@ -146,8 +146,8 @@ def test_an_output_that_never_moves_has_a_finite_error():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_of_all_trial_scales_the_one_of_least_error_is_chosen(method):
-    """But for minmax, which clips nothing."""
-    x = np.random.default_rng(0).standard_t(3, (4, 1 << 15))
+    """But for minmax, which clips nothing; what a percentile leaves of these values is best as a whole."""
+    x = np.random.default_rng(0).standard_normal((4, 1 << 15)) ** 3
     seen = observed(x)
     made = choose(seen, [reader()], [method], NOTHING)[method]
     one = subject(seen, [reader()])
@@ -156,7 +156,7 @@ def test_of_all_trial_scales_the_one_of_least_error_is_chosen(method):
     (tried,) = error(np.ones((1, 4)), scales.representable(qparams._RANGE_SHARES * full)[None])
     wanted = tried[-1] if method == "minmax" else tried.min()
     assert made.noise == pytest.approx(wanted)
-    if method == "minmax":
+    if method != "percentile":
         assert tried.argmin() < len(tried) - 1, "the whole range is not the best: the test shows something"
 
 

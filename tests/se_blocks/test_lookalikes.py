@@ -73,24 +73,41 @@ def test_a_block_gated_twice_is_two_blocks():
     assert [block.output for block in found.se] == ["z", "y"]
 
 
-def test_the_branches_of_an_if_are_looked_into():
-    body = """
+def branched(x, declared, then, otherwise, pooled):
+    """A gate whose pooled numbers go through an If."""
+    proto = parser.parse_model(f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[N,4,6,6] x, float[2,4] f1, float[4,2] f2, bool cond) => (float[N,4,6,6] y)
-        <int64[2] axes = {2, 3}> {
+        g (float[{x}] x, float[2,4] w1, float[4,2] w2, bool cond) => (float[{x}] y)
+        <int64[2] axes = {{2, 3}}, int64[1] last = {{3}}{declared}> {{
             p = GlobalAveragePool(x)
             q = If (cond) <
-                then_branch = t () => (float[N,4] s) { s = Squeeze(p, axes) },
-                else_branch = e () => (float[N,4,1,1] i) { i = Identity(p) }>
-            a = Gemm<transB = 1>(q, w1) r = Relu(a) c = Gemm<transB = 1>(r, w2) g = Sigmoid(c)
+                then_branch = t () => ({then[0]}) {{ {then[1]} }},
+                else_branch = e () => ({otherwise[0]}) {{ {otherwise[1]} }}>
+            {pooled}
+            a = Gemm<transB = 1>(f, w1) r = Relu(a) c = Gemm<transB = 1>(r, w2) g = Sigmoid(c)
             h = Unsqueeze(g, axes) y = Mul(x, h)
-        }"""
-    proto = parser.parse_model(body.replace("f1,", "w1,").replace("f2,", "w2,"))
+        }}""")
     for value in list(proto.graph.input)[1:3]:
         shape = [d.dim_value for d in value.type.tensor_type.shape.dim]
         proto.graph.initializer.add(name=value.name, data_type=1, dims=shape, float_data=[0.5] * 8)
-    found = se_blocks.detect(read(proto))
+    return se_blocks.detect(read(proto))
+
+
+def test_the_branches_of_an_if_are_looked_into():
+    squeezed = ("float[N,4] s", "s = Squeeze(p, axes)")
+    whole = ("float[N,4,1,1] i", "i = Identity(p)")
+    found = branched("N,4,6,6", "", squeezed, whole, "f = Identity(q)")
     assert [block.output for block in found.se] == ["y"]
+
+
+def test_an_if_with_another_rank_than_its_first_branch_is_not_that_branch():
+    """It is declared as the other branch, which holds half of the numbers."""
+    whole = ("float[N,4,6,1] i", "i = Identity(x)")
+    half = ("float[N,4,3] s", "m = MaxPool<kernel_shape = [2, 1], strides = [2, 1]>(x) s = Squeeze(m, last)")
+    pooled = "f = ReduceMean<axes = [2], keepdims = 0>(q)"
+    found = branched("N,4,6,1", ", float[N,4,3] q", whole, half, pooled)
+    assert not found.blocks
+    assert [no.reason for no in found.rejected] == ["the gate is not pooled over the whole map"]
 
 
 def test_a_reader_of_y_decides_what_follows():

@@ -76,6 +76,14 @@ def test_the_bias_of_a_convolution_along_the_channels_counts():
     assert [b.params for b in (plain, biased)] == [3, 4]
 
 
+def test_a_convolution_along_the_channels_keeps_their_number():
+    along = "p = GlobalAveragePool(x) v = Reshape(p, row) a = Conv<pads = [1, 1]>(v, along) r = Relu(a)"
+    twice = f"{along} c = Conv<pads = [1, 1]>(r, along) s = Sigmoid(c) g = Reshape(s, map)"
+    before = f"{along} m = Reshape(r, map) d = Conv(m, w1) e = Relu(d) c = Conv(e, w2) g = Sigmoid(c)"
+    blocks = [census(f"{body} y = Mul(x, g)").blocks[0] for body in (twice, before)]
+    assert [(b.channels, b.reduced, len(b.layers)) for b in blocks] == [(4, 4, 2), (4, 2, 3)]
+
+
 def test_a_gate_times_a_map_of_constants_is_no_gate():
     assert not census(f"{LAYERS} c = Conv(r, w2) g = Sigmoid(c) h = Mul(g, six) y = Mul(x, h)").blocks
 
