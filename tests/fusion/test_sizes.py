@@ -99,6 +99,13 @@ def test_what_nothing_tells_the_size_of_is_named(model):
     assert made.plan.layers[0].inputs[0].dims == odd.dims
 
 
+def test_a_tensor_whose_sizes_are_all_planned_is_not_unknown(model):
+    planned = tensor("planned", (-1, 7, 3, 3))
+    made = filled(model, kernel((planned,), (planned,)))
+    assert made.unknown == ()
+    assert made.plan.layers[0].inputs[0].dims == planned.dims
+
+
 def test_only_a_copy_has_the_size_of_what_is_beside_it(model):
     free = (-1, 3, -1, -1)
     copy = kernel((tensor("x", free),), (tensor("copied", free),))

@@ -62,6 +62,15 @@ def test_a_masked_mean_of_a_map_whose_shape_the_graph_does_not_say_is_a_squeeze(
     assert "n_m" not in found.nodes
 
 
+def test_a_mean_in_two_steps_with_a_factor_between_them_is_no_layer(monkeypatch):
+    steps = "q = ReduceMean<keepdims=1>(m, axis2) h = Mul(q, each) p = ReduceSum<keepdims=1>(h, axis3)"
+    monkeypatch.setitem(plan_graphs.POOLS, "steps", steps)
+    each = np.full((1, 1, 1, 1), 1 / plan_graphs.SIDE, np.float32)
+    model = with_constants(monkeypatch, pool="steps", each=each)
+    found = Graph(model).region(plan_graphs.unknown(plan_graphs.block(model)))
+    assert (found.squeeze, found.layers) == (("n_p",), ("n_f1", "n_f2"))
+
+
 def test_a_first_layer_that_is_a_sum_of_products_is_no_squeeze(monkeypatch):
     head = "v = Reshape(p, row) h = Mul(v, rows) f1 = ReduceSum<keepdims=0>(h, axis2) a = ACT(f1) "
     tail = "f2 = Gemm<transB=1>(a, w2, b2) gl = Sigmoid(f2) g = Reshape(gl, c11)"

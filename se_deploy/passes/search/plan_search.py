@@ -279,11 +279,8 @@ class _Search:
         ]
         self.look_ahead(states)
         for state in states:
-            cost = self.measure(state)
-            shares = self.shares.get(self.applied)
-            if cost is None or shares is None:
-                continue
-            for output, share in shares.items():
+            self.measure(state)
+            for output, share in self.shares.get(self.applied, {}).items():
                 taken = frozenset(c for c in self.applied if c.site == output and c.rewrite not in self.first)
                 if all(form.choices != taken for form in found[output]):
                     found[output].append(_Form(taken, share))

@@ -12,7 +12,7 @@ from se_deploy import graph
 from se_deploy.errors import BuildFailed
 from se_deploy.passes.registry import Site, Tried
 from se_deploy.passes.rewrites import rewriters
-from se_deploy.passes.search import Goal, optimize, planned_bytes, search
+from se_deploy.passes.search import Goal, optimize, plan_search, planned_bytes, search
 from se_deploy.passes.search.attribution import CostAttribution
 from se_deploy.se_blocks import detect
 
@@ -70,6 +70,25 @@ def test_the_form_that_saves_least_per_kernel_is_given_back(second, kept):
     assert chosen(found) == {("squeeze-average-pool", kept), ("squeeze-nhwc-mean", "y3")}
 
 
+def test_a_mixture_with_fewer_kernels_than_the_limit_is_taken():
+    """4 kernels are allowed, and 3 are the best: with 5, the first block would want all of them."""
+    table = [
+        {POOL: (10, 2), AVERAGE: (5, 1), NHWC: (1, 4)},
+        {POOL: (10, 2), AVERAGE: (20, 2), NHWC: (4, 2)},
+    ]
+    found = run(bottlenecks(), TablePlanner(table), SPELLINGS)
+    assert waterfall(found) == [(SPELLINGS[0], ("y1",), 15), (SPELLINGS[1], ("y2",), 9)]
+    assert (found.best.value, found.best.kernels) == (9, 3)
+
+
+def test_a_kind_builds_on_no_other():
+    moves, kinds = plan_search._moves(), plan_search._kinds()
+    built = [move for move in moves if move not in kinds]
+    assert built, "the test shows something"
+    assert all(any(set(kind) < set(move) for kind in kinds) for move in built)
+    assert not any(set(one) < set(other) for one in kinds for other in kinds)
+
+
 def test_forms_behind_a_refused_one_are_tried():
     class Refusing(TablePlanner):
         def plan(self, model):
@@ -116,11 +135,13 @@ def test_gates_in_weights_are_warned_of_where_they_are_taken():
 # ---- sites elsewhere
 
 
-def test_sites_of_a_kind_that_pays_are_taken_alone():
-    drop_identities(alike=False)
-    found = run(bottlenecks(between="Identity"), SitePlanner({"i1": (10, 1), "i2": (10, 30)}), (TOY,))
-    assert waterfall(found) == [(TOY, ("i1",), 11)]
-    assert chosen(found) == {(TOY, "i1")}
+@pytest.mark.parametrize("name", [TOY, "a-toy"])
+def test_sites_of_a_kind_that_pays_are_taken_alone(name):
+    drop_identities(name=name, alike=False)
+    found = run(bottlenecks(between="Identity"), SitePlanner({"i1": (10, 1), "i2": (10, 30)}), (name,))
+    assert waterfall(found) == [(name, ("i1",), 11)]
+    assert chosen(found) == {(name, "i1")}
+    assert dict(found.counts) == {name: 1}
 
 
 @pytest.mark.parametrize(("pays", "not_"), [("i1", "i2"), ("i2", "i1")])
@@ -173,6 +194,16 @@ def test_room_that_a_site_makes_is_given_to_the_form_that_saves_most():
     found = run(bottlenecks(between="Identity"), TablePlanner(table), (SPELLINGS[0], TOY))
     assert chosen(found) == {(SPELLINGS[0], "y1"), (TOY, "i1")}
     assert (found.best.kernels, found.baseline.kernels) == (6, 6)
+
+
+@pytest.mark.parametrize(("tight", "roomy"), [(AVERAGE, NHWC), (NHWC, AVERAGE)])
+def test_room_that_a_site_makes_exchanges_a_form_for_a_better_one(tight, roomy):
+    drop_identities(only=("i1",))
+    names = dict(zip((AVERAGE, NHWC), SPELLINGS, strict=True))
+    table = [{POOL: (10, 2), tight: (8, 2), roomy: (1, 3)}, {POOL: (1, 2), AVERAGE: (9, 2), NHWC: (9, 2)}]
+    found = run(bottlenecks(between="Identity"), TablePlanner(table), (*SPELLINGS, TOY))
+    assert chosen(found) == {(names[roomy], "y1"), (TOY, "i1")}
+    assert [step.rewrite for step in found.steps[:2]] == [names[tight], TOY]
 
 
 # ---- a site that an edit before it took away

@@ -64,16 +64,39 @@ def test_so_it_is_where_mixtures_break_the_limit_on_kernels():
 def test_a_group_of_sites_is_taken_back_as_with_one_plan_at_a_time(width):
     drop_identities(alike=False)
     model, names = network(count=3, between="Identity"), ("toy-drop-identity",)
-    one, other = (
-        found(model, planner, names)
-        for planner in (
-            CountingPlanner(dislike=("Conv", "u1")),
-            SideBySide(CountingPlanner(dislike=("Conv", "u1")), width),
-        )
-    )
+    plain = CountingPlanner(dislike=("Conv", "u1"))
+    beside = SideBySide(CountingPlanner(dislike=("Conv", "u1")), width)
+    one, other = found(model, plain, names), found(model, beside, names)
     assert said(other) == said(one)
     assert {choice.site for choice in one.choices} == {"i2", "i3"}
     assert len(one.steps) > 1, "one group was taken after another"
+    assert max(beside.batches) > 1, "some plans were made side by side"
+
+
+class Once(CountingPlanner):
+    """Counts what it planned before."""
+
+    def __init__(self, **kw):
+        super().__init__(**kw)
+        self.seen, self.again = set(), 0
+
+    def plan(self, model):
+        text = graph.to_bytes(model)
+        self.again += text in self.seen
+        self.seen.add(text)
+        return super().plan(model)
+
+
+@pytest.mark.parametrize("dislike", [("AveragePool", "u1"), ("Conv", "u1")])
+@pytest.mark.parametrize("budget", [3, 8, 100])
+def test_no_graph_is_planned_twice_nor_any_beyond_the_budget(budget, dislike):
+    drop_identities(alike=False)
+    planner = Once(dislike=dislike)
+    beside = SideBySide(planner, 3)
+    result = found(network(count=3, between="Identity"), beside, budget_plans=budget)
+    assert planner.again == 0
+    assert planner.asked <= budget
+    assert result.plans_used <= budget
 
 
 def test_a_refused_baseline_is_an_error_still():
