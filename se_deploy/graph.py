@@ -96,7 +96,7 @@ def load(path: Path) -> ir.Model:
     _print_names(model)
     refuse_training(model)  # before tidy, which drops the unread outputs that BatchNormalization trains by
     with files.parsing(path, "cannot be read as ONNX", error=BadModel, hint=hint):
-        tidy(model)
+        tidy(model, from_file=True)
     _refuse_huge_constants(model, path)
     onnx_files.check_ranks(model, path)
     return model
@@ -241,8 +241,11 @@ def _read_through_identity(model: ir.Model) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], value)
 
 
-def tidy(model: ir.Model) -> ir.Model:
-    """Drop unused nodes and initializers, sort, name every node uniquely, and infer shapes, in place."""
+def tidy(model: ir.Model, *, from_file: bool = False) -> ir.Model:
+    """Drop unused nodes and initializers, sort, name every node uniquely, and infer shapes, in place.
+
+    `from_file`: the graph is a stranger's, and inference looks ahead at what it will cost.
+    """
     training = [node for node in model.graph.all_nodes() if _TRAINING in node.attributes]
     modes = [node.attributes[_TRAINING] for node in training]
     common.RemoveUnusedNodesPass()(model)
@@ -254,7 +257,7 @@ def tidy(model: ir.Model) -> ir.Model:
         if not node.name:
             node.name = f"{node.op_type}:{node.outputs[0].name}"
     common.NameFixPass()(model)
-    shape_inference.infer(model)
+    shape_inference.infer(model, from_file=from_file)
     return model
 
 

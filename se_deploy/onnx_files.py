@@ -353,11 +353,6 @@ def _given(node: ir.Node) -> str:
 
 
 def _wrong_values(node: ir.Node) -> str | None:
-    sizes = node.inputs[1] if node.op_type == "Expand" and len(node.inputs) > 1 else None
-    if sizes is not None and sizes.shape is not None:
-        given = [size for size in sizes.shape if isinstance(size, int)]
-        if math.prod(given) > MOST_DIMENSIONS:  # before operator set 13 inference makes as many dimensions
-            return f"its sizes have the shape {given}"
     for one in node.attributes.values():
         if one.type.name not in {"INT", "INTS"} or one.is_ref():
             continue
@@ -421,13 +416,18 @@ def _wrong_node(node: ir.Node, version: int) -> str | None:
 
 
 def _wrong_lengths(node: ir.Node, ranks: Sequence[int | None]) -> str | None:
-    """Return which numbers of a window are not one for each side of the map, or which axes are no list."""
+    """Return which numbers of a window are not one for each side of the map, which axes or sizes no list."""
     given = ranks[0] if ranks else None
     if node.op_type in _MAPS and given is not None:
         for name, each in _PER_SIDE.items():
             one = node.attributes.get(name)
             if one is not None and one.type.name == "INTS" and len(one.value) != each * (given - 2):
                 return f"its {name} is {list(one.value)}, its input has {given} dimensions"
+    sizes = node.inputs[1] if node.op_type == "Expand" and len(node.inputs) > 1 else None
+    if sizes is not None and sizes.shape is not None:
+        number = [size for size in sizes.shape if isinstance(size, int)]
+        if math.prod(number) > MOST_DIMENSIONS:
+            return f"its sizes have the shape {number}"
     reduces = node.op_type.startswith("Reduce")
     if (reduces or node.op_type in _AXES_SECOND) and len(ranks) > 1 and ranks[1] is not None:
         allowed = (1,) if reduces else _AXES_SECOND[node.op_type]

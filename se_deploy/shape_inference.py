@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import TYPE_CHECKING
 
 import onnx
@@ -10,11 +11,19 @@ import onnx_ir as ir
 from google.protobuf.message import EncodeError
 from onnx_ir.passes import common
 
+from se_deploy.onnx_files import MOST_DIMENSIONS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _FOLLOWED = 14
 """From this operator set on onnx infers what a Reshape or an Expand makes of sizes that are computed."""
+
+_NO_RANK_BY_NUMBER = 13
+"""From this operator set on onnx makes no dimensions of an Expand's sizes by nothing but their number."""
+
+_SLICE_INPUTS = 10
+"""From this operator set on a Slice's bounds are inputs."""
 
 _LARGEST_SHAPE = 64
 """Elements of a constant that may be a shape, axes or bounds; larger ones are weights."""
@@ -33,19 +42,110 @@ EncodeError is what protobuf raises beyond 2 GB.
 """
 
 
-def infer(model: ir.Model) -> None:
+def infer(model: ir.Model, *, from_file: bool = False) -> None:
     """Set the type and shape of every value that can be inferred, in place.
 
+    `from_file`: the graph is a stranger's, whose lists may be longer than memory allows to follow.
     Before operator set 14 a Reshape to computed sizes, which is TorchScript's `x.view(x.size(0), -1)`, has no
     rank by onnx, an Expand no sizes, nor has what follows: there they are those of the graph in that version.
     """
-    _type_sequences(model)
-    if model.functions or any(_bodies(node) for node in model.graph):
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    with _few_dimensions(model):
+        _type_sequences(model)
+        follow = _has_few_numbers(model, look_ahead=from_file)
+        if model.functions or any(_bodies(node) for node in model.graph):
+            common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=follow)(model)
+        else:
+            _infer_flat(model, follow=follow)
+        if model.graph.opset_imports.get("", _FOLLOWED) < _FOLLOWED and any(_lost(model)):
+            _take_from_newer(model, follow=follow and _has_few_numbers(model, look_ahead=False))
+
+
+_FOLLOWS_NUMBERS = frozenset({
+    "Add", "Cast", "Concat", "Gather", "Mul", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze",
+})  # fmt: skip
+"""Operators whose lists inference takes for sizes, of any type: it makes a dimension of each number read."""
+
+_MOST_NUMBERS = 2**22
+"""Numbers in all of them: 600 MB of dimensions and a second. A large transformer's biases are a million."""
+
+
+def _has_few_numbers(model: ir.Model, *, look_ahead: bool) -> bool:
+    """Whether inference may follow numbers from list to list; `look_ahead`: infer lengths that are not known.
+
+    A Cast of a list of 10,000,000 numbers, which is a file of 100 bytes, takes 1.4 GB else. Where there are
+    too many, what is made to sizes that the graph computes has none that are known.
+    """
+    count, is_whole = _numbers(model)
+    if look_ahead and not is_whole and count <= _MOST_NUMBERS:
+        try:
+            with _weights_as_inputs(model):
+                given = ir.to_proto(model)
+            count, _ = _numbers(ir.from_proto(onnx.shape_inference.infer_shapes(given, strict_mode=False)))
+        except _FAILURES:
+            return False
+    return count <= _MOST_NUMBERS
+
+
+def _numbers(model: ir.Model) -> tuple[int, bool]:
+    """Count the numbers in the lists that are followed; False where one of them may be longer."""
+    count, is_whole = 0, True
+    for node in model.graph.all_nodes():
+        for value in node.inputs if node.op_type in _FOLLOWS_NUMBERS else ():
+            array = None if value is None else value.const_value
+            shape = None if value is None else value.shape if array is None else array.shape
+            if shape is not None and len(shape) == 1 and isinstance(shape[0], int):
+                count += shape[0]
+            elif value is not None and (shape is None or len(shape) == 1):
+                is_whole = False
+    return count, is_whole
+
+
+@contextlib.contextmanager
+def _few_dimensions(model: ir.Model) -> Iterator[None]:
+    """Let no Expand read more than the first MOST_DIMENSIONS of its sizes, however many are computed.
+
+    Before operator set 13 inference makes a dimension of each: of two millions in 4 s. How many there are is
+    known of the sizes themselves afterwards, and more are refused then (`onnx_files.check_ranks`).
+    """
+    version = model.graph.opset_imports.get("", _NO_RANK_BY_NUMBER)
+    expands = [n for n in model.graph.all_nodes() if version < _NO_RANK_BY_NUMBER and _may_ask_for_many(n)]
+    used = (v for n in (model.graph.all_nodes() if expands else ()) for v in (*n.inputs, *n.outputs))
+    taken = {value.name for value in used if value is not None}
+    names = (name for i in itertools.count() if (name := f"first-sizes:{i}") not in taken)
+    with contextlib.ExitStack() as until:
+        for node in expands:
+            until.enter_context(_reads_first_sizes(node, version, names))
+        yield
+
+
+def _may_ask_for_many(node: ir.Node) -> bool:
+    """Whether a node is an Expand to sizes that are no short constant, whose numbers inference reads."""
+    sizes = node.inputs[1] if node.op_type == "Expand" and len(node.inputs) > 1 else None
+    array = None if sizes is None else sizes.const_value
+    return sizes is not None and (array is None or array.size > MOST_DIMENSIONS)
+
+
+@contextlib.contextmanager
+def _reads_first_sizes(node: ir.Node, version: int, names: Iterator[str]) -> Iterator[None]:
+    """Let an Expand read a Slice of its sizes."""
+    owner, sizes = node.graph, node.inputs[1]
+    if owner is None:
+        raise ValueError(f"'{node.name}' stands in no graph")
+    ends = {"starts": [0], "ends": [MOST_DIMENSIONS]}
+    if version < _SLICE_INPUTS:
+        added = [ir.node("Slice", [sizes], ends)]
     else:
-        _infer_flat(model)
-    if model.graph.opset_imports.get("", _FOLLOWED) < _FOLLOWED and any(_lost(model)):
-        _take_from_newer(model)
+        bounds = [ir.node("Constant", [], {"value": ir.tensor(numbers)}) for numbers in ends.values()]
+        added = [*bounds, ir.node("Slice", [sizes, *(bound.outputs[0] for bound in bounds)])]
+    for one in added:
+        one.outputs[0].name = next(names)
+        owner.insert_before(node, one)
+    node.replace_input_with(1, added[-1].outputs[0])
+    try:
+        yield
+    finally:
+        node.replace_input_with(1, sizes)
+        owner.remove(added, safe=True)
 
 
 _SEQUENCES = frozenset({
@@ -78,7 +178,7 @@ def _bodies(node: ir.Node) -> bool:
     return any(a.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for a in node.attributes.values())
 
 
-def _infer_flat(model: ir.Model) -> None:
+def _infer_flat(model: ir.Model, *, follow: bool) -> None:
     """Infer a graph without bodies: only what inference changed is read back, where onnx_ir reads it all.
 
     A search for rewrites infers a hundred times, and mostly a few values are new.
@@ -86,7 +186,7 @@ def _infer_flat(model: ir.Model) -> None:
     try:
         with _weights_as_inputs(model):
             given = ir.to_proto(model)
-        inferred = onnx.shape_inference.infer_shapes(given, strict_mode=False, data_prop=True)
+        inferred = onnx.shape_inference.infer_shapes(given, strict_mode=False, data_prop=follow)
     except _FAILURES:
         return  # what is unknown stays unknown, as where a single node cannot be inferred
     told = {info.name: info.type.SerializeToString() for info in _infos(given)}
@@ -148,10 +248,10 @@ def _is_unnamed(size: ir.SymbolicDim) -> bool:
     return size.value is None or str(size.value).startswith("unk__")
 
 
-def _take_from_newer(model: ir.Model) -> None:
+def _take_from_newer(model: ir.Model, *, follow: bool) -> None:
     try:
         newer = onnx.version_converter.convert_version(ir.to_proto(_light(model)), _FOLLOWED)
-        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(newer, data_prop=True))
+        inferred = ir.from_proto(onnx.shape_inference.infer_shapes(newer, data_prop=follow))
     except _FAILURES:
         return  # an operator without an adapter: the shapes stay as unknown as they are
     for own, other in zip(model.graphs(), inferred.graphs(), strict=False):
