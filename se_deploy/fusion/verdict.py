@@ -235,7 +235,14 @@ class _Evaluator:
 
     def _has_layer(self, index: int) -> bool:
         nodes = self.kernels.launches[index].onnx_nodes
-        return any(n in self.indexed.nodes and self.indexed.nodes[n].op_type in LAYERS for n in nodes)
+        return any(self._is_layer(name) for name in nodes)
+
+    def _is_layer(self, name: str) -> bool:
+        """Whether a node is a layer; an Einsum of the block that is none of its layers pools or scales."""
+        node = self.indexed.nodes.get(name)
+        if node is None or node.op_type not in LAYERS:
+            return False
+        return node.op_type != "Einsum" or name not in self.region.nodes or name in self.region.layers
 
     def _copy(self, kernel: Kernel) -> list[str]:
         """Return what a kernel without ONNX nodes does for the block."""

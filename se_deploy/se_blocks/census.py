@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from se_deploy.se_blocks import functions
+from se_deploy import graph
+from se_deploy.se_blocks import einsum, functions
 from se_deploy.se_blocks.dataflow import Dataflow
 from se_deploy.se_blocks.types import Census, NotSE, SEBlock
 from se_deploy.se_blocks.values import value_dims
@@ -40,6 +41,44 @@ def detect(model: ir.Model) -> Census:
 
     `model` is as `graph.load` gives it: named nodes, known shapes, constants as initializers.
     """
+    if not einsum.is_in(model):
+        return _detect(model)
+    spelled = graph.rewrite(model, einsum.spell_out_einsum).model
+    found = _detect(spelled)
+    named = _Named(model, spelled)
+    return Census(tuple(map(named.block, found.blocks)), found.rejected)
+
+
+class _Named:
+    """Names of a graph for what was found in its copy without Einsum, which has nodes of its own."""
+
+    def __init__(self, model: ir.Model, spelled: ir.Model) -> None:
+        self._ops = {node.name or "": node.op_type for node in model.graph.all_nodes()}
+        self._values, self._spelled = graph.value_names(model), graph.values(spelled)
+
+    def block(self, block: SEBlock) -> SEBlock:
+        nodes = tuple(name for name in block.nodes if name in self._ops)
+        return replace(
+            block,
+            nodes=nodes,
+            spelling=tuple(self._ops[name] for name in nodes),
+            squeeze_input=self._value(block.squeeze_input),
+            squeeze_output=self._value(block.squeeze_output),
+            gate_output=self._value(block.gate_output),
+        )
+
+    def _value(self, name: str) -> str:
+        """Return what a value of the copy was made from by changes of layout alone."""
+        while name not in self._values:
+            producer = self._spelled[name].producer()
+            source = None if producer is None else producer.inputs[0]
+            if source is None:
+                break
+            name = source.name or ""
+        return name
+
+
+def _detect(model: ir.Model) -> Census:
     flow = Dataflow(model)
     order = {node: i for i, node in enumerate(model.graph.all_nodes())}
     blocks, rejected = [], []

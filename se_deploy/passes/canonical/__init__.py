@@ -14,13 +14,21 @@ from se_deploy.passes.canonical.blocks import obstacles, respell_blocks
 from se_deploy.passes.canonical.fold import NotFolded, fold_affine, fold_constants, overflowing
 from se_deploy.passes.canonical.hard import recompose_hard
 from se_deploy.passes.canonical.layout import blocks_to_channels_first
+from se_deploy.se_blocks.einsum import spell_out_einsum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import onnx_ir as ir
 
-PASSES = (fold_constants, blocks_to_channels_first, respell_blocks, recompose_hard, fold_affine)
+PASSES = (
+    spell_out_einsum,
+    fold_constants,
+    blocks_to_channels_first,
+    respell_blocks,
+    recompose_hard,
+    fold_affine,
+)
 
 
 @dataclass(frozen=True, slots=True)
