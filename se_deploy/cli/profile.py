@@ -11,7 +11,7 @@ from se_deploy.cli import options
 from se_deploy.cli import remote as elsewhere
 from se_deploy.cli.parameters import arguments, command, defaulted, either, group, optional, repeated
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_FILE, Model
+from se_deploy.cli.types import IN_FILE, Model, Number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,13 +55,13 @@ _TIMING = group(
     ),
     optional(
         "--max-p50-ms",
-        click.FLOAT,
+        Number(),
         "With --gate latency: the slowest median that passes.",
         section=Section.LIMITS,
     ),
     optional(
         "--min-speedup",
-        click.FLOAT,
+        Number(),
         "With --gate latency: the least speed-up that passes.",
         section=Section.LIMITS,
     ),

@@ -10,7 +10,7 @@ from se_deploy.cli import options
 from se_deploy.cli.parameters import command, defaulted, group, optional, optional_argument, repeated, switch
 from se_deploy.cli.run import typed
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_DIR, IN_FILE, IN_PATH, Batch, Model, TargetName
+from se_deploy.cli.types import IN_DIR, IN_FILE, IN_PATH, Batch, Model, NumberRange, TargetName
 from se_deploy.schema.sweep import RunPrecision
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _data = optional(
 )
 _seconds = optional(
     "--cell-seconds",
-    click.FloatRange(min=0, min_open=True),
+    NumberRange(min=0, min_open=True),
     "What a cell may take; one that takes longer has failed.",
     section=Section.HOST,
 )

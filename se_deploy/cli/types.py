@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
@@ -41,6 +42,29 @@ class Notation(click.ParamType[T]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:  # noqa: ARG002 - click's signature
         """Return the name; click would put it in capitals, and CXHXW is no size."""
         return self.name
+
+
+def _finite(kind: click.ParamType[float], value: float, param: click.Parameter | None) -> float:
+    """Return a number. NaN keeps no limit and breaks none; fails for it, and for what has no end."""
+    if not math.isfinite(value):
+        kind.fail(f"{value} is no finite number", param)
+    return value
+
+
+class Number(click.types.FloatParamType):
+    """A finite number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click's signature
+        """Return the number."""
+        return _finite(self, super().convert(value, param, ctx), param)
+
+
+class NumberRange(click.FloatRange):
+    """A finite number between two others."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click's signature
+        """Return the number."""
+        return _finite(self, super().convert(value, param, ctx), param)
 
 
 class Listed(Notation[T], ABC):
@@ -348,9 +372,12 @@ class Floats(Notation[tuple[float, ...]]):
         if isinstance(value, tuple):
             return value
         try:
-            return tuple(float(number) for number in str(value).split(","))
+            numbers = tuple(float(number) for number in str(value).split(","))
         except ValueError:
+            numbers = (math.nan,)
+        if not all(map(math.isfinite, numbers)):
             self.fail(f"'{value}' are no numbers; write them as 0.485,0.456,0.406", param, ctx)
+        return numbers
 
 
 class Pattern(Notation[str]):

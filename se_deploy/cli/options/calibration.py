@@ -9,7 +9,7 @@ import click
 from se_deploy.cli.options.data import seed, skip_unreadable
 from se_deploy.cli.parameters import group, optional, switch
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_PATH, OUT_FILE, Pattern, PolicyName, Share
+from se_deploy.cli.types import IN_PATH, OUT_FILE, Number, NumberRange, Pattern, PolicyName, Share
 from se_deploy.options import METHODS, CalibrationOptions
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ _calib_cache = optional("--calib-cache", OUT_FILE, "Ranges as JSON, reused where
 _exclude_nodes = optional("--exclude-nodes", Pattern(), "Keep matching nodes out of INT8.")
 _allow_random = switch("--allow-random-calibration", "Without data, calibrate on noise; a warning says so.")
 _policy = optional("--policy", PolicyName(), "Named placement of Q/DQ nodes; default: the target's.")
-_min_sqnr = optional("--min-sqnr", click.FLOAT, "Keep layers in FP16, cheapest first, to reach this many dB.")
+_min_sqnr = optional("--min-sqnr", Number(), "Keep layers in FP16, cheapest first, to reach this many dB.")
 _max_drop = optional(
-    "--max-drop", click.FLOAT, "Keep layers in FP16 until top-1 drops by at most this many points."
+    "--max-drop", Number(), "Keep layers in FP16 until top-1 drops by at most this many points."
 )
 _keep = optional("--keep", Share(), "Share of the multiply-accumulates to keep in FP16, as 10%.")
 
 _reconstruct = optional(
     "--reconstruct",
-    click.FloatRange(min=0, min_open=True),
+    NumberRange(min=0, min_open=True),
     "Seconds to train roundings in, block by block; needs PyTorch.",
     metavar="SECONDS",
 )

@@ -10,7 +10,7 @@ import click
 from se_deploy.cli.options.network import opt_shapes, tuned
 from se_deploy.cli.parameters import defaulted, group, optional, repeated
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import KindOfOutput, Limit
+from se_deploy.cli.types import KindOfOutput, Limit, Number, NumberRange
 from se_deploy.options import OUTPUT_KINDS, PRECISIONS, RUN_DURATION_S, Limits, TimingOptions
 
 if TYPE_CHECKING:
@@ -33,10 +33,10 @@ def by_name(typed: Iterable[tuple[str, OutputKind]]) -> dict[str, OutputKind]:
     return found
 
 
-_warmup_ms = defaulted("--warmup-ms", click.FloatRange(min=0), 200.0, "Untimed calls before the timed ones.")
-_duration_s = defaulted("--duration-s", click.FloatRange(min=0), 3.0, "Seconds to time, at least.")
+_warmup_ms = defaulted("--warmup-ms", NumberRange(min=0), 200.0, "Untimed calls before the timed ones.")
+_duration_s = defaulted("--duration-s", NumberRange(min=0), 3.0, "Seconds to time, at least.")
 _run_duration_s = defaulted(
-    "--duration-s", click.FloatRange(min=0), RUN_DURATION_S, "Seconds to time each artifact, at least."
+    "--duration-s", NumberRange(min=0), RUN_DURATION_S, "Seconds to time each artifact, at least."
 )
 _iterations = defaulted("--iterations", click.IntRange(min=1), 10, "Calls to time, at least.")
 
@@ -63,9 +63,9 @@ sized_timing = group(
 _preset = optional("--preset", click.Choice(PRECISIONS), "Tolerances by precision.")
 _atol = repeated("--atol", Limit(), "Largest absolute error.")
 _rtol = repeated("--rtol", Limit(), "Largest error over the output's range.")
-_min_cosine = optional("--min-cosine", click.FLOAT, "Smallest cosine between outputs.")
-_min_top1 = optional("--min-top1", click.FLOAT, "Smallest share of equal answers, between 0 and 1.")
-_min_iou = optional("--min-iou", click.FLOAT, "Smallest IoU of masks and of boxes, between 0 and 1.")
+_min_cosine = optional("--min-cosine", Number(), "Smallest cosine between outputs.")
+_min_top1 = optional("--min-top1", Number(), "Smallest share of equal answers, between 0 and 1.")
+_min_iou = optional("--min-iou", Number(), "Smallest IoU of masks and of boxes, between 0 and 1.")
 
 
 def _limits(given: Given) -> Limits:

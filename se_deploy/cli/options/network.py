@@ -10,7 +10,7 @@ import click
 from se_deploy.cli.options.data import seed
 from se_deploy.cli.parameters import defaulted, group, optional, repeated, switch
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_FILE, Batch, Declared, Dims, Floats, KeyValue, NamedDims
+from se_deploy.cli.types import IN_FILE, Batch, Declared, Dims, Floats, KeyValue, NamedDims, NumberRange
 from se_deploy.options import DEFAULT_OPSET, INTERPOLATIONS, LAYOUTS, RESIZES, ImageOptions, NetworkOptions
 from se_deploy.signature import Feeding
 
@@ -54,7 +54,7 @@ _batch = defaulted("--batch", Batch(), "dynamic", "Batch size to freeze, or dyna
 _mean = optional("--mean", Floats(), "Mean of pixels in [0, 1], per channel, to subtract.")
 _std = optional("--std", Floats(), "Standard deviation of pixels, per channel, to divide by.")
 _resize = optional("--resize", click.Choice(RESIZES), "How an image gets its size.")
-_crop = optional("--crop", click.FloatRange(0, 1, min_open=True), "Fraction that the crop keeps.")
+_crop = optional("--crop", NumberRange(0, 1, min_open=True), "Fraction that the crop keeps.")
 _interpolation = optional("--interpolation", click.Choice(INTERPOLATIONS), "Filter of the resize, Pillow's.")
 _layout = optional(
     "--layout",

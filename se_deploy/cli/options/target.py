@@ -9,7 +9,7 @@ import click
 from se_deploy.cli.options.network import opt_shapes, tuned
 from se_deploy.cli.parameters import defaulted, group, optional, repeated, switch
 from se_deploy.cli.sections import Section
-from se_deploy.cli.types import IN_FILE, RewriteNames, RuntimeName, TargetName
+from se_deploy.cli.types import IN_FILE, NumberRange, RewriteNames, RuntimeName, TargetName
 from se_deploy.options import PRECISIONS, SEARCH_PLANS, RewriteOptions, TargetOptions
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ _search_plans = defaulted(
     "Plans that the search for the cheapest form may ask for.",
 )
 _replay = optional("--replay", IN_FILE, "Apply the choices that an earlier search saved.")
-_search_seconds = optional("--search-seconds", click.FloatRange(min=0), "End the search early.")
+_search_seconds = optional("--search-seconds", NumberRange(min=0), "End the search early.")
 
 
 def _rewriting(given: Given) -> RewriteOptions:
