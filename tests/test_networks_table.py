@@ -69,8 +69,8 @@ def test_every_network_has_a_row_and_a_test(table):
     assert {name.split(",")[0] for name in names} == {*SMALL, *LARGE}
 
 
-def rows(table, folder, name):
-    done = CliRunner().invoke(table.main, ["-o", str(folder), "--only", name], catch_exceptions=False)
+def rows(table, folder, name, *words):
+    done = CliRunner().invoke(table.main, ["-o", str(folder), "--only", name, *words], catch_exceptions=False)
     assert done.exit_code == 0
     return {row["name"]: row for row in json.loads((folder / "networks.json").read_text())["rows"]}
 
@@ -85,6 +85,13 @@ def test_small_networks_go_all_the_way_and_are_not_run_twice(table, tmp_path, na
     assert (row["blocks"], row["refusal"]) == ({"se": 1}, None)
     monkeypatch.setattr(table, "row", None)  # would fail if it were called
     assert rows(table, tmp_path, name)[name] == row
+    path = tmp_path / f"{table._slug(name)}.json"
+    kept = table.msgspec.json.decode(path.read_bytes(), type=table.Row)
+    wrong = {p: table.dataclasses.replace(e, activation_bytes=1) for p, e in kept.engines.items()}
+    path.write_bytes(table.msgspec.json.encode(table.dataclasses.replace(kept, engines=wrong)))
+    again = rows(table, tmp_path, name, "--recount")[name]
+    assert again.pop("counted") is not None
+    assert again == {k: v for k, v in row.items() if k != "counted"}
 
 
 @pytest.mark.long
