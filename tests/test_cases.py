@@ -169,7 +169,7 @@ def test_int8_of_awkward_graphs_is_written_finite_and_builds(folder, capsys, cas
     assert (code, json.loads(out)["found_precision"]) == (0, "int8")
 
 
-@pytest.mark.parametrize("inputs", [1, 2])
+@pytest.mark.parametrize("inputs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_exported_program_is_taken_with_its_inputs(folder, capsys, inputs):
     del folder
     torch = pytest.importorskip("torch")
@@ -445,6 +445,7 @@ def test_baked_preprocessing_is_the_one_outside_in_every_precision(folder, capsy
         assert all(one["passed"] for one in candidates)
 
 
+@pytest.mark.slow  # a run; the single commands are above
 def test_a_run_with_baked_preprocessing_is_compared_with_what_was_given(folder, capsys):
     given = case_graphs.save(case_graphs.frozen_batch("N"), folder / "net.onnx")
     pictures(folder / "pics")

@@ -321,7 +321,7 @@ class Net(torch.nn.Module):
     ("flags", "dims"),
     [
         (["--input", "feats:Nx8xT", "--opt-shapes", "feats:1x8x40"], ["N", 8, "T"]),
-        (["--input-size", "8x40"], ["batch", 8, 40]),
+        pytest.param(["--input-size", "8x40"], ["batch", 8, 40], marks=pytest.mark.slow),
     ],
     ids=["declared", "sized"],
 )

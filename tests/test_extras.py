@@ -42,29 +42,52 @@ def without(*absent, args, cwd):
     return done.returncode, done.stdout, done.stderr
 
 
+NEEDS_TORCH = [
+    ["networks"],
+    ["demo", "-o", "out"],
+    ["export", "se_deploy:se_resnet20", "-o", "o.onnx"],
+    ["export", "timm:resnet18", "-o", "o.onnx"],
+    ["export", "net.pt2", "-o", "o.onnx"],
+    ["parity", "se_deploy:se_resnet20", "net.onnx", "--data", "x.npy"],
+    ["profile", "net.onnx", "--reference", "se_deploy:se_resnet20"],
+]
+
+
+@pytest.fixture(scope="module")
+def said_without_torch(tmp_path_factory):
+    """The exit code and the JSON object of each of NEEDS_TORCH, by its words, out of one process."""
+    folder = tmp_path_factory.mktemp("without_torch")
+    ir.save(plan_graphs.se_net(), folder / "net.onnx")
+    for name in ("x.npy", "net.pt2"):
+        (folder / name).touch()
+    code = (
+        "import contextlib, io, json, sys\n"
+        "sys.modules['torch'] = None\n"
+        "from se_deploy.cli import main\n"
+        "said = {}\n"
+        f"for words in {NEEDS_TORCH!r}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "        code = main([*words, '--json'], standalone_mode=False)\n"
+        "    said[' '.join(words)] = (code, out.getvalue())\n"
+        "print(json.dumps(said))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.fixture
 def net(tmp_path):
     ir.save(plan_graphs.se_net(), tmp_path / "net.onnx")
     return tmp_path / "net.onnx"
 
 
-@pytest.mark.parametrize(
-    "args",
-    [
-        ["networks"],
-        ["demo", "-o", "out"],
-        ["export", "se_deploy:se_resnet20", "-o", "o.onnx"],
-        ["export", "timm:resnet18", "-o", "o.onnx"],
-        ["export", "net.pt2", "-o", "o.onnx"],
-        ["parity", "se_deploy:se_resnet20", "net.onnx", "--data", "x.npy"],
-        ["profile", "net.onnx", "--reference", "se_deploy:se_resnet20"],
-    ],
-    ids=" ".join,
-)
-def test_what_needs_torch_says_which_extra(args, net):
-    for name in ("x.npy", "net.pt2"):
-        (net.parent / name).touch()
-    code, out, _ = without("torch", args=[*args, "--json"], cwd=net.parent)
+@pytest.mark.parametrize("args", NEEDS_TORCH, ids=" ".join)
+def test_what_needs_torch_says_which_extra(args, said_without_torch):
+    code, out = said_without_torch[" ".join(args)]
     assert code == 1
     error = json.loads(out)["error"]
     assert error["kind"] == "MissingRuntime"
@@ -73,7 +96,13 @@ def test_what_needs_torch_says_which_extra(args, net):
 
 
 @pytest.mark.parametrize(
-    "args", [["inspect", "net.onnx"], ["export", "net.onnx", "-o", "o.onnx"], ["doctor"]], ids=" ".join
+    "args",
+    [
+        ["inspect", "net.onnx"],
+        ["export", "net.onnx", "-o", "o.onnx"],
+        pytest.param(["doctor"], marks=pytest.mark.slow),  # it tries every runtime, each in its process
+    ],
+    ids=" ".join,
 )
 def test_an_onnx_file_needs_no_torch(args, net):
     code, _, err = without("torch", "matplotlib", "timm", "torchvision", args=args, cwd=net.parent)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -16,6 +17,7 @@ from se_deploy.cli.main import main
 from se_deploy.commands import benefit, lowering
 from se_deploy.options import RewriteOptions
 from se_deploy.plan import Kernel, Plan, PlanTensor
+from se_deploy.profiling import latency
 from se_deploy.protocols import TensorSpec
 from se_deploy.targets import resolve_target
 
@@ -129,7 +131,9 @@ def toy(machine, here="a10"):
 
 
 @pytest.mark.parametrize(("int8_ms", "fp16_ms", "pays"), [(1.0, 2.0, True), (2.0, 1.0, False)])
-def test_with_a_gpu_at_hand_it_is_timed_where_asked(int8_ms, fp16_ms, pays):
+def test_with_a_gpu_at_hand_it_is_timed_where_asked(int8_ms, fp16_ms, pays, monkeypatch):
+    shortly = functools.partial(latency.measure, warmup_ms=1, duration_s=0.05)
+    monkeypatch.setattr(latency, "measure", shortly)
     found = weighed(toy(Machine(int8_ms, fp16_ms)), timed=True)
     assert found.worth_it is pays
     assert (found.int8_ms, found.fp16_ms) == (int8_ms, fp16_ms)

@@ -85,7 +85,7 @@ def test_a_simplifier_that_changes_the_answers_is_taken_back(net, monkeypatch):
     same(net, net / "out.onnx")
 
 
-@pytest.mark.parametrize("place", [0, 2, 5])
+@pytest.mark.parametrize("place", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_a_pass_that_changes_the_answers_is_dropped_and_the_others_stay(net, monkeypatch, place):
     passes = [*canonical.PASSES]
     passes.insert(place, doubled)

@@ -48,7 +48,12 @@ def network(module, size=(3, 8, 8)):
 
 
 @pytest.mark.parametrize(
-    ("opset", "batch", "by"), [(20, None, "dynamo"), (17, None, "torchscript"), (18, 1, "dynamo")]
+    ("opset", "batch", "by"),
+    [
+        (20, None, "dynamo"),
+        (17, None, "torchscript"),
+        pytest.param(18, 1, "dynamo", marks=pytest.mark.slow),
+    ],
 )
 def test_the_written_graph_computes_what_pytorch_does(opset, batch, by, tmp_path):
     net = network(Gate())
@@ -80,7 +85,7 @@ class Overwriting(nn.Module):
         return y + z if self.reads else z
 
 
-@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("reads", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_layers_that_write_in_place_are_exported_as_they_compute(reads):
     net = network(Overwriting(reads=reads))
     made = torch_export.export(net)

@@ -61,7 +61,10 @@ def around(module, size):
     )
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n == "se_resnet56")) for n in SMALL],  # as se_resnet20
+)
 def test_a_small_network_exports_with_a_free_batch(name):
     network = zoo.load(f"se_deploy:{name}")
     model = assert_exports(network, TORCHSCRIPT)

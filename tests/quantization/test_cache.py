@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,11 +128,21 @@ def test_what_is_no_cache_is_refused(tmp_path, content):
         quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=FAST, calib_cache=kept)
 
 
+@functools.cache
+def cache_of_a_run():
+    """What quantizing the network with its data keeps."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "cache.json"
+        quantization.quantize(
+            network(), dataset(Path(folder)), runtime=RUNTIME, options=FAST, calib_cache=kept
+        )
+        return kept.read_text()
+
+
 def with_cache(tmp_path, change):
     """Quantize with a cache of an earlier run that `change` has edited."""
     kept, samples = tmp_path / "cache.json", dataset(tmp_path)
-    quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST, calib_cache=kept)
-    content = json.loads(kept.read_text())
+    content = json.loads(cache_of_a_run())
     change(content)
     kept.write_text(json.dumps(content))
     return quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST, calib_cache=kept)
