@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     Dims = tuple[int, ...]
 
 
+_BATCH, _CHANNELS = 0, 1  # axes of (N, C, ...)
+
+
 @dataclass(frozen=True, slots=True)
 class Filled:
     """The plan with its sizes, and the tensors whose size could not be found, which count too little."""
@@ -60,7 +63,8 @@ class _Known:
     def learn(self, kernel: Kernel, *, padded: bool) -> int:
         """Find sizes by name, by the kernel's ONNX nodes, or by what is beside them; say of how many tensors.
 
-        `padded`: channels may be more than the ONNX tensor has, as a compiler rounds them up.
+        `padded`: channels may be more than the ONNX tensor has, as a compiler rounds them up, and so may the
+        batch, which is 1 there; no other axis may.
         """
         nodes = [self._nodes[name] for name in kernel.onnx_nodes if name in self._nodes]
         written = [self._values.get(value.name) for node in reversed(nodes) for value in node.outputs]
@@ -91,7 +95,8 @@ def _is_free(tensor: PlanTensor) -> bool:
 def _first_fit(tensor: PlanTensor, *candidates: Iterable[Dims | None], padded: bool) -> Dims | None:
     for dims in (dims for group in candidates for dims in group if dims is not None):
         if len(dims) == len(tensor.dims) and all(
-            p in {-1, d} or (padded and p > d) for p, d in zip(tensor.dims, dims, strict=True)
+            p in {-1, d} or (padded and p > d and (axis == _CHANNELS or (axis == _BATCH and d == 1)))
+            for axis, (p, d) in enumerate(zip(tensor.dims, dims, strict=True))
         ):
             return dims
     return None

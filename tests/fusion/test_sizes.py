@@ -92,6 +92,12 @@ def test_channels_that_the_compiler_pads_keep_their_number(model):
     assert made.plan.layers[1].outputs[0].dims == (-1, 16, 8, 6)
 
 
+def test_a_batch_that_the_engine_fixes_is_no_reason_for_an_unknown_size(model):
+    fixed = tensor("fixed", (8, 3, -1, -1))
+    made = filled(model, kernel((fixed,), (tensor("y", (8, 4, 1, 1)),), "n_c"))
+    assert (made.unknown, made.plan.layers[0].inputs[0].dims) == ((), (8, 3, 8, 6))
+
+
 def test_what_nothing_tells_the_size_of_is_named(model):
     odd = tensor("odd", (-1, 7, -1))
     made = filled(model, kernel((odd,), (odd,)))
@@ -116,8 +122,8 @@ def test_only_a_copy_has_the_size_of_what_is_beside_it(model):
 
 @pytest.mark.parametrize(
     "dims",
-    [(-1, 2, -1, -1), (-1, 3, -1), (-1, 3, 7, -1)],  # the last would fit the weights
-    ids=["fewer channels", "rank", "height"],
+    [(-1, 2, -1, -1), (-1, 3, -1), (-1, 3, 7, -1), (-1, 3, 16, -1)],  # 3 x 7 would fit the weights
+    ids=["fewer channels", "rank", "height", "larger height"],
 )
 def test_a_tensor_has_no_size_of_one_that_it_is_not(model, dims):
     made = filled(model, kernel((tensor("read", dims),), (tensor("y", (-1, 4, 1, 1)),), "n_c"))
