@@ -144,15 +144,16 @@ def sweep(
         kept = {name: one for name, one in kept.items() if name not in altered}
         left = [cell for cell in matrix.cells if cell.folder not in kept]
         made: dict[str, SweepCell] = {}
+        notes: list[str] = []
         nodes: tuple[Node, ...] = ()
         if left:
             with _executor(options) as executor:
                 nodes = executor.nodes
-                made = _work(left, matrix, folder, executor, progress)
+                made = _work(left, matrix, folder, executor, notes=notes, progress=progress)
         cells = tuple(made.get(cell.folder) or _again(kept[cell.folder]) for cell in matrix.cells)
         result = Sweep(
             tool_version=tool_version(),
-            warnings=_warnings(cells),
+            warnings=(*_warnings(cells), *notes),
             cells=cells,
             report=PAGE,
             csv=TABLE,
@@ -244,9 +245,15 @@ def _warnings(cells: Sequence[SweepCell]) -> tuple[str, ...]:
 
 
 def _work(
-    cells: Sequence[Cell], matrix: Matrix, folder: Path, executor: Executor, progress: Progress
+    cells: Sequence[Cell],
+    matrix: Matrix,
+    folder: Path,
+    executor: Executor,
+    *,
+    notes: list[str],
+    progress: Progress,
 ) -> dict[str, SweepCell]:
-    """Run cells and publish each as it ends; return them by folder."""
+    """Run cells and publish each as it ends; return them by folder, and what is to be said in `notes`."""
     shared: dict[str, list[Cell]] = {}
     for cell in cells:
         shared.setdefault(cell.prepare_key, []).append(cell)
@@ -297,6 +304,8 @@ def _work(
             for key in chain
         ]
         made[cell.folder] = sweep_results.published(cell, outcome, before, folder)
+        if outcome.note is not None:
+            notes.append(f"{cell.folder}: {outcome.note}")
         seen.cell(made[cell.folder])
 
     seen.count(Count(0, len(tasks)))

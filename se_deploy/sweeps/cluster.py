@@ -94,7 +94,7 @@ def opened(on: str, *, retries: int, store: Path | None) -> Iterator[Cluster]:
             _join(ray, address)
         except ConnectionAbortedError as e:
             raise BadInput(
-                f"--on {on}: what serves a sweep there did not start: {_last_line(e)}",
+                f"--on {on}: what serves a sweep there did not start: {remote.last_line(e)}",
                 hint="see ray_client_server*.err in /tmp/ray/session_latest/logs of the first node",
             ) from e
         except (ConnectionError, RuntimeError, TimeoutError, ValueError) as e:
@@ -221,15 +221,10 @@ def _answered(
         except (ray.exceptions.RayError, ImportError) as e:
             own = remote.versions()
             raise BadInput(
-                f"the node {node['NodeManagerAddress']} cannot work: {_last_line(e)}",
+                f"the node {node['NodeManagerAddress']} cannot work: {remote.last_line(e)}",
                 hint=f"install se-deploy {own.tool} there, with Python {own.python} and Ray {own.ray}",
             ) from e
     return answers
-
-
-def _last_line(error: Exception) -> str:
-    """Return what an error of Ray's comes to: a traceback of the node precedes it."""
-    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
 
 def _tags(node: Mapping[str, Any]) -> tuple[str, ...]:
@@ -377,14 +372,14 @@ class Cluster:
                 output = scratch / key
                 data = self.ray.get(sent.files) if self.store is None else remote.read(self.store, key)
                 content.unpack(data, output)
-        except NotShared as e:
+        except (NotShared, BadInput) as e:
             return Outcome(key, made.node, made.seconds, made.attempts, failure_of(e))
         except self.ray.exceptions.RayError as e:
             lost = LostWorker(
-                f"its worker was lost: {_last_line(e)}", hint="look at the node; more tries: --retries"
+                f"its worker was lost: {remote.last_line(e)}", hint="look at the node; more tries: --retries"
             )
             return Outcome(key, _LOST, 0.0, self.retries + 1, failure_of(lost))
-        return Outcome(key, made.node, made.seconds, made.attempts, made.failure, output)
+        return Outcome(key, made.node, made.seconds, made.attempts, made.failure, output, made.note)
 
     def _alive(self) -> list[Mapping[str, Any]]:
         return [node for node in self.ray.nodes() if node["Alive"]]

@@ -39,7 +39,17 @@ def packed(path: Path) -> bytes:
 
 
 def unpack(data: bytes, path: Path) -> None:
-    """Write what `packed` gave to `path`: a file, or a folder."""
+    """Write what `packed` gave to `path`: a file, or a folder. Raises: BadInput for other data."""
+    try:
+        _unpack(data, path)
+    except tarfile.TarError as e:
+        raise BadInput(
+            f"what a task made cannot be unpacked: {e}",
+            hint="with --store, remove it there, and it is made again",
+        ) from e
+
+
+def _unpack(data: bytes, path: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         for entry in archive:
             content = archive.extractfile(entry)

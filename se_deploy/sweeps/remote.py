@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import shutil
 import socket
 import time
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Made:
     seconds: float
     attempts: int
     failure: Failure | None
+    note: str | None = None  # see Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +155,11 @@ def _done(task: Task, given: Given, way: Way) -> tuple[Made, bytes | None, bytes
             content.unpack(fetched(sha, given.inputs[sha]), places.inputs / inside(file))
         if places.before is not None and task.after is not None:
             content.unpack(fetched(task.after, given.before), places.before)
-        if given.kept is not None and (data := _got(given.kept)) is not None:
-            content.unpack(data, kept)
+        note = None if given.kept is None else _handed_on(given.kept, kept)
         done = isolation.attempted(
             task, places, name, isolation.Children(), seconds=way.seconds, retries=way.retries
         )
-        record = Made(name, done.seconds, done.attempts, done.failure)
+        record = Made(name, done.seconds, done.attempts, done.failure, note)
         on = content.packed(kept) if way.hands_on and kept.is_dir() else None
         if done.failure is not None:
             return record, None, on
@@ -167,6 +168,25 @@ def _done(task: Task, given: Given, way: Way) -> tuple[Made, bytes | None, bytes
         return record, data, on
     once.publish(data, stored(store, task.key))
     return record, None, on
+
+
+def _handed_on(references: Sequence[Any], kept: Path) -> str | None:
+    """Unpack what others of its kind kept, which saves a task work; return why it must do without."""
+    import ray  # noqa: PLC0415 - on the node, where it is
+
+    try:
+        data = _got(references)
+        if data is not None:
+            content.unpack(data, kept)
+    except (ray.exceptions.RayError, BadInput) as e:
+        shutil.rmtree(kept, ignore_errors=True)  # what came of it
+        return f"what was kept for it is lost, it did all by itself: {last_line(e)}"
+    return None
+
+
+def last_line(error: Exception) -> str:
+    """Return what an error of Ray's comes to: a traceback of the node precedes it."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), repr(error))
 
 
 def _got(references: Sequence[Any]) -> Any:  # noqa: ANN401 - bytes, or None where there was nothing to hand on

@@ -92,6 +92,7 @@ class Outcome:
     attempts: int
     failure: Failure | None = None
     output: Path | None = None
+    note: str | None = None  # what went otherwise than usual, and cost time alone
 
 
 @dataclass(frozen=True, slots=True)

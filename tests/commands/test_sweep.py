@@ -281,6 +281,26 @@ def test_what_another_sweep_made_is_published_under_this_ones_names(folder):
     assert (Path("out") / found.report).read_text() == "page"
 
 
+class Failing:
+    """Says of every task that it failed, and what went otherwise than usual."""
+
+    nodes = ()
+
+    def run(self, tasks, _inputs, *, ended, count):
+        del count
+        for task in tasks:
+            failure = Failure("BadModel", "no network", "-")
+            ended(Outcome(task.key, "node", 1.0, 1, failure, note="what was kept is lost"))
+
+
+def test_what_went_otherwise_than_usual_is_a_warning(folder, monkeypatch):
+    asked = matrix(models=("net.onnx",), calib_data=Path("x.npy"))
+    monkeypatch.setattr(sweep, "_executor", lambda _: contextlib.nullcontext(Failing()))
+    found = sweep.sweep(asked, "out").warnings
+    name = asked.cells[0].folder
+    assert found == (f"{name} failed: no network", f"{name}: what was kept is lost")
+
+
 def published(cell, *names):
     """Publish a result with these files, or a failure where there are none."""
     made = Path("made")

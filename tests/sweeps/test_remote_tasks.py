@@ -49,6 +49,53 @@ def test_a_node_that_does_not_see_the_shared_folder_says_so(on_node, tmp_path):
     assert "--store" in made.failure.hint
 
 
+def count_alike(word, places):
+    """Make what tasks of a kind make alike, unless it was kept; write whether it was."""
+    kept = places.kept / "alike"
+    (places.output / "text").write_text("found" if kept.exists() else "made")
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(word)
+
+
+def packed(folder, *, alike):
+    folder.mkdir()
+    (folder / "alike").write_text(alike)
+    return content.packed(folder)
+
+
+@pytest.mark.parametrize("way", ["kept", "nothing kept", "lost", "unreadable"])
+def test_what_was_kept_and_is_lost_costs_time_and_not_the_task(way, monkeypatch, tmp_path):
+    ray = pytest.importorskip("ray")
+    data = packed(tmp_path / "kept", alike="earlier")
+    held = {"kept": data, "nothing kept": None, "unreadable": data[:700]}
+    monkeypatch.setattr(remote, "here", lambda: "node")
+
+    def get(_references):
+        if way == "lost":
+            raise ray.exceptions.ObjectLostError("0" * 56, None, "")
+        return [held[way]]
+
+    monkeypatch.setattr(ray, "get", get)
+    given = remote.Given({}, kept=["reference"])
+    task = Task("k", count_alike, "own", {})
+    made, files, on = remote.on_node(task, given, remote.Way(None, 0, None, hands_on=True))
+    assert (made.failure, made.attempts) == (None, 1)
+    content.unpack(files, tmp_path / "made")
+    assert (tmp_path / "made" / "text").read_text() == ("found" if way == "kept" else "made")
+    content.unpack(on, tmp_path / "on")
+    assert (tmp_path / "on" / "alike").read_text() == "own", "the next one gets what this one kept"
+    if way in held.keys() - {"unreadable"}:
+        assert made.note is None
+    else:
+        assert "what was kept for it is lost, it did all by itself: " in made.note
+
+
+def test_what_a_task_made_and_cannot_be_unpacked_is_its_failure(tmp_path):
+    for data in (b"", b"no archive", packed(tmp_path / "whole", alike="x")[:700]):
+        with pytest.raises(BadInput, match="cannot be unpacked"):
+            content.unpack(data, tmp_path / "there")
+
+
 @pytest.mark.parametrize(("field", "name"), [("python", "Python"), ("ray", "Ray"), ("tool", "se-deploy")])
 def test_a_node_of_another_version_is_named_with_both(field, name):
     own = remote.Versions("3.11.7", "2.60.0", "1.2.0")
