@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
 
+_NO_SIGNAL = 1e10  # noise over signal: no layer of eight bits makes 100 dB more than there is to lose
+
+
 def quantize(
     model: ir.Model,
     samples: Samples,
@@ -273,6 +276,14 @@ def _with_gptq(job: Job, plan: Plan, params: Mapping[str, QuantParams], progress
 
 
 def _left_in_float(layer: Layer, noise: Mapping[str, float], *, measured: bool) -> FloatLayer:
-    level = 10 * np.log10(max(noise[layer.node], np.finfo(np.float64).tiny))
-    where = "of the network's output" if measured else "of its own output, as predicted"
-    return FloatLayer(layer.node, f"alone in INT8 it makes noise at {level:.0f} dB {where}", layer.macs)
+    whose = "the network's output" if measured else "its own output, as predicted"
+    return FloatLayer(layer.node, _noise_in_words(noise[layer.node], whose), layer.macs)
+
+
+def _noise_in_words(noise: float, whose: str) -> str:
+    """Say what noise over signal is; a ratio to what does not vary is no figure to print."""
+    if noise <= 0:
+        return f"alone in INT8 it makes no noise in {whose}"
+    if noise >= _NO_SIGNAL:
+        return f"the calibration data does not vary {whose}, so that the noise in INT8 has no measure"
+    return f"alone in INT8 it makes noise at {10 * np.log10(noise):.0f} dB of {whose}"

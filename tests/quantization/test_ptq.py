@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import onnx_ir as ir
@@ -495,3 +496,14 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(tmp_path):
     options = dataclasses.replace(FAST, exclude_nodes="(")
     with pytest.raises(BadInput, match="no regular expression"):
         quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
+
+
+def test_noise_of_what_does_not_vary_is_no_figure(tmp_path):
+    dataset(tmp_path)
+    x = np.load(tmp_path / "x.npz")["x"] * 0
+    few = dataclasses.replace(quantization.PORTABLE, name="few", float_macs=0.4)
+    options = dataclasses.replace(FAST, policy=few)
+    made = quantization.quantize(network(), samples_of(tmp_path, x=x), runtime=RUNTIME, options=options)
+    assert any("does not vary" in kept.reason for kept in made.float_layers)
+    levels = re.findall(r"(-?\d+) dB", " ".join(kept.reason for kept in made.float_layers))
+    assert all(abs(int(level)) < 100 for level in levels)
