@@ -257,8 +257,18 @@ def tidy(model: ir.Model, *, from_file: bool = False) -> ir.Model:
         if not node.name:
             node.name = f"{node.op_type}:{node.outputs[0].name}"
     common.NameFixPass()(model)
+    _name_in_bodies(model)
     shape_inference.infer(model, from_file=from_file)
     return model
+
+
+def _name_in_bodies(model: ir.Model) -> None:
+    """Give a node in a body a name that no other graph has: ONNX, and NameFixPass, look at each by itself."""
+    taken = {str(node.name) for node in model.graph}
+    for node in model.graph.all_nodes():
+        if node.graph is not model.graph:
+            node.name = fresh_name(str(node.name), taken)
+            taken.add(node.name)
 
 
 def check_structure(model: ir.Model, *, after: str) -> None:

@@ -36,6 +36,19 @@ def test_tidy_drops_what_nothing_reads_and_names_every_node():
     assert "unused" not in model.graph.initializers
 
 
+def test_a_node_in_a_body_has_a_name_of_its_own():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N] x, bool t) => (float[N] y) {
+        a = Relu(x)
+        y = If (t) <then_branch = one () => (float[N] b) { b = Neg(a) },
+                    else_branch = other () => (float[N] c) { d = Abs(a) c = Neg(d) }> }"""
+    model = graph.tidy(graph.inline(ir.from_proto(parser.parse_model(text))))
+    names = [node.name for node in model.graph.all_nodes()]
+    assert len(set(names)) == len(names) == 5
+    outside = [node.name for node in model.graph]
+    assert [node.name for node in graph.tidy(model).graph.all_nodes()] == names
+    assert [node.name for node in model.graph] == outside
+
+
 def test_a_written_file_reads_back_the_same(tmp_path):
     graph.save(chain(), tmp_path / "m.onnx")
     again = graph.load(tmp_path / "m.onnx")

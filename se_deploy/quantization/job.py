@@ -291,7 +291,7 @@ def _work(model: ir.Model, samples: Samples) -> dict[str, _Work]:
             for value in node.outputs:
                 value.shape = None
         graph.tidy(copy)
-    return {node.name or "": _Work(graph.macs(node), graph.elements(node)) for node in copy.graph}
+    return {node.name or "": _Work(graph.macs(node), graph.elements(node)) for node in copy.graph.all_nodes()}
 
 
 def _last_outputs(model: ir.Model, candidates: Sequence[Layer]) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
 import dataclasses
 import itertools
-import re
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx import numpy_helper, parser
 from ptq_graphs import FAST, RUNTIME, dataset, is_int8, layers_of, network, samples_of, zero_points
 
 from se_deploy import graph, quantization
@@ -13,7 +13,7 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.backends.tensorrt import policies
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadData, BadInput, UnsupportedGraph
-from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, chain, gptq
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, chain, gptq, ptq
 
 
 def test_the_portable_form(tmp_path):
@@ -498,12 +498,32 @@ def test_a_pattern_that_is_no_regular_expression_is_refused(tmp_path):
         quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME, options=options)
 
 
-def test_noise_of_what_does_not_vary_is_no_figure(tmp_path):
-    dataset(tmp_path)
-    x = np.load(tmp_path / "x.npz")["x"] * 0
-    few = dataclasses.replace(quantization.PORTABLE, name="few", float_macs=0.4)
-    options = dataclasses.replace(FAST, policy=few)
-    made = quantization.quantize(network(), samples_of(tmp_path, x=x), runtime=RUNTIME, options=options)
-    assert any("does not vary" in kept.reason for kept in made.float_layers)
-    levels = re.findall(r"(-?\d+) dB", " ".join(kept.reason for kept in made.float_layers))
-    assert all(abs(int(level)) < 100 for level in levels)
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        (0.0, "no noise in its own output"),
+        (1e-4, "noise at -40 dB of its own output"),
+        (10.0, "noise at 10 dB of its own output"),
+        (1e23, "does not vary its own output"),
+    ],
+)
+def test_noise_over_what_does_not_vary_is_no_figure(noise, said):
+    assert said in ptq._noise_in_words(noise, "its own output")
+
+
+def test_layers_inside_of_an_if_are_counted_beside_those_that_are_quantized(tmp_path):
+    text = """<ir_version: 9, opset_import: ["": 18]> g (float[N,4,6,6] x) => (float[N,4,6,6] y)
+        <float zero = {0}>
+        { a = Conv(x, w)  s = ReduceSum<keepdims = 0>(a)  t = Greater(s, zero)
+          y = If (t) <then_branch = one () => (float[N,4,6,6] b) { b = Conv(a, w) },
+                      else_branch = other () => (float[N,4,6,6] c) { c = Neg(a) }> }"""
+    proto = parser.parse_model(text)
+    array = np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(array, "w"))
+    model = graph.tidy(graph.inline(ir.from_proto(proto)))
+    x = np.random.default_rng(1).standard_normal((8, 4, 6, 6))
+    made = quantization.quantize(model, samples_of(tmp_path, x=x), runtime=RUNTIME, options=FAST)
+    assert made.quantized == ("x",)
+    (kept,) = made.float_layers
+    assert "inside of If" in kept.reason
+    assert made.macs_int8_fraction == 0.5
