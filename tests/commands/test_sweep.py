@@ -331,7 +331,9 @@ def test_a_result_with_fewer_files_leaves_none_of_the_earlier_one(folder):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda path: path.write_text("another"), lambda path: path.unlink(), None], ids=str
+    "damage",
+    [lambda path: path.write_text("another"), lambda path: path.unlink(), None],
+    ids=["changed", "removed", "as they were"],
 )
 def test_a_cell_whose_files_are_not_its_own_any_more_does_not_stand(folder, damage):
     found = matrix(models=("net.onnx",), calib_data=Path("x.npy"), cell_seconds=1e-3)

@@ -200,9 +200,10 @@ FINDINGS = {
     ),
     "a sum in the kernel of a gate": (
         BESIDE + GATE + " e = Mul(r, t) k = Add(e, o) " + last("k"),
-        {("residual-in-float", "k", ("o",), ("o",), "k")},
+        {("residual-in-float", "k", ("o",), ("e",), "k")},
         {("p", ("a",)), END},
     ),
+    "a padding that is an output": (FIRST + " r = Relu(a) y = Pad(r, edges) ", set(), {("y", ("a",))}),
     "a sum in the kernel of a gate that reads INT8": (
         BESIDE + pair("o", "oq") + GATE + " e = Mul(r, t) k = Add(e, oq) " + last("k"),
         set(),
@@ -236,6 +237,47 @@ FINDINGS = {
 def test_all_that_is_said_of_a_graph(name):
     body, breaks, ends = FINDINGS[name]
     assert said(body) == (breaks, ends)
+
+
+TWO = pair("x", "xq")
+ONCE = " q = QuantizeLinear(r, s, z) rq = DequantizeLinear(q, s, z) "
+TWICE = " rd = DequantizeLinear(q, s, z) "
+ORDERS = {
+    "an activation behind the other layer": (
+        (TWO, conv("xq", "a"), " r = Relu(a) ", conv("xq", "b"), " k = Add(r, b) ", last("k")),
+        (0, 1, 3, 2, 4, 5),
+    ),
+    "a factor of the earlier layer": (
+        (TWO, conv("xq", "b"), " m = Mul(b, c_m) ", conv("xq", "a"), " k = Add(a, m) ", last("k")),
+        (0, 1, 3, 2, 4, 5),
+    ),
+    "a dequantizer behind the layer": (
+        (FIRST, " r = Relu(a) ", ONCE, TWICE, conv("rq", "b"), " k = Add(b, rd) ", last("k")),
+        (0, 1, 2, 4, 3, 5, 6),
+    ),
+    "a gate behind the layer": (
+        (FIRST + " r = Relu(a) ", GATE, " e = Mul(r, t) ", conv("xq", "o"), " k = Add(e, o) ", last("k")),
+        (0, 3, 1, 2, 4, 5),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_the_order_of_nodes_decides_nothing(name):
+    parts, order = ORDERS[name]
+    one, other = "".join(parts), "".join(parts[place] for place in order)
+    kernels_of_one, kernels_of_other = planned(one), planned(other)
+    assert sorted(kernels_of_one) == sorted(kernels_of_other)
+    assert any(set(nodes) > {"k"} for _, kind, nodes, *_ in kernels_of_one if kind == "layer"), (
+        "k is taken in"
+    )
+    assert said(one) == said(other)
+
+
+def test_of_two_layers_the_later_takes_the_sum_in():
+    found = planned(TWO + conv("xq", "a") + conv("xq", "b") + " k = Add(a, b) r = Relu(k) " + last("r"))
+    layers = [nodes for _, kind, nodes, *_ in found if kind == "layer"]
+    assert layers == [("a",), ("b", "k", "r"), ("y",)]
 
 
 def test_a_cause_names_the_tensor_and_what_is_around_it():

@@ -145,12 +145,14 @@ def leaves_graph(value: ir.Value) -> bool:
 def of(model: ir.Model) -> Kernels:
     """Return the kernels of a graph (shapes inferred, nodes in order), as published fusions make them."""
     nodes = [node for node in model.graph if _runs(node)]
-    order = {node: i for i, node in enumerate(model.graph)}
     owner: dict[ir.Node, Kernel] = {}
     for node in nodes:
         layer = spelling.weighted(node)
         if layer is not None:
-            kernel = _layer(layer, order)
+            kernel = _layer(layer)
+            both = next((n for n in kernel.nodes if n in owner), None)
+            if both is not None:  # a sum of two layers, which the later one takes in
+                _leave(owner[both], both)
             owner.update(dict.fromkeys(kernel.nodes, kernel))
     for node in reversed(nodes):  # from behind, so that each kernel's nodes stay in the graph's order
         if node not in owner:
@@ -171,8 +173,11 @@ def _runs(node: ir.Node) -> bool:
     return not all(map(spelling.is_fixed, node.inputs)) and not (types and types <= _COMPUTED_ON_HOST)
 
 
-def _layer(layer: Weighted, order: dict[ir.Node, int]) -> Kernel:
-    """Return a layer with what its kernel takes in."""
+def _layer(layer: Weighted) -> Kernel:
+    """Return a layer with what its kernel takes in, wherever the nodes stand in the graph's order.
+
+    A sum's other summand never waits for the layer: nothing but the sum reads what the layer makes.
+    """
     kernel = Kernel("layer", [layer.node], layer)
     value, linear, activated = layer.node.outputs[0], True, False
     while not leaves_graph(value):
@@ -185,16 +190,21 @@ def _layer(layer: Weighted, order: dict[ir.Node, int]) -> Kernel:
         elif is_clamp(node):
             linear, activated = False, node.op_type not in _BOUNDS
         elif kernel.residual is None and is_sum(node):
-            other = next((v for v in node.inputs if v is not None and _behind_free(v) is not value), None)
-            made = None if other is None else _behind_free(other).producer()
-            if made is not None and order[made] > order[layer.node]:
-                break  # not there yet: the later of two layers takes the sum in
-            kernel.residual, linear = other, False
+            kernel.residual = next(
+                (v for v in node.inputs if v is not None and _behind_free(v) is not value), None
+            )
+            linear = False
         else:
             break
         kernel.nodes.append(node)
         value = node.outputs[0]
     return kernel
+
+
+def _leave(kernel: Kernel, node: ir.Node) -> None:
+    """Let a layer's kernel end in front of a sum."""
+    del kernel.nodes[kernel.nodes.index(node) :]
+    kernel.residual = None
 
 
 def _joined(node: ir.Node, owner: dict[ir.Node, Kernel]) -> Kernel:

@@ -129,7 +129,7 @@ class Writing:
             return End(str(node.name), "this layer is in float", layers)
         if kernel.kind == "other" and node.op_type != "Resize":
             return End(str(node.name), f"{node.op_type} has no INT8 form", layers)
-        if kernel.kind in {"pool", "other"} and not self._leads_to_quantizer(kernel):
+        if kernel.kind in {"pad", "pool", "other"} and not self._leads_to_quantizer(kernel):
             return End(str(node.name), f"what {node.op_type} writes is not quantized", layers)
         return None
 
