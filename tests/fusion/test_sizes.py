@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -79,6 +81,29 @@ def test_a_tensor_that_a_kernel_sees_in_another_rank_has_the_graph_s_sizes(model
     )
     assert made.plan.layers[1].inputs[0].dims == (1, 4, 8, 6)
     assert made.plan.activation_bytes == 4 * (144 + 192 + 192 + 192)
+
+
+def test_a_signal_that_a_kernel_sees_as_an_image_has_the_graph_s_sizes():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,3,48] x, float[4,3,1] w) => (float[1,4,48] y) { c = Conv(x, w) y = Relu(c) }"""
+    signal, image = tensor("c", (-1, 4, -1)), tensor("c", (-1, 4, -1, 1))
+    made = filled(
+        net(text),
+        kernel((tensor("x", (-1, 3, -1)),), (signal,), "n_c"),
+        kernel((image,), (tensor("y", (-1, 4, -1)),), "n_y"),
+    )
+    assert made.plan.layers[1].inputs[0].dims == (1, 4, 48)
+    alone = filled(net(text), kernel((image,), (tensor("y", (-1, 4, -1)),), "n_y"))
+    assert alone.unknown == ("c",)
+
+
+def test_sizes_are_passed_on_through_any_number_of_copies(model):
+    names = ["x", "c1", "c2", "c3", "c4", "c5"]
+    seen = {name: tensor(name, (-1, 3, -1, -1)) for name in names}
+    copies = [kernel((seen[a],), (seen[b],)) for a, b in itertools.pairwise(names)]
+    made = filled(model, *reversed(copies))
+    assert made.unknown == ()
+    assert made.plan.layers[0].outputs[0].dims == (-1, 3, 8, 6)
 
 
 def test_channels_that_the_compiler_pads_keep_their_number(model):

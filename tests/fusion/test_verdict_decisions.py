@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import plan_graphs
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
 from se_deploy import fusion, graph
 from se_deploy.fusion import FusionRules
@@ -86,6 +86,34 @@ def test_a_first_layer_that_is_a_sum_of_products_is_no_squeeze(monkeypatch):
     assert judged(model, BLOCK[0], first, last, BLOCK[3]).reasons == ()
 
 
+def test_layers_of_two_units_that_are_sums_of_products_are_layers_and_no_gate():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[1,32,14,14] m, float[1,2,32] u, float[1,32,2] v, int64[3] row, int64[3] back, int64[4] map,
+           int64[1] last) => (float[1,32,14,14] s)
+        { p = GlobalAveragePool(m) r = Reshape(p, row) h1 = Mul(r, u) f1 = ReduceSum<keepdims = 0>(h1, last)
+          a = Relu(f1) b = Reshape(a, back) h2 = Mul(b, v) f2 = ReduceSum<keepdims = 0>(h2, last)
+          e = Sigmoid(f2) g = Reshape(e, map) s = Mul(m, g) }"""
+    arrays = {
+        "u": np.ones((1, 2, 32), np.float32), "v": np.ones((1, 32, 2), np.float32), "row": [1, 1, 32],
+        "back": [1, 1, 2], "map": [1, 32, 1, 1], "last": [2],
+    }  # fmt: skip
+    model = named(text, arrays)
+    for node in model.graph:
+        assert node.outputs[0].shape is not None, node.name
+    block = plan_graphs.unknown(plan_graphs.block(plan_graphs.se_net()))
+    found = Graph(model).region(block)
+    assert (found.squeeze, found.layers) == (("n_p",), ("n_f1", "n_f2"))
+    assert found.gate == {"n_e"}
+
+
+def test_a_squeeze_by_a_sum_that_names_its_axes_in_an_attribute_is_one():
+    text = """<ir_version: 8, opset_import: ["" : 11]>
+        g (float[1,32,14,14] m, float[1,32,1,1] w) => (float[1,32,14,14] s)
+        { p = ReduceSum<axes = [2, 3]>(m) f = Mul(p, w) g = Sigmoid(f) s = Mul(m, g) }"""
+    block = plan_graphs.unknown(plan_graphs.block(plan_graphs.se_net()))
+    assert Graph(named(text)).region(block).squeeze == ("n_p",)
+
+
 def test_a_block_without_a_layer_that_is_known_has_a_gate_and_its_squeeze_is_none_of_it():
     text = """<ir_version: 8, opset_import: ["" : 17]>
         g (float[1,32,14,14] m, float[1,32,1,1] w) => (float[1,32,14,14] s)
@@ -117,9 +145,13 @@ def with_constants(monkeypatch, pool="gap", **arrays):
     return plan_graphs.se_net(pool)
 
 
-def named(text):
-    """The graph of `text`, each node named after what it writes."""
-    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
+def named(text, constants=None):
+    """The graph of `text`, each node named after what it writes; inputs in `constants` are none."""
+    proto = parser.parse_model(text)
+    for name, array in (constants or {}).items():
+        proto.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        proto.graph.input.remove(next(one for one in proto.graph.input if one.name == name))
+    model = graph.tidy(ir.from_proto(proto))
     for node in model.graph:
         node.name = f"n_{node.outputs[0].name}"
     return model
@@ -151,9 +183,10 @@ def judged(model, *layers, block=None):
     [
         (kernel("act", ["n_act"], ["m0"], ["m"], "nchw"), True),
         (kernel("act", ["n_act"], ["m0"], ["m"]), False),  # turns nothing
+        (kernel("act", ["n_act"], ["m0"], ["m"], ""), False),  # does not say
         (kernel("conv", ["n_m"], ["x0"], ["m"], "nchw"), False),  # is the convolution
     ],
-    ids=["turns", "keeps", "convolution"],
+    ids=["turns", "keeps", "unsaid", "convolution"],
 )
 def test_only_a_kernel_apart_that_turns_the_map_is_advised_against(maker, advised):
     model = plan_graphs.se_net()
@@ -178,7 +211,9 @@ def test_a_layer_in_two_kernels_is_padded_where_the_first_adds_a_channel(given, 
         return () if channels is None else (PlanTensor(name, "float32", (-1, channels, 1, 1)),)
 
     weights = (PlanTensor("w", "float32", (32, 20, 1, 1)),)
-    first = Kernel("first", "kgen", vector("a", given), vector("a2", made), ("n_f2",), weights * constant)
+    beside = (PlanTensor("scale", "float32", ()),) if given else ()
+    reads, writes = vector("a", given) + beside, vector("a2", made)
+    first = Kernel("first", "kgen", reads, writes, ("n_f2",), weights * constant)
     second = Kernel("second", "kgen", vector("a2", 20), vector("g", 32), ("n_f2", "n_g"), weights)
     verdict = judged(plan_graphs.se_net(), *BLOCK[:2], first, second, BLOCK[3])
     (reason,) = verdict.reasons
@@ -202,6 +237,33 @@ def test_quantization_inside_the_block_is_named_whether_one_kernel_does_both_way
     (reason,) = verdict.reasons
     assert verdict.verdict == "split"
     assert reason.startswith("quantization kernel from 'n_q' inside the block: leave the gate in float")
+
+
+def test_a_kernel_that_shapes_and_quantizes_is_a_shape_kernel(monkeypatch):
+    layers = plan_graphs.LAYERS["conv"].replace("Conv(p,", "Conv(d,")
+    shaped = f"r = Reshape(p, c4) q = QuantizeLinear(r, sp, zp) d = DequantizeLinear(q, sp, zp) {layers}"
+    monkeypatch.setitem(plan_graphs.LAYERS, "conv", shaped)
+    arrays = {"sp": np.array(0.1, np.float32), "zp": np.array(0, np.int8)}
+    model = with_constants(monkeypatch, c4=np.array([-1, plan_graphs.C, 1, 1]), **arrays)
+    both = kernel("both", ["n_r", "n_q"], ["p"], ["q"])
+    verdict = judged(model, BLOCK[0], both, kernel("fc1", ["n_d", "n_f1", "n_a"], ["q"], ["a"]), *BLOCK[2:])
+    (reason,) = verdict.reasons
+    assert reason.startswith("shape kernel from 'n_r'")
+
+
+@pytest.mark.parametrize("read", ["float16", "float32"])
+def test_a_wider_map_is_no_int8_convolutions_unless_its_kernel_reads_int8(read):
+    def typed(kernel, **dtypes):
+        def changed(tensors):
+            return tuple(dataclasses.replace(t, dtype=dtypes.get(t.name, "float16")) for t in tensors)
+
+        return dataclasses.replace(kernel, inputs=changed(kernel.inputs), outputs=changed(kernel.outputs))
+
+    model = plan_graphs.se_net(dtype="float16")
+    made = typed(kernel("conv", ["n_m"], ["x0"], ["m"]), x0=read, m="float32")
+    verdict = judged(model, made, *(typed(one, m="float32") for one in BLOCK))
+    assert verdict.verdict == "fallback"
+    assert not any("INT8" in reason for reason in verdict.reasons)
 
 
 def test_a_copy_that_reads_a_scale_beside_its_map_is_no_cast():
@@ -229,6 +291,17 @@ def test_the_network_without_se_is_in_the_json_where_it_was_planned():
     assert (whole.without_se.kernels, whole.without_se.activation_bytes) == (1, plain.activation_bytes)
     assert whole.tax == pytest.approx(plan.activation_bytes / plain.activation_bytes - 1)
     assert (alone.without_se, alone.tax) == (None, None)
+
+
+def test_the_shapes_that_a_plan_was_made_for_are_in_the_json():
+    plan = Plan("any", "", "sm86", BLOCK)
+    assert fusion.to_schema(plan, (), "fp32").shapes is None
+    shaped = dataclasses.replace(plan, shapes=(("x", (8, 4, 2, 2)),))
+    assert fusion.to_schema(shaped, (), "fp32").shapes == {"x": (8, 4, 2, 2)}
+
+
+def test_a_plan_without_activations_has_no_share_of_them():
+    assert fusion.totals(Plan("any", "", "sm86", ()), ()).se_share == 0
 
 
 @pytest.mark.parametrize("factors", ["m, g", "g, m"])
