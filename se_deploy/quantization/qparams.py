@@ -86,7 +86,8 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     if not statistics.low.any() and not statistics.high.any():
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
-    doubt = _doubt([] if statistics.tails is None else [statistics.tails])
+    tails = [] if statistics.tails is None else [statistics.tails]
+    doubt, premium = _doubt(tails), _premium(tails)
     chosen = {}
     sums: dict[bool, calibration.ClipError] = {}
     for method in methods:
@@ -95,21 +96,46 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
             sums[is_expected] = calibration.ClipError(seen)
         error = _Error.of(subject, method, sums[is_expected])
         size = _sizes(error.low, error.high, allowed)
-        share = _doubted(size / float(size.max()), doubt)
-        factors = np.stack([share**p for p in (POWERS if allowed.channel_equalization else (0.0,))])
+        factors = np.ones((1, len(size)))
+        if allowed.channel_equalization:
+            factors = _divisors(size / float(size.max()), doubt)
         # minmax promises that nothing is clipped
         shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
         scales = representable((size / factors).max(axis=1)[:, None] * shares)
         totals = error(factors, scales)
-        best = np.unravel_index(totals.argmin(), totals.shape)  # the first of equal ones
-        factor, scale = factors[best[0]], float(scales[best])
+        row = _least_row(totals.min(axis=1), premium)
+        best = row, int(totals[row].argmin())
+        factor, scale = factors[row], float(scales[best])
         params = QuantParams(
             scale,
             error.offset(factor * scale).astype(np.float32) if allowed.offset_folding else None,
-            factor.astype(np.float32) if best[0] else None,
+            factor.astype(np.float32) if row else None,
         )
         chosen[method] = Choice(params, float(totals[best]))
     return chosen
+
+
+def _divisors(share: FloatArray, doubt: float) -> FloatArray:
+    """Return what to divide the channels by, (F, C): 1, powers of shares, and of doubted ones."""
+    believed = np.maximum(share, _LEAST_SHARE)
+    doubted = [_doubted(share, doubt)] if doubt else []
+    powers = [one**power for one in (believed, *doubted) for power in POWERS[1:]]
+    return np.stack([np.ones_like(share), *powers])
+
+
+def _least_row(noise: FloatArray, premium: float) -> int:
+    """Return the row of `_divisors` to take, by the error of each, (F,): the first of equal ones.
+
+    One by doubted shares, unless the best by the shares as they are is better by more than the premium:
+    where samples are alike, a text detector lost 4 dB to doubt that had no limit.
+    """
+    believed = len(POWERS)  # rows; all that there are where nothing is doubted
+    bold = int(noise[:believed].argmin())
+    if len(noise) <= believed:
+        return bold
+    beside = believed + int(noise[believed:].argmin())
+    wary = beside if noise[beside] < noise[0] else 0
+    return wary if noise[wary] <= premium * noise[bold] else bold
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,15 +212,14 @@ def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     extents = [(s.statistics.low, s.statistics.high) for s in given]
     whole = [_with_zero(*one, one, s.readers) for one, s in zip(extents, given, strict=True)]
     tails = [s.statistics.tails for s in given if s.statistics.tails is not None]
-    doubt, differ = _doubt(tails), max((t.dispersion for t in tails), default=0.0)
+    doubt = _doubt(tails)
     bold = wary = _Strength(_noise(errors, np.ones((1, len(errors[0].low))))[0], None)
     for found in (cheapest, whole):
         sizes = [_sizes(*one, subject.allowed) for one, subject in zip(found, given, strict=True)]
         largest = np.max([size / float(size.max()) for size in sizes], axis=0)
         bold = _better(bold, errors, np.maximum(largest, _LEAST_SHARE))
         wary = _better(wary, errors, _doubted(largest, doubt))
-    premium = 1 + _PREMIUM * differ
-    return (wary if wary.noise <= premium * bold.noise else bold).factor
+    return (wary if wary.noise <= _premium(tails) * bold.noise else bold).factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +276,11 @@ def _doubt(tails: Sequence[Tails]) -> float:
     """
     asked = [(_DOUBTED_SAMPLES * one.dispersion, one.samples) for one in tails]
     return min((prior / (prior + samples) for prior, samples in asked), default=0.0)
+
+
+def _premium(tails: Sequence[Tails]) -> float:
+    """Return how many times the least error may be paid for doubt: the more, the more the samples differ."""
+    return 1 + _PREMIUM * max((one.dispersion for one in tails), default=0.0)
 
 
 def _doubted(sizes: FloatArray, doubt: float) -> FloatArray:

@@ -13,7 +13,7 @@ from se_deploy.backends.onnxruntime.session import OrtRuntime
 from se_deploy.backends.tensorrt import policies
 from se_deploy.backends.tensorrt.planner import start_planner
 from se_deploy.errors import BadData, BadInput, UnsupportedGraph
-from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, chain, gptq, ptq
+from se_deploy.quantization import AccuracyGoal, QuantizeOptions, bias_correction, chain, gptq, ptq, qparams
 
 
 def test_the_portable_form(tmp_path):
@@ -96,7 +96,7 @@ def test_excluded_nodes_stay(tmp_path):
 
 
 def test_a_share_of_float_macs_is_spent_and_not_exceeded(tmp_path):
-    samples = dataset(tmp_path)
+    samples = dataset(tmp_path, 96)  # six held back, of 24, told a dB by chance
     none = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)
     some = quantization.quantize(
         network(), samples, runtime=RUNTIME, options=dataclasses.replace(FAST, float_macs=0.4)
@@ -126,6 +126,35 @@ def test_an_outlier_makes_another_method_the_best(tmp_path):
     plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=unclipped)
     assert best.method != "minmax"
     assert best.sqnr_db["y"] > plain.sqnr_db["y"] + 3
+
+
+@pytest.mark.parametrize(
+    ("times", "taken"),
+    [
+        ((30, 10, 5), "entropy"),
+        ((30, 6.5, 6), "percentile"),  # promises too little beside percentile
+        ((200, 5, 0.3), "percentile"),  # promises much and clips: worse than percentile, better than mse
+        ((5, 5, 5), "mse"),
+    ],
+)
+def test_each_method_is_compared_with_the_best_so_far(tmp_path, monkeypatch, times, taken):
+    """Not with the first: entropy may be better than mse, and worse than percentile, which was taken."""
+    coarser = dict(zip(("mse", "percentile", "entropy"), times, strict=True))
+    plain = qparams.choose
+
+    def choose(subject, methods):
+        return {
+            method: dataclasses.replace(
+                (one := plain(subject, ["mse"])["mse"]),
+                params=dataclasses.replace(one.params, scale=one.params.scale * coarser[method]),
+            )
+            for method in methods
+        }
+
+    monkeypatch.setattr(qparams, "choose", choose)
+    options = dataclasses.replace(FAST, method=None, offset_folding=False, bias_correction=False)
+    made = quantization.quantize(network(), dataset(tmp_path, 64), runtime=RUNTIME, options=options)
+    assert made.method == taken
 
 
 def test_a_faster_runtime_for_the_float_network_changes_only_rounding(tmp_path):
@@ -452,7 +481,7 @@ def test_gptq_is_better_than_rounding_to_nearest(tmp_path, biases):
 
 
 def test_corrected_biases_are_better(tmp_path):
-    samples = dataset(tmp_path)
+    samples = dataset(tmp_path, 96)  # of fewer, other draws gain 0.1 to 11 dB
     without = dataclasses.replace(FAST, bias_correction=False)
     plain = quantization.quantize(network(), samples, runtime=RUNTIME, options=without)
     made = quantization.quantize(network(), samples, runtime=RUNTIME, options=FAST)

@@ -123,6 +123,22 @@ def test_a_channels_size_is_doubted_the_more_the_fewer_samples_tell_of_it():
     assert few[0] == some[0] == many[0] == 1
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["by_a_mul", "in_the_weights"])
+@pytest.mark.parametrize(
+    ("quiet", "dispersion", "doubted"),
+    [(3, 0.2, True), (15, 0.2, False), (15, 10.0, True)],
+    ids=["cheap", "dear", "dear_and_differ"],
+)
+def test_sizes_are_doubted_only_where_that_costs_little(own, quiet, dispersion, doubted):
+    """A text detector, whose samples are alike, lost 4 dB to doubt without a limit."""
+    seen = observed(positive(1 + quiet, sizes=[1.0] + [0.02] * quiet))
+    tails = dataclasses.replace(seen.tails, samples=48, dispersion=dispersion)
+    one = subject(dataclasses.replace(seen, tails=tails), [reader(1 + quiet)], EVERYTHING)
+    chosen = qparams.choose(one, ["mse"])["mse"].params.equalization if own else qparams.group_factor([one])
+    assert chosen is not None
+    assert (chosen.min() / chosen.max() > 0.3) == doubted
+
+
 def test_equal_channels_are_not_equalized():
     x = np.tile(positive(1), (4, 1))
     assert choose(observed(x), [reader()], ["minmax"], EVERYTHING)["minmax"].params.equalization is None
