@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from se_deploy import npy
 from se_deploy.errors import BadData, BadInput
@@ -178,23 +177,47 @@ def _accepts(module: nn.Module, tensors: tuple[torch.Tensor, ...]) -> bool:
 
 @torch_threads.limited(1)
 def answer_of(module: nn.Module, examples: tuple[torch.Tensor, ...], spec: str) -> Any:  # noqa: ANN401
-    """Return what a module gives for its examples. Raises: BadInput where it does not take them."""
+    """Return what a module gives for its examples. Raises: BadInput where it does not take them.
+
+    BadInput, too, where what it gives holds no tensor, or something else than tensors.
+    """
     try:
         with torch.no_grad():
-            return module(*examples)
+            answer = module(*examples)
     except (RuntimeError, ValueError, AssertionError, TypeError) as e:
         shapes = ", ".join("x".join(map(str, x.shape)) for x in examples)
         raise BadInput(
             f"'{spec}' does not accept an input of {shapes}: {str(e).splitlines()[0]}",
             hint="pass --input-size, as in 3x224x224",
         ) from e
+    if not tensors_of(answer):
+        raise BadInput(f"'{spec}' returns no tensor", hint="return what it computes from forward()")
+    return answer
+
+
+def tensors_of(answer: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401 - modules return what they like
+    """Return the tensors that a module gives, in order; None stands for an output that is not there.
+
+    Raises: BadInput for anything but tensors, in dicts, lists and tuples or not.
+    """
+    if isinstance(answer, torch.Tensor):
+        return (answer,)
+    if answer is None:
+        return ()
+    if not isinstance(answer, (dict, list, tuple)):
+        raise BadInput(
+            f"the network returns a {type(answer).__name__} among its outputs",
+            hint="return tensors from forward(), in a dict, list or tuple where there are several",
+        )
+    values = answer.values() if isinstance(answer, dict) else answer
+    return tuple(tensor for value in values for tensor in tensors_of(value))
 
 
 def output_names(answer: Any) -> tuple[str, ...]:  # noqa: ANN401 - modules return what they like
     """Return the names of a module's outputs: its own where it returns a dict."""
     if isinstance(answer, dict):
-        return tuple(answer)
-    leaves, _ = pytree.tree_flatten(answer)
-    if len(leaves) == 1:
-        return (OUTPUT_NAME,)
-    return tuple(f"{OUTPUT_NAME}_{i}" for i in range(len(leaves)))
+        parts = {str(key): len(tensors_of(value)) for key, value in answer.items()}
+        single = {str(key) for key, value in answer.items() if isinstance(value, torch.Tensor)}
+        return tuple(k if k in single else f"{k}_{i}" for k, count in parts.items() for i in range(count))
+    count = len(tensors_of(answer))
+    return (OUTPUT_NAME,) if count == 1 else tuple(f"{OUTPUT_NAME}_{i}" for i in range(count))

@@ -12,7 +12,6 @@ import difflib
 import importlib
 import importlib.util
 import sys
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +24,7 @@ from torch._export.verifier import SpecViolationError
 
 from se_deploy import extras, files
 from se_deploy.errors import BadInput, BadModel, meant
-from se_deploy.frontend import public_zoos
+from se_deploy.frontend import checkpoints, public_zoos
 from se_deploy.frontend.examples import EXAMPLE_BATCH, answer_of, dtype_name, examples_of, output_names
 from se_deploy.frontend.public_zoos import INPUT_NAME, Built
 from se_deploy.schema import input_spec, provenance
@@ -37,10 +36,7 @@ if TYPE_CHECKING:
 
     Args = Mapping[str, Any]
 
-_NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
 _ZOOS = ("timm", "torchvision", "se_deploy")
-_SHOWN_KEYS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +95,20 @@ def load(
     if checkpoint is not None and pretrained:
         raise BadInput("--checkpoint and --pretrained name two sets of weights", hint="choose one of them")
     if spec.endswith(".pt2"):
-        return _from_program(Path(spec))
+        _refuse_for_program(
+            spec,
+            {
+                "--checkpoint": checkpoint,
+                "--pretrained": pretrained,
+                "--model-arg": args,
+                "--input": feeding is not None and feeding.inputs,
+                "--example": feeding is not None and feeding.example,
+            },
+        )
+        network = _from_program(Path(spec))
+        if input_size is not None and [d.dims[1:] for d in network.declared] != [input_size]:
+            _refuse_for_program(spec, {f"--input-size {'x'.join(map(str, input_size))}": True})
+        return network
     source, colon, name = spec.partition(":")
     if not colon or not name:
         raise BadModel(f"'{spec}' names no network and no ONNX file", hint=_SPEC_HINT)
@@ -116,7 +125,7 @@ def load(
         raise BadInput(f"'{source}' has no pretrained weights", hint="name a file with --checkpoint")
     module, image, notes = built.module, built.image, [*built.warnings]
     if checkpoint is not None:
-        load_checkpoint(module, checkpoint)
+        notes += checkpoints.load(module, checkpoint)
         weights = f"checkpoint {checkpoint.name} (sha256 {files.sha256(checkpoint)[:12]})"
     elif pretrained:
         weights = "pretrained"
@@ -152,112 +161,10 @@ def load(
     )
 
 
-def load_checkpoint(module: nn.Module, path: Path) -> None:
-    """Load a state dict into `module`: safetensors, or a `.pth` read with `weights_only=True`.
-
-    A dict nested under `state_dict`, `model`, `model_ema`, ... is found, prefixes such as `module.` are
-    stripped. Raises: BadModel where it is no state dict, of another network, or not finite.
-    """
-    from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
-
-    files.check_regular(path, error=BadModel)
-    state = _read_state(path)
-    wanted = module.state_dict()
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state) and not _has_prefix(wanted, prefix):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    state = networks.adapt(module, state)
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = sorted(wanted.keys() - state.keys() - optional)
-    unexpected = sorted(state.keys() - wanted.keys())
-    reshaped = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
-    if missing or unexpected or reshaped:
-        raise BadModel(
-            f"'{path}' is a checkpoint of another network: {_difference(missing, unexpected, reshaped)}",
-            hint=_mismatch_hint(wanted, state, reshaped),
-        )
-    bad = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
-    if bad:
-        raise BadModel(f"'{path}' holds NaN or infinite values in '{bad[0]}'", hint="use another checkpoint")
-    module.load_state_dict(state, strict=False)  # only num_batches_tracked may still be missing
-
-
 _SPEC_HINT = (
     "use timm:NAME, torchvision:NAME, se_deploy:NAME, package.module:callable, path/to/file.py:callable, "
     "path/to/model.pt2 or an ONNX file; `se-deploy networks` lists the ones that ship"
 )
-
-
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    if path.suffix == ".safetensors":
-        with extras.needed_for(f"'{path}'"):
-            from safetensors import SafetensorError  # noqa: PLC0415 - only where such a file is read
-            from safetensors.torch import load_file  # noqa: PLC0415
-
-        own, hint = (SafetensorError,), "save it again"
-        with files.parsing(path, "cannot be read as safetensors", error=BadModel, hint=hint, also=own):
-            return load_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it refuses it
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except files.DAMAGED as e:
-        raise BadModel(
-            f"'{path}' is no plain state dict, and what else is in it is never executed",
-            hint="save it with torch.save(network.state_dict(), FILE) or as safetensors",
-        ) from e
-    for key in _NESTED:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict) or not loaded:
-        raise BadModel(f"'{path}' holds no state dict", hint="save it with torch.save(network.state_dict())")
-    for key, value in loaded.items():
-        if wrong := _no_weights(key, value):
-            raise BadModel(
-                f"'{path}' is no state dict: its entry '{key}' {wrong}",
-                hint="save it with torch.save(network.state_dict(), FILE)",
-            )
-    return loaded
-
-
-def _no_weights(key: object, value: object) -> str | None:
-    """Return what keeps an entry from being weights; None where nothing does."""
-    if not isinstance(key, str):
-        return "has no text for a name"
-    if not isinstance(value, torch.Tensor):
-        return "is no tensor"
-    if value.layout != torch.strided or value.is_quantized:
-        return "is a sparse or quantized tensor"
-    if value.device.type == "meta":
-        return "has no values: it is on the meta device"
-    held = (
-        value.untyped_storage().nbytes() // value.element_size()
-    )  # an expanded tensor is larger than its file
-    return f"says it has {value.numel():,} numbers and holds {held:,}" if value.numel() > held else None
-
-
-def _has_prefix(wanted: Mapping[str, torch.Tensor], prefix: str) -> bool:
-    return all(key.startswith(prefix) for key in wanted)
-
-
-def _difference(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> str:
-    parts = []
-    for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)):
-        if keys:
-            more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
-            parts.append(f"{len(keys)} {what} ({', '.join(keys[:_SHOWN_KEYS])}{more})")
-    return "; ".join(parts)
-
-
-def _mismatch_hint(
-    wanted: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], reshaped: Sequence[str]
-) -> str:
-    heads = [key for key in reshaped if key.endswith("weight")]
-    last_weight = [key for key in wanted if key.endswith("weight")][-1:]
-    if heads and heads == last_weight:
-        return f"its head differs: pass --model-arg num_classes={state[heads[0]].shape[0]}"
-    return "name the network that this checkpoint was saved from, with its --model-arg"
 
 
 @contextlib.contextmanager
@@ -342,6 +249,16 @@ def _from_callable(source: str, name: str, args: dict[str, Any]) -> nn.Module:
     if not isinstance(module, nn.Module):
         raise BadModel(f"'{spec}' gave a {type(module).__name__}, no torch.nn.Module", hint="return a module")
     return module
+
+
+def _refuse_for_program(spec: str, given: Mapping[str, object]) -> None:
+    """Raise BadInput for an option that would change what a program was exported with."""
+    named = [flag for flag, value in given.items() if value]
+    if named:
+        raise BadInput(
+            f"{', '.join(named)} cannot change '{spec}': a program holds its weights, arguments and inputs",
+            hint="leave it out, or name the network in Python (path/to/file.py:callable)",
+        )
 
 
 def _from_program(path: Path) -> Network:

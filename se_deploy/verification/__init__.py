@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from se_deploy.verification.found import found_by
 from se_deploy.verification.probes import Probe, choose, noise
+from se_deploy.verification.taking_back import Kept, keep_right
 from se_deploy.verification.verdict import (
     CheckInput,
     Expected,
     Failure,
-    Kept,
     Verified,
     expect,
-    keep_right,
     skipped,
     to_schema,
     verify,

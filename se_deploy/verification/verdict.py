@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import convert
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from se_deploy.protocols import Array, Arrays, Session
     from se_deploy.schema.common import OutputKind
     from se_deploy.verification.probes import Probe
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +105,10 @@ class Verified:
         """What came of it in a few words, for a line of progress."""
         if self.skipped:
             return "not compared"
-        if self.max_abs_error is None:
-            return "nothing to compare"
+        if self.max_abs_error is None and not self.inputs:
+            return "nothing more to compare"
+        if self.max_abs_error is None and self.failures:
+            return f"{len(self.failures)} failures"
         if not self.max_abs_error:
             return "no difference"
         wrong = f"{len(self.failures)} failures, " if self.failures else ""
@@ -168,6 +168,7 @@ class Expected:
     opened: Callable[[], AbstractContextManager[Session]]  # the source, to be asked again
     sets: Mapping[str, OutputKind] = field(default_factory=dict)  # whose rows may be any, in any order
     kinds: Mapping[str, OutputKind] = field(default_factory=dict)  # that somebody named
+    unsteady: tuple[Failure, ...] = ()  # outputs that the source answers otherwise each time
 
     @property
     def inputs(self) -> tuple[CheckInput, ...]:
@@ -193,8 +194,27 @@ def expect(
     """
     with opened() as session:
         answers = tuple(_asked(session, probe.feeds) for probe in probes)
+        smallest = min(range(len(probes)), key=lambda i: sum(a.size for a in probes[i].feeds.values()))
+        again = _asked(session, probes[smallest].feeds)
     as_sets = sets.kinds_of_sets(probes, answers, found, kinds)
-    return Expected(tuple(probes), answers, opened, as_sets, kinds or {})
+    unsteady = _unsteady({n: a for n, a in answers[smallest].items() if n not in as_sets}, again)
+    return Expected(tuple(probes), answers, opened, as_sets, kinds or {}, unsteady)
+
+
+def _unsteady(once: Arrays, again: Arrays) -> tuple[Failure, ...]:
+    """Return the outputs that a source answers otherwise when it is asked the same again.
+
+    Chance, or state that each call changes, moves them. Limits are taken from how far a source moves: nothing
+    that is made of this one could fail, and no graph equals it.
+    """
+    found = []
+    for name, want in once.items():
+        error = distances.distance(want, again[name]) if want.shape == again[name].shape else math.inf
+        limit = distances.rounding(distances.largest(want)) if want.dtype.kind == "f" else 0.0
+        if error > limit:
+            what = "another answer when it is asked the same again (chance, or state that a call changes), by"
+            found.append(Failure("the source itself", None, name, what, finite(error), limit))
+    return tuple(found)
 
 
 def verify(
@@ -408,37 +428,3 @@ def _uncompared(expected: Expected, names: Iterable[str]) -> tuple[str, ...]:
         if all(a[name].dtype.kind == "f" and not np.isfinite(a[name]).any() for a in expected.answers)
         and (name not in expected.sets or any(a[name].size for a in expected.answers))
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Kept(Generic[T]):
-    """Parts of a step that are right together, and what those that were dropped got wrong."""
-
-    kept: tuple[T, ...]
-    dropped: tuple[T, ...]
-    faults: tuple[Failure, ...]  # of the dropped ones, each beside those kept before it
-
-
-def keep_right(parts: Sequence[T], faults: Callable[[Sequence[T]], Sequence[Failure]]) -> Kept[T]:
-    """Drop as few `parts` as needed until nothing is wrong, in about 2 log2(len) questions a culprit.
-
-    `faults` says what is wrong with some parts alone, in their own order; that of none is taken for granted.
-    """
-    kept: list[T] = []
-    dropped: list[T] = []
-    wrong: list[Failure] = []
-
-    def add(group: Sequence[T]) -> None:
-        found = faults((*kept, *group))
-        if not found:
-            kept.extend(group)
-        elif len(group) == 1:
-            dropped.extend(group)
-            wrong.extend(found)
-        else:
-            add(group[: len(group) // 2])
-            add(group[len(group) // 2 :])
-
-    if parts:
-        add(parts)
-    return Kept(tuple(kept), tuple(dropped), tuple(wrong))

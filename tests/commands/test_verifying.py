@@ -187,6 +187,17 @@ def test_an_exporter_that_changes_the_answers_cannot_be_taken_back(net):
     assert form.checker.verify(form.model, "rewrites").passed
 
 
+def test_a_graph_of_chance_is_no_success_and_no_step_is_to_blame(net, capsys):
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,8,8] x) => (float[N,3,8,8] y)
+        { a = RandomNormalLike(x) b = Add(x, a) y = Relu(b) }"""
+    onnx.save(onnx.parser.parse_model(text), "chance.onnx")
+    code, out, _ = run(capsys, "export", "chance.onnx", "-o", "a.onnx", "--json")
+    verified = json.loads(out)["verified"]
+    assert code == 3
+    assert {failure["step"] for failure in verified["failures"]} == {"the source itself"}
+    assert not verified["taken_back"]
+
+
 def test_the_users_data_is_run_too(net):
     np.save("data.npy", np.ones((20, 3, 8, 8), np.float32))
     taken = source.read("net.onnx", calibration=CalibrationOptions(data=net / "data.npy"))

@@ -149,3 +149,28 @@ def test_an_example_may_have_its_bytes_in_the_other_order():
     assert one.dtype == "float32"
     (tensor,) = examples._tensors([one], {"x": array.astype(">f4")}, {"N": 2}, seed=0)
     np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+@pytest.mark.parametrize(
+    ("answer", "names"),
+    [
+        (torch.ones(1), ["output"]),
+        ((torch.ones(1), None), ["output"]),
+        ((torch.ones(1), None, [torch.ones(2), torch.ones(3)]), ["output_0", "output_1", "output_2"]),
+        ({"logits": torch.ones(1), "loss": None}, ["logits"]),
+        ({"logits": torch.ones(1), "maps": (torch.ones(2), torch.ones(3))}, ["logits", "maps_0", "maps_1"]),
+    ],
+)
+def test_every_tensor_that_a_network_gives_has_a_name_and_nothing_else_has(answer, names):
+    assert list(examples.output_names(answer)) == names
+    assert [len(tensor) for tensor in examples.tensors_of(answer)] == list(range(1, len(names) + 1))
+
+
+@pytest.mark.parametrize("answer", [None, (), {"loss": None}, 3, (torch.ones(1), "text")])
+def test_a_network_that_gives_no_tensors_is_refused(answer):
+    class Silent(torch.nn.Module):
+        def forward(self, x):
+            return answer if x is not None else x
+
+    with pytest.raises(BadInput, match="returns"):
+        examples.answer_of(Silent(), (torch.ones(1),), "nets.py:Silent")

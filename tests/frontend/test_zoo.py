@@ -162,3 +162,32 @@ def test_an_exported_program_brings_its_own_examples(tmp_path):
     network = zoo.load(str(tmp_path / "m.pt2"))
     assert network.examples[0].shape == (2, 1, 4, 4)
     assert network.output_names == ("output",)
+
+
+@pytest.mark.parametrize(
+    ("flag", "options"),
+    [
+        ("--checkpoint", {"checkpoint": "w.pth"}),
+        ("--pretrained", {"pretrained": True}),
+        ("--model-arg", {"model_args": {"num_classes": 5}}),
+        ("--input-size 1x8x8", {"input_size": (1, 8, 8)}),
+    ],
+)
+def test_what_cannot_change_a_program_is_refused_and_not_left_unread(tmp_path, flag, options):
+    torch.export.save(torch.export.export(small().eval(), (torch.zeros(2, 1, 4, 4),)), tmp_path / "m.pt2")
+    assert zoo.load(str(tmp_path / "m.pt2"), input_size=(1, 4, 4)).image.shape == (1, 4, 4)
+    with pytest.raises(BadInput, match=f"^{flag} cannot change"):
+        zoo.load(str(tmp_path / "m.pt2"), **options)
+
+
+@pytest.mark.parametrize("beside", ["another set", "an average of its own kind"])
+def test_a_checkpoint_of_several_sets_of_weights_says_which_was_taken(spec, tmp_path, beside):
+    state = small().state_dict()
+    other = {k: v + 1 for k, v in state.items()}
+    ema = {"ema_state_dict": other} if beside == "another set" else {"ema": {"decay": 0.9, "shadow": other}}
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]}
+    torch.save({"model": state, "optimizer": optimizer, **ema}, tmp_path / "w.pth")
+    network = load(spec, checkpoint=tmp_path / "w.pth")
+    (said,) = network.warnings
+    assert f"under 'model', which were taken, and under '{next(iter(ema))}'" in said
+    assert torch.equal(network.module.state_dict()["1.weight"], state["1.weight"])

@@ -329,9 +329,9 @@ def _module() -> Any:
 
 
 def _weights(path: Path) -> None:
-    from se_deploy.frontend import zoo  # noqa: PLC0415
+    from se_deploy.frontend import checkpoints  # noqa: PLC0415
 
-    zoo.load_checkpoint(_module(), path)
+    checkpoints.load(_module(), path)
 
 
 def _safetensors() -> Sequence[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_the_summary_says_whether_anything_differs():
     assert (same.max_abs_error, same.summary) == (0.0, "no difference")
     other = verified(model("y = Relu(x)"), model(const("k", 1.5) + "z = Relu(x) y = Mul(z, k)"))
     assert other.summary == "1 failures, largest error 5.0e-01 of the largest output"
-    assert verification.Verified().summary == "nothing to compare"
+    assert verification.Verified().summary == "nothing more to compare"
     assert verification.skipped().summary == "not compared"
 
 
@@ -212,3 +213,29 @@ def test_the_worst_probe_is_the_one_that_is_told():
             (failure,) = verification.verify(expected, made, step="simplify").failures
         assert failure.measure == "largest error on data"
         assert failure.error == pytest.approx(0.5 * feeds["x"].max(), rel=1e-5)
+
+
+class Counting:
+    """A session whose every answer is a little more than the one before."""
+
+    def __init__(self, session):
+        self.session, self.calls = session, 0
+
+    def __getattr__(self, name):
+        return getattr(self.session, name)
+
+    def run(self, feeds):
+        self.calls += 1
+        return {name: array + self.calls for name, array in self.session.run(feeds).items()}
+
+
+def test_a_source_that_answers_otherwise_each_time_is_found():
+    before = model("y = Relu(x)")
+    with EXACT.open(before) as session:
+        probes = verification.choose(before, session)
+        counting = Counting(session)
+        expected = verification.expect(lambda: contextlib.nullcontext(counting), probes)
+    (failure,) = expected.unsteady
+    assert failure.output == "y"
+    assert "asked the same again" in failure.text
+    assert not verification.expect(lambda: EXACT.open(before), probes).unsteady

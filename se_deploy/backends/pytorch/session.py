@@ -9,6 +9,7 @@ import torch
 from se_deploy.backends.sessions import checked, end_to_end_ms, wall_times
 from se_deploy.errors import BadInput, MissingRuntime
 from se_deploy.frontend import torch_threads
+from se_deploy.frontend.examples import tensors_of
 from se_deploy.frontend.zoo import Network
 from se_deploy.protocols import CallCost, TensorSpec
 
@@ -72,7 +73,7 @@ class TorchSession:
         self._device = torch.device(device)
         self._output_names = tuple(output_names)
         self._inputs = tuple(_specs(input_names, examples, dims))
-        answers = self._example_outputs(examples) if answer is None else _flat(answer)
+        answers = self._example_outputs(examples) if answer is None else tensors_of(answer)
         self._outputs = tuple(_specs(output_names, answers))
 
     @property
@@ -88,7 +89,7 @@ class TorchSession:
     def run(self, feeds: Arrays) -> dict[str, Array]:
         """Compute every output for one batch. Raises: BadInput where the feeds do not fit."""
         with torch.no_grad(), torch_threads.limited(self._threads):
-            results = _flat(self._module(*self._tensors(feeds)))
+            results = tensors_of(self._module(*self._tensors(feeds)))
         arrays = (result.detach().cpu().numpy().copy() for result in results)
         return dict(zip(self._output_names, arrays, strict=True))
 
@@ -117,14 +118,7 @@ class TorchSession:
         if not examples:
             return ()
         with torch.no_grad():
-            return _flat(self._module(*(example.to(self._device) for example in examples)))
-
-
-def _flat(result: Any) -> tuple[torch.Tensor, ...]:  # noqa: ANN401  (modules return what they like)
-    if isinstance(result, torch.Tensor):
-        return (result,)
-    values = result.values() if isinstance(result, dict) else result
-    return tuple(tensor for value in values for tensor in _flat(value))
+            return tensors_of(self._module(*(example.to(self._device) for example in examples)))
 
 
 def _specs(
