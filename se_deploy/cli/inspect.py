@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from se_deploy.cli.output import Reporter
     from se_deploy.commands.inspect import EngineInspection, InspectResult
     from se_deploy.options import ImageOptions, TargetOptions
+    from se_deploy.schema import results
 
 
 @command(
@@ -96,8 +97,21 @@ def inspect(
         graphs.inspected(payload),
         warnings=result.warnings,
         verdicts={"fusion": result.fusion_failures, "chain": result.chain_failures},
+        unjudged=_unjudged(payload),
         then=_then(file, result),
     )
+
+
+def _unjudged(payload: results.Inspect) -> dict[str, str]:
+    """Return which verdicts nothing was there for, and why."""
+    found = {}
+    if not payload.plans:
+        found["fusion"] = "there is no plan, see the warnings"
+    elif not any(plan.blocks for plan in payload.plans):
+        found["fusion"] = "there is no SE block"
+    if payload.chain is None:
+        found["chain"] = "the file holds no Q/DQ"
+    return found
 
 
 def _then(file: Path, result: InspectResult | EngineInspection) -> list[str | Path]:

@@ -68,12 +68,14 @@ class Reporter:
         warnings: Sequence[str] = (),
         failed: Sequence[str] = (),
         verdicts: Mapping[str, Sequence[str]] | None = None,
+        unjudged: Mapping[str, str] | None = None,
         verified: Verified | None = None,
         then: Sequence[str | Path] = (),
     ) -> None:
         """Print the result, then the warnings, then end: 3 for a failed gate, an error under --strict.
 
         `failed`: what fails in any case, in words; `verdicts`: what fails by --gate NAME or --strict;
+        `unjudged`: the verdicts that nobody could give, and why: what --gate NAME asks for is then no pass;
         `verified`: what was written against what was given; `then`: the words of the command
         to type next.
         """
@@ -94,6 +96,11 @@ class Reporter:
             *([] if verified is None else self._unverified(verified)),
             *failed,
             *(text for name, texts in (verdicts or {}).items() if self.judges(name) for text in texts),
+            *(
+                f"{name} was not judged: {why}"
+                for name, why in (unjudged or {}).items()
+                if name in self.gates
+            ),
         ]
         for text in failures:
             click.echo(f"failed: {printable(text)}", err=True)
@@ -123,6 +130,8 @@ class Reporter:
 
     def _unverified(self, verified: Verified) -> list[str]:
         """Return what `verified` fails on: wrong answers always, the rest by --gate parity or --strict."""
+        if verified.skipped and "parity" in self.gates:
+            return ["parity was not judged: nothing was compared (--no-verify)"]
         failures = [
             *verified.wrong,
             *(verified.taken_back if self.strict else ()),

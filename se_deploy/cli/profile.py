@@ -115,9 +115,11 @@ def profile(
             progress=progress,
         )
     payload = verb.to_schema(result)
+    limited = max_p50_ms is not None or min_speedup is not None
     reporter.finish(
         payload,
         measurements.profiled(payload),
         warnings=result.warnings,
         verdicts={"latency": result.failures(max_p50_ms=max_p50_ms, min_speedup=min_speedup)},
+        unjudged={} if limited else {"latency": "no limit was given with --max-p50-ms or --min-speedup"},
     )

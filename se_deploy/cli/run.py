@@ -140,5 +140,8 @@ def finish(reporter: Reporter, result: RunResult) -> None:
         warnings=result.warnings,
         failed=result.not_finite,
         verdicts=result.failures,
+        unjudged={
+            name: "the timing is unstable" for name, passed in result.verdicts.items() if passed is None
+        },
         then=["bundle", result.deployed.engine, "-o", "to-the-device"] if result.recommended else (),
     )

@@ -134,4 +134,5 @@ def sweep(file: Path | None, output: Path, asked: Asked, chosen: SweepOptions, r
         warnings=result.warnings,
         failed=result.failed,
         verdicts=result.verdicts,
+        unjudged=result.unjudged,
     )

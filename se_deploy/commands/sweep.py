@@ -103,6 +103,16 @@ class SweepResult:
         return {gate: tuple(texts) for gate, texts in found.items()}
 
     @property
+    def unjudged(self) -> dict[str, str]:
+        """The verdicts that a cell with a result has not, and the last such cell, by the name of a gate."""
+        return {
+            gate: f"{cell.folder} has no verdict"
+            for cell in self.made.cells
+            for gate, passed in cell.verdicts.items()
+            if passed is None
+        }
+
+    @property
     def failed(self) -> tuple[str, ...]:
         """What fails in any case: NaN or inf that the source does not have, and a sweep without a result."""
         wrong = [f"{cell.folder}: {text}" for cell in self.made.cells for text in cell.not_finite]

@@ -431,6 +431,15 @@ def cell(folder, *artifacts, target="sm86"):
     )  # fmt: skip
 
 
+def test_a_verdict_that_a_cell_has_not_is_named():
+    judged = replace(cell("a"), verdicts={"parity": True, "latency": None})
+    made = sweep.SweepResult(Path("out"), "", sweep.Sweep(
+        tool_version="", warnings=(), cells=(judged,), report="", csv="", on="local", done=1, cached=0,
+        failed=0, seconds=0.0,
+    ))  # fmt: skip
+    assert made.unjudged == {"latency": f"{judged.folder} has no verdict"}
+
+
 def test_the_fastest_that_is_about_as_accurate_is_recommended():
     cells = [
         cell("slow", artifact(2.0, 0.80)), cell("near", artifact(1.0, 0.791)),
