@@ -191,6 +191,7 @@ FOUND = Path(__file__).parent / "fuzz" / "found" / "onnx"
         ("gather-batch-dims", "batch_dims is [-2147483648]"),
         ("layer-norm-axis", "axis is [2147483648]"),
         ("expand-to-a-rank-of-2-to-the-28", "sizes have the shape [268435456]"),
+        ("expand-to-a-computed-rank", "sizes have the shape [20000000]"),
         ("window-of-too-many", "kernel_shape is [2, 1, 2, 1], its input has 3 dimensions"),
         ("axes-in-a-matrix", "axes have 2 dimensions"),
         ("domain-no-utf8", "is no UTF-8"),
