@@ -108,5 +108,6 @@ def build_engine(
             "fusion": result.fusion_failures,
             "benefit": reporter.benefit(result.worth),
         },
+        unjudged={} if payload.plan.blocks else {"fusion": "there is no SE block"},
         then=["bundle", output, "-o", "to-the-device"],
     )

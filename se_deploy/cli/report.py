@@ -39,4 +39,4 @@ def report(folders: tuple[Path, ...], output: Path | None, overwrite: bool, repo
     if output:
         pairs = [(str(run.folder), run) for run in result.runs]
         files.write_text(output, pages.compare_html(pairs))
-    reporter.finish(result, [runs.side_by_side(result)])
+    reporter.finish(result, [runs.side_by_side(result)], warnings=result.warnings)

@@ -6,18 +6,41 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec.structs import replace
 
-from se_deploy.errors import BadInput
+from se_deploy import files
+from se_deploy.backends import manifest as manifests
+from se_deploy.errors import BadArtifact, BadInput
 from se_deploy.schema import load, results, tool_version
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 
 def report(folders: Sequence[Path]) -> results.Report:
-    """Return the runs that `folders` hold, each with its folder. Raises: BadInput."""
+    """Return the runs that `folders` hold, each with its folder, and warn of what is not there as it was.
+
+    Raises: BadInput.
+    """
     runs = tuple(replace(read_report(folder), folder=str(folder)) for folder in folders)
-    return results.Report(tool_version=tool_version(), warnings=(), runs=runs)
+    altered = tuple(
+        text for folder, run in zip(folders, runs, strict=True) for text in _altered(folder, run.artifacts)
+    )
+    return results.Report(tool_version=tool_version(), warnings=altered, runs=runs)
+
+
+def _altered(folder: Path, artifacts: Mapping[str, str]) -> Iterator[str]:
+    """Yield what the figures of a run are no longer of: files that are gone, engines that are others."""
+    for name in artifacts.values():
+        path = folder / name
+        if not files.is_regular(path):
+            yield f"'{path}' is gone: the figures are of what it was"
+        elif manifests.path_of(path).name in artifacts.values() and files.is_regular(manifests.path_of(path)):
+            try:
+                checked = manifests.check(path)
+            except BadArtifact as e:
+                yield f"{e.message}: the figures are of what it was"
+            else:
+                yield from checked.warnings
 
 
 def read_report(folder: Path) -> results.Run:
