@@ -23,7 +23,7 @@ from se_deploy.frontend import in_place, torch_threads
 from se_deploy.schema import input_spec, provenance
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from se_deploy.frontend.zoo import Network
 
@@ -59,7 +59,7 @@ def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Ex
             failures.append(f"torchscript: writes opset {TORCHSCRIPT_MAX_OPSET} at most")
             continue
         try:
-            with _silence(), collector.only_new():
+            with _silence() as heard, collector.only_new():
                 model = write(network, opset, batch)
         except Exception as e:  # noqa: BLE001 - exporters raise anything; all of it is reported below
             failures.append(f"{exporter}: {_reason(e)}")
@@ -73,6 +73,7 @@ def export(network: Network, *, opset: int = 20, batch: int | None = None) -> Ex
             continue
         if failures:
             notes.append(f"the dynamo exporter failed ({failures[0]}): TorchScript exporter used")
+        notes += _branches(heard)
         if network.image is not None:
             input_spec.write(model.metadata_props, network.image)
         model.metadata_props[provenance.NETWORK_KEY] = network.spec
@@ -204,22 +205,37 @@ def _finish(proto: onnx.ModelProto) -> ir.Model:
     return graph.tidy(graph.inline(ir.from_proto(proto)))
 
 
+def _branches(heard: Sequence[warnings.WarningMessage]) -> list[str]:
+    """Return a note where a trace took one side of a condition: it holds that side whatever it is fed."""
+    lines = [f"{Path(one.filename).name}:{one.lineno}" for one in heard if _CONDITION in str(one.message)]
+    places = list(dict.fromkeys(lines))
+    if not places:
+        return []
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    what = f"the condition at {places[0]}{more} is decided once, as for the example"
+    return [f"{what}: inputs or sizes that decide it otherwise get other answers than PyTorch's"]
+
+
+_CONDITION = "to a Python boolean"  # in what torch says of a tensor that is asked whether it is true
+
+
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep the exporters' chatter off both streams: what matters is in the result."""
+def _silence() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep the exporters' chatter off both streams, and give what a trace warned of."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         with (
             _no_native_stdout(),
-            warnings.catch_warnings(),
+            warnings.catch_warnings(record=True) as heard,
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
             torch.no_grad(),
         ):
             warnings.simplefilter("ignore")
-            yield
+            warnings.filterwarnings("always", message=f".*{_CONDITION}")
+            yield heard
     finally:
         logger.setLevel(level)
 

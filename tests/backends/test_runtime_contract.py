@@ -173,3 +173,19 @@ def test_torch_gives_every_output_of_a_nested_result():
     session = TorchSession(Several(), ["x"], ["a", "b", "c"], examples=[torch.zeros(2, 3)])
     results = session.run({"x": np.zeros((1, 3), np.float32)})
     assert [float(results[name][0, 0]) for name in "abc"] == [0.0, 1.0, 2.0]
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_callers_array():
+    torch = pytest.importorskip("torch")
+    from se_deploy.backends.pytorch.session import TorchSession  # noqa: PLC0415 - it imports torch
+
+    class Doubling(torch.nn.Module):
+        def forward(self, x):
+            return x.mul_(2)
+
+    x = np.ones((2, 3), np.float32)
+    session = TorchSession(Doubling(), ["x"], ["y"])
+    for _ in range(2):
+        np.testing.assert_array_equal(session.run({"x": x})["y"], np.full((2, 3), 2))
+        session.time({"x": x}, 1)
+    np.testing.assert_array_equal(x, 1)

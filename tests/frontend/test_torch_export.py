@@ -182,3 +182,18 @@ def test_a_failed_export_writes_nothing_to_stdout(capfd):
     assert capfd.readouterr().out == ""
     sys.stdout.write("still there\n")
     assert capfd.readouterr().out == "still there\n"
+
+
+class Forked(nn.Module):
+    """Takes another way where the image is bright."""
+
+    def forward(self, x):
+        return x * 2 if x.mean() > 0 else x
+
+
+def test_a_condition_that_a_trace_decides_once_is_said():
+    made = torch_export.export(network(Forked()), opset=17)
+    (said,) = [text for text in made.warnings if "condition" in text]
+    assert "test_torch_export.py:" in said
+    assert "/" not in said
+    assert not [w for w in torch_export.export(network(Gate()), opset=17).warnings if "condition" in w]

@@ -112,7 +112,8 @@ class TorchSession:
     def _tensors(self, feeds: Arrays) -> list[torch.Tensor]:
         known = [spec for spec in self._inputs if spec.dims]
         arrays = checked(feeds, known) if known else dict(feeds)
-        return [torch.from_numpy(arrays[spec.name]).to(self._device) for spec in self._inputs]
+        tensors = [torch.from_numpy(arrays[spec.name]) for spec in self._inputs]
+        return [tensor.to(self._device, copy=True) for tensor in tensors]  # a network may write into them
 
     def _example_outputs(self, examples: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         if not examples:
