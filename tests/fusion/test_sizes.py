@@ -97,6 +97,14 @@ def test_a_signal_that_a_kernel_sees_as_an_image_has_the_graph_s_sizes():
     assert alone.unknown == ("c",)
 
 
+def test_a_first_size_that_is_no_batch_is_the_graph_s():
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    g (float[1,4,8,6] x) => (float[4,1,8,6] y) { t = Transpose<perm=[1,0,2,3]>(x) y = Relu(t) }"""
+    free = (-1, -1, -1, -1)
+    (layer,) = filled(net(text), kernel((tensor("x", free),), (tensor("t", free),), "n_t")).plan.layers
+    assert (layer.inputs[0].dims, layer.outputs[0].dims) == ((-1, 4, 8, 6), (4, 1, 8, 6))
+
+
 def test_sizes_are_passed_on_through_any_number_of_copies(model):
     names = ["x", "c1", "c2", "c3", "c4", "c5"]
     seen = {name: tensor(name, (-1, 3, -1, -1)) for name in names}

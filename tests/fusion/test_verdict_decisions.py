@@ -103,7 +103,7 @@ def test_layers_of_two_units_that_are_sums_of_products_are_layers_and_no_gate():
     block = plan_graphs.unknown(plan_graphs.block(plan_graphs.se_net()))
     found = Graph(model).region(block)
     assert (found.squeeze, found.layers) == (("n_p",), ("n_f1", "n_f2"))
-    assert found.gate == {"n_e"}
+    assert (found.inner, found.gate) == ({"n_a", "n_h2"}, {"n_e"})
 
 
 def test_a_squeeze_by_a_sum_that_names_its_axes_in_an_attribute_is_one():
@@ -264,6 +264,15 @@ def test_a_wider_map_is_no_int8_convolutions_unless_its_kernel_reads_int8(read):
     verdict = judged(model, made, *(typed(one, m="float32") for one in BLOCK))
     assert verdict.verdict == "fallback"
     assert not any("INT8" in reason for reason in verdict.reasons)
+
+
+def test_a_copy_before_a_block_in_one_kernel_is_counted():
+    copy = dataclasses.replace(
+        BLOCK[0], name="copy", onnx_nodes=(), outputs=kernel("", [], [], ["m2"]).outputs
+    )
+    names = [node for one in BLOCK for node in one.onnx_nodes]
+    verdict = judged(plan_graphs.se_net(), copy, kernel("all", names, ["m2", "x"], ["y"]))
+    assert (verdict.verdict, verdict.layers) == ("split", ("copy", "all"))
 
 
 def test_a_copy_that_reads_a_scale_beside_its_map_is_no_cast():
