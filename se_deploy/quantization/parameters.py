@@ -75,8 +75,11 @@ def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
         statistics, expected = _divided(statistics, factors), _divided(expected, factors)
     subjects = _subjects(job, statistics, expected, tied)
 
-    def by(*methods: Method) -> dict[Method, dict[str, QuantParams]]:
-        chosen = {name: qparams.choose(one, methods) for name, one in subjects.items()}
+    def by(*methods: Method, limited: bool) -> dict[Method, dict[str, QuantParams]]:
+        chosen = {
+            name: qparams.choose(dataclasses.replace(one, limited=limited), methods)
+            for name, one in subjects.items()
+        }
         found = {}
         for method in methods:
             params = {
@@ -91,10 +94,19 @@ def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
         in_float = sensitivity.within_budget(ranked, job.float_budget())
         return job.evaluated(mixed_precision.without(rounded(job, params, statistics), in_float))
 
-    params = by(method)[method]
+    limited = False
+    params = by(method, limited=limited)[method]
     plan = planned(params)
-    if job.options.method is None and job.evaluator.held.count >= _FEWEST_HELD:
-        for name, other in by(*_OTHER_METHODS).items():
+    may_choose = job.evaluator.held.count >= _FEWEST_HELD
+    if may_choose and any(subject.allowed.channel_equalization for subject in subjects.values()):
+        # Doubt is worth 1 dB and more to few samples, and cost a text detector 4 dB: samples held back tell.
+        other = by(method, limited=True)[method]
+        if not all(_divided_alike(params[name], one) for name, one in other.items()):
+            tried = planned(other)
+            if tried.evaluation.surely_better(plan.evaluation):
+                limited, params, plan = True, other, tried
+    if job.options.method is None and may_choose:
+        for name, other in by(*_OTHER_METHODS, limited=limited).items():
             ours, theirs = (sum(predicted(job, one, statistics).values()) for one in (params, other))
             if theirs * _PROMISE < ours:
                 tried = planned(other)
@@ -105,6 +117,13 @@ def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
     }
     known = Cache(method, params, moments, float_tensors=float_tensors, factors=factors)
     return known, job, plan
+
+
+def _divided_alike(one: QuantParams, other: QuantParams) -> bool:
+    """Whether a Mul divides the channels by the same numbers."""
+    if one.equalization is None or other.equalization is None:
+        return one.equalization is other.equalization
+    return np.array_equal(one.equalization, other.equalization)
 
 
 def _subjects(

@@ -71,6 +71,7 @@ class Subject:
     readers: Sequence[Layer]
     allowed: Allowed
     passed_on: FloatArray  # (C,) `importance` of the tensors behind residual Adds
+    limited: bool = False  # whether doubt of its channels' sizes may cost only so much, where a Mul divides
 
     def seen_by(self, method: Method) -> Statistics:
         """Return the statistics that a method looks at: the error of clipping is that of data yet to come."""
@@ -87,7 +88,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
     tails = [] if statistics.tails is None else [statistics.tails]
-    doubt, premium = _doubt(tails), _premium(tails)
+    doubt, premium = _doubt(tails), _premium(tails) if subject.limited else None
     chosen = {}
     sums: dict[bool, calibration.ClipError] = {}
     for method in methods:
@@ -123,11 +124,11 @@ def _divisors(share: FloatArray, doubt: float) -> FloatArray:
     return np.stack([np.ones_like(share), *powers])
 
 
-def _least_row(noise: FloatArray, premium: float) -> int:
+def _least_row(noise: FloatArray, premium: float | None) -> int:
     """Return the row of `_divisors` to take, by the error of each, (F,): the first of equal ones.
 
-    One by doubted shares, unless the best by the shares as they are is better by more than the premium:
-    where samples are alike, a text detector lost 4 dB to doubt that had no limit.
+    One by doubted shares, unless the best by the shares as they are is better by more than the premium;
+    None: whatever doubt costs.
     """
     believed = len(POWERS)  # rows; all that there are where nothing is doubted
     bold = int(noise[:believed].argmin())
@@ -135,7 +136,7 @@ def _least_row(noise: FloatArray, premium: float) -> int:
         return bold
     beside = believed + int(noise[believed:].argmin())
     wary = beside if noise[beside] < noise[0] else 0
-    return wary if noise[wary] <= premium * noise[bold] else bold
+    return wary if premium is None or noise[wary] <= premium * noise[bold] else bold
 
 
 @dataclass(frozen=True, slots=True)

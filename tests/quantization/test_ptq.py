@@ -157,6 +157,29 @@ def test_each_method_is_compared_with_the_best_so_far(tmp_path, monkeypatch, tim
     assert made.method == taken
 
 
+@pytest.mark.parametrize(
+    ("times", "count", "taken"), [((30, 5), 64, 5), ((5, 30), 64, 5), ((5, 5), 64, 5), ((30, 5), 16, 30)]
+)
+def test_doubt_has_a_limit_where_samples_held_back_surely_say_so(tmp_path, monkeypatch, times, count, taken):
+    plain, scales = qparams.choose, {}
+
+    def choose(subject, methods):
+        one = plain(subject, ["mse"])["mse"]
+        channels = len(subject.statistics.low)
+        params = dataclasses.replace(
+            one.params,
+            scale=one.params.scale * (times[subject.limited]),
+            equalization=np.full(channels, 1 if subject.limited else 1 + 1e-6, np.float32),
+        )
+        scales[params.scale] = times[subject.limited]
+        return {method: dataclasses.replace(one, params=params) for method in methods}
+
+    monkeypatch.setattr(qparams, "choose", choose)
+    options = dataclasses.replace(FAST, offset_folding=False, bias_correction=False)
+    made = quantization.quantize(network(), dataset(tmp_path, count), runtime=RUNTIME, options=options)
+    assert {scales[params.scale] for params in made.params.values()} == {taken}
+
+
 def test_a_faster_runtime_for_the_float_network_changes_only_rounding(tmp_path):
     one = quantization.quantize(network(), dataset(tmp_path), runtime=RUNTIME)
     fast = OrtRuntime(threads=1, lean=True)
