@@ -88,7 +88,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
     tails = [] if statistics.tails is None else [statistics.tails]
-    doubt, premium = _doubt(tails), _premium(tails) if subject.limited else None
+    doubt, premium = _doubt(tails), _premium(tails)
     chosen = {}
     sums: dict[bool, calibration.ClipError] = {}
     for method in methods:
@@ -99,7 +99,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         size = _sizes(error.low, error.high, allowed)
         factors = np.ones((1, len(size)))
         if allowed.channel_equalization:
-            factors = _divisors(size / float(size.max()), doubt)
+            factors = _divisors(size / float(size.max()), doubt, limited=subject.limited)
         # minmax promises that nothing is clipped
         shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
         scales = representable((size / factors).max(axis=1)[:, None] * shares)
@@ -116,27 +116,29 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     return chosen
 
 
-def _divisors(share: FloatArray, doubt: float) -> FloatArray:
-    """Return what to divide the channels by, (F, C): 1, powers of shares, and of doubted ones."""
-    believed = np.maximum(share, _LEAST_SHARE)
-    doubted = [_doubted(share, doubt)] if doubt else []
-    powers = [one**power for one in (believed, *doubted) for power in POWERS[1:]]
-    return np.stack([np.ones_like(share), *powers])
+def _divisors(share: FloatArray, doubt: float, *, limited: bool) -> FloatArray:
+    """Return what to divide the channels by, (F, C): 1, and powers of their doubted shares.
+
+    Where doubt is limited, powers of the shares as they are come before those.
+    """
+    shares = [_doubted(share, doubt)]
+    if limited and doubt:
+        shares.insert(0, np.maximum(share, _LEAST_SHARE))
+    return np.stack([np.ones_like(share), *(one**power for one in shares for power in POWERS[1:])])
 
 
-def _least_row(noise: FloatArray, premium: float | None) -> int:
+def _least_row(noise: FloatArray, premium: float) -> int:
     """Return the row of `_divisors` to take, by the error of each, (F,): the first of equal ones.
 
-    One by doubted shares, unless the best by the shares as they are is better by more than the premium;
-    None: whatever doubt costs.
+    One by doubted shares, unless the best by the shares as they are is better by more than the premium.
     """
-    believed = len(POWERS)  # rows; all that there are where nothing is doubted
+    believed = len(POWERS)  # rows; all that there are where doubt has no limit, or there is none
     bold = int(noise[:believed].argmin())
     if len(noise) <= believed:
         return bold
     beside = believed + int(noise[believed:].argmin())
     wary = beside if noise[beside] < noise[0] else 0
-    return wary if premium is None or noise[wary] <= premium * noise[bold] else bold
+    return wary if noise[wary] <= premium * noise[bold] else bold
 
 
 @dataclass(frozen=True, slots=True)
