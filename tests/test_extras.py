@@ -95,6 +95,12 @@ def test_what_needs_torch_says_which_extra(args, said_without_torch):
     assert error["hint"] == "pip install 'se-deploy[torch]'"
 
 
+def test_torch_is_asked_for_before_what_builds_engines(tmp_path):
+    code, out, _ = without("torch", "tensorrt", "tensorrt_rtx", args=["demo", "--json"], cwd=tmp_path)
+    assert code == 1
+    assert "needs torch" in json.loads(out)["error"]["message"]
+
+
 @pytest.mark.parametrize(
     "args",
     [

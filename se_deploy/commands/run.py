@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import collector, data, files, graph, locks, report, schema
+from se_deploy import collector, data, extras, files, graph, locks, report, schema
 from se_deploy.backends import keeping, registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import (
@@ -106,6 +106,8 @@ def run(
     asked = _Asked(model, folder, options, calibration, progress)
     with locks.folder(folder):
         run_files.claim(folder, overwrite=overwrite)
+        if not reading.is_onnx(model):
+            extras.require("torch", f"'{model}'")
         build_engine.require_buildable(options.engine, options.target, options.precision)
         steps = _Steps(progress, 8)
         exported = _begin(asked, steps)
