@@ -140,14 +140,9 @@ def cuda_runtime() -> ctypes.CDLL:
             library.cudaMalloc.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
             library.cudaMemcpy.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
             for function in (library.cudaMalloc, library.cudaMemcpy, library.cudaFree):
-                function.restype = succeeded
+                function.restype = lambda error: error and sys.exit(f"CUDA failed with error {error}")
             return library
     sys.exit(f"none of {', '.join(CUDA_LIBRARIES)} loads: put its folder into LD_LIBRARY_PATH")
-
-
-def succeeded(error: int) -> None:
-    if error:
-        sys.exit(f"CUDA failed with error {error}")
 
 
 if __name__ == "__main__":

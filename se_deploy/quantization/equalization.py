@@ -374,9 +374,8 @@ class _Folder:
         self._replaced(node, 1, w)
         bias = graph.constant(node.inputs[qdq.BIAS_INPUT]) if len(node.inputs) > qdq.BIAS_INPUT else None
         if bias is not None and after is not None:
-            self._replaced(
-                node, qdq.BIAS_INPUT, bias.astype(np.float64) / after.values
-            )  # a Gemm's is any shape
+            # A Gemm's may have any shape that broadcasts.
+            self._replaced(node, qdq.BIAS_INPUT, bias.astype(np.float64) / after.values)
 
     def _constant(self, node: ir.Node, slot: int) -> None:
         """Let the constant of a Mul, Div or Add take the factors of what is read and what is written."""

@@ -59,7 +59,7 @@ _LOST = "a lost node"  # that did a step, as results name it
 _CONNECT_S = 10.0  # for a first node to answer
 _JOINS = 4
 """Tries to join from elsewhere: a first node starts a process for each that joins, by a fork beside gRPC's
-threads, of which up to one in five dies at once (ray-project/ray#63202)."""
+threads, and now and then it dies at once (ray-project/ray#63202)."""
 
 _POLL_S = 1.0  # how often progress is told, and lost devices are looked for, while nothing ends
 _PROBE_S = 120.0  # for a node to say what it is: its first process has to start
