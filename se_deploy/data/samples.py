@@ -66,13 +66,18 @@ class Samples:
             shapes=None if self.shapes is None else tuple(self.shapes[p] for p in positions),
         )
 
-    def split(self, every: int, block: int = 1) -> tuple[Samples, Samples]:
+    def parts(self, every: int, block: int = 1) -> int:
+        """Return how many parts `split` tells apart: one for each turn."""
+        return max(2, min(every, self.count // block))
+
+    def split(self, every: int, block: int = 1, *, turn: int = 0) -> tuple[Samples, Samples]:
         """Hold back each `every`-th block of samples: (the rest, the held back).
 
-        With fewer than two blocks none is held back.
+        With fewer than two blocks none is held back. At other turns it is the block so many before it, so
+        that each sample of a whole block is held back at one of `parts`.
         """
-        every = max(2, min(every, self.count // block))
-        held = [p for p in range(self.count) if p // block % every == every - 1]
+        every = self.parts(every, block)
+        held = [p for p in range(self.count) if p // block % every == every - 1 - turn]
         held = held[: len(held) // block * block]
         back = set(held)
         return self.take([p for p in range(self.count) if p not in back]), self.take(held)

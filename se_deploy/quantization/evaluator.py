@@ -49,23 +49,32 @@ class Evaluation:
         return float(np.mean([_db(self.noise[name]) for name in _last(self.noise, self.outputs)]))
 
     def surely_better(self, plain: Evaluation) -> bool:
-        """Whether it beats the plain one by more than the samples differ in saying so.
-
-        Both the whole error and the mean over the samples must be better, the latter by about two of its
-        standard errors: few samples with large errors decide the former, and often by chance.
-        """
-        gain = self.by_sample_db - plain.by_sample_db
-        free = len(gain) - 1
-        if free < 1:
-            return False
-        sure = _SURE + _SURE_OF_FEW[0] / free + _SURE_OF_FEW[1] / free**2
-        doubt = float(gain.std()) / np.sqrt(free)
-        return self.score_db > plain.score_db and bool(gain.mean() > sure * doubt)
+        """Whether it beats the plain one on the same samples by more than they differ in saying so."""
+        return surely_better([self], [plain])
 
     @property
     def total_noise(self) -> float:
         """Sum of the relative noise over all tensors: what single layers add up to."""
         return sum(self.noise.values())
+
+
+def surely_better(tried: Sequence[Evaluation], plain: Sequence[Evaluation]) -> bool:
+    """Whether one way beats the plain one by more than the samples differ in saying so.
+
+    Each is evaluated on one part of the samples or more, both on the same ones. Both the whole error and the
+    mean over the samples must be better, the latter by about two of its standard errors: few samples with
+    large errors decide the former, and often by chance.
+    """
+    gain = np.concatenate(
+        [one.by_sample_db - other.by_sample_db for one, other in zip(tried, plain, strict=True)]
+    )
+    free = len(gain) - 1
+    if free < 1:
+        return False
+    sure = _SURE + _SURE_OF_FEW[0] / free + _SURE_OF_FEW[1] / free**2
+    doubt = float(gain.std()) / np.sqrt(free)
+    whole = np.mean([one.score_db for one in tried]) > np.mean([one.score_db for one in plain])
+    return bool(whole and gain.mean() > sure * doubt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,11 @@ class Evaluator:
         tensors = tuple(dict.fromkeys((*outputs, *last)))
         references = tuple(calibration.observe(model, tensors, held, fast))
         return cls(held, runtime, _trunk(model, tensors), outputs, tensors, references)
+
+    def on(self, held: Samples, fast: Runtime) -> Evaluator:
+        """Return the evaluator on other samples, after one run of the float network by `fast`."""
+        references = tuple(calibration.observe(self.trunk, self.tensors, held, fast))
+        return replace(self, held=held, references=references)
 
     def of_equal(self, model: ir.Model) -> Evaluator:
         """Return the evaluator of a network that computes the tensors compared, equal but for rounding."""

@@ -71,7 +71,9 @@ class Job:
     policy: Policy
     options: QuantizeOptions
     fast: Runtime
-    chosen: Samples
+    samples: Samples  # all of them
+    chosen: Samples  # those that choices are made on
+    held_back: bool  # whether others are held back to evaluate them
     block: int  # samples that the graph takes at once; 1 where it is free
     evaluator: Evaluator
     warnings: tuple[str, ...]
@@ -134,6 +136,17 @@ class Job:
         """Return about what leaving a layer in float costs on the device that was named."""
         return layer_cost.fp16_overhead_ms(layer, self.options.device)
 
+    @property
+    def parts(self) -> int:
+        """How many parts of the samples can be held back in turn."""
+        return self.samples.parts(self.options.hold_back, self.block)
+
+    def at_turn(self, turn: int) -> Job:
+        """Return the job with another part of the samples held back, as many of it to evaluate as here."""
+        chosen, held = self.samples.split(self.options.hold_back, self.block, turn=turn)
+        few = evenly(held, self.evaluator.held.count, self.block)
+        return dataclasses.replace(self, chosen=chosen, evaluator=self.evaluator.on(few, self.fast))
+
     def evaluated(self, planned: list[QuantizedLayer]) -> Plan:
         """Return the plan with the evaluation of the graph with these layers in INT8."""
         return Plan(planned, self.evaluator.layers(planned))
@@ -182,7 +195,8 @@ def prepare(
             f"{len(free)} convolutions pad by auto_pad and the input size is free: they are quantized "
             f"without an offset; `export --input-size` settles the size ({named(free)})"
         )
-    if not held.count:
+    held_back = bool(held.count)
+    if not held_back:
         held = chosen
         warnings.append(
             f"{samples.count} samples are too few to hold any back: choices were evaluated on the samples "
@@ -200,7 +214,9 @@ def prepare(
         policy=options.policy,
         options=options,
         fast=fast,
+        samples=samples,
         chosen=chosen,
+        held_back=held_back,
         block=block,
         evaluator=Evaluator.of(model, _last_outputs(model, candidates), held, runtime, fast),
         warnings=tuple(warnings),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from se_deploy import calibration, graph
+from se_deploy.protocols import silent
 from se_deploy.quantization import (
     equalization,
     mixed_precision,
@@ -20,14 +22,16 @@ from se_deploy.quantization import (
     sensitivity,
 )
 from se_deploy.quantization.cache import Cache, Moments
+from se_deploy.quantization.evaluator import surely_better
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     import onnx_ir as ir
 
     from se_deploy.calibration import Method, Statistics
     from se_deploy.protocols import FloatArray, Progress
+    from se_deploy.quantization.evaluator import Evaluation
     from se_deploy.quantization.job import Job, Plan
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.policies import Policy
@@ -44,79 +48,142 @@ _PROMISE = 1.4  # times less rounding noise than the default's: else it is not w
 
 def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
     """Return parameters of all tensors, the job that they are for (equalized, maybe) and the plan of them."""
-    placed = placement.place(job.model, job.layers) if job.policy.whole_chain else placement.Placement()
-    axes = {pair.tensor: 1 for pair in placed.pairs}
-    axes |= {layer.tensor: layer.channel_axis for layer in job.layers}
-    method = job.options.method or _DEFAULT_METHOD
-    statistics = calibration.measure(
-        job.model,
-        axes,
-        job.chosen,
-        job.fast,
-        positions=calibration.POSITIONS if method == "minmax" else calibration.TAIL_POSITIONS,
-        progress=progress,
-    )
-    float_tensors = {
-        name: reason
-        for name, seen in statistics.items()
-        if (reason := scales.out_of_range(float(seen.low.min()), float(seen.high.max()), qdq.HIGHEST_LEVEL))
-    }
-    job = job.without_tensors(float_tensors)
-    placed = placed.without(float_tensors)
-    tensors = dict.fromkeys(layer.tensor for layer in job.layers)
-    shared = residual.read_by_adds(job.model, tensors) if job.policy.quantize_residual else set()
-    tied = shared | placed.tied
-    adds: set[str] = set() if job.policy.whole_chain else shared  # else pairs are placed one by one
-    # Once: dividing a tensor divides what is expected of it.
-    expected = {name: statistics[name].expected() for name in tensors}
-    factors = _equalization(job, _subjects(job, statistics, expected, tied))
-    if factors:
-        job = job.equalized(factors)
-        statistics, expected = _divided(statistics, factors), _divided(expected, factors)
-    subjects = _subjects(job, statistics, expected, tied)
+    here = _Measured.of(job, progress)
+    way = _Way(job.options.method or _DEFAULT_METHOD)
+    params = here.params(way)[way]
+    plan = here.planned(params)
 
-    def by(*methods: Method, limited: bool) -> dict[Method, dict[str, QuantParams]]:
+    def consider(other: _Way, theirs: dict[str, QuantParams]) -> None:
+        nonlocal way, params, plan
+        tried = here.planned(theirs)
+        found = (tried.evaluation, plan.evaluation)
+        if surely_better([found[0]], [found[1]]) and _holds_in_all_folds(job, other, way, found, progress):
+            way, params, plan = other, theirs, tried
+
+    if job.held_back and job.evaluator.held.count >= _FEWEST_HELD:
+        if any(subject.allowed.channel_equalization for subject in here.subjects.values()):
+            # Doubt is worth 1 dB and more to few samples, and cost a text detector 4 dB.
+            other = dataclasses.replace(way, limited=True)
+            theirs = here.params(other)[other]
+            if not all(_divided_alike(params[name], one) for name, one in theirs.items()):
+                consider(other, theirs)
+        if job.options.method is None:
+            others = [dataclasses.replace(way, method=method) for method in _OTHER_METHODS]
+            for other, theirs in here.params(*others).items():
+                if here.noise(theirs) * _PROMISE < here.noise(params):
+                    consider(other, theirs)
+    moments = {
+        name: Moments(tuple(s.mean.tolist()), tuple(s.variance.tolist()))
+        for name, s in here.statistics.items()
+    }
+    known = Cache(way.method, params, moments, float_tensors=here.float_tensors, factors=here.factors)
+    return known, here.job, plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to choose the parameters of all tensors from what was measured."""
+
+    method: Method
+    limited: bool = False  # whether doubt of channels' sizes may cost only so much, where a Mul divides
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What the samples that a job chooses on say of its tensors."""
+
+    job: Job  # equalized, maybe, and without the tensors that stay in float
+    statistics: Mapping[str, Statistics]
+    subjects: Mapping[str, qparams.Subject]
+    placed: placement.Placement
+    adds: Collection[str]  # tensors that residual Adds read quantized
+    float_tensors: Mapping[str, str]  # and why they stay so
+    factors: Mapping[equalization.Group, FloatArray]
+
+    @classmethod
+    def of(cls, job: Job, progress: Progress) -> _Measured:
+        """Run the job's samples through its network once."""
+        placed = placement.place(job.model, job.layers) if job.policy.whole_chain else placement.Placement()
+        axes = {pair.tensor: 1 for pair in placed.pairs}
+        axes |= {layer.tensor: layer.channel_axis for layer in job.layers}
+        exact = job.options.method == "minmax"
+        statistics = calibration.measure(
+            job.model,
+            axes,
+            job.chosen,
+            job.fast,
+            positions=calibration.POSITIONS if exact else calibration.TAIL_POSITIONS,
+            progress=progress,
+        )
+        float_tensors = {
+            name: reason
+            for name, seen in statistics.items()
+            if (
+                reason := scales.out_of_range(
+                    float(seen.low.min()), float(seen.high.max()), qdq.HIGHEST_LEVEL
+                )
+            )
+        }
+        job = job.without_tensors(float_tensors)
+        placed = placed.without(float_tensors)
+        tensors = dict.fromkeys(layer.tensor for layer in job.layers)
+        shared = residual.read_by_adds(job.model, tensors) if job.policy.quantize_residual else set()
+        tied = shared | placed.tied
+        adds: set[str] = set() if job.policy.whole_chain else shared  # else pairs are placed one by one
+        # Once: dividing a tensor divides what is expected of it.
+        expected = {name: statistics[name].expected() for name in tensors}
+        factors = _equalization(job, _subjects(job, statistics, expected, tied))
+        if factors:
+            job = job.equalized(factors)
+            statistics, expected = _divided(statistics, factors), _divided(expected, factors)
+        subjects = _subjects(job, statistics, expected, tied)
+        return cls(job, statistics, subjects, placed, adds, float_tensors, factors)
+
+    def params(self, *ways: _Way) -> dict[_Way, dict[str, QuantParams]]:
+        """Return the parameters of all tensors by each of some ways that differ in the method alone."""
+        methods = [way.method for way in ways]
         chosen = {
-            name: qparams.choose(dataclasses.replace(one, limited=limited), methods)
-            for name, one in subjects.items()
+            name: qparams.choose(dataclasses.replace(one, limited=ways[0].limited), methods)
+            for name, one in self.subjects.items()
         }
         found = {}
-        for method in methods:
-            params = {
-                name: dataclasses.replace(one[method].params, residual=name in adds)
+        for way in ways:
+            own = {
+                name: dataclasses.replace(one[way.method].params, residual=name in self.adds)
                 for name, one in chosen.items()
             }
-            found[method] = placement.with_pairs(params, placed, job.layers, statistics, method)
+            found[way] = placement.with_pairs(own, self.placed, self.job.layers, self.statistics, way.method)
         return found
 
-    def planned(params: Mapping[str, QuantParams]) -> Plan:
-        ranked = sensitivity.rank(job.layers, predicted(job, params, statistics), macs_of)
+    def planned(self, params: Mapping[str, QuantParams]) -> Plan:
+        """Return the plan of these parameters, with as much left in float as the form allows."""
+        job = self.job
+        ranked = sensitivity.rank(job.layers, predicted(job, params, self.statistics), macs_of)
         in_float = sensitivity.within_budget(ranked, job.float_budget())
-        return job.evaluated(mixed_precision.without(rounded(job, params, statistics), in_float))
+        return job.evaluated(mixed_precision.without(rounded(job, params, self.statistics), in_float))
 
-    limited = False
-    params = by(method, limited=limited)[method]
-    plan = planned(params)
-    may_choose = job.evaluator.held.count >= _FEWEST_HELD
-    if may_choose and any(subject.allowed.channel_equalization for subject in subjects.values()):
-        # Doubt is worth 1 dB and more to few samples, and cost a text detector 4 dB: samples held back tell.
-        other = by(method, limited=True)[method]
-        if not all(_divided_alike(params[name], one) for name, one in other.items()):
-            tried = planned(other)
-            if tried.evaluation.surely_better(plan.evaluation):
-                limited, params, plan = True, other, tried
-    if job.options.method is None and may_choose:
-        for name, other in by(*_OTHER_METHODS, limited=limited).items():
-            ours, theirs = (sum(predicted(job, one, statistics).values()) for one in (params, other))
-            if theirs * _PROMISE < ours:
-                tried = planned(other)
-                if tried.evaluation.surely_better(plan.evaluation):
-                    method, params, plan = name, other, tried
-    moments = {
-        name: Moments(tuple(s.mean.tolist()), tuple(s.variance.tolist())) for name, s in statistics.items()
-    }
-    known = Cache(method, params, moments, float_tensors=float_tensors, factors=factors)
-    return known, job, plan
+    def noise(self, params: Mapping[str, QuantParams]) -> float:
+        """Return the noise that these parameters are predicted to make, over all layers."""
+        return sum(predicted(self.job, params, self.statistics).values())
+
+
+def _holds_in_all_folds(
+    job: Job, other: _Way, plain: _Way, held_back: tuple[Evaluation, Evaluation], progress: Progress
+) -> bool:
+    """Whether the other way is surely better where every sample has been held back once.
+
+    `held_back` are the two on the samples that are held back anyway; each other part of the samples is
+    judged by what the rest of them chooses. Only asked where those already say so: it costs a run of all
+    samples for each part.
+    """
+    pairs = [held_back]
+    for turn in range(1, job.parts):
+        progress("cross-validation", turn, job.parts)
+        there = _Measured.of(job.at_turn(turn), silent)
+        tried, kept = (there.planned(there.params(way)[way]).evaluation for way in (other, plain))
+        pairs.append((tried, kept))
+    progress("cross-validation", job.parts, job.parts)
+    return surely_better(*zip(*pairs, strict=True))
 
 
 def _divided_alike(one: QuantParams, other: QuantParams) -> bool:
