@@ -251,6 +251,18 @@ def test_split_holds_back_every_so_many(tmp_path):
     assert held.chosen == (3, 7)
 
 
+@pytest.mark.parametrize("block", [1, 2, 3])
+@pytest.mark.parametrize("count", [4, 5, 8, 11, 24])
+def test_every_sample_of_a_whole_block_is_held_back_at_one_turn(tmp_path, count, block):
+    np.save(tmp_path / "a.npy", np.arange(count * 3, dtype=np.float32).reshape(count, 3))
+    samples = data.read(tmp_path / "a.npy", [VECTOR])
+    turns = [samples.split(4, block, turn=turn) for turn in range(samples.parts(4, block))]
+    assert turns[0] == samples.split(4, block)
+    for rest, held in turns:
+        assert sorted(rest.chosen + held.chosen) == list(range(count))
+    assert sorted(p for _, held in turns for p in held.chosen) == list(range(count // block * block))
+
+
 @pytest.mark.parametrize("size", [(8, 8), (16, 8), (9, 31), (200, 100)])
 @pytest.mark.parametrize("resize", ["shortest", "squash"])
 @pytest.mark.parametrize("crop", [1.0, 0.875])

@@ -158,26 +158,52 @@ def test_each_method_is_compared_with_the_best_so_far(tmp_path, monkeypatch, tim
 
 
 @pytest.mark.parametrize(
-    ("times", "count", "taken"), [((30, 5), 64, 5), ((5, 30), 64, 5), ((5, 5), 64, 5), ((30, 5), 16, 30)]
+    ("times", "count", "taken"),  # without a limit and with it: at first, and in the other folds
+    [
+        (((30, 5), (30, 5)), 64, 5),
+        (((5, 30), (5, 30)), 64, 5),
+        (((5, 5), (5, 5)), 64, 5),
+        (((30, 5), (30, 5)), 16, 30),  # too few to speak
+        (((30, 5), (5, 30)), 64, 30),  # the other parts of the samples say the opposite
+    ],
 )
-def test_doubt_has_a_limit_where_samples_held_back_surely_say_so(tmp_path, monkeypatch, times, count, taken):
-    plain, scales = qparams.choose, {}
+def test_doubt_has_a_limit_where_each_sample_held_back_surely_says_so(
+    tmp_path, monkeypatch, times, count, taken
+):
+    plain, scales, at_home = qparams.choose, {}, {}
 
     def choose(subject, methods):
+        first = at_home.setdefault(subject.readers[0].node, subject.statistics)
+        coarser = times[subject.statistics is not first][subject.limited]
         one = plain(subject, ["mse"])["mse"]
         channels = len(subject.statistics.low)
         params = dataclasses.replace(
             one.params,
-            scale=one.params.scale * (times[subject.limited]),
+            scale=one.params.scale * coarser,
             equalization=np.full(channels, 1 if subject.limited else 1 + 1e-6, np.float32),
         )
-        scales[params.scale] = times[subject.limited]
+        scales[params.scale] = coarser
         return {method: dataclasses.replace(one, params=params) for method in methods}
 
     monkeypatch.setattr(qparams, "choose", choose)
     options = dataclasses.replace(FAST, offset_folding=False, bias_correction=False)
     made = quantization.quantize(network(), dataset(tmp_path, count), runtime=RUNTIME, options=options)
     assert {scales[params.scale] for params in made.params.values()} == {taken}
+
+
+def test_nothing_is_chosen_by_the_samples_that_it_was_made_on(tmp_path, monkeypatch):
+    """A block of eight samples cannot be parted: six that agree were enough to take another way."""
+    plain = qparams.choose
+
+    def choose(subject, methods):
+        assert not subject.limited
+        assert methods == ["mse"]
+        return plain(subject, methods)
+
+    monkeypatch.setattr(qparams, "choose", choose)
+    options = dataclasses.replace(FAST, method=None)
+    made = quantization.quantize(network(batch=8), dataset(tmp_path, 8), runtime=RUNTIME, options=options)
+    assert "too few to hold any back" in made.warnings[0]
 
 
 def test_a_faster_runtime_for_the_float_network_changes_only_rounding(tmp_path):
