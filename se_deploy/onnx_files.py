@@ -15,7 +15,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from se_deploy import files
+from se_deploy import files, torch_files
 from se_deploy.errors import BadModel, printable
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def read(path: Path) -> onnx.ModelProto:
     Raises: BadModel, which names the file and the place in it.
     """
     files.check_regular(path, error=BadModel)
+    if (other := torch_files.described(path)) is not None:
+        raise BadModel(f"'{path}' is no ONNX file but {other.what}", hint=other.hint)
     with _parsing(path):
         proto = _load(path)
     if not proto.graph.node and not proto.graph.input:
