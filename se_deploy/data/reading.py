@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from se_deploy.data.samples import Source
+    from se_deploy.data.samples import Hashes, Source
 
 PreparedKind = Literal["arrays", "folder of arrays", "recordings", "clips"]
 """Data that no input spec has to prepare."""
@@ -95,7 +95,8 @@ def read(
         source=ImageSource(kept, spec),
         chosen=tuple(range(len(kept))),
         labels=np.array(known, np.int64) if len(known) == len(kept) else None,
-        sha256=looked.sha256,
+        sha256=looked.hashes.whole,
+        each=looked.hashes.each,
         warnings=warnings,
         counted=found.counted,
         unlabelled=unlabelled,
@@ -182,13 +183,14 @@ def _read_files(
 
 
 def _of_files(
-    source: Source, sha256: str, shapes: Sequence[object], warnings: tuple[str, ...] = ()
+    source: Source, hashes: Hashes, shapes: Sequence[object], warnings: tuple[str, ...] = ()
 ) -> Samples:
     if not shapes:
         raise BadData("the folder holds no sample", hint=f"name {KINDS}")
     alike = len(set(shapes)) == 1
     numbers = tuple(range(len(shapes)))
-    return Samples(source, numbers, None, sha256, warnings, None if alike else tuple(shapes))
+    varied = None if alike else tuple(shapes)
+    return Samples(source, numbers, None, hashes.whole, warnings, varied, each=hashes.each)
 
 
 def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:
@@ -330,6 +332,7 @@ def _read_arrays(
     warnings = arrays.check(source, specs)
     count = source.arrays[names[0]].shape[0]
     chosen = pick(count, limit, seed)
+    hashes = arrays.digest(source, chosen)
     if given is not None and given.shape != (count,):
         raise BadData(f"'{path}' holds labels of shape {given.shape} for {count} samples", hint="one each")
     known = None if given is None else labels.whole(given.rows(chosen))
@@ -337,7 +340,8 @@ def _read_arrays(
         source=source,
         chosen=tuple(chosen),
         labels=known,
-        sha256=arrays.digest(source, chosen),
+        sha256=hashes.whole,
+        each=hashes.each,
         warnings=warnings,
         shapes=tuple(chosen) if whole else None,  # no two go into one call
         unlabelled=f"'{key}' holds no whole numbers" if known is None and given is not None else "",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import files
+from se_deploy.data.samples import Hashes, hash_of
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
@@ -116,15 +117,16 @@ def check(recordings: Sequence[Recording], spec: TensorSpec) -> None:
             )
 
 
-def digest(recordings: Sequence[Recording]) -> str:
+def digest(recordings: Sequence[Recording]) -> Hashes:
     """Hash the names and the bytes of the files, each of which is read to its end. Raises: BadData."""
-    whole = hashlib.sha256()
+    whole, each = hashlib.sha256(), []
     for one in recordings:
         one.samples()
         data = files.read_bytes(one.path, error=BadData)
         whole.update(f"{one.name}\0{len(data)}\0".encode())
         whole.update(data)
-    return whole.hexdigest()
+        each.append(hash_of(data))
+    return Hashes(whole.hexdigest(), tuple(each))
 
 
 def _numbers(data: bytes, width: int) -> Array:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from se_deploy import calibration, graph, opsets, se_blocks
+from se_deploy import calibration, data, graph, opsets, se_blocks
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.quantization import equalization, layer_cost, layers
@@ -188,6 +188,8 @@ def prepare(
             f"{samples.count} samples are too few to hold any back: choices were evaluated on the samples "
             "that they were made on"
         )
+    else:
+        warnings += data.held_doubts(chosen, held)
     total = sum(work[node].macs for node in [*(c.node for c in candidates), *(f.node for f in float_layers)])
     held = evenly(held, EVALUATION.samples(total), block)
     return Job(
