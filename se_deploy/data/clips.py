@@ -14,7 +14,7 @@ from se_deploy import files
 from se_deploy.data import preprocessing
 from se_deploy.data.images import UNREADABLE, decoder, unreadable
 from se_deploy.data.samples import Hashes, hash_of
-from se_deploy.errors import BadData
+from se_deploy.errors import BadData, counted
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def find(folder: Path, spec: TensorSpec, suffixes: Collection[str]) -> tuple[Cli
             continue
         if length is not None and len(frames) < length:
             raise BadData(
-                f"the clip '{name}' has {len(frames)} frames, the input '{spec.name}' takes {length}",
+                f"the clip '{name}' has {counted(len(frames), 'frame')}, "
+                f"the input '{spec.name}' takes {length}",
                 hint="remove it, or give longer clips",
             )
         count = len(frames) if length is None else length

@@ -24,7 +24,7 @@ from se_deploy.data import (
 )
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
-from se_deploy.errors import BadData
+from se_deploy.errors import BadData, counted
 from se_deploy.protocols import TensorSpec
 from se_deploy.schema.input_spec import InputSpec
 
@@ -84,12 +84,13 @@ def read(
     known = [each.label for each in kept if each.label is not None]
     unlabelled = found.unlabelled
     if known and len(known) < len(kept):
-        unlabelled = f"{len(kept) - len(known)} of {len(kept)} images have no label"
+        without = len(kept) - len(known)
+        unlabelled = f"{without} of {len(kept)} images {'has' if without == 1 else 'have'} no label"
     warnings = plausibility.spec_doubts(spec)
     if looked.skipped:
         shown = ", ".join(looked.skipped[:3]) + (", ..." if len(looked.skipped) > 3 else "")  # noqa: PLR2004 - enough names to find the cause
         warnings += (
-            f"{len(looked.skipped)} of {len(found.images)} images were unreadable and left out: {shown}",
+            f"{len(looked.skipped)} of {counted(len(found.images), 'image')} unreadable, left out: {shown}",
         )
     return Samples(
         source=ImageSource(kept, spec),
@@ -165,7 +166,7 @@ def _read_files(
         )
     if len(specs) != 1:
         raise BadData(
-            f"'{path}' holds {kind}, the network has {len(specs)} inputs",
+            f"'{path}' holds {kind}, the network has {counted(len(specs), 'input')}",
             hint="give an .npz with one array per input, by name, or a folder of .npy files for each",
         )
     if kind == "clips":
@@ -196,7 +197,7 @@ def _of_files(
 def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:
     if len(inputs) != 1:
         raise BadData(
-            f"'{path}' holds images, the network has {len(inputs)} inputs",
+            f"'{path}' holds images, the network has {counted(len(inputs), 'input')}",
             hint="give an .npz with one array per input, by name",
         )
     if not isinstance(inputs[0], InputSpec):

@@ -15,7 +15,7 @@ import numpy as np
 
 from se_deploy import files
 from se_deploy.data.samples import Hashes, hash_of
-from se_deploy.errors import BadData
+from se_deploy.errors import BadData, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,8 +101,8 @@ def check(recordings: Sequence[Recording], spec: TensorSpec) -> None:
     for one in recordings:
         if one.channels != channels:
             raise BadData(
-                f"'{one.name}' has {one.channels} channels, the input '{spec.name}' takes {channels}: "
-                f"({takes})",
+                f"'{one.name}' has {counted(one.channels, 'channel')}, the input '{spec.name}' takes "
+                f"{channels}: ({takes})",
                 hint="mix the recordings to that number of channels first",
             )
         if length not in {None, one.frames}:
