@@ -156,10 +156,12 @@ def _on_a_diagonal(flow: Dataflow, matrix: ir.Value) -> Sequence[Vector]:
     if producer is None or producer.op_type not in {"Mul", "Where"}:
         return ()
     given = [v for v in producer.inputs if v is not None]
-    for mask in given:
-        array = flow.constants.array(mask) if flow.of(mask).constant else None
+    vectors = [vector for value in given for vector in flow.of(value).vectors]
+    masks = [value for value in given if flow.of(value).constant] if vectors else []
+    for mask in masks:
+        array = flow.constants.array(mask)
         if array is not None and array.ndim > 1 and array.size > 1 and _is_diagonal(array):
-            return [vector for other in given if other is not mask for vector in flow.of(other).vectors]
+            return vectors
     return ()
 
 
