@@ -24,6 +24,13 @@ def printable(text: str) -> str:
     return _NOT_PRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
+def counted(number: int, noun: str, verb: tuple[str, str] | None = None) -> str:
+    """Return a count with its noun, and the verb of one and of many: "1 node stays", "4 nodes stay"."""
+    many = f"{noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
+    words = f"{number} {noun if number == 1 else many}"
+    return words if verb is None else f"{words} {verb[number != 1]}"
+
+
 def meant(word: str, names: Iterable[str]) -> str:
     """Return "did you mean X? " for the name that `word` nearly is, as the beginning of a hint; else ""."""
     near = near_misses(word, names, 1)

@@ -20,7 +20,7 @@ from se_deploy import files, onnx_files, shape_inference
 from se_deploy.errors import BadModel, UnsupportedGraph, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -373,6 +373,17 @@ def value_names(model: ir.Model) -> set[str]:
                 body = attribute.as_graph()
                 names.update({str(v.name) for v in body.inputs} | set(body.initializers))
     return names
+
+
+def in_body(model: ir.Model, names: Collection[str]) -> str | None:
+    """Return "it lies in a body of the If 'n'" of nodes with these names; None where none lies in one."""
+    for node in model.graph:
+        for body in (a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH):
+            inside = {inner.name for inner in body.all_nodes()}.intersection(names)
+            if inside:
+                part = "it lies" if inside.issuperset(names) else "a part of it lies"
+                return f"{part} in a body of the {node.op_type} '{node.name}'"
+    return None
 
 
 def fresh_name(name: str, taken: AbstractSet[str]) -> str:

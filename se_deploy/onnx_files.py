@@ -15,8 +15,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from se_deploy import files
-from se_deploy.errors import BadModel, printable
+from se_deploy import files, torch_files
+from se_deploy.errors import BadModel, counted, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -63,6 +63,8 @@ def read(path: Path) -> onnx.ModelProto:
     Raises: BadModel, which names the file and the place in it.
     """
     files.check_regular(path, error=BadModel)
+    if (other := torch_files.described(path)) is not None:
+        raise BadModel(f"'{path}' is no ONNX file but {other.what}", hint=other.hint)
     with _parsing(path):
         proto = _load(path)
     if not proto.graph.node and not proto.graph.input:
@@ -235,7 +237,7 @@ def _wrong_attributes(node: onnx.NodeProto) -> Iterator[str]:
         wanted = len(node.output) + _BESIDE_OUTPUTS[node.op_type]
         for body in _bodies(node):
             if len(body.output) != wanted:
-                yield f"{named}: a body of it gives {len(body.output)} values, not {wanted}"
+                yield f"{named}: a body of it gives {counted(len(body.output), 'value')}, not {wanted}"
 
 
 def _wrong_size(tensor: onnx.TensorProto) -> str | None:
@@ -365,7 +367,7 @@ def _wrong_values(node: ir.Node) -> str | None:
             return f"its batch_dims is {values}"
         parts = min(values, default=0) if node.op_type == "Split" and one.name == "num_outputs" else None
         if parts is not None and parts < len(node.outputs):
-            return f"its num_outputs is {values}, and it has {len(node.outputs)} outputs"
+            return f"its num_outputs is {values}, and it has {counted(len(node.outputs), 'output')}"
     return None
 
 
@@ -393,7 +395,7 @@ def _wrong_node(node: ir.Node, version: int) -> str | None:
         return f"it is of '{node.domain}', and would be taken for ONNX's operator of that name"
     least = _least_inputs(node.op_type, version) if node.domain in _OWN_DOMAINS else 0
     if len(node.inputs) < least or (least and node.inputs[0] is None):  # a function may be called with fewer
-        return f"it has {len(node.inputs)} inputs, at least {least} are needed"
+        return f"it has {counted(len(node.inputs), 'input')}, at least {least} are needed"
     if refers := next((a for a in node.attributes.values() if a.is_ref()), None):
         return f"its '{refers.name}' is an attribute of a function, and it stands in none"
     ranks = [None if value is None or value.shape is None else len(value.shape) for value in node.inputs]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from msgspec.structs import replace
 
 from se_deploy import files
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, counted
 from se_deploy.schema import decode, input_spec
 from se_deploy.schema.common import OutputKind
 from se_deploy.schema.input_spec import Interpolation, Layout, Resize
@@ -77,8 +77,8 @@ class ImageOptions:
         for what, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != spec.channels:
                 raise BadInput(
-                    f"--{what} has {len(values)} values for {spec.channels} channels",
-                    hint=f"give {spec.channels} numbers joined by commas",
+                    f"--{what} has {counted(len(values), 'value')} for {counted(spec.channels, 'channel')}",
+                    hint=f"give {counted(spec.channels, 'number')}, joined by commas",
                 )
         if spec.is_frames and (self.mean is not None or self.std is not None):
             flag = "--mean" if self.mean is not None else "--std"

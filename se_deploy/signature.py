@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -59,7 +59,9 @@ class Feeding:
         for one in self.inputs:
             shape = self.shapes.get(one.name, ())
             if shape and len(shape) != len(one.dims):
-                raise BadInput(f"'{one}' has {len(one.dims)} dimensions, its shape {len(shape)}", hint=_HINT)
+                raise BadInput(
+                    f"'{one}' has {counted(len(one.dims), 'dimension')}, its shape {len(shape)}", hint=_HINT
+                )
             for axis, name in one.free.items() if shape else ():
                 if sizes.setdefault(name, shape[axis]) != shape[axis]:
                     raise BadInput(

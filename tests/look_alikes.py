@@ -58,6 +58,68 @@ MORE_KIN = {
         "p = ReduceSum<keepdims = 1>(x, map_axes) a = Conv(p, full) g = Sigmoid(a) y = Mul(x, g)",
     ),
 }
+_TO_TWICE = "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, twice)"
+_BY_GROUP = "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, small) g = Sigmoid(c)"
+MORE_KIN |= {
+    "gate and shift of one layer, as in lc0": (
+        "se-shift",
+        f"{_TO_TWICE} h, k = Split<axis = 1>(c) g = Sigmoid(h) z = Mul(x, g) y = Add(z, k)",
+    ),
+    "the larger of two lines": (
+        "dynamic-relu",
+        f"""{_TO_TWICE} h, k = Split<axis = 1>(c) g = Sigmoid(h) z = Mul(x, g) u = Add(k, z) y = Max(u, x)""",
+    ),
+    "a part of what the last layer gives": (
+        "pooled-attention",
+        f"{_TO_TWICE} h, k = Split<axis = 1>(c) g = Sigmoid(h) y = Mul(x, g)",
+    ),
+    "one gate for each group, expanded": (
+        "pooled-attention",
+        f"{_BY_GROUP} h = Reshape(g, by_group) e = Expand(h, twofold) k = Reshape(e, map) y = Mul(x, k)",
+    ),
+    "one gate for each group, tiled": (
+        "pooled-attention",
+        f"{_BY_GROUP} k = Tile(g, repeats) y = Mul(x, k)",
+    ),
+    "hidden units twice over": (
+        "pooled-attention",
+        """p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) h = Reshape(r, by_group)
+        e = Expand(h, twofold) k = Reshape(e, map) c = Conv(k, full) g = Sigmoid(c) y = Mul(x, g)""",
+    ),
+    "one gate for each group, gathered": (
+        "pooled-attention",
+        f"{_BY_GROUP} k = Gather<axis = 1>(g, twice_over) y = Mul(x, k)",
+    ),
+    "one gate for each group, resized": (
+        "pooled-attention",
+        f'{_BY_GROUP} k = Resize<mode = "nearest">(g, , channels_up) y = Mul(x, k)',
+    ),
+    "gates of other channels, shuffled": (
+        "pooled-attention",
+        """p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2) v = Reshape(c, pairs_of)
+        t = Transpose<perm = [0, 2, 1, 3, 4]>(v) u = Reshape(t, map) g = Sigmoid(u) y = Mul(x, g)""",
+    ),
+}
+SCALED_OTHERWISE = {
+    "one gate for each group of 2 channels": f"""{_BY_GROUP} v = Reshape(x, groups) h = Reshape(g, by_group)
+        z = Mul(v, h) y = Reshape(z, square)""",
+    "a Div applies the gate": """p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a) c = Conv(r, w2)
+        n = Neg(c) e = Exp(n) o = Add(e, unit) z = Div(x, o) y = Identity(z)""",
+    "a MatMul applies the gates": f"""p = GlobalAveragePool(x) {GATE} h = Reshape(g, tall) d = Mul(h, eye)
+        f = Reshape(x, lines) z = MatMul(d, f) y = Reshape(z, square)""",
+    "as a diagonal matrix": f"""p = GlobalAveragePool(x) {GATE} h = Reshape(g, tall)
+        d = Where(diagonal, h, nought) f = Reshape(x, lines) z = MatMul(d, f) y = Reshape(z, square)""",
+}
+"""By what the census says of `z`, which scales by a gate in a way that no pass reads."""
+NOT_SCALED = {
+    "a Div by no gate": "p = GlobalAveragePool(x) a = Conv(p, full) y = Div(x, a)",
+    "a Div by another tensor's": """h = Relu(x) p = GlobalAveragePool(h) a = Conv(p, full) e = Exp(a)
+        o = Add(e, unit) y = Div(x, o)""",
+    "a MatMul with a full matrix": f"""p = GlobalAveragePool(x) {GATE} h = Reshape(g, tall) d = Mul(h, half)
+        t = Transpose<perm = [0, 2, 1]>(d) f = Reshape(x, lines) z = MatMul(t, f) s = ReduceMean(z)
+        y = Mul(x, s)""",
+    "a softmax by hand": "e = Exp(x) s = ReduceSum(e, map_axes) y = Div(e, s)",
+}
 NEITHER = {
     "SiLU": "s = Sigmoid(x) y = Mul(x, s)",
     "HardSwish": "s = HardSigmoid(x) y = Mul(s, x)",

@@ -444,6 +444,7 @@ WEIGHTS = {
     "point": (1, 4, 1, 1),
     "along": (1, 1, 3),
     "twice": (8, 2, 1, 1),
+    "small": (2, 2, 1, 1),
     "stack1": (4, 8, 1, 1),
     "b1": (2,),
     "b2": (4,),
@@ -496,6 +497,8 @@ UNUSUAL = {
         g = Clip(h, nought, unit) y = Mul(x, g)""",
     "with a gain per channel": f"""
         p = GlobalAveragePool(x) {GATE} h = Mul(g, gains) y = Mul(x, h)""",
+    "with its gate resized to the map": f"""
+        p = GlobalAveragePool(x) {GATE} h = Resize<mode = "nearest">(g, , map_up) y = Mul(x, h)""",
     "on a sequence, by Linear on (N, 1, C)": """
         q = Reshape(x, rows) p = ReduceMean<axes = [2]>(q) t = Transpose<perm = [0, 2, 1]>(p)
         a = MatMul(t, m1) r = Relu(a) c = MatMul(r, m2) u = Transpose<perm = [0, 2, 1]>(c) g = Sigmoid(u)
@@ -519,4 +522,10 @@ CONSTANTS = """
     int64[5] branches = {-1, 2, 2, 6, 6}, int64[4] stack = {-1, 2, 1, 2}, int64[5] wide = {-1, 2, 2, 1, 1},
     float[4] scales = {1, 1, 2, 2}, float scale = {0.1}, int8 zp = {0},
     float[3,2,1,1] half1 = {1, 2, 3, 4, 5, 6}, float[4,3,1,1] half2 = {1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3},
+    int64[5] groups = {0, 2, 2, 6, 6}, int64[5] by_group = {0, 2, 1, 1, 1},
+    int64[5] twofold = {1, 1, 2, 1, 1}, int64[4] repeats = {1, 2, 1, 1}, int64[4] twice_over = {0, 0, 1, 1},
+    float[4] channels_up = {1, 2, 1, 1}, float[4] map_up = {1, 1, 6, 6},
+    int64[5] pairs_of = {0, 2, 2, 1, 1}, int64[3] tall = {0, 4, 1}, int64[3] lines = {0, 4, 36},
+    float[4,4] eye = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
+    bool[4,4] diagonal = {1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1},
     float[6,6] six = {1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6,1,2,3,4,5,6}"""

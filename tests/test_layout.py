@@ -17,8 +17,8 @@ from se_deploy.backends import registry
 
 PACKAGE = Path(se_deploy.__file__).parent
 ORDER = [
-    "errors", "extras", "collector", "locks", "files", "shipped", "schema", "once", "plan", "targets",
-    "roofline", "protocols", "batching", "signature", "npy",
+    "errors", "extras", "collector", "locks", "files", "torch_files", "shipped", "schema", "once", "plan",
+    "targets", "roofline", "protocols", "batching", "signature", "npy",
     "options", "onnx_files", "shape_inference", "graph", "opsets", "networks", "frontend", "se_blocks",
     "passes", "data", "calibration", "quantization", "advice", "fusion", "comparison", "backends",
     "verification", "profiling", "deploy", "report", "tables", "sweeps", "commands", "pytest_plugin", "cli",

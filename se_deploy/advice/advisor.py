@@ -11,7 +11,7 @@ from se_deploy import se_blocks
 from se_deploy.advice import widths
 from se_deploy.advice.excitation import Excitation, ExcitationSite, locate
 from se_deploy.calibration import observe
-from se_deploy.errors import BadData
+from se_deploy.errors import BadData, counted
 from se_deploy.passes import canonical
 from se_deploy.protocols import silent
 
@@ -209,8 +209,6 @@ def _warnings(blocks: Sequence[Advice], seen: int) -> tuple[str, ...]:
     fitted = (seen + 1) // 2
     if not widest or fitted > widest:
         return ()
-    note = (
-        f"narrower blocks were fitted on {fitted} samples, few for {widest} hidden units: "
-        "with more data their errors would be smaller"
-    )
+    few = f"{counted(fitted, 'sample')}, few for {counted(widest, 'hidden unit')}"
+    note = f"narrower blocks were fitted on {few}: with more data their errors would be smaller"
     return (note,)

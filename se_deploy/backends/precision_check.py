@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from se_deploy import graph
+from se_deploy.errors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,7 +48,7 @@ class PlanPrecision:
         if self.asked[requested] == 0:
             return (f"{requested} was asked for, but nothing in the graph is in {requested}: {shares}",)
         some = f", among them '{self.fallen[0]}'" if self.fallen else ""
-        fell = f"{len(self.fallen)} layers fell back{some}"
+        fell = f"{counted(len(self.fallen), 'layer')} fell back{some}"
         return (f"{requested} was asked for, but the plan runs in {self.precision}: {shares}; {fell}",)
 
     @property

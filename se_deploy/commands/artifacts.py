@@ -123,7 +123,7 @@ def read_data(
             hint=data.how_to_describe(session.inputs),
         )
     samples = samples or SampleOptions()
-    return data.read(
+    found = data.read(
         path,
         list(session.inputs) if prepared or image is None else [image],
         image=image,
@@ -131,6 +131,7 @@ def read_data(
         skip_unreadable=samples.skip_unreadable,
         seed=samples.seed,
     )
+    return dataclasses.replace(found, warnings=(*found.warnings, *data.copy_doubts(found)))
 
 
 def batch_size(session: Session, wanted: int) -> int:

@@ -24,7 +24,7 @@ from se_deploy.commands import (
     verifying,
 )
 from se_deploy.commands import shapes as sizing
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, counted
 from se_deploy.options import CalibrationOptions, EngineOptions, ImageOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import fp16_rounding
@@ -129,7 +129,7 @@ def build_engine(
     if start is None:
         progress("read", 0, 1)
         read = reading.converted(reading.load_onnx(Path(model), image or ImageOptions()), str(model))
-        progress("read", 1, 1, f"{read.model.graph.num_nodes()} nodes")
+        progress("read", 1, 1, counted(read.model.graph.num_nodes(), "node"))
     else:
         read = start.read
     given = read.model
@@ -297,7 +297,7 @@ def finish(
         built = fastest.built(backend, compiler, done.model, options, progress=progress)
     finally:
         compiler.close()
-    progress(step, 1, 1, f"{built.plan.kernels} kernels, {len(built.data) / 1e6:.1f} MB")
+    progress(step, 1, 1, f"{counted(built.plan.kernels, 'kernel')}, {len(built.data) / 1e6:.1f} MB")
     built, sizes_unknown = _counted(built, done.model)
     found = precision_check.planned_precision(built.plan, done.model)
     verdicts = fusion.verdicts(built.plan, done.blocks, done.model, backend.form().fusion)
@@ -361,7 +361,7 @@ def _counted(built: Engine, model: ir.Model) -> tuple[Engine, tuple[str, ...]]:
         done = fusion.filled(plan, sizing.at(model, one, batch=True))
         plan = done.plan
         if done.unknown:
-            what = f"{len(done.unknown)} tensors whose size the plan does not say"
+            what = f"{counted(len(done.unknown), 'tensor')} whose size the plan does not say"
             notes.append(f"planned bytes leave out {what}, among them '{done.unknown[0]}'")
     one_size = all(profile.min == profile.max for profile in built.shapes.values())
     launched = sizing.images(sizing.at(model, opt, batch=True) if one_size else model)

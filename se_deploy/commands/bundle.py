@@ -18,7 +18,7 @@ from se_deploy.backends import registry
 from se_deploy.commands import reading
 from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
-from se_deploy.errors import BadArtifact, BadInput
+from se_deploy.errors import BadArtifact, BadInput, counted
 from se_deploy.options import ImageOptions
 from se_deploy.schema import encode, input_spec, tool_version
 from se_deploy.schema.files import BundleInput
@@ -121,7 +121,7 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
             "pass --input-size, --mean and --std"
         )
     if model is not None and spec is not None and spec.labels and pbtxt.labelled(model, spec) is None:
-        notes.append(f"the {len(spec.labels)} labels fit no output")
+        notes.append(f"{counted(len(spec.labels), 'label', ('fits', 'fit'))} no output")
     return _Cargo(path, manifest, onnx_file, model, spec, spec != own, tuple(notes))
 
 

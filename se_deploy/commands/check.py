@@ -11,7 +11,7 @@ from se_deploy.commands import inspect, reading, sweep_gate
 from se_deploy.commands import parity as comparing
 from se_deploy.commands import profile as timing
 from se_deploy.commands.gates import Gates, read
-from se_deploy.errors import BadArtifact, BadInput, MissingRuntime
+from se_deploy.errors import BadArtifact, BadInput, MissingRuntime, counted
 from se_deploy.options import ImageOptions
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -146,15 +146,16 @@ def _chain(gate: ChainGate, file: Path) -> Gate:
     found = chain.lint(reading.load_onnx(file, ImageOptions()))
     if found is None:
         raise BadInput(f"nothing in '{file}' is quantized", hint="give the file that `quantize` wrote")
-    counted = (
-        f"{found.unbroken} of {len(found.int8)} INT8 layers are unbroken, {len(found.breaks)} breaks "
+    breaks = counted(len(found.breaks), "break")
+    summary = (
+        f"{found.unbroken} of {counted(len(found.int8), 'INT8 layer')} unbroken, {breaks} "
         f"({gate.allow_breaks} are allowed; published rules, nothing was built)"
     )
     passed = len(found.breaks) <= gate.allow_breaks
     shown = [f"'{one.node}': {one.cause} ({one.rule.source})" for one in found.breaks[:_SHOWN]]
     if len(found.breaks) > _SHOWN:
         shown.append(f"and {len(found.breaks) - _SHOWN} more")
-    return Gate(gate="chain", name=str(file), passed=passed, details=(counted, *([] if passed else shown)))
+    return Gate(gate="chain", name=str(file), passed=passed, details=(summary, *([] if passed else shown)))
 
 
 def _fusion(gate: FusionGate, file: Path, warnings: list[str], progress: Progress) -> Gate:
@@ -184,13 +185,13 @@ def _unfused(plan: Plan, allow_split: int) -> list[str]:
         return []
     texts = [f"'{b.output}' is {b.verdict}: {'; '.join(b.reasons)}" for b in bad[:_SHOWN]]
     if len(bad) > _SHOWN:
-        texts.append(f"and {len(bad) - _SHOWN} more blocks")
+        texts.append(f"and {counted(len(bad) - _SHOWN, 'more block')}")
     return [f"{_counted(plan)}, {allow_split} split are allowed", *texts]
 
 
 def _counted(plan: Plan) -> str:
     fused = sum(block.verdict == "fused" for block in plan.blocks)
-    return f"{plan.runtime} {plan.target}: {fused} of {len(plan.blocks)} SE blocks are fused"
+    return f"{plan.runtime} {plan.target}: {fused} of {counted(len(plan.blocks), 'SE block')} fused"
 
 
 def _measured_parity(gate: ParityGate, progress: Progress) -> ParityResult:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from se_deploy import extras
 from se_deploy.backends import registry
 from se_deploy.backends.backend import Backend
-from se_deploy.errors import SeDeployError
+from se_deploy.errors import SeDeployError, counted
 from se_deploy.schema import tool_version
 from se_deploy.schema.results import Doctor, Finding
 
@@ -194,7 +194,7 @@ def _absent(name: str, complaint: str, fix: str) -> Finding:
 
 
 def _machine(jetson: str | None) -> str:
-    words = [platform.platform(), f"Python {platform.python_version()}", f"{os.cpu_count()} cores"]
+    words = [platform.platform(), f"Python {platform.python_version()}", counted(os.cpu_count() or 1, "core")]
     return ", ".join([*words, jetson] if jetson else words)
 
 

@@ -17,6 +17,7 @@ from se_deploy.commands.build_engine import files_of
 from se_deploy.commands.export import choices_path, replays_its_own
 from se_deploy.commands.run import require_samples
 from se_deploy.commands.run_files import ENGINES, artifact_paths
+from se_deploy.errors import counted
 from se_deploy.options import DEFAULT_OPSET, ImageOptions, NetworkOptions, TargetOptions, target_options
 from se_deploy.schema import input_spec, tool_version
 from se_deploy.schema.results import DryRun
@@ -155,8 +156,8 @@ def _taken(spec: str, options: NetworkOptions) -> _Taken:
         blocks = len(se_blocks.detect(model).se)
         precision = reading.precision_of(model)
         text = (
-            f"read {spec}: {model.graph.num_nodes()} nodes, operator set {graph.opset(model)}, "
-            f"{precision.upper()}, {blocks} SE blocks"
+            f"read {spec}: {counted(model.graph.num_nodes(), 'node')}, operator set {graph.opset(model)}, "
+            f"{precision.upper()}, {counted(blocks, 'SE block')}"
         )
         return _Taken(text, input_spec.read(model.metadata_props), precision)
     network = source.load_network(spec, dataclasses.replace(options, pretrained=False))
@@ -209,7 +210,7 @@ def _samples(path: Path | None, spec: InputSpec | None, calibration: Calibration
         skip_unreadable=calibration.skip_unreadable if calibration else False,
         seed=calibration.seed if calibration else 0,
     )
-    return f"{found.count} samples of {path}"
+    return f"{counted(found.count, 'sample')} of {path}"
 
 
 def _verifying(verify: bool) -> str:

@@ -11,6 +11,7 @@ from se_deploy import data, files, quantization, se_blocks, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import fp16, on_workers, sampling, shapes
+from se_deploy.errors import counted
 from se_deploy.passes import rewrites, search
 from se_deploy.passes.registry import Scope
 from se_deploy.protocols import silent
@@ -209,7 +210,7 @@ def lowered(
         )
         final, kept, unchecked = half_way.model, half_way.kept, half_way.unchecked
         notes += half_way.warnings
-        progress("to FP16", 1, 1, f"{len(kept)} nodes stay in FP32")
+        progress("to FP16", 1, 1, f"{counted(len(kept), 'node', ('stays', 'stay'))} in FP32")
     if precision == "bf16":
         brain = to_bf16(form)
         final, kept = brain.model, brain.kept
@@ -349,8 +350,8 @@ class Worth:
             roofline = f"{ms_a} against {ms_b} ms by the roofline of {self.device.title}"
         return (
             f"the INT8 plan moves {'less' if less else 'no less'} than the FP16 plan{also}: "
-            f"{bytes_a} MB in {a.kernels} kernels against {bytes_b} MB in {b.kernels} kernels per image, "
-            f"{roofline} "
+            f"{bytes_a} MB in {counted(a.kernels, 'kernel')} against "
+            f"{bytes_b} MB in {counted(b.kernels, 'kernel')} per image, {roofline} "
             f"({a.runtime} {a.version}, {a.target}; planned, not timed)"
         )
 

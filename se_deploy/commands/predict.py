@@ -16,7 +16,7 @@ from se_deploy.backends.sessions import shape_text
 from se_deploy.commands import answers, artifacts, reading
 from se_deploy.data import masks
 from se_deploy.data.images import UNREADABLE, SourceImage, unreadable
-from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
+from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime, counted
 from se_deploy.options import NetworkOptions, read_labels
 from se_deploy.protocols import silent
 from se_deploy.schema import output_kinds, tool_version
@@ -213,7 +213,7 @@ def _spec(one: artifacts.Opened, artifact: str, image: ImageOptions) -> InputSpe
     if len(one.session.inputs) != 1:
         names = ", ".join(f"'{spec.name}'" for spec in one.session.inputs)
         raise BadInput(
-            f"'{artifact}' takes {len(one.session.inputs)} inputs ({names}), an image is one",
+            f"'{artifact}' takes {counted(len(one.session.inputs), 'input')} ({names}), an image is one",
             hint="for networks of several inputs compare outputs with `se-deploy parity`",
         )
     taken = one.session.inputs[0]
@@ -264,6 +264,6 @@ def _check_labels(labels: Sequence[str], fed: _Fed, classes: int) -> None:
     if labels and len(labels) != classes:
         where = "--labels names" if fed.given_labels else f"'{fed.artifact}' carries"
         raise BadInput(
-            f"{where} {len(labels)} labels for {classes} classes",
-            hint=f"name a file of {classes} labels, one a line, with --labels",
+            f"{where} {counted(len(labels), 'label')} for {counted(classes, 'class')}",
+            hint=f"name a file of {counted(classes, 'label')}, one a line, with --labels",
         )

@@ -13,7 +13,7 @@ from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.commands import artifacts, reading, shapes
 from se_deploy.commands.parity import name_of
-from se_deploy.errors import BadInput, MissingRuntime
+from se_deploy.errors import BadInput, MissingRuntime, counted
 from se_deploy.options import HostOptions, NetworkOptions, TimingOptions
 from se_deploy.profiling import latency, power
 from se_deploy.protocols import CallCost, CostedSession, QueuedSession, silent
@@ -85,7 +85,8 @@ class _Reference:
             if artifacts.batch_size(self.opened.session, size) != size:
                 frozen = next(iter(self.measured))
                 notes.append(
-                    f"{name}: no speed-up is known, it runs {size} images a call and the reference {frozen}"
+                    f"{name}: no speed-up is known, it runs {counted(size, 'image')} a call and the "
+                    f"reference {frozen}"
                 )
                 return None
             self.measured[size] = self.measure.latency(self.opened, size)

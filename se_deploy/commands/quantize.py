@@ -11,6 +11,7 @@ from msgspec import convert
 
 from se_deploy import data, files, graph, verification
 from se_deploy.commands import as_schema, benefit, lowering, on_workers, reading, starting
+from se_deploy.errors import counted
 from se_deploy.options import CalibrationOptions, ImageOptions, RewriteOptions, target_options
 from se_deploy.protocols import silent
 from se_deploy.quantization import chain
@@ -81,7 +82,7 @@ def quantize(
     if start is None:
         progress("read", 0, 1)
         read = reading.converted(reading.load_fp32(Path(model), image or ImageOptions()), str(model))
-        progress("read", 1, 1, f"{read.model.graph.num_nodes()} nodes")
+        progress("read", 1, 1, counted(read.model.graph.num_nodes(), "node"))
         start = starting.start(
             read,
             calibration,

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from se_deploy import graph, opsets
 from se_deploy.backends import registry
-from se_deploy.errors import BadInput, BadModel
+from se_deploy.errors import BadInput, BadModel, counted
 from se_deploy.frontend import image_input
 from se_deploy.options import read_labels
 from se_deploy.schema import input_spec
@@ -70,8 +70,8 @@ def check_labels(image: ImageOptions, classes: int | None) -> None:
     names = () if image.labels is None else read_labels(image.labels)
     if names and classes not in (None, 1, len(names)):  # one number is a class and its opposite, or a score
         raise BadInput(
-            f"--labels names {len(names)} labels for {classes} classes",
-            hint=f"name a file of {classes} labels, one a line, with --labels",
+            f"--labels names {counted(len(names), 'label')} for {counted(classes, 'class')}",
+            hint=f"name a file of {counted(classes, 'label')}, one a line, with --labels",
         )
 
 

@@ -34,7 +34,7 @@ from se_deploy.commands import (
 from se_deploy.commands.run_files import ENGINES, artifact_paths
 from se_deploy.commands.run_prepared import Prepared
 from se_deploy.commands.run_result import RunResult, drawing, machine, to_schema
-from se_deploy.errors import BadData
+from se_deploy.errors import BadData, counted
 from se_deploy.options import ImageOptions, RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import OVERALL, silent
 from se_deploy.schema import input_spec, provenance
@@ -310,7 +310,7 @@ def _write_fp16(asked: _Asked, taken: Source, path: Path) -> tuple[str, ...]:
     asked.progress("FP16 file", 0, 1)
     half = fp16.half(taken.model, samples=seen)
     graph.save(half.model, path)
-    asked.progress("FP16 file", 1, 1, f"{len(half.kept)} nodes stay in FP32")
+    asked.progress("FP16 file", 1, 1, f"{counted(len(half.kept), 'node', ('stays', 'stay'))} in FP32")
     return (*half.warnings, *lowering.unchecked_notes(half.unchecked))
 
 
@@ -349,7 +349,7 @@ def _build(
         start=starts.of(calibration, sampled=name == "int8" or calibration.data is not None),
         progress=asked.progress,
     )
-    asked.progress(f"{name.upper()} engine", 1, 1, f"{built.built.plan.kernels} kernels")
+    asked.progress(f"{name.upper()} engine", 1, 1, counted(built.built.plan.kernels, "kernel"))
     return built
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,7 +64,7 @@ def image_samples(spec: InputSpec, options: CalibrationOptions) -> data.Samples 
 def _read(
     inputs: Sequence[InputSpec | TensorSpec], spec: InputSpec | None, path: Path, options: CalibrationOptions
 ) -> data.Samples:
-    return data.read(
+    samples = data.read(
         path,
         inputs,
         image=spec,
@@ -71,6 +72,7 @@ def _read(
         skip_unreadable=options.skip_unreadable,
         seed=options.seed,
     )
+    return replace(samples, warnings=(*samples.warnings, *data.copy_doubts(samples)))
 
 
 def range_samples(model: ir.Model, options: CalibrationOptions) -> data.Samples | None:

@@ -12,7 +12,7 @@ from se_deploy import data, extras, graph, se_blocks
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import reading, sampling, shapes, verifying
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, counted
 from se_deploy.frontend import bake
 from se_deploy.options import DEFAULT_OPSET, CalibrationOptions, NetworkOptions
 from se_deploy.protocols import silent
@@ -140,7 +140,7 @@ def read(
         _name_outputs(given, options.kinds)
     if calibration.data is not None and (samples is None or options.bake_preprocessing):
         samples = sampling.calibration_samples(given, calibration)
-    progress(first, 1, 1, f"{given.graph.num_nodes()} nodes")
+    progress(first, 1, 1, counted(given.graph.num_nodes(), "node"))
     check = None
     if verify:
         progress("the source's answers", 0, 1)
@@ -150,13 +150,15 @@ def read(
         progress("the source's answers", 1, 1)
     progress("canonical form", 0, 1)
     form = verifying.canonical_form(given, check, simplified=True)
-    progress("canonical form", 1, 1, f"{form.model.graph.num_nodes()} nodes, {form.verified.summary}")
+    progress(
+        "canonical form", 1, 1, f"{counted(form.model.graph.num_nodes(), 'node')}, {form.verified.summary}"
+    )
     notes += form.warnings
     left = sum(node.op_type in {"BatchNormalization", "Dropout"} for node in form.model.graph)
     if left:
-        notes.append(f"{left} BatchNormalization or Dropout nodes could not be folded away")
+        notes.append(f"{counted(left, 'BatchNormalization or Dropout node')} could not be folded away")
     census = se_blocks.detect(form.model)
-    progress("census", 1, 1, f"{len(census.se)} SE blocks")
+    progress("census", 1, 1, counted(len(census.se), "SE block"))
     return Source(
         spec=spec,
         model=form.model,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy.commands import sampling, verifying
+from se_deploy.errors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,5 +49,5 @@ def start(
     progress("canonical form", 0, 1)
     form = verifying.canonical_form(given, check)
     nodes = form.model.graph.num_nodes()
-    progress("canonical form", 1, 1, f"{nodes} nodes, {form.verified.summary}")
+    progress("canonical form", 1, 1, f"{counted(nodes, 'node')}, {form.verified.summary}")
     return Start(read, samples, form)

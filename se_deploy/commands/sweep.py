@@ -18,7 +18,7 @@ from se_deploy import files, locks, report, schema
 from se_deploy.commands import run, sweep_cell, sweep_choice, sweep_results
 from se_deploy.commands.run_files import PRECISIONS
 from se_deploy.commands.sweep_cell import CELL, LOWER, PREPARE
-from se_deploy.errors import BadInput, OutputExists
+from se_deploy.errors import BadInput, OutputExists, counted
 from se_deploy.protocols import silent
 from se_deploy.schema import tool_version
 from se_deploy.schema.sweep import Sweep, SweepCell, SweepChoice, SweepNode
@@ -217,7 +217,7 @@ def _refuse_changed(cells: Iterable[Cell], known: Mapping[str, SweepCell | None]
     ]
     if changed and not overwrite:
         raise OutputExists(
-            f"what goes into {len(changed)} cells has changed since they ran, the first: {changed[0]}",
+            f"what goes into {counted(len(changed), 'cell')} has changed since, the first: {changed[0]}",
             hint="pass --overwrite to compute them again, or name another folder",
         )
 
@@ -225,7 +225,7 @@ def _refuse_changed(cells: Iterable[Cell], known: Mapping[str, SweepCell | None]
 def _refuse_altered(altered: Collection[str], *, overwrite: bool) -> None:
     if altered and not overwrite:
         raise OutputExists(
-            f"{len(altered)} cells are not as the sweep left them, the first: {next(iter(altered))} is "
+            f"{counted(len(altered), 'cell')} not as the sweep left it, the first: {next(iter(altered))} is "
             "another file, or gone",
             hint="pass --overwrite to compute them again, or put back what was there",
         )
@@ -364,7 +364,7 @@ class _Seen:
         left = (
             "" if not self._done else f", some {spent / self._done * (self._total - self._done):.0f} s left"
         )
-        words = f"{count.running} steps running, {self._failed} cells failed{left}"
+        words = f"{counted(count.running, 'step')} running, {counted(self._failed, 'cell')} failed{left}"
         if self._done == self._total:
             words = f"{self._done - self._failed} done, {self._failed} failed"
         self._progress("cells", self._done, self._total, words)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from se_deploy.data.images import preprocess
 from se_deploy.data.labels import doubt
 from se_deploy.data.noise import random
+from se_deploy.data.plausibility import copy_doubts, held_doubts
 from se_deploy.data.prepared import kept
 from se_deploy.data.reading import IMAGE_SUFFIXES, how_to_describe, is_prepared, read, require
 from se_deploy.data.samples import Samples, Source
@@ -18,7 +19,9 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "Samples",
     "Source",
+    "copy_doubts",
     "doubt",
+    "held_doubts",
     "how_to_describe",
     "is_prepared",
     "kept",

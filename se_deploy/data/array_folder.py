@@ -14,6 +14,7 @@ import numpy as np
 
 from se_deploy import npy
 from se_deploy.data import arrays
+from se_deploy.data.samples import Hashes, hash_of
 from se_deploy.errors import BadData
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ def shapes(sample: Mapping[str, NpyFile], specs: Sequence[TensorSpec]) -> tuple[
     return tuple(_own(sample[spec.name].shape, spec) for spec in specs)
 
 
-def digest(samples: Sequence[Mapping[str, NpyFile]], specs: Sequence[TensorSpec]) -> str:
+def digest(samples: Sequence[Mapping[str, NpyFile]], specs: Sequence[TensorSpec]) -> Hashes:
     """Hash all samples and refuse what is not finite. Raises: BadData that names the file."""
-    whole = hashlib.sha256()
+    whole, each = hashlib.sha256(), []
     for sample in samples:
+        own = b""
         for spec in specs:
             file = sample[spec.name]
             array = _read(file, spec)
@@ -88,7 +90,9 @@ def digest(samples: Sequence[Mapping[str, NpyFile]], specs: Sequence[TensorSpec]
             arrays.refuse_loss(array, file.name, spec.name, spec.dtype)
             whole.update(f"{spec.name}\0{array.dtype.str}\0{array.shape}\0".encode())
             whole.update(array.tobytes())
-    return whole.hexdigest()
+            own = hash_of(own, repr(array.shape).encode(), array.tobytes())
+        each.append(own)
+    return Hashes(whole.hexdigest(), tuple(each))
 
 
 def _files(folder: Path) -> list[Path]:

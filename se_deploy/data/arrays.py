@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy.data.samples import Hashes, hash_of
 from se_deploy.errors import BadData
 from se_deploy.npy import HINT, NpyFile
 
@@ -85,12 +86,12 @@ def check(source: ArraySource, specs: Sequence[TensorSpec]) -> tuple[str, ...]:
     return tuple(warnings)
 
 
-def digest(source: ArraySource, numbers: Sequence[int]) -> str:
+def digest(source: ArraySource, numbers: Sequence[int]) -> Hashes:
     """Hash the chosen entries and refuse what is not finite, a few megabytes at a time.
 
     Raises: BadData that names the array and the entry with NaN or infinity.
     """
-    whole = hashlib.sha256()
+    whole, each = hashlib.sha256(), [b""] * len(numbers)
     for name, array in source.arrays.items():
         whole.update(f"{name}\0{array.dtype.str}\0{array.shape[1:]}\0{len(numbers)}\0".encode())
         size = array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))
@@ -104,7 +105,9 @@ def digest(source: ArraySource, numbers: Sequence[int]) -> str:
                 )
             refuse_loss(rows, array.name, name, source.dtypes[name])
             whole.update(rows.tobytes())
-    return whole.hexdigest()
+            for place, row in enumerate(rows, start):
+                each[place] = hash_of(each[place], row.tobytes())
+    return Hashes(whole.hexdigest(), tuple(each))
 
 
 def refuse_not_finite(rows: Array, what: str) -> None:

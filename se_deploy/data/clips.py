@@ -13,7 +13,8 @@ import numpy as np
 from se_deploy import files
 from se_deploy.data import preprocessing
 from se_deploy.data.images import UNREADABLE, decoder, unreadable
-from se_deploy.errors import BadData
+from se_deploy.data.samples import Hashes, hash_of
+from se_deploy.errors import BadData, counted
 from se_deploy.schema import input_spec
 
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ def find(folder: Path, spec: TensorSpec, suffixes: Collection[str]) -> tuple[Cli
             continue
         if length is not None and len(frames) < length:
             raise BadData(
-                f"the clip '{name}' has {len(frames)} frames, the input '{spec.name}' takes {length}",
+                f"the clip '{name}' has {counted(len(frames), 'frame')}, "
+                f"the input '{spec.name}' takes {length}",
                 hint="remove it, or give longer clips",
             )
         count = len(frames) if length is None else length
@@ -102,10 +104,11 @@ def warnings(spec: TensorSpec) -> tuple[str, ...]:
     return (f"{fed}: give prepared .npy where the network was trained with another mean and std",)
 
 
-def digest(clips: Sequence[Clip]) -> str:
+def digest(clips: Sequence[Clip]) -> Hashes:
     """Hash the names and the bytes of every frame; a broken one is found here. Raises: BadData."""
-    whole = hashlib.sha256()
+    whole, each = hashlib.sha256(), []
     for clip in clips:
+        own = b""
         for path in clip.frames:
             name = f"{clip.name}/{path.name}"
             data = files.read_bytes(path, error=BadData)
@@ -116,7 +119,9 @@ def digest(clips: Sequence[Clip]) -> str:
                 raise unreadable(name, e, _HINT) from e
             whole.update(f"{name}\0{len(data)}\0".encode())
             whole.update(data)
-    return whole.hexdigest()
+            own = hash_of(own, data)
+        each.append(own)
+    return Hashes(whole.hexdigest(), tuple(each))
 
 
 def _prepared(path: Path, frame: InputSpec) -> Array:

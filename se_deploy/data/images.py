@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from se_deploy import files
 from se_deploy.data import prepared, preprocessing
-from se_deploy.errors import BadData
+from se_deploy.data.samples import Hashes, hash_of
+from se_deploy.errors import BadData, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,7 +98,7 @@ class Inspection:
 
     readable: tuple[int, ...]  # positions among the images that were looked at
     skipped: tuple[str, ...]  # names of those that were not readable
-    sha256: str
+    hashes: Hashes  # of the readable ones
 
 
 def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: bool) -> Inspection:
@@ -112,7 +113,7 @@ def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: 
     how = repr(replace(spec, name="", labels=()))
     digest = hashlib.sha256(how.encode())
     size = spec.height * spec.width * spec.channels * np.dtype(np.float32).itemsize
-    readable, skipped = [], []
+    readable, skipped, each = [], [], []
     for position, image in enumerate(images):
         try:
             data = image.content()
@@ -131,12 +132,13 @@ def inspect(images: Sequence[SourceImage], spec: InputSpec, *, skip_unreadable: 
         readable.append(position)
         digest.update(f"{image.name}\0{len(data)}\0{image.label}\0".encode(errors="surrogatepass"))
         digest.update(data)
+        each.append(hash_of(data))
     if not readable:
         raise BadData(
-            f"none of the {len(images)} images can be read, '{images[0].name}' among them",
+            f"none of {counted(len(images), 'image')} can be read, '{images[0].name}' among them",
             hint="look at the files: they may be truncated or no images at all",
         )
-    return Inspection(tuple(readable), tuple(skipped), digest.hexdigest())
+    return Inspection(tuple(readable), tuple(skipped), Hashes(digest.hexdigest(), tuple(each)))
 
 
 def unreadable(
@@ -164,7 +166,7 @@ def _check(spec: InputSpec) -> None:
     """Raise BadData where no image can be made into what the input takes."""
     if spec.channels not in preprocessing.MODES:
         raise BadData(
-            f"the input '{spec.name}' has {spec.channels} channels, an image has 1, 3 or 4",
+            f"the input '{spec.name}' has {counted(spec.channels, 'channel')}, an image has 1, 3 or 4",
             hint="give the data as .npy or .npz, already prepared",
         )
     check_size(spec)

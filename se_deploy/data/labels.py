@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy import errors
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -41,8 +43,8 @@ def numbering(names: Sequence[str], labels: Sequence[str]) -> Numbering:
         return Numbering({name: int(name) for name in names})
     if labels and len(labels) != len(names):
         return Numbering(
-            reason=f"none of the {len(names)} class folders, such as '{names[0]}', is one of the network's "
-            f"{len(labels)} labels"
+            reason=f"none of {errors.counted(len(names), 'class folder')}, such as '{names[0]}', is one of "
+            f"the network's {errors.counted(len(labels), 'label')}"
         )
     return Numbering({name: i for i, name in enumerate(names)}, counted=len(names))
 
@@ -62,11 +64,14 @@ def whole(values: Array) -> npt.NDArray[np.int64] | None:
 def doubt(labels: npt.NDArray[np.int64], counted: int | None, classes: int) -> str:
     """Return what speaks against labels for a network of so many classes; "" for nothing."""
     if counted not in (None, classes):
+        folders = errors.counted(counted or 0, "class folder")
         return (
-            f"{counted} class folders without the network's labels can only be numbered in sorted order, "
-            f"and the network has {classes} classes"
+            f"{folders} without the network's labels can only be numbered in sorted order, "
+            f"and the network has {errors.counted(classes, 'class')}"
         )
     outside = labels[(labels < 0) | (labels >= classes)]
     if outside.size:
-        return f"label {outside[0]} is none of {classes} classes, which are 0 to {classes - 1}"
+        return (
+            f"label {outside[0]} is none of {errors.counted(classes, 'class')}, which are 0 to {classes - 1}"
+        )
     return ""

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from se_deploy.errors import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from se_deploy.data.samples import Samples
     from se_deploy.protocols import Array, FloatArray
     from se_deploy.schema.input_spec import InputSpec
 
@@ -44,6 +47,10 @@ _COLOUR_BAND = (0.5, 1.5)
 """The data's blue minus red over that: 1 where the order is turned round, -1 where it is right."""
 
 
+_COPIES = 0.1
+"""Share of the samples that are copies of others, up to which they change nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """What values were seen, over all samples and for each channel."""
@@ -61,6 +68,28 @@ def spec_doubts(spec: InputSpec) -> tuple[str, ...]:
         return ()
     given = f"mean {_shown(spec.mean)} and std {_shown(spec.std)} of '{spec.name}'"
     return (f"{given} look like those of bytes from 0 to 255; pixels here are in [0, 1]: divide both by 255",)
+
+
+def copy_doubts(samples: Samples) -> tuple[str, ...]:
+    """Return a warning where many samples are copies of others: each is counted, and shows nothing new."""
+    count, differ = samples.count, len(set(samples.each or ()))
+    if samples.each is None or count - differ <= _COPIES * count:
+        return ()
+    if differ == 1:
+        return (f"all {count} samples are copies of one: what is measured on them is known of one sample",)
+    others = "the others are copies of them"
+    return (f"only {differ} of {count} samples differ, {others}: what is measured is known of {differ}",)
+
+
+def held_doubts(chosen: Samples, held: Samples) -> tuple[str, ...]:
+    """Return a warning where many of the samples that evaluate a choice are copies of those it is made on."""
+    known = set(chosen.each or ())
+    seen = sum(one in known for one in held.each or ())
+    if seen <= _COPIES * held.count:
+        return ()
+    are = f"{seen} of {counted(held.count, 'sample')} held back {'is a copy' if seen == 1 else 'are copies'}"
+    judged = "choices were evaluated on data that they were made on"
+    return (f"{are} of samples that were calibrated on: {judged}; give data without copies",)
 
 
 def array_doubts(batches: Iterable[Array], spec: InputSpec) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from se_deploy.data import (
 )
 from se_deploy.data.images import ImageSource, SourceImage
 from se_deploy.data.samples import Samples
-from se_deploy.errors import BadData
+from se_deploy.errors import BadData, counted
 from se_deploy.protocols import TensorSpec
 from se_deploy.schema.input_spec import InputSpec
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from se_deploy.data.samples import Source
+    from se_deploy.data.samples import Hashes, Source
 
 PreparedKind = Literal["arrays", "folder of arrays", "recordings", "clips"]
 """Data that no input spec has to prepare."""
@@ -84,18 +84,20 @@ def read(
     known = [each.label for each in kept if each.label is not None]
     unlabelled = found.unlabelled
     if known and len(known) < len(kept):
-        unlabelled = f"{len(kept) - len(known)} of {len(kept)} images have no label"
+        without = len(kept) - len(known)
+        unlabelled = f"{without} of {len(kept)} images {'has' if without == 1 else 'have'} no label"
     warnings = plausibility.spec_doubts(spec)
     if looked.skipped:
         shown = ", ".join(looked.skipped[:3]) + (", ..." if len(looked.skipped) > 3 else "")  # noqa: PLR2004 - enough names to find the cause
         warnings += (
-            f"{len(looked.skipped)} of {len(found.images)} images were unreadable and left out: {shown}",
+            f"{len(looked.skipped)} of {counted(len(found.images), 'image')} unreadable, left out: {shown}",
         )
     return Samples(
         source=ImageSource(kept, spec),
         chosen=tuple(range(len(kept))),
         labels=np.array(known, np.int64) if len(known) == len(kept) else None,
-        sha256=looked.sha256,
+        sha256=looked.hashes.whole,
+        each=looked.hashes.each,
         warnings=warnings,
         counted=found.counted,
         unlabelled=unlabelled,
@@ -164,7 +166,7 @@ def _read_files(
         )
     if len(specs) != 1:
         raise BadData(
-            f"'{path}' holds {kind}, the network has {len(specs)} inputs",
+            f"'{path}' holds {kind}, the network has {counted(len(specs), 'input')}",
             hint="give an .npz with one array per input, by name, or a folder of .npy files for each",
         )
     if kind == "clips":
@@ -182,19 +184,20 @@ def _read_files(
 
 
 def _of_files(
-    source: Source, sha256: str, shapes: Sequence[object], warnings: tuple[str, ...] = ()
+    source: Source, hashes: Hashes, shapes: Sequence[object], warnings: tuple[str, ...] = ()
 ) -> Samples:
     if not shapes:
         raise BadData("the folder holds no sample", hint=f"name {KINDS}")
     alike = len(set(shapes)) == 1
     numbers = tuple(range(len(shapes)))
-    return Samples(source, numbers, None, sha256, warnings, None if alike else tuple(shapes))
+    varied = None if alike else tuple(shapes)
+    return Samples(source, numbers, None, hashes.whole, warnings, varied, each=hashes.each)
 
 
 def _image_spec(path: Path, inputs: Sequence[InputSpec | TensorSpec]) -> InputSpec:
     if len(inputs) != 1:
         raise BadData(
-            f"'{path}' holds images, the network has {len(inputs)} inputs",
+            f"'{path}' holds images, the network has {counted(len(inputs), 'input')}",
             hint="give an .npz with one array per input, by name",
         )
     if not isinstance(inputs[0], InputSpec):
@@ -330,6 +333,7 @@ def _read_arrays(
     warnings = arrays.check(source, specs)
     count = source.arrays[names[0]].shape[0]
     chosen = pick(count, limit, seed)
+    hashes = arrays.digest(source, chosen)
     if given is not None and given.shape != (count,):
         raise BadData(f"'{path}' holds labels of shape {given.shape} for {count} samples", hint="one each")
     known = None if given is None else labels.whole(given.rows(chosen))
@@ -337,7 +341,8 @@ def _read_arrays(
         source=source,
         chosen=tuple(chosen),
         labels=known,
-        sha256=arrays.digest(source, chosen),
+        sha256=hashes.whole,
+        each=hashes.each,
         warnings=warnings,
         shapes=tuple(chosen) if whole else None,  # no two go into one call
         unlabelled=f"'{key}' holds no whole numbers" if known is None and given is not None else "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -26,6 +27,22 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Hashes:
+    """What chosen samples hold, as hashes that were taken while they were read once."""
+
+    whole: str  # sha256 over their names and content
+    each: tuple[bytes, ...]  # of each sample's content alone: equal where one is a copy of another
+
+
+def hash_of(*contents: bytes) -> bytes:
+    """Return 16 bytes that are equal for equal contents."""
+    made = hashlib.blake2b(digest_size=16)
+    for content in contents:
+        made.update(content)
+    return made.digest()
+
+
+@dataclass(frozen=True, slots=True)
 class Samples:
     """A choice of samples from one source, in a fixed order."""
 
@@ -36,6 +53,7 @@ class Samples:
     warnings: tuple[str, ...] = ()
     shapes: tuple[object, ...] | None = None  # of each chosen sample; None: all have the same
     counted: int | None = None  # the labels are places among so many sorted class names; None: they are known
+    each: tuple[bytes, ...] | None = None  # a hash of each chosen sample's content; None: no two are equal
     unlabelled: str = ""  # why there are no labels, where some samples seemed to have one
 
     @property
@@ -64,6 +82,7 @@ class Samples:
             chosen=tuple(self.chosen[p] for p in positions),
             labels=None if self.labels is None else self.labels[list(positions)],
             shapes=None if self.shapes is None else tuple(self.shapes[p] for p in positions),
+            each=None if self.each is None else tuple(self.each[p] for p in positions),
         )
 
     def parts(self, every: int, block: int = 1) -> int:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import files
-from se_deploy.errors import BadData
+from se_deploy.data.samples import Hashes, hash_of
+from se_deploy.errors import BadData, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,8 +101,8 @@ def check(recordings: Sequence[Recording], spec: TensorSpec) -> None:
     for one in recordings:
         if one.channels != channels:
             raise BadData(
-                f"'{one.name}' has {one.channels} channels, the input '{spec.name}' takes {channels}: "
-                f"({takes})",
+                f"'{one.name}' has {counted(one.channels, 'channel')}, the input '{spec.name}' takes "
+                f"{channels}: ({takes})",
                 hint="mix the recordings to that number of channels first",
             )
         if length not in {None, one.frames}:
@@ -116,15 +117,16 @@ def check(recordings: Sequence[Recording], spec: TensorSpec) -> None:
             )
 
 
-def digest(recordings: Sequence[Recording]) -> str:
+def digest(recordings: Sequence[Recording]) -> Hashes:
     """Hash the names and the bytes of the files, each of which is read to its end. Raises: BadData."""
-    whole = hashlib.sha256()
+    whole, each = hashlib.sha256(), []
     for one in recordings:
         one.samples()
         data = files.read_bytes(one.path, error=BadData)
         whole.update(f"{one.name}\0{len(data)}\0".encode())
         whole.update(data)
-    return whole.hexdigest()
+        each.append(hash_of(data))
+    return Hashes(whole.hexdigest(), tuple(each))
 
 
 def _numbers(data: bytes, width: int) -> Array:

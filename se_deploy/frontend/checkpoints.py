@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
 
-from se_deploy import extras, files
-from se_deploy.errors import BadModel
+from se_deploy import extras, files, torch_files
+from se_deploy.errors import BadModel, counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -16,28 +17,35 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-_NESTED = ("state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.")
+    _State = dict[str, torch.Tensor]
+
+_NESTED = (
+    "state_dict", "state_dict_ema", "model_state_dict", "model_ema", "model", "net", "network", "module",
+    "weights", "params", "params_ema", "ema_state_dict", "ema",
+)  # fmt: skip
+_WRAPPERS = frozenset({
+    "module",  # nn.DataParallel and DistributedDataParallel, AveragedModel, timm's averages
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
+})  # fmt: skip
+"""What wrappers call the network inside them, wherever in a key."""
+_AVERAGED = "n_averaged"
+"""torch.optim.swa_utils.AveragedModel counts here, beside `module.`, how often it was updated."""
 _SHOWN_KEYS = 6
 
 
 def load(module: nn.Module, path: Path) -> tuple[str, ...]:
     """What a user must hear of, once a state dict is in `module`: safetensors or `.pth`, as tensors only.
 
-    A dict nested under `state_dict`, `model`, `model_ema`, ... is found, prefixes such as `module.` are
-    stripped. Raises: BadModel where it is no state dict, of another network, or not finite.
+    A dict nested under `state_dict`, `model`, `model_ema`, ... is found. So is a network inside another
+    module: what wrappers add to keys is stripped, and the one prefix with just its keys is taken.
+    Raises: BadModel where it is no state dict, of another network, of several, or not finite.
     """
-    from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
-
     files.check_regular(path, error=BadModel)
-    state, notes = _read_state(path)
+    whole, notes = _read_state(path)
     wanted = module.state_dict()
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state) and not _has_prefix(wanted, prefix):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    state = networks.adapt(module, state)
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = sorted(wanted.keys() - state.keys() - optional)
+    state, found = _of_network(module, wanted, whole, path)
+    missing = sorted(wanted.keys() - state.keys() - _optional(wanted))
     unexpected = sorted(state.keys() - wanted.keys())
     reshaped = sorted(k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape)
     if missing or unexpected or reshaped:
@@ -49,7 +57,75 @@ def load(module: nn.Module, path: Path) -> tuple[str, ...]:
     if bad:
         raise BadModel(f"'{path}' holds NaN or infinite values in '{bad[0]}'", hint="use another checkpoint")
     module.load_state_dict(state, strict=False)  # only num_batches_tracked may still be missing
-    return notes
+    return (*notes, *found)
+
+
+def _optional(wanted: Mapping[str, torch.Tensor]) -> set[str]:
+    return {key for key in wanted if key.endswith("num_batches_tracked")}
+
+
+def _of_network(
+    module: nn.Module, wanted: Mapping[str, torch.Tensor], state: _State, path: Path
+) -> tuple[_State, tuple[str, ...]]:
+    """Return the network's own part of a state, under its own names, and what must be said of the rest.
+
+    Where no part has just its keys the whole comes back, without wrappers, for the caller to refuse.
+    """
+    from se_deploy import networks  # noqa: PLC0415 - the zoo is loaded only where it is used
+
+    wrappers = _WRAPPERS.difference(*(key.split(".") for key in wanted))
+    plain = {
+        ".".join(word for word in key.split(".") if word not in wrappers): value
+        for key, value in state.items()
+    }
+    if len(plain) < len(state):  # two keys would be one
+        plain = state
+    needed = wanted.keys() - _optional(wanted)
+    for keys in (state, plain):
+        fitting = {}
+        for prefix in _prefixes(keys, len(needed)):
+            part = {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix)}
+            if not prefix:
+                part.pop(_AVERAGED, None)
+            own = networks.adapt(module, part)
+            if needed <= own.keys() <= wanted.keys():
+                fitting[prefix] = own
+        if fitting:
+            first, *others = fitting
+            if not all(_equal(fitting[first], fitting[other]) for other in others):
+                raise BadModel(
+                    f"'{path}' holds several sets of this network's weights, under "
+                    f"{' and '.join(repr(prefix) for prefix in fitting)}",
+                    hint="save the one that is meant alone, under the network's own names",
+                )
+            left = [k for k in keys if k == _AVERAGED or not k.startswith(tuple(fitting))]
+            return fitting[first], _said_of(path, first, left, keys)
+    first_words = {key.partition(".")[0] for key in plain}
+    if len(first_words) == 1 and not first_words & {key.partition(".")[0] for key in wanted}:
+        plain = {key.partition(".")[2]: value for key, value in plain.items()}
+    return networks.adapt(module, plain), ()
+
+
+def _prefixes(state: _State, least: int) -> list[str]:
+    """Return "" and what so many keys, whole modules deep, begin with."""
+    counts = Counter(key[: at + 1] for key in state for at, character in enumerate(key) if character == ".")
+    return ["", *(prefix for prefix, count in counts.items() if count >= least)]
+
+
+def _equal(one: _State, other: _State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def _said_of(path: Path, prefix: str, left: Sequence[str], state: _State) -> tuple[str, ...]:
+    if not left:
+        return ()
+    if set(left) == {_AVERAGED}:
+        updates = int(state[_AVERAGED].sum())
+        of = counted(updates, "update") if updates else "never updated: the weights that it began with"
+        return (f"'{path.name}' holds an average of the network's weights, which was taken ({of})",)
+    more = f" and {len(left) - _SHOWN_KEYS} more" if len(left) > _SHOWN_KEYS else ""
+    others = ", ".join(f"'{key}'" for key in left[:_SHOWN_KEYS])
+    return (f"'{path.name}' holds the weights under '{prefix}', which were taken; left: {others}{more}",)
 
 
 def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
@@ -61,6 +137,11 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
         own, hint = (SafetensorError,), "save it again"
         with files.parsing(path, "cannot be read as safetensors", error=BadModel, hint=hint, also=own):
             return load_file(path), ()
+    if torch_files.kind_of(path) == "TorchScript":
+        raise BadModel(
+            f"'{path}' is a TorchScript network, no state dict",
+            hint="write its weights alone: torch.save(torch.jit.load(FILE).state_dict(), OUT)",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the pickle's protocol before it refuses it
@@ -71,14 +152,12 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
             hint="save it with torch.save(network.state_dict(), FILE) or as safetensors",
         ) from e
     notes: tuple[str, ...] = ()
-    for key in _NESTED:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            others = [f"'{name}'" for name, value in loaded.items() if name != key and _is_set(value)]
-            if others:
-                said = f"weights under '{key}', which were taken, and under {', '.join(others)}"
-                notes = (f"'{path.name}' holds {said}; for others save them alone",)
-            loaded = loaded[key]
-            break
+    while isinstance(loaded, dict) and (key := _nested(loaded)) is not None:
+        others = [f"'{name}'" for name, value in loaded.items() if name != key and _is_set(value)]
+        if others:
+            said = f"weights under '{key}', which were taken, and under {', '.join(others)}"
+            notes += (f"'{path.name}' holds {said}; for others save them alone",)
+        loaded = loaded[key]
     if not isinstance(loaded, dict) or not loaded:
         raise BadModel(f"'{path}' holds no state dict", hint="save it with torch.save(network.state_dict())")
     for key, value in loaded.items():
@@ -88,6 +167,10 @@ def _read_state(path: Path) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
                 hint="save it with torch.save(network.state_dict(), FILE)",
             )
     return loaded, notes
+
+
+def _nested(loaded: Mapping[object, object]) -> str | None:
+    return next((key for key in _NESTED if isinstance(loaded.get(key), dict)), None)
 
 
 def _is_set(value: object) -> bool:
@@ -113,10 +196,6 @@ def _no_weights(key: object, value: object) -> str | None:
         value.untyped_storage().nbytes() // value.element_size()
     )  # an expanded tensor is larger than its file
     return f"says it has {value.numel():,} numbers and holds {held:,}" if value.numel() > held else None
-
-
-def _has_prefix(wanted: Mapping[str, torch.Tensor], prefix: str) -> bool:
-    return all(key.startswith(prefix) for key in wanted)
 
 
 def _difference(missing: Sequence[str], unexpected: Sequence[str], reshaped: Sequence[str]) -> str:

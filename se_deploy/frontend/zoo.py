@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch._export.verifier import SpecViolationError
 
-from se_deploy import extras, files
+from se_deploy import extras, files, torch_files
 from se_deploy.errors import BadInput, BadModel, meant
 from se_deploy.frontend import checkpoints, public_zoos
 from se_deploy.frontend.examples import EXAMPLE_BATCH, answer_of, dtype_name, examples_of, output_names
@@ -265,6 +265,9 @@ def _from_program(path: Path) -> Network:
     if not path.is_file():
         raise BadModel(f"'{path}' is no file", hint=_SPEC_HINT)
     files.check_regular(path, error=BadModel)
+    other = torch_files.described(path)
+    if other is not None and torch_files.kind_of(path) != "program":
+        raise BadModel(f"'{path}' is no program of torch.export but {other.what}", hint=other.hint)
     with files.parsing(
         path,
         "cannot be read as a torch.export program",

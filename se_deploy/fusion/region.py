@@ -71,6 +71,7 @@ class Graph:
 
     def __init__(self, model: ir.Model) -> None:
         """Index `model`, which must not change while this lives."""
+        self.model = model
         self.order = {node: i for i, node in enumerate(model.graph)}
         self.nodes: dict[str, ir.Node] = {node.name: node for node in model.graph if node.name}
         self.values: dict[str, ir.Value] = {v.name: v for n in model.graph for v in n.outputs if v.name}

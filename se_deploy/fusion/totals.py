@@ -66,17 +66,15 @@ def without_gates(model: ir.Model, blocks: Sequence[SEBlock]) -> ir.Model:
     Raises: UnsupportedGraph where a block's Mul is gone, as after the gate moved into weights.
     """
     copy = model.clone()
-    nodes = {node.name: node for node in copy.graph}
-    values = {value.name: value for node in copy.graph for value in node.outputs}
+    nodes = {node.name: node for node in copy.graph.all_nodes()}  # a block may lie in a body of an If
     for block in blocks:
-        scale, output = nodes.get(block.scale_node), values.get(block.output)
-        if scale is None or output is None:
+        scale = nodes.get(block.scale_node)
+        if scale is None:
             raise UnsupportedGraph(
                 f"the gate of block '{block.output}' cannot be taken out: '{block.scale_node}' is gone",
                 hint="give the graph as it was before rewrites",
             )
-        x = _scaled(scale, block)
-        graph.replace(output, _same(copy, x, scale))
+        graph.replace(scale.outputs[0], _same(_scaled(scale, block), scale))
     return graph.tidy(copy)
 
 
@@ -156,8 +154,9 @@ def _scaled(scale: ir.Node, block: SEBlock) -> ir.Value:
     return next((value for value in inputs if is_map(value)), inputs[0])
 
 
-def _same(model: ir.Model, x: ir.Value, before: ir.Node) -> ir.Value:
+def _same(x: ir.Value, before: ir.Node) -> ir.Value:
     """Return a fresh value equal to `x`: an Identity, so that the block's output keeps its name."""
     identity = ir.node("Identity", [x])
-    model.graph.insert_before(before, identity)
+    assert before.graph is not None  # noqa: S101 - it was found there
+    before.graph.insert_before(before, identity)
     return identity.outputs[0]

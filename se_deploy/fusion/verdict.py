@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from se_deploy import graph
 from se_deploy.fusion.region import LAYERS, MOVES, QUANTIZERS, REDUCTIONS, SHAPES, Graph, Region
 from se_deploy.plan import SIZE_BYTES
 
@@ -99,7 +100,9 @@ class _Kernels:
 def _verdict(block: SEBlock, indexed: Graph, kernels: _Kernels, rules: FusionRules) -> Verdict:
     region = indexed.region(block)
     if region is None:
-        reason = "it is no tensor of this graph: the block was rewritten away, or the graph is another one"
+        body = graph.in_body(indexed.model, block.nodes)
+        gone = "it is no tensor of this graph: the block was rewritten away, or the graph is another one"
+        reason = gone if body is None else f"{body}, whose kernels are not told apart"
         return Verdict(block.output, "split", 0, 0, (f"'{block.output}': {reason}",))
     judged = _Evaluator(region, indexed, kernels, rules)
     higher = judged.higher_precision()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from se_deploy import graph
+from se_deploy.errors import counted
 from se_deploy.passes.parts import MAP_RANK, Parts, parts
 from se_deploy.passes.registry import Refused
 
@@ -113,7 +114,7 @@ def bottleneck(model: ir.Model, block: SEBlock) -> Bottleneck | Refused:
     if isinstance(found, Refused):
         return found
     if len(found.layers) != _LAYERS_OF_A_BOTTLENECK:
-        return Refused(f"it has {len(found.layers)} learned layers, not squeeze and excite")
+        return Refused(f"it has {counted(len(found.layers), 'learned layer')}, not squeeze and excite")
     fc1, fc2 = (convolution(layer, "a learned layer") for layer in found.layers)
     if isinstance(fc1, Refused):
         return fc1

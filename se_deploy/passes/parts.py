@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import graph
+from se_deploy.errors import counted
 from se_deploy.passes.registry import Refused
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def parts(model: ir.Model, block: SEBlock, ranks: Collection[int] = (MAP_RANK,))
     squeezes = [node for node in inside if is_squeeze(node)]
     layers = tuple(node for node in reversed(inside) if node.op_type == "Conv")
     if len(squeezes) != 1:
-        return Refused(f"it is not in canonical form: {len(squeezes)} pooling nodes feed its gate")
+        feeding = counted(len(squeezes), "pooling node", ("feeds", "feed"))
+        return Refused(f"it is not in canonical form: {feeding} its gate")
     if not layers:
         return Refused("it is not in canonical form: no convolution lies between its squeeze and its gate")
     read, squeezed = squeeze_ends(squeezes[0])

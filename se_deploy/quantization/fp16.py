@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph, opsets
+from se_deploy.errors import counted
 from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.quantization import fp16_ranges
 from se_deploy.quantization.fp16_ranges import LARGEST, KeptFp32
@@ -144,10 +145,14 @@ def _told(kept: tuple[KeptFp32, ...]) -> list[str]:
     for one in kept:
         if one.reason not in {fp16_ranges.OF_SIZES, fp16_ranges.OF_FRAMES}:  # no number is in doubt
             nodes.setdefault(one.reason, []).append(one.node)
-    told = [f"{_listed(names)} stay in FP32: {reason}" for reason, names in list(nodes.items())[:_NAMED]]
+    told = [
+        f"{_listed(names)} {'stays' if len(names) == 1 else 'stay'} in FP32: {reason}"
+        for reason, names in list(nodes.items())[:_NAMED]
+    ]
     rest = list(nodes.values())[_NAMED:]
     if rest:
-        told.append(f"{sum(map(len, rest))} more nodes stay in FP32, each with its reason in the result")
+        more = counted(sum(map(len, rest)), "more node", ("stays", "stay"))
+        told.append(f"{more} in FP32, each with its reason in the result")
     return told
 
 
@@ -156,7 +161,7 @@ def _near(close: Mapping[str, float]) -> list[str]:
         return []
     name = max(close, key=close.__getitem__)
     most = f"'{name}' reaches {close[name]:,.6g} on what was measured"
-    return [f"{len(close)} tensors come close to FP16's end at 65,504: {most}"]
+    return [f"{counted(len(close), 'tensor', ('comes', 'come'))} close to FP16's end at 65,504: {most}"]
 
 
 class _Losses:
@@ -181,7 +186,7 @@ class _Losses:
 
     def warnings(self) -> list[str]:
         return [
-            f"{len(names)} constants hold values that FP16 {what}: {_listed(names)}"
+            f"{counted(len(names), 'constant', ('holds', 'hold'))} values that FP16 {what}: {_listed(names)}"
             for names, what in (
                 (self.over, "cannot reach; they became +-65504"),
                 (self.under, "rounds to 0"),

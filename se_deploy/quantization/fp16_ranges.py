@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from se_deploy import graph
+from se_deploy.errors import counted
 from se_deploy.passes.canonical.fold import fold_affine
 
 if TYPE_CHECKING:
@@ -177,11 +178,11 @@ def unmeasured(model: ir.Model, ranges: Ranges | None) -> tuple[str, ...]:
     """Return what could not be checked, in words; empty where every tensor was seen on real data."""
     names = [str(v.name) for v in _tensors(model)]
     if ranges is None:
-        return (f"whether one of {len(names)} tensors overflows FP16: no range was measured",)
+        return (f"whether one of {counted(len(names), 'tensor')} overflows FP16: no range was measured",)
     found = []
     blind = [name for name in names if name not in ranges.largest]
     if blind:
-        found.append(f"whether '{blind[0]}' overflows FP16 ({len(blind)} tensors without a range)")
+        found.append(f"whether '{blind[0]}' overflows FP16 ({counted(len(blind), 'tensor')} without a range)")
     if "data" not in ranges.kinds:
         fed = " and ".join(ranges.kinds) or "made-up input"
         free = [v for v in model.graph.inputs if None in (graph.dims(v) or ())[1:]]

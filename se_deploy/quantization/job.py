@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from se_deploy import calibration, graph, opsets, se_blocks
-from se_deploy.errors import BadInput, UnsupportedGraph
+from se_deploy import calibration, data, graph, opsets, se_blocks
+from se_deploy.errors import BadInput, UnsupportedGraph, counted
 from se_deploy.passes.canonical.fold import fold_affine
 from se_deploy.quantization import equalization, layer_cost, layers
 from se_deploy.quantization.evaluator import Evaluation, Evaluator
@@ -192,16 +192,18 @@ def prepare(
     free = [layer.node for layer in candidates if layer.window and layer.window.auto_pad != "NOTSET"]
     if free:
         warnings.append(
-            f"{len(free)} convolutions pad by auto_pad and the input size is free: they are quantized "
-            f"without an offset; `export --input-size` settles the size ({named(free)})"
+            f"{counted(len(free), 'convolution', ('pads', 'pad'))} by auto_pad and the input size is free: "
+            f"quantized without an offset; `export --input-size` settles the size ({named(free)})"
         )
     held_back = bool(held.count)
     if not held_back:
         held = chosen
         warnings.append(
-            f"{samples.count} samples are too few to hold any back: choices were evaluated on the samples "
-            "that they were made on"
+            f"{counted(samples.count, 'sample', ('is', 'are'))} too few to hold any back: choices were "
+            "evaluated on the samples that they were made on"
         )
+    else:
+        warnings += data.held_doubts(chosen, held)
     total = sum(work[node].macs for node in [*(c.node for c in candidates), *(f.node for f in float_layers)])
     held = evenly(held, EVALUATION.samples(total), block)
     return Job(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, counted
 from se_deploy.protocols import in_turn, silent
 from se_deploy.quantization import (
     cache,
@@ -230,7 +230,11 @@ def _check_complete(path: Path, known: Cache, candidates: Sequence[Layer]) -> No
     for layer in candidates:
         entry = known.moments.get(layer.tensor)
         if entry is None or len(entry.mean) != layer.channels:
-            what = "is missing" if entry is None else f"has {len(entry.mean)} channels, not {layer.channels}"
+            what = (
+                "is missing"
+                if entry is None
+                else f"has {counted(len(entry.mean), 'channel')}, not {layer.channels}"
+            )
             raise BadInput(
                 f"the calibration cache '{path}': tensors.{layer.tensor} {what}",
                 hint="delete the cache or name another one with --calib-cache",
@@ -251,8 +255,8 @@ def _notes(
     raised = [layer.node for layer in planned if layer.raised_for_bias]
     if raised:
         notes.append(
-            f"the weight scales of {len(raised)} layers were raised, so that their biases fit into the int32 "
-            f"sums of a runtime that adds them there ({named(raised)})"
+            f"the weight scales of {counted(len(raised), 'layer')} were raised, so that the biases fit "
+            f"into the int32 sums of a runtime that adds them there ({named(raised)})"
         )
     return notes
 

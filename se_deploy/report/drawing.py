@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
+from se_deploy.errors import counted
 from se_deploy.report.layered import BOX_HEIGHT_PX, Layout, layered
 from se_deploy.report.templating import render
 
@@ -97,8 +98,10 @@ def network_svg(model: ir.Model, blocks: Sequence[SEBlock], kernels: Sequence[Se
             edges[_key(producer), box.key] = False
     entries = {box.key for box in boxes.values() if box.key.startswith("input ")}
     made = layered({box.key: box.width for box in boxes.values()}, list(edges), entries)
-    count = f"{len(nodes)} nodes in {len(kernels)} kernels" if kernels else f"{len(nodes)} nodes"
-    return _drawn("The whole network", f"{count}, {len(blocks)} SE blocks", list(boxes.values()), made, edges)
+    count = counted(len(nodes), "node") + (f" in {counted(len(kernels), 'kernel')}" if kernels else "")
+    return _drawn(
+        "The whole network", f"{count}, {counted(len(blocks), 'SE block')}", list(boxes.values()), made, edges
+    )
 
 
 def _drawn(

@@ -21,7 +21,7 @@ def markdown(report: Run) -> str:
     for plan in tables.plan_rows(facts.plans(report)):
         counted = ", ".join(f"{times} {verdict}" for verdict, times in plan.verdicts if times)
         lines.append(
-            f"- {_cell(plan.label)}: {units.whole(plan.kernels)} kernels, "
+            f"- {_cell(plan.label)}: {units.count(plan.kernels, 'kernel')}, "
             f"{units.size(plan.activation_bytes)} planned per image; {counted or 'no block judged'}"
         )
     artifacts = facts.artifacts(report)

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from se_deploy.errors import counted
 from se_deploy.schema.common import Block, Count, Dims, Plan, Precision
 from se_deploy.schema.input_spec import InputSpec
 
@@ -126,7 +127,9 @@ class CalibratedTensor(Struct, frozen=True, kw_only=True):
         for name in ("variance", "offset", "divisor"):
             values = getattr(self, name)
             if values is not None and len(values) != channels:
-                raise ValueError(f"its {name} has {len(values)} values for {channels} channels")
+                raise ValueError(
+                    f"its {name} has {counted(len(values), 'value')} for {counted(channels, 'channel')}"
+                )
 
 
 class FoldedFactors(Struct, frozen=True, kw_only=True):

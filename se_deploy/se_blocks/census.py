@@ -6,7 +6,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from se_deploy import graph
+from se_deploy.errors import counted
 from se_deploy.se_blocks import einsum, functions
 from se_deploy.se_blocks.dataflow import Dataflow
 from se_deploy.se_blocks.types import Census, NotSE, SEBlock
@@ -17,12 +20,17 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from se_deploy.protocols import Array
     from se_deploy.se_blocks.values import Dim, Vector, View
 
 _LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _PASSING = frozenset({"Identity", "Cast", "Transpose", "Dropout", "Reshape"})
 _ACTIVATIONS = functions.UNARY_OPS | {"PRelu"}
 _GATES = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "Tanh", "Clip"})
+_OTHERWISE = frozenset({"Div", "MatMul"})
+"""What may scale by a gate too; no pass can read it there, so it is told and not found."""
+_CANDIDATES = _OTHERWISE | {"Mul", "Add"}
+_INVERSE = np.array(-1.0)
 _FAR = 8  # nodes to walk: GELU by tanh, the longest spelling of an activation that exporters write, has 8
 
 
@@ -83,11 +91,11 @@ def _detect(model: ir.Model) -> Census:
     order = {node: i for i, node in enumerate(model.graph.all_nodes())}
     blocks, rejected = [], []
     for node in order:
-        if node.op_type not in {"Mul", "Add"} or any(v is None for v in node.inputs):
+        if node.op_type not in _CANDIDATES or any(v is None for v in node.inputs):
             continue
         if any(flow.of(v).constant or flow.of(v).of_shapes for v in node.inputs if v is not None):
             continue
-        match = _matched(flow, node)
+        match = _otherwise_scaled(flow, node) if node.op_type in _OTHERWISE else _matched(flow, node)
         if isinstance(match, _Match):
             blocks.append(_describe(flow, match, order))
         elif match:
@@ -121,6 +129,47 @@ def _matched(flow: Dataflow, node: ir.Node) -> _Match | str:
     return max(reasons)[1] if reasons else ungated
 
 
+def _otherwise_scaled(flow: Dataflow, node: ir.Node) -> str:
+    """The reason against a gate that a Div or a MatMul applies, "" where none does."""
+    a, b = node.inputs
+    if a is None or b is None:
+        return ""
+    if node.op_type == "Div":
+        for vector in flow.of(b).vectors:
+            gate = None if vector.function is None else functions.binary("Pow", vector.function, _INVERSE)
+            bounded = gate is None or functions.is_bounded(gate)
+            if vector.layers and bounded and _is_source(vector, flow.of(a).view):
+                return (
+                    "a Div applies the gate, as in x / (1 + exp(-z)): x * sigmoid(z) is the same as a block"
+                )
+        return ""
+    for gates, scaled in ((a, b), (b, a)):
+        for vector in _on_a_diagonal(flow, gates):
+            if vector.layers and _is_source(vector, flow.of(scaled).view):
+                return "a MatMul applies the gates, as a diagonal matrix: x * gate is the same as a block"
+    return ""
+
+
+def _on_a_diagonal(flow: Dataflow, matrix: ir.Value) -> Sequence[Vector]:
+    """The pooled vectors of which a value holds the numbers on a diagonal and zeros elsewhere."""
+    producer = _through(matrix).producer()
+    if producer is None or producer.op_type not in {"Mul", "Where"}:
+        return ()
+    given = [v for v in producer.inputs if v is not None]
+    vectors = [vector for value in given for vector in flow.of(value).vectors]
+    masks = [value for value in given if flow.of(value).constant] if vectors else []
+    for mask in masks:
+        array = flow.constants.array(mask)
+        if array is not None and array.ndim > 1 and array.size > 1 and _is_diagonal(array):
+            return vectors
+    return ()
+
+
+def _is_diagonal(array: Array) -> bool:
+    square = array.shape[-1] == array.shape[-2] and array.size == array.shape[-1] ** 2
+    return square and bool((array.reshape(array.shape[-2:]) == np.eye(array.shape[-1])).all())
+
+
 def _is_source(vector: Vector, view: View) -> bool:
     return view.root is vector.source.root and view.reduced == vector.source.reduced
 
@@ -132,6 +181,8 @@ def _against(flow: Dataflow, match: _Match, view: View) -> tuple[int, str]:
     if not _is_source(vector, view):
         if flow.of(match.scaled).vectors:
             return 0, "both factors are pooled vectors"
+        if (size := _group_size(flow, match)) is not None:
+            return 5, f"one gate for each group of {size} channels, not one for each channel"
         pooled, scaled = vector.source.root.name, match.scaled.name
         return 2, f"the gate is pooled from '{pooled}', but scales '{scaled}'"
     if not vector.layers:
@@ -152,8 +203,22 @@ def _against(flow: Dataflow, match: _Match, view: View) -> tuple[int, str]:
         and vector.size is not None
         and vector.size not in {channels, channels * branches}
     ):
-        return 5, f"the gate has {vector.size} channels, what it scales has {channels}"
+        return 5, f"the gate has {counted(vector.size, 'channel')}, what it scales has {channels}"
     return 9, ""
+
+
+def _group_size(flow: Dataflow, match: _Match) -> int | None:
+    """How many channels of its source share a gate, where what is scaled is the source in groups."""
+    producer, vector = match.scaled.producer(), match.vector
+    source = None if producer is None or producer.op_type != "Reshape" else producer.inputs[0]
+    if source is None or not vector.size or not _is_source(vector, flow.of(source).view):
+        return None
+    view, shape = flow.of(source).view, flow.dims(source) or ()
+    sizes = [d for axis, d in zip(view.axes, shape, strict=True) if axis == vector.source.axes[0]]
+    channels, groups = sizes[0] if sizes else None, (flow.dims(match.scaled) or (None, None))[1]
+    if not isinstance(channels, int) or groups != vector.size or channels == groups or channels % vector.size:
+        return None
+    return channels // vector.size
 
 
 def _gate(vector: Vector) -> tuple[str, float] | None:
@@ -185,8 +250,8 @@ def _kind(flow: Dataflow, match: _Match) -> str:
         root = vector.source.root.producer()
         return "sk" if root is not None and root.op_type == "Concat" else "split-attention"
     if "part" in vector.traits and "softmax2" not in vector.traits:
-        return "dynamic-relu"
-    if "joined" in vector.traits:
+        return _kind_with_shift(flow, match)
+    if vector.traits & {"joined", "grouped", "shuffled"}:
         return "pooled-attention"
     if _residual(flow, match) is not None:
         return "residual-se"
@@ -196,6 +261,21 @@ def _kind(flow: Dataflow, match: _Match) -> str:
         if joins and spatial is not None and _is_spatial(flow, spatial, match.scaled):
             return "scse"
     return "ese" if len(vector.layers) == 1 else "se"
+
+
+def _kind_with_shift(flow: Dataflow, match: _Match) -> str:
+    """What a gate is that is a part of what its last layer gives.
+
+    With another part added to what it scales, it is dynamic ReLU where all parts are bounded alike, as its
+    coefficients are, or where the larger of several sums is taken; else a block with a shift, as in lc0.
+    """
+    for node, other in _joins(match.mul.outputs[0]):
+        shifts = [v for v in flow.of(other).vectors if v.source == match.vector.source and "part" in v.traits]
+        if node.op_type == "Add" and shifts:
+            bounded = any(v.function is None or functions.is_bounded(v.function) for v in shifts)
+            larger = any(use.op_type == "Max" for use in _uses(node.outputs))
+            return "dynamic-relu" if bounded or larger else "se-shift"
+    return "pooled-attention"
 
 
 def _channels(flow: Dataflow, match: _Match) -> Dim:

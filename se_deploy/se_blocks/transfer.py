@@ -60,7 +60,7 @@ def _follow(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vec
     if op in SAME:
         return vector
     if op in LAYOUT or op in {"Expand", "Tile"}:
-        return _relaid(node, vector, shape)
+        return _relaid(flow, node, vector, shape)
     if op in REDUCE or op in POOL:
         return _reduced(flow, node, vector, shape)
     if op in functions.UNARY_OPS:
@@ -79,6 +79,8 @@ def _follow(flow: Analysis, node: ir.Node, position: int, vector: Vector) -> Vec
         return _affine(flow, vector, node.inputs[1:3], trait, anew=bool(trait))
     if op == "Softmax":
         return _softmax(flow, node, vector)
+    if op == "Resize":
+        return _resized(flow, node, vector, shape)
     if op in _PARTS:
         return part_of(flow, node, vector, node.outputs[0])
     if op in {"Concat", "Pad"}:
@@ -279,6 +281,8 @@ def part_of(flow: Analysis, node: ir.Node, vector: Vector, part: ir.Value) -> Ve
     size = _per_image(shape)
     if size == vector.size:
         return replace(vector, axis=locate(shape, size), nodes=vector.nodes | {node})
+    if size is not None and vector.size is not None and size > vector.size:
+        return replace(_repeated(flow, vector, size, locate(shape, size)), nodes=vector.nodes | {node})
     return replace(
         vector,
         size=size,
@@ -287,6 +291,27 @@ def part_of(flow: Analysis, node: ir.Node, vector: Vector, part: ir.Value) -> Ve
         nodes=vector.nodes | {node},
         traits=vector.traits | {"part"},
     )
+
+
+def _repeated(flow: Analysis, vector: Vector, size: int, axis: int | None) -> Vector:
+    """Let each number of a vector be that of several channels: one gate for a group of them."""
+    return replace(vector, size=size, axis=axis, base=flow.base(), traits=vector.traits | {"grouped"})
+
+
+def _resized(flow: Analysis, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
+    """Follow a vector through a Resize of its map of one position, or of its channels to their multiple."""
+    before = value_dims(node.inputs[0])
+    outside = graph.attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize"
+    if before is None or shape is None or vector.axis is None or len(before) != len(shape) or outside:
+        return None
+    resized = {i for i in range(1, len(before)) if before[i] != shape[i]}
+    if all(before[i] == 1 for i in resized):
+        return vector
+    old, new = before[vector.axis], shape[vector.axis]
+    nearest = graph.attribute(node, "mode", "nearest") == "nearest"
+    if resized != {vector.axis} or not nearest or not isinstance(old, int) or not isinstance(new, int):
+        return None
+    return None if new % old else _repeated(flow, vector, new, vector.axis)
 
 
 def _joined(
@@ -331,21 +356,28 @@ def _per_image(shape: Sequence[Dim] | None) -> int | None:
     return math.prod(numbers) if shape and len(shape) > 1 and len(numbers) == len(shape) - 1 else None
 
 
-def _relaid(node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
+def _relaid(flow: Analysis, node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vector | None:
     """Follow a vector through a change of layout, or through its broadcast to a map."""
     before = value_dims(node.inputs[0])
     if node.op_type in {"Expand", "Tile"}:
         if vector.axis is None or shape is None or before is None:
             return vector
         axis = vector.axis + len(shape) - len(before)
-        return replace(vector, axis=axis) if shape[axis] == before[vector.axis] else None
+        old, new = before[vector.axis], shape[axis]
+        if node.op_type == "Tile" and isinstance(old, int) and isinstance(new, int) and old != new:
+            return _repeated(flow, vector, new, axis)
+        return replace(vector, axis=axis) if new == old else None
     if node.op_type == "Transpose":
-        rank = len(before or ())
-        moved = permuted(vector.axis, permutation(node, rank)) if rank else None
+        order = permutation(node, len(before or ()))
+        moved = permuted(vector.axis, order) if order else None
+        wide = [axis for axis in order if axis and (before or ())[axis] != 1]
+        if vector.axis is None and wide != sorted(wide):  # the channels lie along several axes
+            return replace(vector, traits=vector.traits | {"shuffled"})
         return replace(vector, axis=moved)
     size = _per_image(shape)
     if size is not None and vector.size is not None and size != vector.size:
-        return None
+        at = locate(shape, size)
+        return None if at is None or size % vector.size else _repeated(flow, vector, size, at)
     return replace(vector, axis=locate(shape, vector.size))
 
 

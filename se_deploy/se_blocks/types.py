@@ -20,7 +20,7 @@ class SEBlock:
     """
 
     output: str  # name of y: the block's identity in every later step and report
-    kind: str  # one of SE_KINDS, or "eca", "scse", "cbam-channel", "gc", "sk", "split-attention", ...
+    kind: str  # one of SE_KINDS, or "eca", "scse", "cbam-channel", "gc", "sk", "se-shift", ...
     channels: int  # C
     reduced: int | None  # R; None where there is one learned layer only
     activation: str  # inner activation: "relu", "silu", "hardswish", ..., "none"

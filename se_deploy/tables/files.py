@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from se_deploy.errors import counted
 from se_deploy.tables.base import add, megabytes, number, percent, titled
 from se_deploy.tables.graphs import unfused
 
@@ -52,7 +53,7 @@ def quantized(result: results.Quantize) -> Grid:
 def _reconstructed(found: results.Reconstruction | None) -> dict[str, str]:
     if found is None:
         return {}
-    blocks = f"{sum(block.kept for block in found.blocks)} of {len(found.blocks)} blocks are better"
+    blocks = f"{sum(block.kept for block in found.blocks)} of {counted(len(found.blocks), 'block')} better"
     change = f"{number(found.before_db)} -> {number(found.after_db)} dB"
     return {"reconstruction": f"{blocks}, {change}, {'kept' if found.kept else 'not kept'}"}
 
@@ -60,7 +61,7 @@ def _reconstructed(found: results.Reconstruction | None) -> dict[str, str]:
 def _chain(found: results.Chain | None) -> str:
     if found is None:
         return "-"
-    whole = f"{found.unbroken} of {found.int8_layers} layers unbroken"
+    whole = f"{found.unbroken} of {counted(found.int8_layers, 'layer')} unbroken"
     return f"{whole}, {percent(found.int8_bytes_fraction)} of activation bytes in INT8"
 
 
@@ -85,7 +86,7 @@ def built(result: results.BuildEngine) -> list[Grid]:
 
 def bundled(result: results.Bundle) -> Grid:
     """Return the files of a bundle."""
-    table = titled(f"{len(result.files)} files in {result.folder}", ["file"])
+    table = titled(f"{counted(len(result.files), 'file')} in {result.folder}", ["file"])
     for name in result.files:
         add(table, name)
     return table

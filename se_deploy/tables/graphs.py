@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from se_deploy.errors import counted
 from se_deploy.tables.base import add, megabytes, number, percent, titled
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def blocks(result: results.Inspect | results.Export) -> Grid:
     verdicts = [{b.output: b for b in plan.blocks} for plan in plans]
     heads = ["#", "kind", "C", "R", "C/R", "activation", "gate", "form", "behind", "before", "params"]
     table = titled(
-        f"{len(result.blocks)} channel-attention blocks",
+        counted(len(result.blocks), "channel-attention block"),
         [*heads, *(f"{plan.runtime} {plan.target}" for plan in plans), "output"],
         right=(0, 2, 3, 4, 10),
         spare=(7, 8, 9, 10, 6, 5, 4),
@@ -46,7 +47,7 @@ def blocks(result: results.Inspect | results.Export) -> Grid:
         ]  # fmt: skip
         for verdict in verdicts:
             found = verdict.get(block.output)
-            word = "-" if found is None else f"{found.verdict}, {found.kernels} kernels"
+            word = "-" if found is None else f"{found.verdict}, {counted(found.kernels, 'kernel')}"
             cells.append(Text(word, style=VERDICT_STYLE.get(found.verdict, "") if found else ""))
         add(table, *cells, block.output)
     return table

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from se_deploy.errors import counted
 from se_deploy.tables.base import add, megabytes, number, passed, percent, titled
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ _STYLES = {"done": "green", "cached": "cyan", "failed": "bold red"}
 def sweep(result: Sweep, folder: Path) -> list[Grid | str]:
     """Return every cell's artifacts, what to deploy on each target, and where the report is."""
     table = titled(
-        f"{len(result.cells)} cells: {result.done} done, {result.cached} cached, {result.failed} failed",
+        f"{counted(len(result.cells), 'cell')}: {result.done} done, {result.cached} cached, "
+        f"{result.failed} failed",
         ["network", "precision", "target", "batch", "state", "engine", "top-1", "same as PyTorch", "MB/image",
          "ms", "parity"],
         right=(6, 7, 8, 9),

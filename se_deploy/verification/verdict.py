@@ -17,7 +17,7 @@ from msgspec import convert
 from msgspec.structs import replace
 
 from se_deploy import batching, comparison
-from se_deploy.errors import BadInput
+from se_deploy.errors import BadInput, counted
 from se_deploy.schema import common, finite
 from se_deploy.verification import distances, sets
 from se_deploy.verification.distances import Wrong
@@ -108,10 +108,10 @@ class Verified:
         if self.max_abs_error is None and not self.inputs:
             return "nothing more to compare"
         if self.max_abs_error is None and self.failures:
-            return f"{len(self.failures)} failures"
+            return counted(len(self.failures), "failure")
         if not self.max_abs_error:
             return "no difference"
-        wrong = f"{len(self.failures)} failures, " if self.failures else ""
+        wrong = f"{counted(len(self.failures), 'failure')}, " if self.failures else ""
         return f"{wrong}largest error {self.max_rel_error or 0:.1e} of the largest output"
 
     @property

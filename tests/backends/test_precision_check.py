@@ -51,7 +51,7 @@ def test_an_int8_layer_that_runs_in_float_is_named(planner):
     fallen = dataclasses.replace(plan, layers=tuple(_in_float(layer) for layer in plan.layers))
     found = precision_check.planned_precision(fallen, model)
     assert (found.precision, found.fallen) == ("fp16", ("n_m",))
-    assert "1 layers fell back, among them 'n_m'" in found.failures("int8")[0]
+    assert "1 layer fell back, among them 'n_m'" in found.failures("int8")[0]
 
 
 def test_shares_are_of_multiply_accumulates(planner):

@@ -263,7 +263,7 @@ def test_an_engine_without_its_onnx_is_bundled_with_a_warning(tmp_path):
 
 def test_labels_that_do_not_fit_are_a_warning(tmp_path):
     net = use_graphs.save(tmp_path / "net.onnx", spec=use_graphs.spec(labels=("one",)))
-    assert "1 labels" in bundle.bundle(net, tmp_path / "out").warnings[0]
+    assert "1 label fits no output" in bundle.bundle(net, tmp_path / "out").warnings[0]
 
 
 def test_a_free_batch_leaves_the_dims_in_a_model_repository(net, tmp_path):

@@ -221,7 +221,7 @@ def profiled(reference, candidate, monkeypatch):
     [
         (Counted(8), Counted(2), 4.0, None),
         (Counted(8), Counted(2, frozen=1), 4.0, None),  # the reference is measured at batch 1 too
-        (Counted(8, frozen=4), Counted(2, frozen=1), None, "runs 1 images a call and the reference 4"),
+        (Counted(8, frozen=4), Counted(2, frozen=1), None, "runs 1 image a call and the reference 4"),
         (Counted(8), Counted(2, jittery=True), None, "unstable"),
         (Counted(8, jittery=True), Counted(2), None, "unstable"),
     ],

@@ -111,7 +111,7 @@ def test_a_cluster_that_a_device_is_to_join_is_not_looked_for_here(folder, capsy
     [
         (["--calib-data", "empty"], "holds no images"),
         (["--labels", "labels.json"], "labels.json"),
-        (["--mean", "0.5,0.5"], "2 values for 1 channels"),
+        (["--mean", "0.5,0.5"], "2 values for 1 channel"),
         (["--replay", "labels.json"], "labels.json"),
         (["--int8"], "needs calibration data"),
         (["--runtime", "onnxruntime", "--rewrites", "hoist-squeeze"], "is no rewrite"),

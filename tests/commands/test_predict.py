@@ -120,7 +120,7 @@ def test_a_network_specification_is_asked_in_torch(images, tmp_path):
 
 def test_labels_that_do_not_fit_are_refused_unless_others_are_given(images, tmp_path):
     net = use_graphs.save(tmp_path / "net.onnx", spec=use_graphs.spec(labels=("red",)))
-    with pytest.raises(BadInput, match="carries 1 labels for 3 classes") as e:
+    with pytest.raises(BadInput, match="carries 1 label for 3 classes") as e:
         predict.predict(net, images)
     assert "--labels" in e.value.hint
     labels = tmp_path / "labels.txt"

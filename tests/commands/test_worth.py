@@ -66,7 +66,7 @@ def test_the_best_fp16_plan_at_hand_is_the_one_to_beat():
 def test_figures_that_differ_are_printed_so_that_they_differ():
     found = lowering.worth(INT8, FP16, planner=Plans(plan(1, 1511), plan(1, 1512)))
     assert "moves less" in found.reason
-    assert "1.511 MB in 1 kernels against 1.512 MB" in found.reason
+    assert "1.511 MB in 1 kernel against 1.512 MB" in found.reason
 
 
 def test_the_roofline_is_that_of_the_device_named():

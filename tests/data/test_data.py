@@ -107,7 +107,7 @@ def test_an_image_that_is_none_is_named_and_not_its_address(tmp_path, content, r
 
 def test_a_folder_whose_images_are_all_broken_is_refused(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    with pytest.raises(BadData, match="none of the 1"):
+    with pytest.raises(BadData, match="none of 1 image can"):
         data.read(tmp_path, [RGB], skip_unreadable=True)
 
 

@@ -87,7 +87,7 @@ def test_a_list_with_a_label_missing_has_none(tmp_path):
     (tmp_path / "list.txt").write_text("a.png 1\na.png\n")
     found = data.read(tmp_path / "list.txt", [SPEC])
     assert found.labels is None
-    assert found.unlabelled == "1 of 2 images have no label"
+    assert found.unlabelled == "1 of 2 images has no label"
 
 
 @pytest.mark.parametrize("targets", [[0.5, 1.0], [0.0, np.nan]])

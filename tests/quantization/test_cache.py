@@ -80,7 +80,7 @@ def test_a_wrong_scale_is_refused_with_its_tensor(path, scale):
     [
         ({"divisor": [0.0]}, r"'tensors\.x\.divisor\[0\]' is 0.0: expected `float` > 0.0"),
         ({"variance": [-1.0]}, r"'tensors\.x\.variance\[0\]'"),
-        ({"offset": [1.0, 2.0]}, r"'tensors\.x': its offset has 2 values for 1 channels"),
+        ({"offset": [1.0, 2.0]}, r"'tensors\.x': its offset has 2 values for 1 channel"),
         ({"residual": 1}, r"'tensors\.x\.residual' is 1"),
     ],
 )

@@ -41,7 +41,7 @@ def test_without_a_spec_the_size_is_needed():
 
 
 def test_a_mean_of_the_wrong_length_is_refused():
-    with pytest.raises(BadInput, match="--mean has 1 values for 3 channels"):
+    with pytest.raises(BadInput, match="--mean has 1 value for 3 channels"):
         ImageOptions(mean=(0.5,)).applied(SPEC)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from look_alikes import KIN, MORE_KIN, NEITHER
+from look_alikes import KIN, MORE_KIN, NEITHER, NOT_SCALED, SCALED_OTHERWISE
 from onnx import parser
 from se_graphs import CONSTANTS, GATE, UNUSUAL, read, run, written
 
-from se_deploy import se_blocks
+from se_deploy import fusion, plan, se_blocks
 from se_deploy.passes import canonical
 
 
@@ -51,6 +51,40 @@ def test_what_is_neither_is_rejected_with_the_reason(reason):
     assert not found.blocks
     assert [no.output for no in found.rejected] == (["y"] if reason else [])
     assert all(reason in no.reason for no in found.rejected), found.rejected
+
+
+@pytest.mark.parametrize("reason", SCALED_OTHERWISE)
+def test_a_gate_that_no_mul_applies_channel_by_channel_is_told(reason):
+    found = census(SCALED_OTHERWISE[reason])
+    assert not found.blocks
+    assert [no.output for no in found.rejected] == ["z"]
+    assert reason in found.rejected[0].reason
+
+
+@pytest.mark.parametrize("name", NOT_SCALED)
+def test_other_divisions_and_products_are_no_candidates(name):
+    found = census(NOT_SCALED[name])
+    assert not found.blocks
+    assert not [no for no in found.rejected if "applies the gate" in no.reason]
+
+
+def test_a_sigmoid_by_hand_is_a_gate():
+    (block,) = census(
+        SCALED_OTHERWISE["a Div applies the gate"]
+        .replace("Div(x, o)", "Mul(x, h)")
+        .replace("z =", "h = Reciprocal(o) z =")
+    ).se
+    assert (block.output, block.gate) == ("z", "sigmoid")
+
+
+@pytest.mark.parametrize("name", MORE_KIN)
+def test_kin_compute_the_same_in_the_canonical_form(name):
+    _, body = MORE_KIN[name]
+    model = written(body, constants=CONSTANTS)
+    x = np.random.default_rng(0).standard_normal((2, 4, 6, 6), np.float32)
+    np.testing.assert_allclose(
+        run(canonical.canonicalize(model).model, x)[0], run(model, x)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_gate_may_scale_two_tensors_but_only_its_source_makes_a_block():
@@ -110,6 +144,41 @@ def test_an_if_with_another_rank_than_its_first_branch_is_not_that_branch():
     assert [no.reason for no in found.rejected] == ["the gate is not pooled over the whole map"]
 
 
+def in_a_body(kind):
+    """A block that a Loop or an If holds, and what reads it."""
+    block = f"p = GlobalAveragePool(s) {GATE} z = Mul(s, g)"
+    heads = {
+        "Loop": f"""q = Loop (three, cond, x) <body = b (int64 i, bool c, float[N,4,6,6] s) =>
+            (bool d, float[N,4,6,6] z) {{ d = Identity(c) {block} }}>""",
+        "If": f"""q = If (cond) <then_branch = t () => (float[N,4,6,6] z) {{ s = Relu(x) {block} }},
+            else_branch = e () => (float[N,4,6,6] k) {{ k = Identity(x) }}>""",
+    }
+    body = heads[kind].replace("c = Conv", "f = Conv").replace("Sigmoid(c)", "Sigmoid(f)")
+    return written(f"{body} y = Relu(q)", constants="int64 three = {3}", x="float[N,4,6,6] x, bool cond")
+
+
+@pytest.mark.parametrize("kind", ["Loop", "If"])
+def test_a_block_in_a_body_is_found_and_says_where_it_lies(kind):
+    model = in_a_body(kind)
+    assert [block.kind for block in se_blocks.detect(model).blocks] == ["se"]
+    (refused,) = canonical.canonicalize(model).refused
+    assert refused.reason.startswith(f"it lies in a body of the {kind} '")
+
+
+@pytest.mark.parametrize("kind", ["Loop", "If"])
+def test_a_block_in_a_body_has_a_verdict_and_can_be_taken_out(kind):
+    model = in_a_body(kind)
+    blocks = se_blocks.detect(model).se
+    rules = fusion.FusionRules()
+    (verdict,) = fusion.verdicts(plan.Plan("none", "1", "cpu", ()), blocks, model, rules)
+    assert f"it lies in a body of the {kind} '" in verdict.reasons[0]
+    x, plain = (
+        np.random.default_rng(0).standard_normal((2, 4, 6, 6), np.float32),
+        fusion.without_gates(model, blocks),
+    )
+    np.testing.assert_array_equal(run(plain, x, np.array(True))[0], np.maximum(x, 0))
+
+
 def test_a_reader_of_y_decides_what_follows():
     def followed(tail):
         return census(f"p = GlobalAveragePool(x) {GATE} z = Mul(x, g) {tail}").se[0].followed_by
@@ -124,7 +193,8 @@ def test_a_reader_of_y_decides_what_follows():
 def test_the_graphs_of_this_file_run():
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 6), np.float32)
     more = (body for _, body in MORE_KIN.values())
-    for body in (*UNUSUAL.values(), *KIN.values(), *more, *NEITHER.values()):
+    others = (*NEITHER.values(), *SCALED_OTHERWISE.values(), *NOT_SCALED.values())
+    for body in (*UNUSUAL.values(), *KIN.values(), *more, *others):
         run(written(body, constants=CONSTANTS), x)
 
 

@@ -20,7 +20,7 @@ import torch
 
 from se_deploy import graph
 from se_deploy.backends.pytorch import graph_runner
-from se_deploy.errors import UnsupportedGraph
+from se_deploy.errors import UnsupportedGraph, counted
 from se_deploy.quantization import rounding
 from se_deploy.quantization.qdq import HIGHEST_LEVEL, LOWEST_LEVEL
 from se_deploy.quantization.reconstruction import Block, Trained
@@ -130,7 +130,11 @@ class _Trainer:
         plain = _State([(self.order[name], self.planned[name]) for name in part.layers], self._tied())
         name, count = str(part.end.name), len(data.target)
         if count < _FEWEST or not seconds:
-            reason = "no time was left" if count >= _FEWEST else f"{count} samples are too few"
+            reason = (
+                "no time was left"
+                if count >= _FEWEST
+                else f"{counted(count, 'sample', ('is', 'are'))} too few"
+            )
             return Block(name, part.layers, kept=False, reason=reason), plain
         before = _errors(self._forward(part, data.given, plain), data.target)
         after = torch.zeros_like(before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy import graph
+from se_deploy.errors import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,8 +46,8 @@ def notes(model: ir.Model, blocks: Sequence[SEBlock]) -> tuple[str, ...]:
     for block in blocks:
         left.setdefault(on_gpu(model, block), []).append(block.output)
     said = [
-        f"DLA: {len(outputs)} SE blocks, '{outputs[0]}' first, leave it for the GPU and come back: it does "
-        f"not take {', '.join(ops)}"
+        f"DLA: {counted(len(outputs), 'SE block', ('goes', 'go'))} to the GPU and back, '{outputs[0]}' first"
+        f": it does not take {', '.join(ops)}"
         for ops, outputs in left.items()
         if ops
     ]

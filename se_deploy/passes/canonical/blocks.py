@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from se_deploy.se_blocks import SEBlock
 
 _REDUCING = frozenset({"ReduceMean", "ReduceSum", "GlobalAveragePool", "AveragePool"})
-_SKIPPED = LAYOUT | _REDUCING | {"Expand", "Tile", "Identity", "Dropout"}
+_SKIPPED = LAYOUT | _REDUCING | {"Expand", "Tile", "Resize", "Identity", "Dropout"}
 """What a vector per image passes unchanged once it has its channels on axis 1."""
 _LEARNED = frozenset({"Conv", "Gemm", "MatMul"})
 _BINARY = functions.BINARY_OPS
@@ -57,9 +57,15 @@ def obstacles(model: ir.Model, blocks: Sequence[SEBlock]) -> Iterator[tuple[SEBl
     muls = nodes_of(model, blocks)
     for block in blocks:
         found = _Site.of(muls, block)
-        reason = "its parts are not in the graph" if found is None else _obstacle(found)
+        reason = _absence(model, block) if found is None else _obstacle(found)
         if reason:
             yield block, reason
+
+
+def _absence(model: ir.Model, block: SEBlock) -> str:
+    """Say why a block has no site in the graph itself."""
+    body = graph.in_body(model, block.nodes)
+    return "its parts are not in the graph" if body is None else f"{body}, where it stays as it is"
 
 
 def nodes_of(model: ir.Model, blocks: Sequence[SEBlock]) -> dict[str, ir.Node]:

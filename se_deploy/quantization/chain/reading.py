@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from se_deploy.errors import counted
 from se_deploy.quantization.chain import rules, spelling, storage
 from se_deploy.quantization.chain.findings import Break
 
@@ -38,7 +39,7 @@ def reading_breaks(layer: Weighted, stored: Storage) -> Iterator[Break]:
         for cause, rule in faults(one):
             yield Break(layer.name, f"{what}: {cause}", rule, names)
     if not given.per_tensor and given.scale is not None:
-        cause = f"its input '{layer.data.name}' has {len(given.scale)} scales"
+        cause = f"its input '{layer.data.name}' has {counted(len(given.scale), 'scale')}"
         yield Break(layer.name, cause, rules.PER_CHANNEL, names)
 
 

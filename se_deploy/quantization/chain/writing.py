@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from se_deploy.errors import counted
 from se_deploy.quantization.chain import kernels as fusing
 from se_deploy.quantization.chain import reading, rules, spelling, storage
 from se_deploy.quantization.chain.findings import Break, End
@@ -109,7 +110,7 @@ class Writing:
                 self.breaks.append(Break(str(node.name), f"'{value.name}': {cause}", rule, layers))
                 return
             if not one.per_tensor and one.scale is not None:
-                cause = f"'{value.name}' has {len(one.scale)} scales"
+                cause = f"'{value.name}' has {counted(len(one.scale), 'scale')}"
                 self.breaks.append(Break(str(node.name), cause, rules.PER_CHANNEL, layers))
                 return
         scales = ", ".join(dict.fromkeys(f"{one.scale[0]:.4g}" for _, one in asked if one.scale))

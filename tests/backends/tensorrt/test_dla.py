@@ -39,7 +39,7 @@ def test_what_leaves_the_dla_is_told_by_block_and_only_where_it_is_asked_for():
     notes = registry.get("tensorrt").engines.notes
     assert notes(model, blocks, EngineFeatures()) == ()
     said = notes(model, blocks, EngineFeatures(dla_core=0))
-    assert "1 SE blocks, 's' first, leave it for the GPU" in said[0]
+    assert "1 SE block goes to the GPU and back, 's' first" in said[0]
     assert "does not take GlobalAveragePool" in said[0]
     assert "free sizes" in said[1]
     fixed = plan_graphs.se_net("avgpool", batch="1")
