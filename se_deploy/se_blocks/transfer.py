@@ -18,6 +18,7 @@ from se_deploy.se_blocks.values import (
     locate,
     permutation,
     permuted,
+    same,
     value_dims,
 )
 
@@ -277,7 +278,7 @@ def part_of(flow: Analysis, node: ir.Node, vector: Vector, part: ir.Value) -> Ve
     """Take some of a vector's numbers, by a Slice, a Gather or a Split."""
     shape = value_dims(part)
     size = _per_image(shape)
-    if size == vector.size:
+    if same(size, vector.size):
         return replace(vector, axis=locate(shape, size), nodes=vector.nodes | {node})
     return replace(
         vector,
@@ -338,7 +339,7 @@ def _relaid(node: ir.Node, vector: Vector, shape: Sequence[Dim] | None) -> Vecto
         if vector.axis is None or shape is None or before is None:
             return vector
         axis = vector.axis + len(shape) - len(before)
-        return replace(vector, axis=axis) if shape[axis] == before[vector.axis] else None
+        return replace(vector, axis=axis) if same(shape[axis], before[vector.axis]) else None
     if node.op_type == "Transpose":
         rank = len(before or ())
         moved = permuted(vector.axis, permutation(node, rank)) if rank else None
