@@ -36,6 +36,10 @@ def mixed(
     Nothing is said where no batch holds two samples, or where an input's first axis does not count them.
     """
     firsts = {spec.dims[0] is None for spec in inputs if spec.dims}
+    frozen = batching.frozen(inputs)
+    asked = [pair for pair in asked if frozen in {None, batching.rows(pair[0])}]  # others are fed in slices
+    if not asked:
+        return ()
     feeds, answers = max(asked, key=lambda pair: batching.rows(pair[0]))
     count = batching.rows(feeds)
     if len(firsts) != 1 or count < 2:  # noqa: PLR2004 - one alone depends on no other
@@ -43,25 +47,26 @@ def mixed(
     alike = ask({name: np.repeat(a[:1], count, 0) if a.ndim else a for name, a in feeds.items()})
     batches = [(batching.rows(batch), made) for batch, made in asked]
     told = (
-        _told(name, count, array, alike[name], [(n, made[name]) for n, made in batches])
+        _told(name, array, alike[name], [(n, made[name]) for n, made in batches])
         for name, array in answers.items()
         if name not in apart
     )
     return tuple(text for text in told if text)
 
 
-def _told(name: str, count: int, array: Array, alike: Array, asked: Sequence[tuple[int, Array]]) -> str:
+def _told(name: str, array: Array, alike: Array, asked: Sequence[tuple[int, Array]]) -> str:
     """Return what is to be said of one output, "" for nothing."""
     if array.shape == alike.shape and all(np.array_equal(array, one) for _, one in (*asked, (0, alike))):
         return ""  # the same for any input: it is no answer to a sample
     rows = {len(one) / n if one.ndim else None for n, one in asked}
     each = rows.pop() if len(rows) == 1 else None
     if not each or not each.is_integer():
-        shape = "x".join(map(str, array.shape)) if array.ndim else "a single number"
+        lengths = {n: len(one) for n, one in asked if one.ndim}
+        axis = " and ".join(f"{length} for {n} samples" for n, length in lengths.items())
         return (
-            f"output '{name}' has no row for each sample: it is {shape} for {count} samples. What belongs to "
-            "which is not known where samples are fed in slices or a batch is filled up: give it the batch "
-            "as its first axis, or export with --batch 1"
+            f"output '{name}' has no row for each sample: {axis or 'it is one number'}. What belongs to "
+            "which is not known where samples are fed in slices or a batch is filled up: give it the batch as "
+            "its first axis, or export with --batch 1"
         )
     want, got = (one[: int(each)] for one in (array, alike))
     moved = distances.distance(want, got) if want.shape == got.shape else np.inf

@@ -45,9 +45,9 @@ MIXED = {
         "otherwise",
     ),
     "a running sum": ("z = Squeeze(first) y = CumSum<reverse = 1>(x, z)", "otherwise"),
-    "a fixed first axis": ("y = Reshape(x, two)", "is 2x6 for 3 samples"),
-    "the batch last": ("y = Transpose<perm = [1, 0]>(x)", "is 4x3 for 3 samples"),
-    "one number": ("y = ReduceMean<keepdims = 0>(x)", "is a single number for 3 samples"),
+    "a fixed first axis": ("y = Reshape(x, two)", "2 for 3 samples"),
+    "the batch last": ("y = Transpose<perm = [1, 0]>(x)", "4 for 3 samples"),
+    "one number": ("y = ReduceMean<keepdims = 0>(x)", "it is one number"),
 }
 
 
@@ -75,7 +75,17 @@ def test_answers_that_hang_together_are_pointed_out_with_what_to_do(body, what, 
 def test_a_first_axis_that_is_a_multiple_by_chance_is_none(width):
     """6 is two rows for each of 3 samples, and three for each of 2."""
     (warning,) = told("y = Transpose<perm = [1, 0]>(x)", inputs=f"float[N,{width}] x")
-    assert f"is {width}x3 for 3 samples" in warning
+    assert f"{width} for 3 samples and {width} for 2 samples" in warning
+
+
+def test_data_that_is_fed_to_a_frozen_graph_in_slices_says_nothing_of_a_batch():
+    model = model_of("y = Relu(x) z = Reshape(x, two)", CONSTANTS[2:3], inputs="float[4,4] x",
+                     output="float y, float z")  # fmt: skip
+    data = {"x": np.random.default_rng(0).standard_normal((8, 4)).astype(np.float32)}
+    with RUNTIME.open(model) as session:
+        probes = verification.choose(model, session, data=data)
+    (warning,) = verification.expect(lambda: RUNTIME.open(model), probes).mixing
+    assert "'z' has no row for each sample: 2 for 4 samples." in warning
 
 
 @pytest.mark.parametrize("inputs", ["float[1,4] x", "float[N,4] x, float[2,4] z"])
