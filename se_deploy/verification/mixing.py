@@ -65,8 +65,8 @@ def _told(name: str, array: Array, alike: Array, asked: Sequence[tuple[int, Arra
         axis = " and ".join(f"{length} for {n} samples" for n, length in lengths.items())
         return (
             f"output '{name}' has no row for each sample: {axis or 'it is one number'}. What belongs to "
-            "which is not known where samples are fed in slices or a batch is filled up: give it the batch as "
-            "its first axis, or export with --batch 1"
+            "which is not known where samples are fed in slices or a batch is filled up: give it the batch "
+            "as its first axis, or export with --batch 1"
         )
     want, got = (one[: int(each)] for one in (array, alike))
     moved = distances.distance(want, got) if want.shape == got.shape else np.inf
