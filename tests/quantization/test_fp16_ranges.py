@@ -220,3 +220,28 @@ def test_what_has_no_fp16_form_is_told(body, operator):
     assert any("stay in FP32" in warning and operator in warning for warning in half.warnings)
     x = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
     np.testing.assert_allclose(run(rounded(half.model), x=x), run(model, x=x), rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("body", "value", "wanted"),
+    [
+        ("n = ReduceL2(a, axes)", 40.0, {"n"}),  # 320, the root of 102,400
+        ("n = ReduceL2(a, axes)", 30.0, set()),
+        ("n = GlobalLpPool(a)", 40.0, {"n"}),
+        ("n = GlobalLpPool<p = 1>(a)", 40.0, set()),
+        ("n = LpPool<kernel_shape = [8, 8]>(a)", 40.0, {"n"}),
+        ("n = ReduceLogSumExp(a, axes)", 8.0, {"n"}),  # 12.2, the logarithm of 191,000
+        ("n = ReduceLogSumExp(a, axes)", 6.0, set()),
+        ("n = ReduceLogSumExp(a, axes)", 2000.0, {"n"}),
+        ("n = ReduceLogSum(a, axes)", 2000.0, {"n"}),
+        ("n = ReduceL1(a, axes)", 40.0, set()),
+    ],
+)
+def test_a_sum_that_an_operator_keeps_to_itself_counts_too(body, value, wanted):
+    """Nothing that is measured is beyond FP16, and the sum that this is the root of is."""
+    axes = [("axes", np.array([2, 3]))] if "axes" in body else []
+    model = model_of(f"a = Relu(x) {body} y = Neg(n)", axes, output="float[N,4,h,w] y")
+    x = np.full((1, 4, 8, 8), value, np.float32)
+    found = kept(model, ranges_of(model, x))
+    assert set(found) == wanted
+    assert all("sums up to more than 65,504" in reason for reason in found.values())
