@@ -16,13 +16,17 @@ if TYPE_CHECKING:
 
     from se_deploy.protocols import Array, Arrays, Session, TensorSpec
 
+_MOVES = 0.02
+"""Of an output's largest magnitude: what rounding, in INT8 with one scale for a batch too, does not reach."""
+
 
 def run(session: Session, feeds: Arrays) -> dict[str, Array]:
     """Return the outputs for all samples in `feeds`, whose first axes count samples.
 
     Real numbers are converted to the type that the session takes. A graph with a free batch, or frozen to
     this number, is run once.
-    Raises: BadInput where the feeds do not fit; BadData where an output's rows are not those of samples.
+    Raises: BadInput where the feeds do not fit; BadData where an output's rows are not those of samples, or
+    depend on what a slice is padded with (which is tried with another padding).
     """
     feeds = _typed(feeds, session.inputs)
     size, count = frozen(session.inputs), _count(feeds)
@@ -32,6 +36,9 @@ def run(session: Session, feeds: Arrays) -> dict[str, Array]:
     for part, rows in sliced(feeds, size):
         made = session.run(part)
         slices.append({name: unpadded(name, array, size, rows) for name, array in made.items()})
+        if rows < size and (other := _padded_otherwise(feeds, part, rows)) is not None:
+            again = {name: unpadded(name, a, size, rows) for name, a in session.run(other).items()}
+            _refuse_mixing(slices[-1], again, size, rows)
     return {name: np.concatenate([one[name] for one in slices]) for name in slices[0]}
 
 
@@ -77,6 +84,49 @@ def unpadded(name: str, array: Array, size: int, rows: int) -> Array:
             hint=f"give a multiple of {size} samples, or export with --batch dynamic",
         )
     return array[: len(array) // size * rows]
+
+
+def _padded_otherwise(feeds: Arrays, part: Arrays, rows: int) -> dict[str, Array] | None:
+    """Return a padded slice with another padding: the first sample of all, or the last one back to front.
+
+    None where both are what it is padded with already.
+    """
+    for back_to_front in (False, True):
+        other = {name: _tail(feeds[name], a, rows, back_to_front) for name, a in part.items()}
+        if any(not np.array_equal(other[name], a) for name, a in part.items()):
+            return other
+    return None
+
+
+def _tail(whole: Array, part: Array, rows: int, back_to_front: bool) -> Array:
+    if not part.ndim:
+        return part
+    row = part[-1:].reshape(-1)[::-1].reshape(part[-1:].shape) if back_to_front else whole[:1]
+    return np.concatenate([part[:rows], np.repeat(row, len(part) - rows, 0)])
+
+
+def _refuse_mixing(made: Arrays, again: Arrays, size: int, rows: int) -> None:
+    for name, array in made.items():
+        if _moved(array, again[name]):
+            raise BadData(
+                f"'{name}' answers a sample otherwise where the others in its batch are others, and the last "
+                f"{rows} of a batch of {size} would be answered with padding",
+                hint=f"give a multiple of {size} samples, or export with --batch 1",
+            )
+
+
+def _moved(array: Array, other: Array) -> bool:
+    """Whether two answers to the same samples differ by more than rounding; infinities count."""
+    if array.shape != other.shape:
+        return True
+    if array.dtype.kind != "f":
+        return not np.array_equal(array, other)
+    finite = np.isfinite(array)
+    if not np.array_equal(finite, np.isfinite(other)):
+        return True
+    numbers = array[finite].astype(np.float64)
+    gap = np.abs(numbers - other[finite]).max(initial=0)
+    return bool(gap > _MOVES * np.abs(numbers).max(initial=0))
 
 
 def _count(feeds: Arrays) -> int:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import cache
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx_ir as ir
 
 from se_deploy import graph
 from se_deploy.errors import UnsupportedGraph
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 OLDEST = 7
 """ONNX Runtime guarantees its answers from here on, so that a conversion can be compared with the file."""
@@ -71,6 +76,36 @@ def converted(model: ir.Model, version: int) -> ir.Model:
     made = graph.tidy(graph.inline(ir.from_proto(proto)))
     made.metadata_props.update(model.metadata_props)
     return made
+
+
+def allows(node: ir.Node, version: int, dtype: ir.DataType, value: ir.Value) -> bool:
+    """Whether ONNX lets a node of operator set `version` have `dtype` wherever it reads or writes `value`.
+
+    By the operator's schema. False where that operator set has no operator of the name.
+    """
+    try:
+        inputs, outputs = _types(node.op_type, version)
+    except onnx.defs.SchemaError:
+        return False
+    wanted = f"tensor({dtype.name.lower()})"
+    slots = ((node.inputs, inputs), (node.outputs, outputs))
+    return all(wanted in types[min(i, len(types) - 1)] for held, types in slots for i in _places(held, value))
+
+
+def _places(held: Sequence[ir.Value | None], value: ir.Value) -> list[int]:
+    return [i for i, one in enumerate(held) if one is value]
+
+
+@cache
+def _types(operator: str, version: int) -> tuple[tuple[frozenset[str], ...], tuple[frozenset[str], ...]]:
+    """Return the types that each input and each output may have; the last may stand for more of its kind."""
+    schema = onnx.defs.get_schema(operator, version)
+    named = {one.type_param_str: frozenset(one.allowed_type_strs) for one in schema.type_constraints}
+
+    def of(slots: Sequence[onnx.defs.OpSchema.FormalParameter]) -> tuple[frozenset[str], ...]:
+        return tuple(named.get(slot.type_str, frozenset({slot.type_str})) for slot in slots)
+
+    return of(schema.inputs), of(schema.outputs)
 
 
 def _reason(error: Exception) -> str:

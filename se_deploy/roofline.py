@@ -29,18 +29,31 @@ def roofline_ms(
     if not device.has_figures or device.memory_gb_s is None:
         return None
     total = 0.0
-    counted: set[str] = set()
-    for kernel in plan.layers:
+    homes = _homes(plan)
+    for place, kernel in enumerate(plan.layers):
         if kernel.host_only:
             continue
-        nodes = set(kernel.onnx_nodes) - counted if kernel.constants else set()
-        counted |= nodes
         moved = kernel.activation_bytes + sum(t.size_bytes for t in kernel.constants)
-        operations = 2 * sum(macs.get(node, 0) for node in nodes)
+        operations = 2 * sum(macs.get(n, 0) for n in set(kernel.onnx_nodes) if homes[n] == place)
         rate = _rate_tops(kernel, device)
         seconds = max(moved / (device.memory_gb_s * 1e9), operations / (rate * 1e12))
         total += max(seconds * 1e3, launch_us / 1e3)
     return total
+
+
+def _homes(plan: Plan) -> dict[str, int]:
+    """Return the kernel that does each node's arithmetic, by its place in the plan: one, of all that name it.
+
+    The first that holds constants, which are a layer's weights. A product of two activations (attention) has
+    none, and a kernel that copies one of them names it too: then the one that reads the most tensors.
+    """
+    found: dict[str, tuple[tuple[bool, int], int]] = {}
+    for place, kernel in enumerate(plan.layers):
+        rank = (bool(kernel.constants), 0 if kernel.constants else len(kernel.inputs))
+        for node in () if kernel.host_only else kernel.onnx_nodes:
+            if node not in found or rank > found[node][0]:
+                found[node] = rank, place
+    return {node: place for node, (_, place) in found.items()}
 
 
 def _rate_tops(kernel: Kernel, device: Device) -> float:

@@ -56,3 +56,43 @@ def test_a_free_batch_is_run_once():
     session = Frozen(None, lambda x: x)
     batching.run(session, {"x": np.ones((6, 3), np.float32), "a": np.ones((), np.float32)})
     assert session.fed == [6]
+
+
+MIXING = {
+    "a mean over the batch": lambda x: x - x.mean(axis=0, keepdims=True),
+    "the batch last": lambda x: np.repeat(x, 4, axis=1).T,  # 12 rows, which is 3 for each of 4 samples
+    "labels": lambda x: np.argsort(x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("outputs", MIXING.values(), ids=MIXING)
+@pytest.mark.parametrize("count", [1, 6])
+def test_an_answer_that_depends_on_the_padding_is_refused(outputs, count):
+    """It was handed over: what a batch of four makes of three copies of the last sample beside it."""
+    session = Frozen(4, outputs)
+    x = np.random.default_rng(0).random((count, 3), np.float32)
+    x[-1] = [2, 3, 5]
+    a = np.ones((), np.float32)
+    if count > 1 or outputs is not MIXING["labels"]:  # alike samples have no order
+        with pytest.raises(BadData, match="would be answered with padding"):
+            batching.run(session, {"x": x, "a": a})
+    whole = np.concatenate([x] * 4)[:4]
+    made = batching.run(session, {"x": whole, "a": a})["y"]
+    np.testing.assert_allclose(made, outputs(whole.astype(np.float16)), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_answers_that_are_no_numbers_depend_on_no_padding(value):
+    session = Frozen(4, lambda x: np.where(x > 0, x, np.float16(value)))
+    x = np.float32([[1, -1, 2]])
+    made = batching.run(session, {"x": x, "a": np.ones((), np.float32)})["y"]
+    np.testing.assert_array_equal(made, np.where(x > 0, x, value))
+
+
+def test_padding_is_tried_once_and_only_where_there_is_some():
+    session = Frozen(4, lambda x: x)
+    x, a = np.arange(30, dtype=np.float32).reshape(10, 3), np.ones((), np.float32)
+    batching.run(session, {"x": x, "a": a})
+    assert session.fed == [4] * 4
+    batching.run(session, {"x": x[:8], "a": a})
+    assert session.fed == [4] * 6

@@ -495,3 +495,39 @@ def test_a_layout_is_for_files_alone(folder, capsys):
     )
     assert code == 1
     assert "a network in PyTorch" in json.loads(out)["error"]["message"]
+
+
+BATCHES = """<ir_version: 8, opset_import: ["" : 17]>
+g (float[N,4,6,6] x) => (float[P,Q,R,S] y) <int64[4] two = {2, 4, -1, 6}> { %s }"""
+TOGETHER = {
+    "a mean over the batch": "m = ReduceMean<axes = [0]>(x) y = Sub(x, m)",
+    "a fixed first axis": "y = Reshape(x, two)",
+}
+
+
+@pytest.mark.parametrize("body", TOGETHER.values(), ids=TOGETHER)
+def test_answers_that_hang_together_in_a_batch_are_warned_of_by_every_command(folder, capsys, body):
+    """A batch was held against the same batch, and nothing said that another one gives other answers."""
+    onnx.save(onnx.parser.parse_model(BATCHES % body), "net.onnx")
+    x = data("x.npy", 6, 4, 6, 6)
+    for words in (("export", "net.onnx", "-o", "out.onnx"), ("parity", "net.onnx", "net.onnx", "--data", x)):
+        code, out, err = run(capsys, *words, "--json")
+        assert code == 0, err
+        (warning,) = [text for text in json.loads(out)["warnings"] if "output 'y'" in text]
+        assert "no row for each sample" in warning or "depends on the batch" in warning
+        assert run(capsys, *words, "--json", "--strict", *(["--overwrite"] * (words[0] == "export")))[0] == 1
+    onnx.save(onnx.parser.parse_model(BATCHES % "y = Neg(x)"), "plain.onnx")
+    _, out, _ = run(capsys, "parity", "plain.onnx", "plain.onnx", "--data", x, "--json")
+    assert json.loads(out)["warnings"] == []
+
+
+def test_what_depends_on_padding_is_refused(folder, capsys):
+    """A file frozen to four images and asked of one answered with the mean of four copies of it."""
+    text = BATCHES.replace("N,4,6,6", "4,4,6,6") % "m = ReduceMean<axes = [0]>(x) y = Sub(x, m)"
+    onnx.save(onnx.parser.parse_model(text), "net.onnx")
+    x = data("x.npy", 6, 4, 6, 6)
+    code, out, _ = run(capsys, "parity", "net.onnx", "net.onnx", "--data", x, "--json")
+    assert code == 1
+    error = json.loads(out)["error"]
+    assert "would be answered with padding" in error["message"]
+    assert "a multiple of 4" in error["hint"]

@@ -143,6 +143,15 @@ def test_macs_count_one_image(text, macs):
     assert graph.macs(model.graph[0]) == macs
 
 
+def test_macs_of_an_attentions_product_are_those_of_all_heads():
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,10,16] q, float[N,3,16,7] k) '
+        "=> (float[N,3,10,7] y) { y = MatMul(q, k) }"
+    )
+    model = graph.tidy(ir.from_proto(parser.parse_model(text)))
+    assert graph.macs(model.graph[0]) == 3 * 10 * 7 * 16
+
+
 def test_a_negative_size_is_read_as_free(tmp_path):
     # Paddle2ONNX writes -1; shape inference would take two of them for a broken Reshape.
     proto = onnx.helper.make_model(

@@ -91,6 +91,31 @@ def test_arithmetic_of_a_node_in_two_kernels_counts_once():
     )
 
 
+def product(inputs, *nodes):
+    tensors = tuple(PlanTensor(name, "float16", (1,)) for name in inputs)
+    return Kernel("+".join(nodes), "kgen", tensors, (), nodes)
+
+
+def test_a_product_of_two_activations_is_arithmetic_too():
+    """An attention's MatMul has no weights, and its kernel was taken to compute nothing."""
+    counted = {"qk": 5_000_000_000, "b": 5_000_000_000}
+    attention = product(["q", "k"], "qk", "softmax")
+    assert roofline.roofline_ms(plan(attention), counted, DEVICE) == pytest.approx(1.0)
+    packed = product(["qkv"], "qk", "softmax")
+    assert roofline.roofline_ms(plan(packed), counted, DEVICE) == pytest.approx(1.0)
+    copied = plan(product(["k"], "qk"), attention, product(["qk"], "qk"))
+    assert roofline.roofline_ms(copied, counted, DEVICE, launch_us=0) == pytest.approx(1.0, rel=1e-6)
+    in_fp32 = plan(kernel("qk", "float32", 1), attention)  # a Cast in front of it: the product is FP16
+    assert roofline.roofline_ms(in_fp32, counted, DEVICE, launch_us=0) == pytest.approx(1.0, rel=1e-6)
+
+
+def test_the_arithmetic_of_a_layer_is_where_its_weights_are():
+    behind = plan(product(["x", "y"], "b"), kernel("b", "int8", 1, weights=1))
+    assert roofline.roofline_ms(behind, {"b": 5_000_000_000}, DEVICE, launch_us=0) == pytest.approx(
+        0.5, rel=1e-6
+    )
+
+
 def test_nothing_is_computed_from_figures_that_are_not_known():
     assert roofline.roofline_ms(plan(), {}, targets.resolve_target("thor").device) is None
 

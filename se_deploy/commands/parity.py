@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from se_deploy import batching, comparison, data
+from se_deploy import batching, comparison, data, verification
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import artifacts, reading, shapes
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _BATCH = 16
 _REMEMBERED_BYTES = 256 * 2**20
+_TOGETHER = (3, 2)  # samples in the batches whose rows are held against each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,7 @@ def parity(
                     read = artifacts.read_data(Path(data), asked.session, spec, samples)
                     notes += [text for text in read.warnings if text not in notes]
                     fed[framed] = _Fed(_Remembered(asked.session), read, next(read.batches(1)), spec)
+                    notes += [text for text in _mixing(asked, read) if text not in notes]
                 remembered, found = fed[framed].reference, fed[framed].samples
                 frozen = [n for s in (ref.session, one.session) if (n := batching.frozen(s.inputs))]
                 size = max(frozen, default=_BATCH)  # what takes fewer at a time is fed slices
@@ -191,6 +193,20 @@ class _Fed:
     samples: Samples
     sample: Arrays
     image: InputSpec | None  # how its pictures were prepared
+
+
+def _mixing(ref: artifacts.Opened, samples: Samples) -> tuple[str, ...]:
+    """Return warnings of the reference's outputs that are not made sample by sample."""
+    frozen = batching.frozen(ref.session.inputs)
+    sizes = (frozen,) if frozen else tuple(min(size, samples.count) for size in _TOGETHER)
+    if max(sizes) < 2:  # noqa: PLR2004 - a batch of others
+        return ()
+    batches = [batching.padded(next(samples.batches(size)), size) for size in dict.fromkeys(sizes)]
+    found = () if ref.model is None else verification.found_by(ref.model)
+    asked = [(feeds, batching.run(ref.session, feeds)) for feeds in batches]
+    return verification.mixed(
+        lambda feeds: batching.run(ref.session, feeds), ref.session.inputs, asked, apart=found
+    )
 
 
 def _named_in_file(ref: artifacts.Opened, one: artifacts.Opened) -> dict[str, OutputKind]:

@@ -86,7 +86,29 @@ def macs(model: ir.Model, plan: Plan) -> dict[str, int]:
     sizes = dict(plan.shapes)
     if sizes and are_free(tensor_specs(model)):
         model = at(model, sizes, batch=False)
-    return {str(node.name): graph.macs(node) for node in model.graph}
+    return {str(node.name): graph.macs(node) for node in model.graph} | _macs_of_heads(model)
+
+
+def _macs_of_heads(model: ir.Model) -> dict[str, int]:
+    """Return those of products of two activations whose heads lie along the batch, (N * heads, T, D)."""
+    inputs = tensor_specs(model)
+    if are_free(inputs) or not any(_is_of_activations(node) for node in model.graph):
+        return {}
+    count = batching.frozen(inputs)
+    sizes = {v.name: tuple(1 if d is None else d for d in v.dims) for v in inputs}
+    one = model if count else at(model, sizes, batch=True)
+    found = {}
+    for node in filter(_is_of_activations, one.graph):
+        rows = (graph.dims(node.outputs[0]) or (None,))[0]
+        found[str(node.name)] = graph.macs(node) * ((rows or 1) // (count or 1) or 1)
+    return found
+
+
+def _is_of_activations(node: ir.Node) -> bool:
+    """Whether a node is a MatMul of two activations with one axis in front of the matrices."""
+    y = graph.dims(node.outputs[0]) if node.op_type == "MatMul" else None
+    computed = (value is not None and graph.constant(value) is None for value in node.inputs)
+    return y is not None and len(y) == 3 and all(computed)  # noqa: PLR2004
 
 
 def are_free(inputs: Sequence[TensorSpec]) -> bool:

@@ -100,6 +100,7 @@ def _scales_channels(scale: ir.Node, gate: ir.Value, ranks: Collection[int]) -> 
         and y is not None
         and column is not None
         and len(y) in ranks
+        and y[1] is not None
         and column[1:] == (y[1], *[1] * (len(y) - 2))
     )
 

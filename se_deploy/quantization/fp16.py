@@ -34,7 +34,12 @@ _FP32_OPS = frozenset({
     "HannWindow", "HammingWindow", "BlackmanWindow", "Multinomial", "Bernoulli", "DynamicQuantizeLinear",
     "MaxRoiPool", "RoiAlign", "ImageDecoder", "TfIdfVectorizer", "Celu", "IsInf",
 })  # fmt: skip
-"""Operators without an FP16 form, or whose result is not what the FP32 one's is."""
+"""Operators without an FP16 form in every operator set, or whose result is not what the FP32 one's is."""
+
+_OF_SQUARES = frozenset({"MeanVarianceNormalization"})
+"""By definition (x - E[x]) / (sqrt(E[x^2] - E[x]^2) + 1e-9): squares of what is not centred, whose difference
+16 bits cannot tell, and a constant that FP16 has no number for. Other normalizations compute in FP32 by
+themselves."""
 
 _NOT_IN_BF16 = frozenset({"Mish", "ConvTranspose"})
 """Operators that TensorRT-RTX 1.7.1 refuses in bfloat16, of 55 tried; HardSwish is spelled anew."""
@@ -49,11 +54,12 @@ class _Narrow:
     dtype: ir.DataType
     numpy: np.dtype[Any]
     tag: str  # in the names of what is cast
+    called: str  # in what is said
     keeps_range: bool  # whether it reaches as far as float32: then nothing overflows or underflows
 
 
-_FP16 = _Narrow(ir.DataType.FLOAT16, np.dtype(np.float16), "fp16", keeps_range=False)
-_BF16 = _Narrow(ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), "bf16", keeps_range=True)
+_FP16 = _Narrow(ir.DataType.FLOAT16, np.dtype(np.float16), "fp16", "FP16", keeps_range=False)
+_BF16 = _Narrow(ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), "bf16", "BF16", keeps_range=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +86,8 @@ def to_fp16(model: ir.Model, *, io: Literal["fp32", "fp16"] = "fp32", ranges: Ra
     # BatchNorm's statistics leave FP16's range where the convolution with them inside does not.
     folded = graph.rewrite(model, fold_affine)
     reasons = fp16_ranges.kept_fp32(folded.model, ranges)
-    for node in folded.model.graph:
-        if _has_body(node) and any(v.dtype == ir.DataType.FLOAT for v in node.outputs):
-            reasons.setdefault(node, WITH_BODY)
+    for node, reason in _staying(folded.model, _FP16).items():
+        reasons.setdefault(node, reason)
     found = tuple(KeptFp32(str(n.name), reasons[n]) for n in folded.model.graph if n in reasons)
     unchecked = fp16_ranges.unmeasured(folded.model, ranges)
     near = fp16_ranges.close(folded.model, ranges)
@@ -100,15 +105,18 @@ def to_bf16(model: ir.Model) -> Fp16:
     """Turn every float32 tensor into bfloat16, on a copy; inputs and outputs keep their type behind a Cast.
 
     Its range is float32's, so nothing overflows and no range is asked for; it has 8 bits where FP16 has 11.
-    In float32 stay sizes, and operators without such a form. The operator set becomes 22, the first in which
-    convolutions and pools have bfloat16 (ONNX, "Changelog").
+    In float32 stay sizes, and operators that ONNX or TensorRT does not allow in bfloat16. The operator set
+    becomes 22, the first in which convolutions and pools have it (ONNX, "Changelog").
     """
     folded = graph.rewrite(opsets.at_least(model, opsets.BF16), fold_affine, hard_swish_apart)
     reasons = fp16_ranges.kept_fp32(folded.model, None)
     of_sizes = {node for node, why in reasons.items() if why in {fp16_ranges.OF_SIZES, fp16_ranges.OF_FRAMES}}
     names = {str(node.name) for node in of_sizes}
-    refused = [node for node in folded.model.graph if node.op_type in _NOT_IN_BF16]
-    found = tuple(KeptFp32(str(n.name), f"TensorRT takes no {n.op_type} in BF16") for n in refused)
+    staying = _staying(folded.model, _BF16)
+    for node in folded.model.graph:
+        if node.op_type in _NOT_IN_BF16:
+            staying.setdefault(node, f"TensorRT takes no {node.op_type} in BF16")
+    found = tuple(KeptFp32(str(n.name), staying[n]) for n in folded.model.graph if n in staying)
     names |= {kept.node for kept in found}
 
     def fp32_to_bf16(copy: ir.Model) -> int:
@@ -198,7 +206,7 @@ class _Losses:
 def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> int:
     to = losses.to
     nodes = list(model.graph)
-    kept = wide | {node for node in nodes if _stays(node)}
+    kept = wide | {node for node in nodes if _stays(model, node, to) is not None}
     kept |= {node for node in nodes if node.op_type == "Cast" and _ends_narrow(model, node, kept, io, to)}
     outputs = [(i, v) for i, v in enumerate(model.graph.outputs) if v.dtype == ir.DataType.FLOAT]
     wide_values = [
@@ -227,13 +235,38 @@ def _convert(model: ir.Model, io: str, losses: _Losses, wide: set[ir.Node]) -> i
     return changed + _drop_idle_casts(model)
 
 
-def _stays(node: ir.Node) -> bool:
-    """Whether a node must compute in float32: no FP16 form, or a body that this does not enter."""
+def _staying(model: ir.Model, to: _Narrow) -> dict[ir.Node, str]:
+    """Return the nodes with float32 tensors that must compute in float32, whatever the numbers, and why."""
+    found = {node: _stays(model, node, to) for node in model.graph if _wide(node)}
+    return {node: reason for node, reason in found.items() if reason is not None}
+
+
+def _wide(node: ir.Node) -> list[ir.Value]:
+    return [value for value in _values(node) if value.dtype == ir.DataType.FLOAT]
+
+
+def _stays(model: ir.Model, node: ir.Node, to: _Narrow) -> str | None:
+    """Return why a node must compute in float32: no narrow form, or a body that this does not enter."""
     if node.domain not in {"", "ai.onnx"}:
-        return True
-    values = [value for value in (*node.inputs, *node.outputs) if value is not None]
-    sequences = any(value.type is not None and not fp16_ranges.is_tensor(value) for value in values)
-    return node.op_type in _FP32_OPS or _has_body(node) or sequences
+        return f"'{node.domain}' is no domain of ONNX's own, and what it takes is not known"
+    if _has_body(node):
+        return WITH_BODY
+    if any(value.type is not None and not fp16_ranges.is_tensor(value) for value in _values(node)):
+        return "it reads or writes a sequence"
+    if node.op_type in _OF_SQUARES:
+        return f"{to.called} cannot hold the squares of {node.op_type}"
+    if node.op_type in _FP32_OPS:
+        return f"not every operator set and compiler has {node.op_type} in {to.called}"
+    version = graph.opset(model)
+    for value in _wide(node):
+        own = [i for i, one in enumerate(node.inputs) if one is value and _fp32_slot(model, node, i)]
+        if not own and not opsets.allows(node, version, to.dtype, value):
+            return f"ONNX's operator set {version} has no {node.op_type} in {to.called}"
+    return None
+
+
+def _values(node: ir.Node) -> list[ir.Value]:
+    return [value for value in (*node.inputs, *node.outputs) if value is not None]
 
 
 def _has_body(node: ir.Node) -> bool:

@@ -53,6 +53,10 @@ _NORMALIZES = frozenset(
 )
 """They scale and shift by constants; a shift that became 0 is none, and their eps is an FP32 attribute."""
 
+_ROOTS = frozenset({"ReduceL2", "LpPool", "GlobalLpPool"})
+_LOGARITHMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
+"""Their result is the root or the logarithm of a sum that no tensor holds, so that none was measured."""
+
 _SIZES = frozenset({"Shape", "Size"})
 OF_SIZES = "it computes with sizes, and FP16 has no odd number above 2,048"
 
@@ -217,6 +221,19 @@ def _by_range(model: ir.Model, ranges: Ranges, found: dict[ir.Node, str]) -> Non
         for node in (value.producer(), *readers):
             if node is not None:
                 found.setdefault(node, reason)
+
+    for node in model.graph:
+        most = ranges.largest.get(str(node.outputs[0].name), 0.0)
+        if most <= LARGEST and _sum_within(node, most) > LARGEST:
+            reason = f"{node.op_type} '{node.outputs[0].name}' sums up to more than 65,504, where FP16 ends"
+            found.setdefault(node, reason)
+
+
+def _sum_within(node: ir.Node, most: float) -> float:
+    """Return how far the sum inside of an operator reaches whose result reaches `most`; 0 for others."""
+    if node.op_type in _ROOTS and graph.attribute(node, "p", 2) == 2:  # noqa: PLR2004 - a sum of squares
+        return most**2
+    return math.exp(min(most, math.log(LARGEST) + 1)) if node.op_type in _LOGARITHMS else 0.0
 
 
 def _constant(node: ir.Node, value: ir.Value | None) -> str | None:

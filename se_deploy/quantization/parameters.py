@@ -42,6 +42,10 @@ _DEFAULT_METHOD: Method = "mse"
 _OTHER_METHODS: tuple[Method, ...] = ("percentile", "entropy")
 """Tried beside it where the data may hold what should not decide: they are blind to single values. Taking the
 best of all methods on some tens of samples was tried: chance, and with more samples it cost up to 6 dB."""
+_DEFAULT_DOUBT: qparams.Doubt = "whole"
+_OTHER_DOUBTS: tuple[qparams.Doubt, ...] = ("limited", "none")
+"""Tried beside doubting sizes as far as the samples ask for, the first that is surely better taken: that is
+worth 1 dB and more to few samples, and cost a text detector 4 dB with 64 of them, and 2 dB with 256."""
 _FEWEST_HELD = 6  # samples that may speak for another method: four did, and cost a text detector 5 dB
 _PROMISE = 1.4  # times less rounding noise than the default's: else it is not worth an evaluation
 
@@ -62,11 +66,11 @@ def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
 
     if job.held_back and job.evaluator.held.count >= _FEWEST_HELD:
         if any(subject.allowed.channel_equalization for subject in here.subjects.values()):
-            # Doubt is worth 1 dB and more to few samples, and cost a text detector 4 dB.
-            other = dataclasses.replace(way, limited=True)
-            theirs = here.params(other)[other]
-            if not all(_divided_alike(params[name], one) for name, one in theirs.items()):
-                consider(other, theirs)
+            for doubt in _OTHER_DOUBTS:
+                other = dataclasses.replace(way, doubt=doubt)
+                theirs = here.params(other)[other]
+                if way.doubt == _DEFAULT_DOUBT and not _divided_alike(theirs, params):
+                    consider(other, theirs)
         if job.options.method is None:
             others = [dataclasses.replace(way, method=method) for method in _OTHER_METHODS]
             for other, theirs in here.params(*others).items():
@@ -85,7 +89,7 @@ class _Way:
     """A way to choose the parameters of all tensors from what was measured."""
 
     method: Method
-    limited: bool = False  # whether doubt of channels' sizes may cost only so much, where a Mul divides
+    doubt: qparams.Doubt = _DEFAULT_DOUBT  # of channels' sizes, where a Mul divides
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +144,10 @@ class _Measured:
         return cls(job, statistics, subjects, placed, adds, float_tensors, factors)
 
     def params(self, *ways: _Way) -> dict[_Way, dict[str, QuantParams]]:
-        """Return the parameters of all tensors by each of some ways that differ in the method alone."""
+        """Return the parameters of all tensors by each of some ways, which differ in the method alone."""
         methods = [way.method for way in ways]
         chosen = {
-            name: qparams.choose(dataclasses.replace(one, limited=ways[0].limited), methods)
+            name: qparams.choose(dataclasses.replace(one, doubt=ways[0].doubt), methods)
             for name, one in self.subjects.items()
         }
         found = {}
@@ -186,11 +190,12 @@ def _holds_in_all_folds(
     return surely_better(*zip(*pairs, strict=True))
 
 
-def _divided_alike(one: QuantParams, other: QuantParams) -> bool:
-    """Whether a Mul divides the channels by the same numbers."""
-    if one.equalization is None or other.equalization is None:
-        return one.equalization is other.equalization
-    return np.array_equal(one.equalization, other.equalization)
+def _divided_alike(params: Mapping[str, QuantParams], others: Mapping[str, QuantParams]) -> bool:
+    """Whether a Mul divides the channels of each tensor by the same numbers."""
+    pairs = [(one.equalization, others[name].equalization) for name, one in params.items()]
+    return all(
+        one is other if one is None or other is None else np.array_equal(one, other) for one, other in pairs
+    )
 
 
 def _subjects(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -45,6 +45,10 @@ _LEAST_POWER = 1e-30  # of an output: keeps quotients finite where a layer's out
 _UNIFORM_NOISE = 1 / 12  # variance of rounding to steps of 1
 
 
+Doubt = Literal["whole", "limited", "none"]
+"""How far channels' sizes are doubted: as far as the samples ask for, as far as it costs little, or not."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Quantization parameters, and the error that they are predicted to make at their readers' outputs."""
@@ -71,7 +75,7 @@ class Subject:
     readers: Sequence[Layer]
     allowed: Allowed
     passed_on: FloatArray  # (C,) `importance` of the tensors behind residual Adds
-    limited: bool = False  # whether doubt of its channels' sizes may cost only so much, where a Mul divides
+    doubt: Doubt = "whole"  # how far its channels' sizes are doubted, where a Mul divides
 
     def seen_by(self, method: Method) -> Statistics:
         """Return the statistics that a method looks at: the error of clipping is that of data yet to come."""
@@ -88,7 +92,8 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
     tails = [] if statistics.tails is None else [statistics.tails]
-    doubt, premium = _doubt(tails), _premium(tails)
+    doubt = 0.0 if subject.doubt == "none" else _doubt(tails)
+    limited, premium = subject.doubt == "limited", _premium(tails)
     chosen = {}
     sums: dict[bool, calibration.ClipError] = {}
     for method in methods:
@@ -99,7 +104,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         size = _sizes(error.low, error.high, allowed)
         factors = np.ones((1, len(size)))
         if allowed.channel_equalization:
-            factors = _divisors(size / float(size.max()), doubt, limited=subject.limited)
+            factors = _divisors(size / float(size.max()), doubt, limited=limited)
         # minmax promises that nothing is clipped
         shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
         scales = representable((size / factors).max(axis=1)[:, None] * shares)

@@ -13,7 +13,7 @@ from se_deploy.errors import counted
 from se_deploy.se_blocks import einsum, functions
 from se_deploy.se_blocks.dataflow import Dataflow
 from se_deploy.se_blocks.types import Census, NotSE, SEBlock
-from se_deploy.se_blocks.values import value_dims
+from se_deploy.se_blocks.values import same, value_dims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -245,7 +245,7 @@ def _kind(flow: Dataflow, match: _Match) -> str:
     if vector.pools != {"mean"}:
         return "pooled-attention"
     if "softmax" in vector.traits and not {"softmax2", "part"} <= vector.traits:
-        if vector.size == _channels(flow, match):
+        if same(vector.size, _channels(flow, match)):
             return "channel-softmax"
         root = vector.source.root.producer()
         return "sk" if root is not None and root.op_type == "Concat" else "split-attention"

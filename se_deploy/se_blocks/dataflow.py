@@ -240,10 +240,11 @@ class Dataflow:
         if graph.attribute(node, "auto_pad", "NOTSET") not in {"NOTSET", "VALID"}:
             return None
         gone = set()
-        for axis, extent in enumerate(kernel, start=2):
+        strides = graph.ints(node, "strides", (1,) * len(kernel))
+        for axis, (extent, stride) in enumerate(zip(kernel, strides, strict=True), start=2):
             if extent == shape[axis]:
                 gone.add(axis)
-            elif extent != 1 or (value_dims(node.outputs[0]) or shape)[axis] != shape[axis]:
+            elif extent != 1 or stride != 1:  # by the stride: of a free size it is not known what is left
                 return None
         return frozenset(gone) or None
 

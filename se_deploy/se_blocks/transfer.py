@@ -18,6 +18,7 @@ from se_deploy.se_blocks.values import (
     locate,
     permutation,
     permuted,
+    same,
     value_dims,
 )
 
@@ -279,7 +280,7 @@ def part_of(flow: Analysis, node: ir.Node, vector: Vector, part: ir.Value) -> Ve
     """Take some of a vector's numbers, by a Slice, a Gather or a Split."""
     shape = value_dims(part)
     size = _per_image(shape)
-    if size == vector.size:
+    if same(size, vector.size):
         return replace(vector, axis=locate(shape, size), nodes=vector.nodes | {node})
     if size is not None and vector.size is not None and size > vector.size:
         return replace(_repeated(flow, vector, size, locate(shape, size)), nodes=vector.nodes | {node})
@@ -366,7 +367,7 @@ def _relaid(flow: Analysis, node: ir.Node, vector: Vector, shape: Sequence[Dim] 
         old, new = before[vector.axis], shape[axis]
         if node.op_type == "Tile" and isinstance(old, int) and isinstance(new, int) and old != new:
             return _repeated(flow, vector, new, axis)
-        return replace(vector, axis=axis) if new == old else None
+        return replace(vector, axis=axis) if same(new, old) else None
     if node.op_type == "Transpose":
         order = permutation(node, len(before or ()))
         moved = permuted(vector.axis, order) if order else None

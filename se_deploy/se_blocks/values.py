@@ -113,6 +113,14 @@ def same(a: Dim, b: Dim, *, batch: bool = False) -> bool:
     return (a is not None and a == b) or (batch and not isinstance(a, int) and not isinstance(b, int))
 
 
+def same_shape(a: ir.Value | None, b: ir.Value | None) -> bool:
+    """Whether two tensors are known to have one shape, whatever their free sizes turn out to be."""
+    first, second = value_dims(a), value_dims(b)
+    if first is None or second is None:
+        return False
+    return len(first) == len(second) and all(same(x, y) for x, y in zip(first, second, strict=True))
+
+
 def regroup(axes: Sequence[Axis], before: Sequence[Dim], after: Sequence[Dim]) -> tuple[Axis, ...] | None:
     """Which axes a Reshape from `before` to `after` puts where; None where it takes one apart.
 
@@ -149,7 +157,7 @@ def locate(shape: Sequence[Dim] | None, size: int | None) -> int | None:
     wide = [i for i in range(1, len(shape)) if shape[i] != 1]
     if len(wide) == 1 and (size is None or shape[wide[0]] in {size, None} or isinstance(shape[wide[0]], str)):
         return wide[0]
-    exact = [i for i in wide if shape[i] == size]
+    exact = [i for i in wide if same(shape[i], size)]
     return exact[0] if len(exact) == 1 else None
 
 

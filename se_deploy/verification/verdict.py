@@ -21,6 +21,7 @@ from se_deploy.errors import BadInput, counted
 from se_deploy.schema import common, finite
 from se_deploy.verification import distances, sets
 from se_deploy.verification.distances import Wrong
+from se_deploy.verification.mixing import mixed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -81,7 +82,7 @@ class Verified:
     failures: tuple[Failure, ...] = ()
     taken_back: tuple[Failure, ...] = ()  # of steps that were undone; the rest is right unless `failures`
     skipped: bool = False  # --no-verify
-    notes: tuple[str, ...] = ()  # what could not be compared, in words
+    notes: tuple[str, ...] = ()  # what could not be compared, or holds of one batch only, in words
     max_abs_error: float | None = None  # of all real outputs on all probes; None where nothing was compared
     max_rel_error: float | None = None  # the same over the output's largest magnitude
 
@@ -169,6 +170,7 @@ class Expected:
     sets: Mapping[str, OutputKind] = field(default_factory=dict)  # whose rows may be any, in any order
     kinds: Mapping[str, OutputKind] = field(default_factory=dict)  # that somebody named
     unsteady: tuple[Failure, ...] = ()  # outputs that the source answers otherwise each time
+    mixing: tuple[str, ...] = ()  # warnings of outputs that are not made sample by sample
 
     @property
     def inputs(self) -> tuple[CheckInput, ...]:
@@ -196,9 +198,15 @@ def expect(
         answers = tuple(_asked(session, probe.feeds) for probe in probes)
         smallest = min(range(len(probes)), key=lambda i: sum(a.size for a in probes[i].feeds.values()))
         again = _asked(session, probes[smallest].feeds)
-    as_sets = sets.kinds_of_sets(probes, answers, found, kinds)
-    unsteady = _unsteady({n: a for n, a in answers[smallest].items() if n not in as_sets}, again)
-    return Expected(tuple(probes), answers, opened, as_sets, kinds or {}, unsteady)
+        as_sets = sets.kinds_of_sets(probes, answers, found, kinds)
+        unsteady = _unsteady({n: a for n, a in answers[smallest].items() if n not in as_sets}, again)
+        mixing = mixed(
+            lambda feeds: _asked(session, feeds),
+            session.inputs,
+            [(probe.feeds, made) for probe, made in zip(probes, answers, strict=True)],
+            apart={*found, *as_sets, *(one.output for one in unsteady)},
+        )
+    return Expected(tuple(probes), answers, opened, as_sets, kinds or {}, unsteady, mixing)
 
 
 def _unsteady(once: Arrays, again: Arrays) -> tuple[Failure, ...]:
@@ -260,7 +268,12 @@ def verify(
     return Verified(
         inputs,
         tuple(failures),
-        notes=(*_uncompared(expected, names), *sets.not_found(expected.sets, together), *as_sets.notes),
+        notes=(
+            *expected.mixing,
+            *_uncompared(expected, names),
+            *sets.not_found(expected.sets, together),
+            *as_sets.notes,
+        ),
         max_abs_error=_largest(compared, relative=False),
         max_rel_error=_largest(compared, relative=True),
     )

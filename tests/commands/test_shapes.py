@@ -8,6 +8,7 @@ import case_graphs
 import needs
 import numpy as np
 import pytest
+from layer_graphs import model_of
 
 from se_deploy import graph
 from se_deploy.cli import main
@@ -151,3 +152,23 @@ def test_multiply_accumulates_are_those_of_the_planned_size(free):
     gates = 2 * case_graphs.CHANNELS * case_graphs.REDUCED + case_graphs.CHANNELS * case_graphs.CLASSES
     assert large - gates == 4 * (small - gates)
     assert small - gates == 16 * 16 * 9 * (3 * case_graphs.CHANNELS + case_graphs.CHANNELS**2)
+
+
+HEADS = """a = Reshape(x, apart) q = Transpose<perm = [0, 2, 1, 3]>(a) h = Reshape(q, beside)
+t = Transpose<perm = [0, 2, 1]>(h) s = MatMul(h, t) y = Softmax<axis = 2>(s)"""
+
+
+@pytest.mark.parametrize(("batch", "size"), [("N", None), (1, None), (3, None), ("N", 6)])
+def test_an_attention_whose_heads_lie_along_the_batch_is_counted_for_all_of_them(batch, size):
+    """(N * 2, 6, 4) times (N * 2, 4, 6): what lay beside the batch was taken for a part of it."""
+    rows = size or 6
+    model = model_of(
+        HEADS,
+        [("apart", np.array([-1, 6, 2, 4])), ("beside", np.array([-1, 6, 4]))],
+        inputs=f"float[{batch},{'T' if size else rows},8] x",
+        output="float[P,Q,R] y",
+    )
+    x = PlanTensor("x", "float32", (1, rows, 8))
+    plan = Plan("any", "1", "any", (Kernel("k", "k", (x,), (x,), ()),))
+    plan = plan.per_image({"x": (1, rows, 8)}, 1) if size else plan
+    assert sum(shapes.macs(model, plan).values()) == 2 * 6 * 6 * 4

@@ -1,5 +1,7 @@
 """BF16: FP16's graph with another type, evaluated by the same rounding graph."""
 
+import re
+
 import ml_dtypes
 import needs
 import numpy as np
@@ -7,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import plan_graphs
 import pytest
+from layer_graphs import model_of
 
 from se_deploy import graph
 from se_deploy.backends import precision_check
@@ -147,3 +150,52 @@ def test_the_graph_given_is_left_alone(twice):
     before = ir.to_proto(model).SerializeToString()
     to_bf16(model)
     assert ir.to_proto(model).SerializeToString() == before
+
+
+NARROW_ONLY_IN_FP16 = {
+    "Einsum": 'b = Einsum<equation = "nc,cd->nd">(a, w)',
+    "TopK": "b, i = TopK(a, k)",
+    "OneHot": "m = ArgMax<axis = 1, keepdims = 0>(a) b = OneHot(m, four, v)",
+    "Shrink": "b = Shrink<lambd = 0.25>(a)",
+    "ReverseSequence": "b = ReverseSequence<batch_axis = 1, time_axis = 0>(a, long)",
+    "Compress": "b = Compress<axis = 1>(a, chosen)",
+    "Celu": "b = Celu(a)",
+}
+
+
+@pytest.mark.parametrize("operator", NARROW_ONLY_IN_FP16)
+@pytest.mark.parametrize("opset", [20, 22])
+def test_what_onnx_does_not_allow_in_bf16_stays_in_fp32_and_is_told(operator, opset):
+    """The file was one that onnx's checker refuses, and nothing said so."""
+    rng = np.random.default_rng(0)
+    constants = [
+        ("w", rng.standard_normal((4, 4)).astype(np.float32)), ("k", np.array([4])), ("four", np.array(4)),
+        ("v", np.float32([-1, 2])), ("long", np.array([2, 1, 2, 2])), ("chosen", np.ones(4, bool)),
+    ]  # fmt: skip
+    body = NARROW_ONLY_IN_FP16[operator]
+    used = [(name, array) for name, array in constants if name in re.findall(r"\w+", body)]
+    model = model_of(f"a = Relu(x) {body} y = Neg(b)", used, opset=opset,
+                     inputs="float[2,4] x", output="float[2,4] y")  # fmt: skip
+    brain = to_bf16(model)
+    onnx.checker.check_model(ir.to_proto(brain.model), full_check=True)
+    (node,) = [node for node in brain.model.graph if node.op_type == operator]
+    assert [(one.node, operator in one.reason) for one in brain.kept] == [(node.name, True)]
+    assert any("stay in FP32" in warning and operator in warning for warning in brain.warnings)
+    kinds = {n.op_type: n.outputs[0].dtype for n in brain.model.graph if n.op_type in {"Relu", "Neg"}}
+    assert kinds == {"Relu": BF16, "Neg": BF16}, "the others are not kept with it"
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    np.testing.assert_allclose(
+        run(fp16_rounding.evaluation(brain.model).model, x), run(model, x), rtol=2e-2, atol=2e-2
+    )
+
+
+def test_what_is_of_other_types_there_is_nobodys_concern():
+    """TopK of integers has no float to keep, and the scales of a Resize are FP32 in any precision."""
+    model = model_of(
+        'i, j = TopK(n, k) f = Cast<to = 1>(i) a = Add(x, f) y = Resize<mode = "nearest">(a, , s)',
+        [("k", np.array([4])), ("s", np.float32([1, 2]))],
+        inputs="float[2,4] x, int64[2,4] n", output="float[2,8] y", opset=22,
+    )  # fmt: skip
+    brain = to_bf16(model)
+    onnx.checker.check_model(ir.to_proto(brain.model), full_check=True)
+    assert brain.kept == ()

@@ -3,12 +3,13 @@
 import dataclasses
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from layer_graphs import RUNTIME, model_of, run, weights
 
 from se_deploy import graph
-from se_deploy.quantization import fp16_ranges, to_fp16
+from se_deploy.quantization import fp16_ranges, to_bf16, to_fp16
 from se_deploy.quantization.fp16_ranges import Ranges
 from se_deploy.quantization.fp16_rounding import rounded
 
@@ -182,3 +183,65 @@ def test_measuring_leaves_the_graph_alone_and_skips_what_may_be_empty():
     found = ranges_of(model, np.zeros((2, 3), np.float32))
     assert ir.to_proto(model).SerializeToString() == before
     assert set(found.largest) == {"x", "y"}
+
+
+def test_a_normalization_by_uncentred_squares_computes_in_fp32():
+    """ONNX defines it by E[x^2] - E[x]^2 and an eps of 1e-9: a device that spells it out overflows at 256."""
+    model = model_of(
+        "a = Relu(x) n = MeanVarianceNormalization<axes = [2, 3]>(a) y = Neg(n)", output="float[N,4,8,8] y"
+    )
+    x = (300 + np.random.default_rng(0).random((1, 4, 8, 8)) * 10).astype(np.float16).astype(np.float32)
+    for narrow, called in ((to_fp16(model), "FP16"), (to_bf16(model), "BF16")):
+        types = {node.op_type: node.outputs[0].dtype for node in narrow.model.graph if node.op_type != "Cast"}
+        assert types["MeanVarianceNormalization"] == ir.DataType.FLOAT
+        assert types["Relu"] != ir.DataType.FLOAT
+        assert any(f"{called} cannot hold the squares" in warning for warning in narrow.warnings)
+    np.testing.assert_allclose(run(rounded(to_fp16(model).model), x=x), run(model, x=x), **HALF)
+
+
+@pytest.mark.parametrize(
+    ("body", "operator"),
+    [
+        ("n, m = LayerNormalization<axis = 1>(a, w) y = Sub(n, m)", "LayerNormalization"),
+        ("n = Celu(a) y = Neg(n)", "Celu"),
+        ("q = QuantizeLinear(a, s) p = QLinearMatMul(q, s, z, q, s, z, s, z) y = DequantizeLinear(p, s)",
+         "QLinearMatMul"),
+    ],
+)  # fmt: skip
+def test_what_has_no_fp16_form_is_told(body, operator):
+    """The statistics of a LayerNormalization are FP32 by its schema, and scales of old operator sets are."""
+    constants = [("w", np.ones(8, np.float32)), ("s", np.float32(0.05)), ("z", np.uint8(0))]
+    used = [(name, array) for name, array in constants if f" {name}" in body]
+    model = model_of(f"a = Relu(x) {body}", used, inputs="float[8,8] x", output="float[8,8] y", opset=19)
+    half = to_fp16(model)
+    onnx.checker.check_model(ir.to_proto(half.model), full_check=True)
+    (node,) = [node for node in half.model.graph if node.op_type == operator]
+    assert [one.node for one in half.kept] == [node.name]
+    assert any("stay in FP32" in warning and operator in warning for warning in half.warnings)
+    x = np.random.default_rng(0).standard_normal((8, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(rounded(half.model), x=x), run(model, x=x), rtol=2e-2, atol=5e-2)
+
+
+@pytest.mark.parametrize(
+    ("body", "value", "wanted"),
+    [
+        ("n = ReduceL2(a, axes)", 40.0, {"n"}),  # 320, the root of 102,400
+        ("n = ReduceL2(a, axes)", 30.0, set()),
+        ("n = GlobalLpPool(a)", 40.0, {"n"}),
+        ("n = GlobalLpPool<p = 1>(a)", 40.0, set()),
+        ("n = LpPool<kernel_shape = [8, 8]>(a)", 40.0, {"n"}),
+        ("n = ReduceLogSumExp(a, axes)", 8.0, {"n"}),  # 12.2, the logarithm of 191,000
+        ("n = ReduceLogSumExp(a, axes)", 6.0, set()),
+        ("n = ReduceLogSumExp(a, axes)", 2000.0, {"n"}),
+        ("n = ReduceLogSum(a, axes)", 2000.0, {"n"}),
+        ("n = ReduceL1(a, axes)", 40.0, set()),
+    ],
+)
+def test_a_sum_that_an_operator_keeps_to_itself_counts_too(body, value, wanted):
+    """Nothing that is measured is beyond FP16, and the sum that this is the root of is."""
+    axes = [("axes", np.array([2, 3]))] if "axes" in body else []
+    model = model_of(f"a = Relu(x) {body} y = Neg(n)", axes, output="float[N,4,h,w] y")
+    x = np.full((1, 4, 8, 8), value, np.float32)
+    found = kept(model, ranges_of(model, x))
+    assert set(found) == wanted
+    assert all("sums up to more than 65,504" in reason for reason in found.values())

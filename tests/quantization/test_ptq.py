@@ -158,29 +158,33 @@ def test_each_method_is_compared_with_the_best_so_far(tmp_path, monkeypatch, tim
 
 
 @pytest.mark.parametrize(
-    ("times", "count", "taken"),  # without a limit and with it: at first, and in the other folds
+    ("times", "count", "taken"),  # doubt as it is, limited, and none: at first, and in the other folds
     [
-        (((30, 5), (30, 5)), 64, 5),
-        (((5, 30), (5, 30)), 64, 5),
-        (((5, 5), (5, 5)), 64, 5),
-        (((30, 5), (30, 5)), 16, 30),  # too few to speak
-        (((30, 5), (5, 30)), 64, 30),  # the other parts of the samples say the opposite
+        (((30, 5, 30), (30, 5, 30)), 64, 5),
+        (((30, 31, 5), (30, 31, 5)), 64, 5),
+        (((30, 6, 5), (30, 6, 5)), 64, 6),  # the first that is surely better
+        (((5, 30, 30), (5, 30, 30)), 64, 5),
+        (((5, 5, 5), (5, 5, 5)), 64, 5),
+        (((30, 5, 5), (30, 5, 5)), 16, 30),  # too few to speak
+        (((30, 5, 31), (5, 30, 31)), 64, 30),  # the other parts of the samples say the opposite
+        (((30, 31, 5), (5, 31, 30)), 64, 30),
     ],
 )
-def test_doubt_has_a_limit_where_each_sample_held_back_surely_says_so(
+def test_sizes_are_doubted_less_where_each_sample_held_back_surely_says_so(
     tmp_path, monkeypatch, times, count, taken
 ):
     plain, scales, at_home = qparams.choose, {}, {}
 
     def choose(subject, methods):
         first = at_home.setdefault(subject.readers[0].node, subject.statistics)
-        coarser = times[subject.statistics is not first][subject.limited]
+        way = ["whole", "limited", "none"].index(subject.doubt)
+        coarser = times[subject.statistics is not first][way]
         one = plain(subject, ["mse"])["mse"]
         channels = len(subject.statistics.low)
         params = dataclasses.replace(
             one.params,
             scale=one.params.scale * coarser,
-            equalization=np.full(channels, 1 if subject.limited else 1 + 1e-6, np.float32),
+            equalization=np.full(channels, 1 + way * 1e-6, np.float32),
         )
         scales[params.scale] = coarser
         return {method: dataclasses.replace(one, params=params) for method in methods}
@@ -196,7 +200,7 @@ def test_nothing_is_chosen_by_the_samples_that_it_was_made_on(tmp_path, monkeypa
     plain = qparams.choose
 
     def choose(subject, methods):
-        assert not subject.limited
+        assert subject.doubt == "whole"
         assert methods == ["mse"]
         return plain(subject, methods)
 

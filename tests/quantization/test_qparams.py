@@ -134,7 +134,7 @@ def test_sizes_are_doubted_only_where_that_costs_little(own, quiet, dispersion, 
     seen = observed(positive(1 + quiet, sizes=[1.0] + [0.02] * quiet))
     tails = dataclasses.replace(seen.tails, samples=48, dispersion=dispersion)
     one = subject(dataclasses.replace(seen, tails=tails), [reader(1 + quiet)], EVERYTHING)
-    one = dataclasses.replace(one, limited=True)
+    one = dataclasses.replace(one, doubt="limited")
     chosen = qparams.choose(one, ["mse"])["mse"].params.equalization if own else qparams.group_factor([one])
     assert chosen is not None
     assert (chosen.min() / chosen.max() > 0.3) == doubted

@@ -60,6 +60,7 @@ def test_a_reshape_puts_axes_where_they_can_only_be(before, after, wanted):
         (("N", 8, 4), 8, 1),
         (("N", 4, 8), 8, 2),
         (("N", 8, 1), None, 1),
+        (("N", None, 8), None, None),  # neither is known to be of as many as nobody knows
         (("N", None, 1), 8, 1),
         (("N", "K", 1), 8, 1),
         (("N", 4, 1), 8, None),

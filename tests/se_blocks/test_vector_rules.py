@@ -9,8 +9,9 @@ from onnx import parser
 from se_graphs import CONSTANTS, GATE, Recipe, build, expectation, read, written
 
 from se_deploy import se_blocks
-from se_deploy.se_blocks import sizes
+from se_deploy.se_blocks import functions, sizes, transfer
 from se_deploy.se_blocks.dataflow import Dataflow, _product
+from se_deploy.se_blocks.values import Vector, View
 
 LAYERS = "p = GlobalAveragePool(x) a = Conv(p, w1) r = Relu(a)"
 NUMBERS = f"{CONSTANTS}, float quarter = {{0.25}}, float also_quarter = {{0.25}}, float[1] bias = {{0.5}}"
@@ -246,8 +247,40 @@ def test_what_is_added_behind_an_activation_is_no_bias():
         ('kernel_shape = [6, 5], auto_pad = "SAME_UPPER"', None),
         ("kernel_shape = [6, 1]", {2}),
         ("kernel_shape = [6, 4]", None),
+        ("kernel_shape = [6, 1], strides = [1, 2]", None),  # every other column is no column left as it was
     ],
 )
 def test_a_window_is_a_mean_of_the_axes_that_it_covers(window, wanted):
     flow, values = flow_of(f"v = AveragePool<{window}>(x)")
     assert flow.reduced_axes(values["v"].producer()) == wanted
+
+
+@pytest.mark.parametrize(("strides", "found"), [("[1, 1]", ["se"]), ("[2, 1]", [])])
+def test_every_other_row_of_a_free_height_is_no_whole_map(strides, found):
+    """What a window of one leaves of a free size is told by its stride: inference gives it a new name."""
+    body = f"q = AveragePool<kernel_shape = [1, 6], strides = {strides}>(x) p = GlobalAveragePool(q) {GATE}"
+    assert [b.kind for b in census(f"{body} y = Mul(x, g)", x="float[N,4,?,6] x").blocks] == found
+
+
+def vector_of(size, axis):
+    view = View(ir.Value(name="x", shape=ir.Shape(["N", None, 6, 6])), (frozenset({1}),), ((2, "mean"),))
+    pools = frozenset({"mean"})
+    return Vector(view, view.root, pools, size, axis, base=0, function=functions.identity())
+
+
+@pytest.mark.parametrize(("whole", "part", "cut"), [(8, 8, False), (8, 4, True), (None, None, True)])
+def test_of_how_many_numbers_nobody_knows_a_slice_may_take_a_part(whole, part, cut):
+    flow, values = flow_of("v = Slice(x, x, x)")
+    values["v"].shape = ir.Shape(["N", part, 1, 1])
+    taken = transfer.part_of(flow, values["v"].producer(), vector_of(whole, 1), values["v"])
+    assert ("part" in taken.traits) is cut
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"), [(4, 4, True), ("C", "C", True), (None, None, False), (1, 4, False)]
+)
+def test_channels_that_an_expand_may_repeat_are_followed_no_further(before, after, kept):
+    flow, _ = flow_of("v = Slice(x, x, x)")
+    node = ir.node("Expand", [ir.Value(name="v", shape=ir.Shape(["N", before, 1, 1]))])
+    found = transfer._relaid(flow, node, vector_of(None, 1), ("N", after, 6, 6))
+    assert (found is not None) is kept

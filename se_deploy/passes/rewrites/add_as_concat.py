@@ -14,6 +14,7 @@ from se_deploy import graph
 from se_deploy.passes.editing import put_before
 from se_deploy.passes.registry import Refused, Tried, every, every_block, rewrite
 from se_deploy.passes.rewrites import gate_into_previous as gate
+from se_deploy.se_blocks.values import same, same_shape, value_dims
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -56,9 +57,8 @@ def _match(model: ir.Model, node: ir.Node) -> _Sum | Refused:  # noqa: ARG001 - 
         if isinstance(term, Refused):
             return term
         terms.append(term)
-    first, second = (graph.dims(value) for value in node.inputs)
-    if first is None or first != second:
-        return Refused("its terms are of different or unknown shapes: one is broadcast")
+    if not same_shape(*node.inputs):
+        return Refused("its terms are not known to be of one shape: one may be broadcast")
     return _Sum(str(node.outputs[0].name), node, tuple(terms))
 
 
@@ -71,11 +71,18 @@ def _term(value: ir.Value | None) -> _Term | Refused:
     if node.op_type == "Add":  # what the gate moved into a convolution leaves: conv(u, g W) + g b
         first, second = graph.input_of(node, 0), graph.input_of(node, 1)
         inner = first.producer()
-        column = graph.dims(second)
         plain = inner is not None and inner.op_type == "Conv" and graph.sole_consumer(first) is node
-        if inner is not None and plain and column is not None and column[2:] == (1, 1):
+        if inner is not None and plain and _is_column(second, inner):
             return _convolved(inner, second)
     return Refused(f"'{value.name}' is computed by {node.op_type}, not by a convolution")
+
+
+def _is_column(value: ir.Value, conv: ir.Node) -> bool:
+    """Whether a tensor added to a convolution's output leaves its shape as it is: (1 or N, 1 or O, 1, 1)."""
+    column, x, weights = (value_dims(v) for v in (value, conv.inputs[0], conv.inputs[1]))
+    if column is None or not x or not weights or column[2:] != (1, 1):
+        return False
+    return all(own == 1 or same(own, size) for own, size in zip(column, (x[0], weights[0]), strict=False))
 
 
 def _convolved(node: ir.Node, computed_bias: ir.Value | None) -> _Term | Refused:
@@ -111,8 +118,9 @@ def add_as_concat(model: ir.Model, found: _Sum) -> None:
     After:  y = [W1 W2] concat(x1', x2') + (b1 + b2),  x' = every s-th pixel of x
     Proof:  a 1x1 convolution with stride s reads pixels 0, s, 2 s, ...; over channels stacked on each other
             the sum over inputs is the sum of both sums.
-    Needs:  1x1, no padding, one group, each convolution read by the addition only, outputs of one shape.
-            Any batch. The weights may be computed (the gate is in them), but not be quantized.
+    Needs:  1x1, no padding, one group, each convolution read by the addition only, outputs of one shape: the
+            same numbers, and free sizes of one name. Any batch. The weights may be computed (the gate is in
+            them), but not be quantized.
     """
     node, terms = found.node, found.terms
     stacked = put_before(node, "Concat", [_pixels(model, node, t) for t in terms], axis=1)
@@ -160,9 +168,8 @@ def _match_gated(model: ir.Model, block: SEBlock) -> _GatedSum | Refused:
         return Refused("its output is not read by an Add alone")
     first, second = node.inputs
     shortcut = second if first is scale.outputs[0] else first
-    shapes = [graph.dims(value) for value in node.inputs]
-    if first is second or shapes[0] is None or shapes[0] != shapes[1]:
-        return Refused("it is added to itself or to a tensor of another shape")
+    if first is second or not same_shape(first, second):
+        return Refused("it is added to itself or to a tensor that is not known to be of its shape")
     for term in (_term(shortcut), _convolved(found.conv.node, None)):
         if isinstance(term, Refused):
             return term

@@ -11,6 +11,7 @@ from se_deploy import graph
 from se_deploy.passes.editing import put_before
 from se_deploy.passes.parts import MAP_RANK
 from se_deploy.passes.registry import Refused, Tried, every, rewrite
+from se_deploy.se_blocks.values import same, value_dims
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,11 +45,14 @@ def _match(model: ir.Model, node: ir.Node) -> _Partial | Refused:  # noqa: ARG00
         head = _channels(first) if first is not None else None
         if head is None or tail is None or shortcut is None or head.x is not tail.x:
             continue
-        whole, shape = graph.dims(head.x), graph.dims(shortcut)
+        whole, shape = value_dims(head.x), value_dims(shortcut)
         if whole is None or shape is None or not len(whole) == len(shape) == MAP_RANK:
             continue
-        if whole[1] is None or shape[1] is None or whole[2:] != shape[2:]:
+        if not isinstance(whole[1], int) or not isinstance(shape[1], int):
             continue
+        of_maps = zip(whole[2:], shape[2:], strict=True)
+        if not same(whole[0], shape[0], batch=True) or not all(same(a, b) for a, b in of_maps):
+            return Refused("its parts are not known to be of one height and width: one may be broadcast")
         if (head.start, head.end, tail.start) == (0, shape[1], shape[1]) and tail.end >= whole[1]:
             return _Partial(str(node.outputs[0].name), node, head.x, shortcut, whole[1] - shape[1])
     return Refused("its parts are not the whole of one map, cut at the shortcut's number of channels")
@@ -88,7 +92,8 @@ def partial_add_as_pad(model: ir.Model, found: _Partial) -> None:
     Before: y = concat(c[:, :k] + x, c[:, k:]),  x: (N, k, H, W), c: (N, C, H, W), k < C
     After:  y = c + Pad(x with C - k zero channels)
     Proof:  the first k channels are c + x in both, the others c and c + 0.
-    Needs:  the cut is at x's number of channels, both parts are the whole of c, shapes known but the batch.
+    Needs:  the cut is at x's number of channels, both parts are the whole of c, channels known;
+            heights and widths of one number or one name, else the sum may be a broadcast.
     """
     pads = np.array([0, 0, 0, 0, 0, found.more, 0, 0], np.int64)
     given = graph.initializer(model, f"{found.site}/pads", pads)

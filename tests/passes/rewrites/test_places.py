@@ -1,6 +1,7 @@
 """Rewrites about a place in the graph: the stem, wide 1x1 convolutions, concatenations, additions; fc2."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -187,6 +188,46 @@ def test_add_as_concat_refuses(before):
     assert apply(before, "add-as-concat")[1] == ()
 
 
+def sum_of(v, x, *, p="Conv(v, w1, b1)", first="p", more=""):
+    """A sum of two 1x1 convolutions of inputs of these shapes, the second with stride 2."""
+    text = f"p = {p}\n{more}q = Conv<strides=[2,2]>(x, w2, b2)\ny = Add({first}, q)\nz = Relu(y)"
+    shapes = {"w1": (6, 4, 1, 1), "b1": (6,), "w2": (6, 5, 1, 1), "b2": (6,)}
+    return build(
+        f"float[{v}] v, float[{x}] x{', float[1,6,1,1] k' if more else ''}", "float[O,6,P,Q] z", text, shapes
+    )
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        sum_of("N,4,H,W", "N,5,G,V"),  # one of them may be a pixel
+        sum_of("N,4,3,3", "M,5,6,6"),  # or one image for all
+        sum_of("1,4,3,3", "N,5,6,6"),
+        sum_of("N,4,?,3", "N,5,?,6"),
+        sum_of("1,4,3,3", "N,5,6,6", more="r = Add(p, k)\n", first="r"),
+    ],
+)  # fmt: skip
+def test_add_as_concat_refuses_what_may_be_a_broadcast(before):
+    """None stood for each free size, and None is None: two sizes that nobody knew were taken for one."""
+    assert apply(before, "add-as-concat")[1] == ()
+
+
+def test_a_computed_bias_of_more_images_is_no_column():
+    text = "p = Conv(v, w1)\nr = Add(p, k)\nq = Conv(x, w2)\ny = Add(r, q)\nz = Relu(y)"
+    shapes = {"w1": (6, 4, 1, 1), "w2": (6, 5, 1, 1)}
+    given = "float[1,4,3,3] v, float[N,5,3,3] x, float[N,6,1,1] k"
+    assert apply(build(given, "float[N,6,3,3] z", text, shapes), "add-as-concat")[1] == ()
+
+
+def test_add_as_concat_takes_free_sizes_of_one_name():
+    text = "p = Conv(v, w1)\nq = Conv(x, w2)\ny = Add(p, q)\nz = Relu(y)"
+    shapes = {"w1": (6, 4, 1, 1), "w2": (6, 5, 1, 1)}
+    before = build("float[N,4,3,W] v, float[N,5,3,W] x", "float[N,6,3,W] z", text, shapes)
+    for value in (node.outputs[0] for node in before.graph):
+        value.shape = ir.Shape(["N", 6, 3, "W"])
+    assert [c.site for c in apply(before, "add-as-concat")[1]] == ["y"]
+
+
 def test_add_as_concat_takes_computed_weights():
     body, shapes = se(6, 3, x="c")
     text = f"c = Conv(u, w3, b3)\n{body}q = Conv<strides=[2,2]>(x, w2, b2)\nv = Add(y, q)\nz = Relu(v)"
@@ -242,8 +283,7 @@ def shortcut(*, batch=1, bias=True, end="z = Relu(v)"):
     return build(f"float[{batch},4,3,3] u, float[{batch},5,6,6] x", f"float[{batch},6,3,3] z", text, shapes)
 
 
-def partial(head="0", cut="3", tail="9", size="4", seed=0):
-    text = f"""
+PARTIAL = """
     lo = Constant<value_ints=[{head}]>()
     k = Constant<value_ints=[{cut}]>()
     hi = Constant<value_ints=[{tail}]>()
@@ -253,6 +293,10 @@ def partial(head="0", cut="3", tail="9", size="4", seed=0):
     s = Add(a, x)
     z = Concat<axis=1>(s, t)
     """
+
+
+def partial(head="0", cut="3", tail="9", size="4", seed=0):
+    text = PARTIAL.format(head=head, cut=cut, tail=tail)
     return build(f"float[N,5,4,4] c, float[N,3,4,{size}] x", "float[N,M,4,4] z", text, {}, seed=seed)
 
 
@@ -269,6 +313,21 @@ def test_partial_add_as_pad_keeps_the_function():
 )
 def test_partial_add_as_pad_refuses(before):
     assert apply(before, "partial-add-as-pad")[1] == ()
+
+
+@pytest.mark.parametrize(
+    ("c", "x", "applied"),
+    [
+        ("N,5,4,W", "N,3,4,W", True), ("N,5,H,W", "N,3,G,W", False), ("N,5,?,4", "N,3,?,4", False),
+        ("1,5,4,4", "N,3,4,4", False), ("?,5,4,4", "?,3,4,4", True),
+    ],
+)  # fmt: skip
+def test_partial_add_as_pad_asks_for_sizes_that_are_known_to_be_equal(c, x, applied):
+    """A free size is None, and None is None: two sizes that nobody knew were taken for one."""
+    before = build(
+        f"float[{c}] c, float[{x}] x", "float[N,M,P,Q] z", PARTIAL.format(head=0, cut=3, tail=9), {}
+    )
+    assert [one.site for one in apply(before, "partial-add-as-pad")[1]] == (["z"] if applied else [])
 
 
 @pytest.mark.parametrize("size", ["4", "4,4,4"], ids=["a signal", "a clip"])
