@@ -42,10 +42,6 @@ _DEFAULT_METHOD: Method = "mse"
 _OTHER_METHODS: tuple[Method, ...] = ("percentile", "entropy")
 """Tried beside it where the data may hold what should not decide: they are blind to single values. Taking the
 best of all methods on some tens of samples was tried: chance, and with more samples it cost up to 6 dB."""
-_DEFAULT_DOUBT: qparams.Doubt = "whole"
-_OTHER_DOUBTS: tuple[qparams.Doubt, ...] = ("limited", "none")
-"""Tried beside doubting sizes as far as the samples ask for, the first that is surely better taken: that is
-worth 1 dB and more to few samples, and cost a text detector 4 dB with 64 of them, and 2 dB with 256."""
 _FEWEST_HELD = 6  # samples that may speak for another method: four did, and cost a text detector 5 dB
 _PROMISE = 1.4  # times less rounding noise than the default's: else it is not worth an evaluation
 
@@ -53,43 +49,24 @@ _PROMISE = 1.4  # times less rounding noise than the default's: else it is not w
 def choose(job: Job, progress: Progress) -> tuple[Cache, Job, Plan]:
     """Return parameters of all tensors, the job that they are for (equalized, maybe) and the plan of them."""
     here = _Measured.of(job, progress)
-    way = _Way(job.options.method or _DEFAULT_METHOD)
-    params = here.params(way)[way]
+    method = job.options.method or _DEFAULT_METHOD
+    params = here.params(method)[method]
     plan = here.planned(params)
-
-    def consider(other: _Way, theirs: dict[str, QuantParams]) -> None:
-        nonlocal way, params, plan
-        tried = here.planned(theirs)
-        found = (tried.evaluation, plan.evaluation)
-        if surely_better([found[0]], [found[1]]) and _holds_in_all_folds(job, other, way, found, progress):
-            way, params, plan = other, theirs, tried
-
-    if job.held_back and job.evaluator.held.count >= _FEWEST_HELD:
-        if any(subject.allowed.channel_equalization for subject in here.subjects.values()):
-            for doubt in _OTHER_DOUBTS:
-                other = dataclasses.replace(way, doubt=doubt)
-                theirs = here.params(other)[other]
-                if way.doubt == _DEFAULT_DOUBT and not _divided_alike(theirs, params):
-                    consider(other, theirs)
-        if job.options.method is None:
-            others = [dataclasses.replace(way, method=method) for method in _OTHER_METHODS]
-            for other, theirs in here.params(*others).items():
-                if here.noise(theirs) * _PROMISE < here.noise(params):
-                    consider(other, theirs)
+    if job.options.method is None and job.held_back and job.evaluator.held.count >= _FEWEST_HELD:
+        for other, theirs in here.params(*_OTHER_METHODS).items():
+            if here.noise(theirs) * _PROMISE < here.noise(params):
+                tried = here.planned(theirs)
+                found = (tried.evaluation, plan.evaluation)
+                if found[0].surely_better(found[1]) and _holds_in_all_folds(
+                    job, other, method, found, progress
+                ):
+                    method, params, plan = other, theirs, tried
     moments = {
         name: Moments(tuple(s.mean.tolist()), tuple(s.variance.tolist()))
         for name, s in here.statistics.items()
     }
-    known = Cache(way.method, params, moments, float_tensors=here.float_tensors, factors=here.factors)
+    known = Cache(method, params, moments, float_tensors=here.float_tensors, factors=here.factors)
     return known, here.job, plan
-
-
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """A way to choose the parameters of all tensors from what was measured."""
-
-    method: Method
-    doubt: qparams.Doubt = _DEFAULT_DOUBT  # of channels' sizes, where a Mul divides
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +120,16 @@ class _Measured:
         subjects = _subjects(job, statistics, expected, tied)
         return cls(job, statistics, subjects, placed, adds, float_tensors, factors)
 
-    def params(self, *ways: _Way) -> dict[_Way, dict[str, QuantParams]]:
-        """Return the parameters of all tensors by each of some ways, which differ in the method alone."""
-        methods = [way.method for way in ways]
-        chosen = {
-            name: qparams.choose(dataclasses.replace(one, doubt=ways[0].doubt), methods)
-            for name, one in self.subjects.items()
-        }
+    def params(self, *methods: Method) -> dict[Method, dict[str, QuantParams]]:
+        """Return the parameters of all tensors by each method."""
+        chosen = {name: qparams.choose(one, methods) for name, one in self.subjects.items()}
         found = {}
-        for way in ways:
+        for method in methods:
             own = {
-                name: dataclasses.replace(one[way.method].params, residual=name in self.adds)
+                name: dataclasses.replace(one[method].params, residual=name in self.adds)
                 for name, one in chosen.items()
             }
-            found[way] = placement.with_pairs(own, self.placed, self.job.layers, self.statistics, way.method)
+            found[method] = placement.with_pairs(own, self.placed, self.job.layers, self.statistics, method)
         return found
 
     def planned(self, params: Mapping[str, QuantParams]) -> Plan:
@@ -172,9 +145,9 @@ class _Measured:
 
 
 def _holds_in_all_folds(
-    job: Job, other: _Way, plain: _Way, held_back: tuple[Evaluation, Evaluation], progress: Progress
+    job: Job, other: Method, plain: Method, held_back: tuple[Evaluation, Evaluation], progress: Progress
 ) -> bool:
-    """Whether the other way is surely better where every sample has been held back once.
+    """Whether the other method is surely better where every sample has been held back once.
 
     `held_back` are the two on the samples that are held back anyway; each other part of the samples is
     judged by what the rest of them chooses. Only asked where those already say so: it costs a run of all
@@ -184,18 +157,10 @@ def _holds_in_all_folds(
     for turn in range(1, job.parts):
         progress("cross-validation", turn, job.parts)
         there = _Measured.of(job.at_turn(turn), silent)
-        tried, kept = (there.planned(there.params(way)[way]).evaluation for way in (other, plain))
+        tried, kept = (there.planned(there.params(one)[one]).evaluation for one in (other, plain))
         pairs.append((tried, kept))
     progress("cross-validation", job.parts, job.parts)
     return surely_better(*zip(*pairs, strict=True))
-
-
-def _divided_alike(params: Mapping[str, QuantParams], others: Mapping[str, QuantParams]) -> bool:
-    """Whether a Mul divides the channels of each tensor by the same numbers."""
-    pairs = [(one.equalization, others[name].equalization) for name, one in params.items()]
-    return all(
-        one is other if one is None or other is None else np.array_equal(one, other) for one, other in pairs
-    )
 
 
 def _subjects(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -35,6 +35,8 @@ _DOUBTED_SAMPLES = 128
 channels reach far varies by as much as its mean from sample to sample, and less where it varies less: a class
 that few samples lack makes channels loud that were quiet. Chosen by trial, as docs/int8.md says."""
 _PREMIUM = 4.0  # of the least error: the most to be paid for doubt, where samples differ as above
+_PREMIUM_SAMPLES = 64
+"""With so many of them, where a Mul divides. In the weights the number of samples makes no difference."""
 _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
 _ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
@@ -43,10 +45,6 @@ _CONSTANT = 2.0**-20  # of the largest value: a tensor that moves less is one th
 _SAME = 1e-9  # two float64 numbers that rounding alone sets apart
 _LEAST_POWER = 1e-30  # of an output: keeps quotients finite where a layer's output never moves
 _UNIFORM_NOISE = 1 / 12  # variance of rounding to steps of 1
-
-
-Doubt = Literal["whole", "limited", "none"]
-"""How far channels' sizes are doubted: as far as the samples ask for, as far as it costs little, or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,6 @@ class Subject:
     readers: Sequence[Layer]
     allowed: Allowed
     passed_on: FloatArray  # (C,) `importance` of the tensors behind residual Adds
-    doubt: Doubt = "whole"  # how far its channels' sizes are doubted, where a Mul divides
 
     def seen_by(self, method: Method) -> Statistics:
         """Return the statistics that a method looks at: the error of clipping is that of data yet to come."""
@@ -92,8 +89,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         reason = f"it was 0 on all calibration data: the scale {UNSEEN_SCALE:g} is a guess"
         return {method: Choice(QuantParams(UNSEEN_SCALE, reason=reason), 0.0) for method in methods}
     tails = [] if statistics.tails is None else [statistics.tails]
-    doubt = 0.0 if subject.doubt == "none" else _doubt(tails)
-    limited, premium = subject.doubt == "limited", _premium(tails)
+    doubt, premium = _doubt(tails), _premium_of_mul(tails)
     chosen = {}
     sums: dict[bool, calibration.ClipError] = {}
     for method in methods:
@@ -104,7 +100,7 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
         size = _sizes(error.low, error.high, allowed)
         factors = np.ones((1, len(size)))
         if allowed.channel_equalization:
-            factors = _divisors(size / float(size.max()), doubt, limited=limited)
+            factors = _divisors(size / float(size.max()), doubt)
         # minmax promises that nothing is clipped
         shares = _RANGE_SHARES if method != "minmax" else np.ones(1)
         scales = representable((size / factors).max(axis=1)[:, None] * shares)
@@ -121,14 +117,9 @@ def choose(subject: Subject, methods: Sequence[Method]) -> dict[Method, Choice]:
     return chosen
 
 
-def _divisors(share: FloatArray, doubt: float, *, limited: bool) -> FloatArray:
-    """Return what to divide the channels by, (F, C): 1, and powers of their doubted shares.
-
-    Where doubt is limited, powers of the shares as they are come before those.
-    """
-    shares = [_doubted(share, doubt)]
-    if limited and doubt:
-        shares.insert(0, np.maximum(share, _LEAST_SHARE))
+def _divisors(share: FloatArray, doubt: float) -> FloatArray:
+    """Return what to divide the channels by, (F, C): 1, powers of their shares, and of those as doubted."""
+    shares = [np.maximum(share, _LEAST_SHARE), *([_doubted(share, doubt)] if doubt else [])]
     return np.stack([np.ones_like(share), *(one**power for one in shares for power in POWERS[1:])])
 
 
@@ -137,7 +128,7 @@ def _least_row(noise: FloatArray, premium: float) -> int:
 
     One by doubted shares, unless the best by the shares as they are is better by more than the premium.
     """
-    believed = len(POWERS)  # rows; all that there are where doubt has no limit, or there is none
+    believed = len(POWERS)  # rows; all that there are where nothing is doubted
     bold = int(noise[:believed].argmin())
     if len(noise) <= believed:
         return bold
@@ -289,6 +280,12 @@ def _doubt(tails: Sequence[Tails]) -> float:
 def _premium(tails: Sequence[Tails]) -> float:
     """Return how many times the least error may be paid for doubt: the more, the more the samples differ."""
     return 1 + _PREMIUM * max((one.dispersion for one in tails), default=0.0)
+
+
+def _premium_of_mul(tails: Sequence[Tails]) -> float:
+    """Return the same where a Mul of the tensor's own divides: the fewer samples there are, the more too."""
+    known = min((one.samples for one in tails), default=_PREMIUM_SAMPLES)
+    return 1 + (_premium(tails) - 1) * _PREMIUM_SAMPLES / known
 
 
 def _doubted(sizes: FloatArray, doubt: float) -> FloatArray:
