@@ -35,7 +35,7 @@ _DOUBTED_SAMPLES = 128
 channels reach far varies by as much as its mean from sample to sample, and less where it varies less: a class
 that few samples lack makes channels loud that were quiet. Chosen by trial, as docs/int8.md says."""
 _PREMIUM = 4.0  # of the least error: the most to be paid for doubt, where samples differ as above
-_PREMIUM_SAMPLES = 64
+_PREMIUM_SAMPLES = 32
 """With so many of them, where a Mul divides. In the weights the number of samples makes no difference."""
 _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
