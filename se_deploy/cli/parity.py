@@ -73,7 +73,13 @@ def parity(
     from se_deploy.tables import measurements
 
     if remote is not None:
-        elsewhere.finish(remote, results.Parity, lambda payload: [measurements.parity(payload)], reporter)
+        elsewhere.finish(
+            remote,
+            results.Parity,
+            lambda payload: [measurements.parity(payload)],
+            reporter,
+            junit=junit,
+        )
         return
     if junit:
         files.claim(junit, overwrite=overwrite)

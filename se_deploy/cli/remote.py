@@ -57,16 +57,20 @@ def finish(
     reporter: Reporter,
     *,
     also: Sequence[Word] = (),
+    junit: Path | None = None,
 ) -> None:
     """Run the current command on a device, print its result as if it had run here, and end as it ended.
 
-    `also`: words besides those that were typed.
+    `also`: words besides those that were typed. `junit` is written here, of the result: the device would
+    name its own paths.
     """
-    from se_deploy import errors, schema
+    from se_deploy import errors, files, report, schema
     from se_deploy.commands import remote as verb
 
     ctx: click.Context = click.get_current_context()
     overwrite = bool(_typed(ctx).get("overwrite"))
+    if junit:
+        files.claim(junit, overwrite=overwrite)
     answer = verb.run(where, str(ctx.info_name), (*also, *words(ctx)), overwrite=overwrite, talk=talk)
     name, broken = where.host.name, errors.RemoteFailed
     if "error" in answer.fields:
@@ -77,6 +81,8 @@ def finish(
         raise leaf(f"{name}: {error.message}", hint=error.hint)
     fields = {**answer.fields, "remote": name}
     payload = schema.convert(fields, kind, what=name, error=broken, hint=_VERSIONS)
+    if junit and isinstance(payload, schema.results.Parity):
+        files.write_text(junit, report.junit(payload))
     if reporter.as_json:
         click.echo(schema.encode(payload))
     else:
@@ -93,7 +99,7 @@ def words(ctx: click.Context) -> Iterator[Word]:
     """Yield what was typed, files marked, but for what is for this side only."""
     from se_deploy.commands.remote import Word
 
-    here = {parameter.name for parameter in remote.parameters} | {"as_json"}
+    here = {parameter.name for parameter in remote.parameters} | {"as_json", "junit"}
     values: list[Word] = []
     for name, value in _typed(ctx).items():
         parameter = next(one for one in ctx.command.params if one.name == name)
