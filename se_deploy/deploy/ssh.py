@@ -44,7 +44,7 @@ class Host:
         if not _HOST.fullmatch(self.name):
             raise BadInput(
                 f"'{self.name}' is no host",
-                hint="write it as user@host; ports and IPv6 addresses belong into ~/.ssh/config, under a name",
+                hint="write it as user@host; ports and IPv6 addresses belong into ~/.ssh/config",
             )
 
     def run(self, script: str, *, patient: bool = True) -> bytes:
