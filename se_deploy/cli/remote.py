@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from se_deploy.cli.output import show
+from se_deploy.cli.output import judging, show
 from se_deploy.cli.parameters import TYPED, group, optional
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
@@ -69,16 +69,16 @@ def finish(
 
     ctx: click.Context = click.get_current_context()
     overwrite = bool(_typed(ctx).get("overwrite"))
-    if junit:
-        files.claim(junit, overwrite=overwrite)
-    answer = verb.run(where, str(ctx.info_name), (*also, *words(ctx)), overwrite=overwrite, talk=talk)
+    command = str(ctx.info_name)
     name, broken = where.host.name, errors.RemoteFailed
-    if "error" in answer.fields:
-        failure = schema.results.Error
-        error = schema.convert(answer.fields, failure, what=name, error=broken, hint=_VERSIONS).error
-        known = getattr(errors, error.kind, None)
-        leaf = known if isinstance(known, type) and issubclass(known, errors.SeDeployError) else broken
-        raise leaf(f"{name}: {error.message}", hint=error.hint)
+    with judging(command, junit, overwrite=overwrite):
+        answer = verb.run(where, command, (*also, *words(ctx)), overwrite=overwrite, talk=talk)
+        if "error" in answer.fields:
+            failure = schema.results.Error
+            error = schema.convert(answer.fields, failure, what=name, error=broken, hint=_VERSIONS).error
+            known = getattr(errors, error.kind, None)
+            leaf = known if isinstance(known, type) and issubclass(known, errors.SeDeployError) else broken
+            raise leaf(f"{name}: {error.message}", hint=error.hint)
     fields = {**answer.fields, "remote": name}
     payload = schema.convert(fields, kind, what=name, error=broken, hint=_VERSIONS)
     if junit and isinstance(payload, schema.results.Parity):
