@@ -72,7 +72,7 @@ def bundle(
     are made before the first takes its place. Raises: BadArtifact for an engine that is not its manifest's;
     BadModel; BadInput; OutputExists; CannotWrite.
     """
-    cargo = _cargo(Path(artifact), image or ImageOptions())
+    cargo = _cargo(Path(artifact), image or ImageOptions(), triton=triton)
     folder = Path(folder)
     model, notes = None, cargo.warnings
     if triton:
@@ -92,7 +92,7 @@ def bundle(
     )
 
 
-def _cargo(path: Path, image: ImageOptions) -> _Cargo:
+def _cargo(path: Path, image: ImageOptions, *, triton: bool) -> _Cargo:
     """Look at what is to be bundled; an engine is held against its manifest."""
     kind = reading.kind_of(str(path))
     if kind == "network":
@@ -119,8 +119,9 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
     if spec is not None and spec != own and model is not None and len(model.graph.inputs) == 1:
         spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is None:
+        missing = f"the parameter '{pbtxt.PARAMETER}'" if triton else INPUT
         notes.append(
-            f"'{path.name}' does not say how an image becomes its input, so {INPUT} is left out: "
+            f"'{path.name}' does not say how an image becomes its input, so {missing} is left out: "
             "pass --input-size, --mean and --std"
         )
     if model is not None and spec is not None and spec.labels and pbtxt.labelled(model, spec) is None:

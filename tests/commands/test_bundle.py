@@ -224,6 +224,8 @@ def test_without_an_input_spec_it_is_said_and_flags_give_one(tmp_path):
     bare = use_graphs.save(tmp_path / "bare.onnx", spec=None)
     result = bundle.bundle(bare, tmp_path / "out")
     assert "--input-size" in result.warnings[0]
+    served = bundle.bundle(bare, tmp_path / "models", triton=True).warnings[0]
+    assert ("input.json" in result.warnings[0], "input.json" in served) == (True, False)
     assert not {"input.json", "predict.py", "labels.txt"} & set(result.files)
     spec = use_graphs.SPEC
     image = ImageOptions(mean=spec.mean, std=spec.std, size=spec.shape)
