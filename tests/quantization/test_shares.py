@@ -98,3 +98,6 @@ def test_free_sizes_count_as_the_samples_are_whatever_the_batch(tmp_path, policy
     )
     assert free.macs_int8_fraction == fixed.macs_int8_fraction == pytest.approx(1 - 1 / PARTS)
     assert [one.node for one in free.float_layers] == [one.node for one in fixed.float_layers]
+    sized, unsized = chain.lint(fixed.model), chain.lint(free.model)
+    assert sized.int8_macs_fraction == pytest.approx(fixed.macs_int8_fraction)
+    assert (unsized.int8_macs_fraction, unsized.int8_bytes_fraction) == (None, None)  # no size counts as 1
