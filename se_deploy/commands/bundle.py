@@ -139,7 +139,7 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
         parts[own.name] = text.encode() if cargo.respecified else own
         if cargo.onnx is not None:
             parts[cargo.onnx.name] = cargo.onnx
-            parts |= {name: cargo.onnx.with_name(name) for name in onnx_files.weight_files(cargo.onnx)}
+            parts |= {name: cargo.onnx.parent / name for name in onnx_files.weight_files(cargo.onnx)}
         parts |= _runner(cargo.manifest, own.name)
     elif cargo.onnx is not None:
         parts[cargo.onnx.name] = _onnx(cargo, cargo.onnx)
@@ -243,13 +243,9 @@ def _not_batched(cargo: _Cargo) -> tuple[str, ...]:
 
 def _onnx(cargo: _Cargo, path: Path) -> Part:
     """Return the file as it is, unless its weights lie beside it or flags changed its input spec."""
-    proto = onnx.load(path, load_external_data=False)
-    stored = ir.from_proto(proto)
-    outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in stored.graph.initializers.values())
-    if not outside and not cargo.respecified:
+    if not onnx_files.weight_files(path) and not cargo.respecified:
         return path
-    onnx.load_external_data_for_model(proto, str(path.parent))
-    model = ir.from_proto(proto)
+    model = ir.from_proto(onnx.load(path))
     if cargo.spec is not None:
         input_spec.write(model.metadata_props, cargo.spec)
     return graph.to_bytes(model)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from PIL import Image
 
-from se_deploy import data, files, graph
+from se_deploy import data, files, graph, onnx_files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
@@ -255,16 +255,37 @@ def test_weights_beside_the_onnx_file_are_taken_in(tmp_path):
     assert want.predictions == got.predictions
 
 
-def test_weights_beside_an_engine_s_onnx_file_go_along(tmp_path):
+def test_weights_beside_the_file_that_a_constant_names_are_taken_in(tmp_path):
+    proto = onnx.load(use_graphs.save(tmp_path / "se.onnx", use_graphs.SE))
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "w0")
+    proto.graph.initializer.remove(weight)
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w0"], value=weight))
+    held = proto.graph.node[0].attribute[0].t
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "w0.data").write_bytes(held.raw_data)
+    onnx.external_data_helper.set_external_data(held, location="w0.data")
+    held.ClearField("raw_data")
+    split = tmp_path / "in" / "split.onnx"
+    split.write_bytes(proto.SerializeToString())
+    assert onnx_files.weight_files(split) == ("w0.data",)
+    bundle.bundle(split, tmp_path / "out")
+    image = use_graphs.noise(tmp_path / "n.png")
+    want, got = (predict.predict(p, [image]) for p in (split, tmp_path / "out" / "split.onnx"))
+    assert want.predictions == got.predictions
+
+
+@pytest.mark.parametrize("location", ["net.data", "weights/net.data"])
+def test_weights_beside_an_engine_s_onnx_file_go_along(tmp_path, location):
     path = engine(tmp_path / "in")
     beside = tmp_path / "in" / "net.engine.onnx"
     proto = onnx.load(beside)
     beside.unlink()
-    onnx.save(proto, beside, save_as_external_data=True, location="net.data", size_threshold=0)
+    (beside.parent / location).parent.mkdir(exist_ok=True)
+    onnx.save(proto, beside, save_as_external_data=True, location=location, size_threshold=0)
     known = replace(manifests.read(path), onnx_sha256=files.sha256(beside))
     manifests.write(known, manifests.path_of(path))
     result = bundle.bundle(path, tmp_path / "out")
-    assert "net.data" in result.files
+    assert location in result.files
     image = use_graphs.noise(tmp_path / "n.png")
     want, got = (predict.predict(folder / beside.name, [image]) for folder in (path.parent, tmp_path / "out"))
     assert want.predictions == got.predictions
