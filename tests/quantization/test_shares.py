@@ -101,3 +101,18 @@ def test_free_sizes_count_as_the_samples_are_whatever_the_batch(tmp_path, policy
     sized, unsized = chain.lint(fixed.model), chain.lint(free.model)
     assert sized.int8_macs_fraction == pytest.approx(fixed.macs_int8_fraction)
     assert (unsized.int8_macs_fraction, unsized.int8_bytes_fraction) == (None, None)  # no size counts as 1
+
+
+VECTOR = (
+    "a = Conv(x, k0) r = Relu(a) p = GlobalAveragePool(r) s = Constant<value = int64[2] {2, 4}>() "
+    "f = Reshape(p, s) o = Constant<value = int64[1] {0}>() v = ReduceMean<keepdims = 0>(f, o) "
+    "h = MatMul(v, m0) y = Add(r, h)"
+)
+"""A network without a batch: a single vector, without rows, enters its matrix."""
+
+
+@pytest.mark.parametrize("policy", promising(), ids=lambda policy: policy.name)
+def test_a_vector_that_a_matrix_reads_stays_in_float(tmp_path, policy):
+    result = quantized(VECTOR, tmp_path, policy, dims="1,8,4,4")
+    assert [one.reason for one in result.float_layers] == ["its input is a single vector"]
+    assert result.quantized == ("x",)
