@@ -125,8 +125,7 @@ def weight_files(path: Path) -> tuple[str, ...]:
     """
     files.check_regular(path, error=BadModel)
     with _parsing(path):
-        tensors = _load(path).graph.initializer
-        outside = [tensor for tensor in tensors if uses_external_data(tensor)]
+        outside = [tensor for tensor, _ in _tensors(_load(path)) if uses_external_data(tensor)]
         return tuple(sorted({ExternalDataInfo(tensor).location for tensor in outside}))
 
 

@@ -114,6 +114,7 @@ class NetworkOptions:
     feeding: Feeding = field(default_factory=Feeding)  # where no image size says it
     opset: int | None = None  # None: DEFAULT_OPSET, and that of an ONNX file as it is
     batch: int | None = None  # None: dynamic
+    free_batch: bool = False  # dynamic was asked for: an ONNX file with a frozen batch is refused
     seed: int = 0
     image: ImageOptions = field(default_factory=ImageOptions)
     bake_preprocessing: bool = False  # into the graph, which then takes uint8 frames (N, H, W, C)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from se_deploy.schema.common import OutputKind
 
     Artifact = str | Path | Session | Callable[..., object]
-    """A path, a session, or a torch module, which is called."""
+    """A path, a session, or a torch module of one input and one output, which is called."""
 
 
 def assert_parity(
@@ -39,8 +39,9 @@ def assert_parity(
 ) -> None:
     """Fail the test, with what differs and by how much, unless the candidate's outputs pass the tolerance.
 
-    `reference` and `candidate`: paths (ONNX file, engine, network specification), torch modules or
-    sessions. `data`: an array whose first axis counts samples, a dict of arrays by input name, or a path.
+    `reference` and `candidate`: paths (ONNX file, engine, network specification), torch modules of one input
+    and one output, or sessions. `data`: an array whose first axis counts samples, a dict of arrays by input
+    name, the reference's or the candidate's, or a path. Arrays of several lengths are one batch.
     `kinds`: what an output is, by its name, where the guess is wrong ("mask", "boxes", ...).
     """
     from se_deploy import comparison  # noqa: PLC0415
@@ -86,12 +87,25 @@ def _batches(
     data: Array | Mapping[str, Array] | str | Path, one: Session, other: Session
 ) -> Iterator[Mapping[str, Array]]:
     from se_deploy.commands import artifacts  # noqa: PLC0415
+    from se_deploy.comparison.parity import paired  # noqa: PLC0415
 
     size = min(artifacts.batch_size(session, 16) for session in (one, other))
     if isinstance(data, (str, Path)):
         yield from artifacts.read_data(Path(data), one, None).batches(size)
         return
-    feeds = data if isinstance(data, Mapping) else {one.inputs[0].name: data}
-    count = min(len(value) for value in feeds.values())
+    import numpy as np  # noqa: PLC0415
+
+    ours = [spec.name for spec in one.inputs]
+    theirs = [spec.name for spec in other.inputs]
+    given = data if isinstance(data, Mapping) else {ours[0]: data}
+    feeds = {name: np.asarray(value) for name, value in given.items()}
+    if set(feeds) != set(ours) and set(feeds) == set(theirs):  # a torch module calls its input "input"
+        named = {their: our for our, their in paired(ours, theirs, "inputs").items()}
+        feeds = {named[name]: array for name, array in feeds.items()}
+    counts = {len(array) for array in feeds.values() if array.ndim}
+    if len(counts) != 1:  # a frame and a state with it: there is no axis of samples to cut along
+        yield feeds
+        return
+    (count,) = counts
     for start in range(0, count, size):
-        yield {name: value[start : start + size] for name, value in feeds.items()}
+        yield {name: a[start : start + size] if a.ndim else a for name, a in feeds.items()}

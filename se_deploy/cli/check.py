@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.cli import options
+from se_deploy.cli.output import judging
 from se_deploy.cli.parameters import command, optional
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE
@@ -62,11 +63,8 @@ def check(config: Path | None, junit: Path | None, overwrite: bool, reporter: Re
     from se_deploy.commands import check as verb
     from se_deploy.tables import measurements
 
-    if junit:
-        files.claim(junit, overwrite=overwrite)
-    gates = verb.read(config)
-    with reporter.progress() as progress:
-        result = verb.check(gates, progress=progress)
+    with judging("check", junit, overwrite=overwrite), reporter.progress() as progress:
+        result = verb.check(verb.read(config), progress=progress)
     payload = verb.to_schema(result)
     if junit:
         files.write_text(junit, report.junit(payload))

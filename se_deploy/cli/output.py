@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from se_deploy.cli import progress
-from se_deploy.errors import StrictFailure, printable
+from se_deploy.errors import SeDeployError, StrictFailure, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +32,25 @@ EXIT_GATE = 3
 EXIT_INTERRUPTED = 130
 
 _PIPED_WIDTH = 120  # of a table that goes to a file or another program, where COLUMNS does not say it
+
+
+@contextlib.contextmanager
+def judging(command: str, junit: Path | None, *, overwrite: bool) -> Iterator[None]:
+    """Claim what --junit names; where the block ends with an error, the file says that instead of a verdict.
+
+    An older file would else stand for this run in a CI that keeps it.
+    """
+    if junit is None:
+        yield
+        return
+    from se_deploy import files, report
+
+    files.claim(junit, overwrite=overwrite)
+    try:
+        yield
+    except SeDeployError as e:
+        files.write_text(junit, report.junit_error(command, e))
+        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy.cli import options
 from se_deploy.cli import remote as elsewhere
+from se_deploy.cli.output import judging
 from se_deploy.cli.parameters import argument, arguments, command, required
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, IN_PATH, Model
@@ -73,11 +74,15 @@ def parity(
     from se_deploy.tables import measurements
 
     if remote is not None:
-        elsewhere.finish(remote, results.Parity, lambda payload: [measurements.parity(payload)], reporter)
+        elsewhere.finish(
+            remote,
+            results.Parity,
+            lambda payload: [measurements.parity(payload)],
+            reporter,
+            junit=junit,
+        )
         return
-    if junit:
-        files.claim(junit, overwrite=overwrite)
-    with reporter.progress() as progress:
+    with judging("parity", junit, overwrite=overwrite), reporter.progress() as progress:
         result = verb.parity(
             reference,
             candidates,

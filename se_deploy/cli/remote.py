@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from se_deploy.cli.output import show
+from se_deploy.cli.output import judging, show
 from se_deploy.cli.parameters import TYPED, group, optional
 from se_deploy.cli.sections import Section
 from se_deploy.cli.types import IN_FILE, Model
@@ -57,26 +57,32 @@ def finish(
     reporter: Reporter,
     *,
     also: Sequence[Word] = (),
+    junit: Path | None = None,
 ) -> None:
     """Run the current command on a device, print its result as if it had run here, and end as it ended.
 
-    `also`: words besides those that were typed.
+    `also`: words besides those that were typed. `junit` is written here, of the result: the device would
+    name its own paths.
     """
-    from se_deploy import errors, schema
+    from se_deploy import errors, files, report, schema
     from se_deploy.commands import remote as verb
 
     ctx: click.Context = click.get_current_context()
     overwrite = bool(_typed(ctx).get("overwrite"))
-    answer = verb.run(where, str(ctx.info_name), (*also, *words(ctx)), overwrite=overwrite, talk=talk)
+    command = str(ctx.info_name)
     name, broken = where.host.name, errors.RemoteFailed
-    if "error" in answer.fields:
-        failure = schema.results.Error
-        error = schema.convert(answer.fields, failure, what=name, error=broken, hint=_VERSIONS).error
-        known = getattr(errors, error.kind, None)
-        leaf = known if isinstance(known, type) and issubclass(known, errors.SeDeployError) else broken
-        raise leaf(f"{name}: {error.message}", hint=error.hint)
+    with judging(command, junit, overwrite=overwrite):
+        answer = verb.run(where, command, (*also, *words(ctx)), overwrite=overwrite, talk=talk)
+        if "error" in answer.fields:
+            failure = schema.results.Error
+            error = schema.convert(answer.fields, failure, what=name, error=broken, hint=_VERSIONS).error
+            known = getattr(errors, error.kind, None)
+            leaf = known if isinstance(known, type) and issubclass(known, errors.SeDeployError) else broken
+            raise leaf(f"{name}: {error.message}", hint=error.hint)
     fields = {**answer.fields, "remote": name}
     payload = schema.convert(fields, kind, what=name, error=broken, hint=_VERSIONS)
+    if junit and isinstance(payload, schema.results.Parity):
+        files.write_text(junit, report.junit(payload))
     if reporter.as_json:
         click.echo(schema.encode(payload))
     else:
@@ -93,7 +99,7 @@ def words(ctx: click.Context) -> Iterator[Word]:
     """Yield what was typed, files marked, but for what is for this side only."""
     from se_deploy.commands.remote import Word
 
-    here = {parameter.name for parameter in remote.parameters} | {"as_json"}
+    here = {parameter.name for parameter in remote.parameters} | {"as_json", "junit"}
     values: list[Word] = []
     for name, value in _typed(ctx).items():
         parameter = next(one for one in ctx.command.params if one.name == name)

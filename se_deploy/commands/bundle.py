@@ -12,7 +12,7 @@ import onnx_ir as ir
 from msgspec.structs import asdict, replace
 
 import se_deploy
-from se_deploy import files, graph, locks
+from se_deploy import files, graph, locks, onnx_files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.commands import reading
@@ -38,6 +38,7 @@ _ON_DEVICE, _RUN_ENGINE = _DEPLOY / "on_device.py", _DEPLOY / RUNNER
 _IMPORT = "from se_deploy.data.preprocessing import to_sample\n"
 _IMPORT_BESIDE = "from preprocessing import to_sample\n"
 _LOADER, _LOADED_AS = "import tensorrt as trt\n", "import {module} as trt\n"
+_MANIFEST, _MANIFEST_IS = 'MANIFEST = "net.engine.json"', "MANIFEST = {name}"
 
 Part = Path | bytes
 """A file to copy, or what to write."""
@@ -71,17 +72,19 @@ def bundle(
     are made before the first takes its place. Raises: BadArtifact for an engine that is not its manifest's;
     BadModel; BadInput; OutputExists; CannotWrite.
     """
-    cargo = _cargo(Path(artifact), image or ImageOptions())
+    cargo = _cargo(Path(artifact), image or ImageOptions(), triton=triton)
     folder = Path(folder)
+    model, notes = None, cargo.warnings
     if triton:
         model, parts = _repository(cargo, name)
+        notes += _not_batched(cargo)
     else:
-        model, parts = None, _plain(cargo)
+        parts = _plain(cargo)
     _write(folder, parts, overwrite=overwrite, sums=not triton)
     written = (*parts, SUMS) if not triton else tuple(parts)
     return Bundle(
         tool_version=tool_version(),
-        warnings=cargo.warnings,
+        warnings=notes,
         folder=str(folder),
         files=written,
         triton=triton,
@@ -89,7 +92,7 @@ def bundle(
     )
 
 
-def _cargo(path: Path, image: ImageOptions) -> _Cargo:
+def _cargo(path: Path, image: ImageOptions, *, triton: bool) -> _Cargo:
     """Look at what is to be bundled; an engine is held against its manifest."""
     kind = reading.kind_of(str(path))
     if kind == "network":
@@ -116,8 +119,9 @@ def _cargo(path: Path, image: ImageOptions) -> _Cargo:
     if spec is not None and spec != own and model is not None and len(model.graph.inputs) == 1:
         spec = replace(spec, name=model.graph.inputs[0].name or spec.name)
     if spec is None:
+        missing = f"the parameter '{pbtxt.PARAMETER}'" if triton else INPUT
         notes.append(
-            f"'{path.name}' does not say how an image becomes its input, so {INPUT} is left out: "
+            f"'{path.name}' does not say how an image becomes its input, so {missing} is left out: "
             "pass --input-size, --mean and --std"
         )
     if model is not None and spec is not None and spec.labels and pbtxt.labelled(model, spec) is None:
@@ -135,7 +139,8 @@ def _plain(cargo: _Cargo) -> dict[str, Part]:
         parts[own.name] = text.encode() if cargo.respecified else own
         if cargo.onnx is not None:
             parts[cargo.onnx.name] = cargo.onnx
-        parts |= _runner(cargo.manifest)
+            parts |= {name: cargo.onnx.parent / name for name in onnx_files.weight_files(cargo.onnx)}
+        parts |= _runner(cargo.manifest, own.name)
     elif cargo.onnx is not None:
         parts[cargo.onnx.name] = _onnx(cargo, cargo.onnx)
     if cargo.spec is not None:
@@ -157,9 +162,10 @@ def _script() -> bytes:
     return f"{head.rstrip()}\n{body}{tail}".encode()
 
 
-def _runner(manifest: Manifest) -> dict[str, Part]:
+def _runner(manifest: Manifest, name: str) -> dict[str, Part]:
     """Return the script that runs an engine on the device, and the preprocessing that it imports.
 
+    `name`: of the manifest's file, for a folder may hold the manifests of several engines.
     Nothing where the backend's engines load in no Python, or where this one takes more than its file:
     weights, plug-ins, a DLA core, tensors in a layout of the device's.
     """
@@ -169,7 +175,12 @@ def _runner(manifest: Manifest) -> dict[str, Part]:
     if engines is None:
         return {}
     text = _RUN_ENGINE.read_text("utf-8")
-    for line, wanted in ((_LOADER, _LOADED_AS.format(module=engines.module)), (_IMPORT, _IMPORT_BESIDE)):
+    own = {
+        _LOADER: _LOADED_AS.format(module=engines.module),
+        _IMPORT: _IMPORT_BESIDE,
+        _MANIFEST: _MANIFEST_IS.format(name=ascii(name)),
+    }
+    for line, wanted in own.items():
         assert line in text, f"{RUNNER} has no line {line!r}"  # noqa: S101 - ours, not the user's
         text = text.replace(line, wanted)
     return {RUNNER: text.encode(), PREPROCESSING: Path(preprocessing.__file__).read_bytes()}
@@ -191,12 +202,23 @@ def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]
             f"the inputs and outputs of '{cargo.path}' are unknown: its ONNX file is not beside it",
             hint="keep both files together, or build the engine again",
         )
+    f = manifest.features if manifest is not None else None
+    if f is not None and (f.strip_weights or f.io_formats):
+        what = "was built without its weights" if f.strip_weights else "packs its inputs or outputs"
+        raise BadArtifact(
+            f"'{cargo.path}' {what}, which Triton does not expect",
+            hint="build it again without --strip-weights and --io-format",
+        )
     name = pbtxt.model_name(cargo.path.stem, wanted)
     comments = [f"Made by se-deploy {se_deploy.__version__} from {cargo.path.name}."]
     if manifest is not None:
         comments.append(
             f"Needs a Triton with {backend.title} {manifest.version} and the GPU that it was built on."
         )
+        if f is not None and f.plugins:
+            comments.append(f"Preload its plug-ins into the server (LD_PRELOAD): {', '.join(f.plugins)}.")
+        if f is not None and f.version_compatible:
+            comments.append("Or a later one with --backend-config=tensorrt,version-compatible=true.")
     text = pbtxt.config(
         name, cargo.model, platform=backend.triton, spec=cargo.spec, manifest=manifest, comments=comments
     )
@@ -207,15 +229,23 @@ def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]
     return name, {**parts, f"{name}/1/{backend.triton.file}": served}
 
 
+def _not_batched(cargo: _Cargo) -> tuple[str, ...]:
+    """Return why requests are not put together although first dimensions are free, for the user to read."""
+    model = cargo.model
+    if model is None or pbtxt.batches(model):
+        return ()
+    firsts = [(graph.dims(value) or (0,))[0] for value in model.graph.inputs]
+    if any(size is not None for size in firsts):
+        return ()
+    said = "the first dimension does not count the samples in every input and output: max_batch_size is 0"
+    return (f"{said}, so that Triton puts no requests together",)
+
+
 def _onnx(cargo: _Cargo, path: Path) -> Part:
     """Return the file as it is, unless its weights lie beside it or flags changed its input spec."""
-    proto = onnx.load(path, load_external_data=False)
-    stored = ir.from_proto(proto)
-    outside = any(isinstance(v.const_value, ir.ExternalTensor) for v in stored.graph.initializers.values())
-    if not outside and not cargo.respecified:
+    if not onnx_files.weight_files(path) and not cargo.respecified:
         return path
-    onnx.load_external_data_for_model(proto, str(path.parent))
-    model = ir.from_proto(proto)
+    model = ir.from_proto(onnx.load(path))
     if cargo.spec is not None:
         input_spec.write(model.metadata_props, cargo.spec)
     return graph.to_bytes(model)
@@ -254,6 +284,7 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
         said[manifests.path_of(cargo.path).name] = "its manifest: hashes, versions, shapes, the plan"
         if cargo.onnx is not None:
             said[cargo.onnx.name] = "the ONNX file that it was built from"
+            said |= dict.fromkeys(onnx_files.weight_files(cargo.onnx), "weights of the ONNX file")
     width = max(map(len, (*parts, SUMS)))
     lines += [f"  {part:{width}}  {said[part]}" for part in parts]
     lines += [f"  {SUMS:{width}}  check the copy with: sha256sum -c {SUMS}", "", "What it needs"]
@@ -262,8 +293,12 @@ def _readme(cargo: _Cargo, parts: Mapping[str, Part]) -> str:
         lines.append(f"  {title}, or a compiler of the device: se-deploy build-engine.")
     elif engines is not None:
         lines.append(f"  {engines.needs(manifest.version, manifest.targets)}")
-    lines += ["", "How it is run", f"  se-deploy predict {name} IMAGE.jpg"]
-    lines += [f"  python3 {script} IMAGE.jpg" for script in (RUNNER, SCRIPT) if script in parts]
+    lines += ["", "How it is run"]
+    if INPUT in parts:
+        lines.append(f"  se-deploy predict {name} IMAGE.jpg")
+        lines += [f"  python3 {script} IMAGE.jpg" for script in (RUNNER, SCRIPT) if script in parts]
+    if RUNNER in parts:
+        lines.append(f"  python3 {RUNNER} --arrays IN.npz OUT.npz")
     if manifest is not None:
         if engines is not None:
             lines.append(f"  {engines.load_command(name)}")
@@ -277,6 +312,7 @@ def _write(folder: Path, parts: Mapping[str, Part], *, overwrite: bool, sums: bo
     with locks.folder(folder):
         for name in (*parts, *([SUMS] if sums else [])):
             files.claim(folder / name, overwrite=overwrite)
+        stale = _stale(folder, parts) if sums else ()
         with files.together() as publish:
             digests = []
             for name, part in parts.items():
@@ -288,6 +324,18 @@ def _write(folder: Path, parts: Mapping[str, Part], *, overwrite: bool, sums: bo
                 digests.append(_sum_line(files.sha256(made), name))
             if sums:
                 publish(folder / SUMS).write_text("".join(digests), "utf-8", errors="surrogateescape")
+        for path in stale:
+            path.unlink()
+
+
+def _stale(folder: Path, parts: Mapping[str, Part]) -> tuple[Path, ...]:
+    """Return what an earlier bundle left in the folder and scripts of this one would take for its own."""
+    sums = folder / SUMS
+    if not sums.is_file():
+        return ()
+    listed = {line[66:] for line in sums.read_text("utf-8", errors="surrogateescape").splitlines()}
+    gone = {INPUT, SCRIPT, RUNNER, PREPROCESSING, pbtxt.LABELS} - set(parts)
+    return tuple(folder / name for name in sorted(gone & listed) if (folder / name).is_file())
 
 
 def _sum_line(digest: str, name: str) -> str:

@@ -38,7 +38,7 @@ _ENVIRONMENTS = ("$HOME/.venv", "$HOME/venv", "$HOME/.local", "$HOME/se-deploy/.
 """Where se-deploy is looked for besides PATH: a command over SSH reads no profile that would set it."""
 
 _FOLDER = re.compile(r"/[A-Za-z0-9._/-]*/se-deploy\.[A-Za-z0-9]{8}")
-_SAID = "se-deploy:"  # before each answer, for a login script may print lines of its own
+_SAID = "se-deploy:"  # before each of several answers
 _GONE = 9  # what following ends with where the job is gone without a result
 _SCRIPT_LISTS = 5  # classes of each image
 _DATA_OPTIONS = ("--data=", "--calib-data=")
@@ -92,12 +92,15 @@ def run(remote: Remote, command: str, words: Sequence[Word], *, overwrite: bool,
         printed = remote.host.run(f"cat {shlex.quote(folder)}/stdout").decode(errors="replace")
         layout.fetch(remote.host, overwrite=overwrite)
     try:
-        return Answer(code, layout.locally(json.loads(printed)))
-    except ValueError as e:
+        fields = layout.locally(json.loads(printed))
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
         raise RemoteFailed(
             f"{remote.host.name}: se-deploy ended with exit code {code} and no result",
             hint="what it said is above; `se-deploy doctor` on the device says what is missing",
-        ) from e
+        )
+    return Answer(code, fields)
 
 
 def predict_by_script(

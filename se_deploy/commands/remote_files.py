@@ -69,10 +69,10 @@ class Layout:
         """Copy all that is read to the device. Raises: RemoteFailed."""
         with locks.scratch() as here:
             for place, path in self._sent.items():
-                whole = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
-                for (
-                    file
-                ) in whole:  # scp follows links to files, not to folders, so that nothing is copied here
+                if path.is_dir():  # also one without files: what is wrong with it is said there
+                    (Path(here) / place).mkdir(parents=True)
+                # scp follows links to files, not to folders, so that nothing is copied here
+                for file in [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]:
                     link = Path(here) / place / file.relative_to(path)
                     link.parent.mkdir(parents=True, exist_ok=True)
                     link.symlink_to(file)

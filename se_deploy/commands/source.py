@@ -68,6 +68,17 @@ def _with_batch(batch: int, spec: str) -> Callable[[ir.Model], int]:
     return fix_batch
 
 
+def _refuse_frozen(model: ir.Model, spec: str) -> None:
+    """Refuse a graph without a free batch, which may be in its Reshapes too. Raises: BadInput."""
+    firsts = {known[0] for value in model.graph.inputs if (known := graph.dims(value))}
+    if firsts and None not in firsts:
+        raise BadInput(
+            f"'{spec}' is frozen at batch {' and '.join(map(str, sorted(n for n in firsts if n)))}, which "
+            "--batch dynamic does not free",
+            hint="leave --batch out, or export the network again with a free batch",
+        )
+
+
 def _any_names(_inputs: Sequence[str], _outputs: Sequence[str]) -> None:
     """Take a network whatever its inputs and outputs are called."""
 
@@ -101,6 +112,8 @@ def read(
         given, exporter = reading.load_fp32(Path(spec), image), "onnx"
         if options.batch is not None:
             given = graph.rewrite(given, _with_batch(options.batch, spec)).model
+        if options.free_batch:
+            _refuse_frozen(given, spec)
         lifted = reading.converted(given, spec, options.opset)
         given, truth, notes = lifted.model, lifted.truth, [*lifted.warnings]
         accept(shapes.names(given.graph.inputs), shapes.names(given.graph.outputs))

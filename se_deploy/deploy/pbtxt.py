@@ -1,7 +1,8 @@
 """The config.pbtxt of Triton Inference Server, from a graph's inputs and outputs.
 
 Its rules: the batch stands in no `dims` where `max_batch_size` is above 0, which needs every input and output
-to have a free first dimension; a network with a frozen batch has `max_batch_size: 0` and all its dims.
+to have a free first dimension, the same for all; else `max_batch_size: 0` and all dims are there. A server
+that batches puts inputs of several requests together along that dimension, and cuts the outputs apart again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from msgspec.structs import replace
 
-from se_deploy import graph
+from se_deploy import graph, shape_inference
 from se_deploy.backends.engine import MAX_BATCH
 from se_deploy.errors import BadInput, UnsupportedGraph
 from se_deploy.schema import encode
@@ -29,10 +30,14 @@ LABELS = "labels.txt"
 PARAMETER = "se_deploy.input"
 """The key under which clients find how an image becomes the input, as JSON."""
 
+_BATCH = "N"  # what this tool calls the batch
+_SEVEN = 7  # samples, which no free dimension has by chance
+
 _TYPES = {
     ir.DataType.FLOAT: "TYPE_FP32", ir.DataType.FLOAT16: "TYPE_FP16", ir.DataType.DOUBLE: "TYPE_FP64",
     ir.DataType.BFLOAT16: "TYPE_BF16", ir.DataType.INT64: "TYPE_INT64", ir.DataType.INT32: "TYPE_INT32",
     ir.DataType.INT16: "TYPE_INT16", ir.DataType.INT8: "TYPE_INT8", ir.DataType.UINT8: "TYPE_UINT8",
+    ir.DataType.UINT16: "TYPE_UINT16", ir.DataType.UINT32: "TYPE_UINT32", ir.DataType.UINT64: "TYPE_UINT64",
     ir.DataType.BOOL: "TYPE_BOOL",
 }  # fmt: skip
 
@@ -72,7 +77,14 @@ def config(
     Raises: UnsupportedGraph where an input or output has no type or shape that Triton knows.
     """
     taken, given = _tensors(model.graph.inputs), _tensors(model.graph.outputs)
-    batch = _max_batch((*taken, *given), manifest)
+    batch = _max_batch(manifest) if batches(model) else 0
+    for tensor in (*taken, *given):
+        if 0 in tensor.dims or not tensor.dims:
+            dims = "x".join("?" if d is None else str(d) for d in tensor.dims) or "a scalar"
+            raise UnsupportedGraph(
+                f"'{tensor.name}' is {dims}: Triton serves no tensor without dimensions, and none of size 0",
+                hint="give it one dimension of size 1 in the network, or make it a constant of the graph",
+            )
     lines = [f"# {comment}" for comment in comments]
     lines += [
         f"name: {_quoted(name)}",
@@ -113,10 +125,43 @@ def _tensors(values: Iterable[ir.Value]) -> tuple[_Tensor, ...]:
     return tuple(found)
 
 
-def _max_batch(tensors: Iterable[_Tensor], manifest: Manifest | None) -> int:
-    """Return the largest batch; 0 where Triton may not batch."""
-    if not all(tensor.dims and tensor.dims[0] is None for tensor in tensors):
-        return 0
+def batches(model: ir.Model) -> bool:
+    """Whether the first dimension of every input and output is free and counts the samples.
+
+    It is none where inputs name it differently, where a name of it, or the batch's, stands in another place
+    too, and where an output has another number of rows than there are samples.
+    """
+    tensors = (*model.graph.inputs, *model.graph.outputs)
+    if not all(dims and dims[0] is None for dims in map(graph.dims, tensors)):
+        return False
+    inputs = {name for value in model.graph.inputs if (name := _dimension(value, 0))}
+    later = {_dimension(value, i) for value in tensors for i in range(1, len(graph.dims(value) or ()))}
+    if len(inputs) > 1 or later & {*inputs, _BATCH}:
+        return False
+    copy = model.clone()
+    for value in graph.values(copy).values():
+        if value.producer() is not None and value.shape is not None:
+            value.shape = ir.Shape([None] * len(value.shape)) if value.is_graph_output() else None
+    for value in copy.graph.inputs:
+        value.shape = ir.Shape([_SEVEN, *(value.shape or ())[1:]])
+    shape_inference.infer(copy)
+    made = [(graph.dims(value) or (None,))[0] for value in copy.graph.outputs]
+    names = [_dimension(value, 0) for value in model.graph.outputs]
+    # What cannot be inferred is what the names say: a free size of its own, as of boxes found, has its own.
+    return all(
+        rows == _SEVEN if rows is not None else not (inputs and name) or name in inputs
+        for rows, name in zip(made, names, strict=True)
+    )
+
+
+def _dimension(value: ir.Value, axis: int) -> str | None:
+    """Return the name of a free dimension; None for a fixed or unnamed one."""
+    size = None if value.shape is None else value.shape[axis]
+    return size.value if isinstance(size, ir.SymbolicDim) else None
+
+
+def _max_batch(manifest: Manifest | None) -> int:
+    """Return the largest batch of a network that has one; 0 where Triton may not batch."""
     if manifest is None:
         return MAX_BATCH
     if any(profile.min[0] != 1 for profile in manifest.shapes.values()):
@@ -131,7 +176,7 @@ def _entry(kind: str, tensor: _Tensor, batch: int, labels: str | None = None) ->
         f"  data_type: {tensor.data_type}",
         f"  dims: [ {', '.join(str(-1 if d is None else d) for d in dims) or 1} ]",
     ]
-    if not dims:  # Triton knows no empty shape
+    if not dims:  # one number for each sample: Triton knows no empty shape
         lines.append("  reshape { shape: [ ] }")
     if labels:
         lines.append(f'  label_filename: "{labels}"')

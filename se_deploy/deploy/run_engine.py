@@ -25,6 +25,7 @@ from PIL import Image
 from se_deploy.data.preprocessing import to_sample
 
 FOLDER = Path(__file__).resolve().parent
+MANIFEST = "net.engine.json"  # of the engine that this script was bundled with
 CUDA_LIBRARIES = ("libcudart.so.12", "libcudart.so.13", "libcudart.so")  # drivers run older ones too
 TO_DEVICE, TO_HOST = 1, 2  # cudaMemcpyKind
 
@@ -43,21 +44,18 @@ def main() -> None:
         if asked.arrays:
             np.savez(asked.arrays[1], **engine.run(dict(np.load(asked.arrays[0]))))
         said["predictions"] = [classified(engine, image, manifest) for image in asked.images]
-    if asked.json:
-        print(json.dumps(said))
-        return
-    print(f"{path.name}: {said['runtime']} {said['version']}, as its manifest says")
+    lines = [f"{path.name}: {said['runtime']} {said['version']}, as its manifest says"]
     for one in said.get("predictions", ()):
         rows = (f"  {g['probability']:8.4%}  {g['index']}  {g['label'] or ''}" for g in one["top"])
-        print(one["image"], *rows, sep="\n")
+        lines += (one["image"], *rows)
+    print(json.dumps(said) if asked.json else "\n".join(lines))
 
 
 def checked() -> tuple[Path, dict[str, Any]]:
     """Return the engine and its manifest, once its hash and the version of TensorRT agree with it."""
-    read = (json.loads(path.read_text("utf-8")) for path in FOLDER.glob("*.json"))
-    manifest = next((one for one in read if one.get("schema") == "se-deploy/manifest/1"), None)
-    if manifest is None:
-        sys.exit(f"no manifest of an engine lies in {FOLDER}: copy the whole bundle again")
+    if not (FOLDER / MANIFEST).is_file():
+        sys.exit(f"no manifest of an engine, {MANIFEST}, lies in {FOLDER}: copy the whole bundle again")
+    manifest = json.loads((FOLDER / MANIFEST).read_text("utf-8"))
     hashed = manifest.pop("own_sha256", None)
     said = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
     if hashed not in (None, hashlib.sha256(said).hexdigest()):
@@ -73,6 +71,8 @@ def checked() -> tuple[Path, dict[str, Any]]:
 
 def classified(engine: Engine, path: str, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return the most probable classes of one image; a batch larger than 1 is filled with copies of it."""
+    if not (FOLDER / "input.json").is_file() or len(engine.inputs) > 1:
+        sys.exit("no input.json says how an image becomes the one input: --arrays takes arrays")
     spec: Any = argparse.Namespace(**json.loads((FOLDER / "input.json").read_text("utf-8")))
     with Image.open(path) as image:
         one = to_sample(image, spec)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 _HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _QUOTED_LINES = 3  # of what a program said on stderr: a traceback's end
+_BEGINS = b"se-deploy: the answer begins\n"
+"""Printed before each answer: a login shell may print lines of its own, as a ~/.bashrc that greets does."""
+
 _PIPE_BYTES = 65_536  # what a pipe holds at most
 _BROKEN = 255  # what ssh and a broken scp end with
 _PAUSES_S = (1, 2, 4, 8, 15)  # between tries: half a minute, as a wireless link or a router may need
@@ -40,13 +43,20 @@ class Host:
         """Raises: BadInput for what ssh would not read as a host, an option above all."""
         if not _HOST.fullmatch(self.name):
             raise BadInput(
-                f"'{self.name}' is no host", hint="write it as user@host; ports belong into ~/.ssh/config"
+                f"'{self.name}' is no host",
+                hint="write it as user@host; ports and IPv6 addresses belong into ~/.ssh/config",
             )
 
     def run(self, script: str, *, patient: bool = True) -> bytes:
         """Return what `script` prints. Raises: RemoteFailed where it ends with another code than 0."""
-        command = [*self._program("ssh"), "-T", "-a", "-x", "--", self.name, in_sh(script)]
-        return _tried(command, self.name, patient=patient)
+        printed = _tried(self._command(script), self.name, patient=patient)
+        _, begun, answer = printed.partition(_BEGINS)
+        if not begun:
+            raise RemoteFailed(
+                f"{self.name}: its login shell runs no command: {_last_words(printed) or 'it says nothing'}",
+                hint=f"`ssh {shlex.quote(self.name)} 'echo hello'` must say hello",
+            )
+        return answer
 
     def follow(self, script: Callable[[int], str], sink: Callable[[bytes], None]) -> int:
         """Give what a script prints to `sink` as it comes; return the script's exit code.
@@ -56,15 +66,18 @@ class Host:
         """
         seen, tries = 0, 0
         while True:
-            command = [*self._program("ssh"), "-T", "-a", "-x", "--", self.name, in_sh(script(seen))]
+            command, before, begun = self._command(script(seen)), b"", b""
             with subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
             ) as process:
                 assert process.stdout is not None  # noqa: S101 - it was asked for above
                 assert process.stderr is not None  # noqa: S101
                 while part := os.read(process.stdout.fileno(), _PIPE_BYTES):
-                    sink(part)
-                    seen, tries = seen + len(part), 0
+                    if not begun:
+                        before, begun, part = (before + part).partition(_BEGINS)
+                    if begun and part:
+                        sink(part)
+                        seen, tries = seen + len(part), 0
                 reason = process.stderr.read()
             if process.returncode != _BROKEN:
                 return process.returncode
@@ -80,6 +93,10 @@ class Host:
     def download(self, folder: str, to: Path) -> None:
         """Copy a folder of the device into the folder `to`. Raises: RemoteFailed."""
         _tried([*self._program("scp"), "-q", "-r", "--", f"{self.name}:{folder}", f"{to}/"], self.name)
+
+    def _command(self, script: str) -> list[str]:
+        begins = f"echo {shlex.quote(_BEGINS.decode().rstrip())}"
+        return [*self._program("ssh"), "-T", "-a", "-x", "--", self.name, in_sh(f"{begins}; {script}")]
 
     def _program(self, name: str) -> list[str]:
         return [name, *(["-F", str(self.config)] if self.config else []), *_OPTIONS]

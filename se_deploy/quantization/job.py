@@ -300,11 +300,14 @@ class _Work:
 def _work(model: ir.Model, samples: Samples) -> dict[str, _Work]:
     """Return each node's work at the samples' own size, by name."""
     copy = model.clone()
-    if calibration.frozen_batch(model) is None:
+    frozen = calibration.frozen_batch(model) is not None
+    if not frozen or any(None in (graph.dims(value) or ()) for value in model.graph.inputs):
         first = next(samples.batches(1))
         for value in copy.graph.inputs:
             if value.name in first:
-                value.shape = ir.Shape(first[value.name].shape)
+                shape = first[value.name].shape
+                own = (graph.dims(value) or shape) if frozen else shape  # a frozen batch may be in a Reshape
+                value.shape = ir.Shape([n if d is None else d for d, n in zip(own, shape, strict=True)])
         for node in copy.graph:
             for value in node.outputs:
                 value.shape = None

@@ -170,6 +170,8 @@ def _layer(node: ir.Node) -> Layer | str:
         return "its weights are not constant"
     if not rank:
         return "the rank of its input is unknown"
+    if rank == 1:
+        return "its input is a single vector"  # no rows, which channels would stand beside
     matrix = _matrix(node, weight)
     if isinstance(matrix, str):
         return matrix

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from se_deploy.report.pages import compare_html, html, inspect_html
 from se_deploy.report.summary import markdown
 from se_deploy.report.sweep_page import sweep_html
-from se_deploy.report.xunit import junit
+from se_deploy.report.xunit import junit, junit_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,7 @@ __all__ = [
     "html",
     "inspect_html",
     "junit",
+    "junit_error",
     "markdown",
     "network_svg",
     "sweep_html",

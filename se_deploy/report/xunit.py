@@ -12,6 +12,7 @@ from se_deploy.report import facts, units
 from se_deploy.schema.results import Check, Parity
 
 if TYPE_CHECKING:
+    from se_deploy.errors import SeDeployError
     from se_deploy.schema.results import Candidate, OutputParity, Run
 
 _ILLEGAL = re.compile(
@@ -43,6 +44,22 @@ def junit(result: Parity | Check | Run) -> str:
             _suite(suites, name, cases)
     for key in ("tests", "failures", "errors", "skipped"):
         suites.set(key, str(sum(int(suite.get(key, "0")) for suite in suites)))
+    return _document(suites)
+
+
+def junit_error(command: str, error: SeDeployError) -> str:
+    """Write that a command judged nothing, as one case with an error: no older verdict may stand for it."""
+    counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
+    suites = ET.Element("testsuites", {"name": "se-deploy", **counts})
+    suite = ET.SubElement(suites, "testsuite", {"name": command, **counts, "time": "0"})
+    named = {"classname": f"se-deploy.{command}", "name": command}
+    entry = ET.SubElement(suite, "testcase", named, time="0")
+    said = ET.SubElement(entry, "error", message=_named(error.message), type=type(error).__name__)
+    said.text = _text(f"{error.message}\n{error.hint}")
+    return _document(suites)
+
+
+def _document(suites: ET.Element) -> str:
     ET.indent(suites)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{ET.tostring(suites, encoding="unicode")}\n'
 

@@ -62,7 +62,8 @@ def _chain(found: results.Chain | None) -> str:
     if found is None:
         return "-"
     whole = f"{found.unbroken} of {counted(found.int8_layers, 'layer')} unbroken"
-    return f"{whole}, {percent(found.int8_bytes_fraction)} of activation bytes in INT8"
+    share = found.int8_bytes_fraction
+    return whole if share is None else f"{whole}, {percent(share)} of activation bytes in INT8"
 
 
 def built(result: results.BuildEngine) -> list[Grid]:

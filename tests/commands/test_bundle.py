@@ -15,9 +15,10 @@ import use_graphs
 from google.protobuf import descriptor_pool, message_factory, text_format
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from PIL import Image
 
-from se_deploy import data, files, graph
+from se_deploy import data, files, graph, onnx_files
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
 from se_deploy.backends.backend import SessionOptions
@@ -27,7 +28,7 @@ from se_deploy.deploy import on_device, pbtxt
 from se_deploy.errors import BadArtifact, BadInput, CannotWrite, OutputExists, UnsupportedGraph
 from se_deploy.options import ImageOptions
 from se_deploy.schema import codec, input_spec
-from se_deploy.schema.files import ShapeRange
+from se_deploy.schema.files import EngineFeatures, ShapeRange
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -223,6 +224,8 @@ def test_without_an_input_spec_it_is_said_and_flags_give_one(tmp_path):
     bare = use_graphs.save(tmp_path / "bare.onnx", spec=None)
     result = bundle.bundle(bare, tmp_path / "out")
     assert "--input-size" in result.warnings[0]
+    served = bundle.bundle(bare, tmp_path / "models", triton=True).warnings[0]
+    assert ("input.json" in result.warnings[0], "input.json" in served) == (True, False)
     assert not {"input.json", "predict.py", "labels.txt"} & set(result.files)
     spec = use_graphs.SPEC
     image = ImageOptions(mean=spec.mean, std=spec.std, size=spec.shape)
@@ -249,6 +252,42 @@ def test_weights_beside_the_onnx_file_are_taken_in(tmp_path):
     assert not (tmp_path / "out" / "split.data").exists()
     image = use_graphs.noise(tmp_path / "n.png")
     want, got = (predict.predict(p, [image]) for p in (split, tmp_path / "out" / "split.onnx"))
+    assert want.predictions == got.predictions
+
+
+def test_weights_beside_the_file_that_a_constant_names_are_taken_in(tmp_path):
+    proto = onnx.load(use_graphs.save(tmp_path / "se.onnx", use_graphs.SE))
+    weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "w0")
+    proto.graph.initializer.remove(weight)
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w0"], value=weight))
+    held = proto.graph.node[0].attribute[0].t
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "w0.data").write_bytes(held.raw_data)
+    onnx.external_data_helper.set_external_data(held, location="w0.data")
+    held.ClearField("raw_data")
+    split = tmp_path / "in" / "split.onnx"
+    split.write_bytes(proto.SerializeToString())
+    assert onnx_files.weight_files(split) == ("w0.data",)
+    bundle.bundle(split, tmp_path / "out")
+    image = use_graphs.noise(tmp_path / "n.png")
+    want, got = (predict.predict(p, [image]) for p in (split, tmp_path / "out" / "split.onnx"))
+    assert want.predictions == got.predictions
+
+
+@pytest.mark.parametrize("location", ["net.data", "weights/net.data"])
+def test_weights_beside_an_engine_s_onnx_file_go_along(tmp_path, location):
+    path = engine(tmp_path / "in")
+    beside = tmp_path / "in" / "net.engine.onnx"
+    proto = onnx.load(beside)
+    beside.unlink()
+    (beside.parent / location).parent.mkdir(exist_ok=True)
+    onnx.save(proto, beside, save_as_external_data=True, location=location, size_threshold=0)
+    known = replace(manifests.read(path), onnx_sha256=files.sha256(beside))
+    manifests.write(known, manifests.path_of(path))
+    result = bundle.bundle(path, tmp_path / "out")
+    assert location in result.files
+    image = use_graphs.noise(tmp_path / "n.png")
+    want, got = (predict.predict(folder / beside.name, [image]) for folder in (path.parent, tmp_path / "out"))
     assert want.predictions == got.predictions
 
 
@@ -339,6 +378,102 @@ def test_odd_names_and_shapes_stay_valid_text():
     model.graph.outputs[1].shape = None
     with pytest.raises(UnsupportedGraph, match="'y'"):
         pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None)
+
+
+def served(signature, *body):
+    """The configuration of a graph with these inputs, outputs and nodes."""
+    text = f'<ir_version: 8, opset_import: ["" : 17]>\ng {signature} {{{{ {chr(10).join(body)} }}}}'
+    model = use_graphs.model(text, None, weights=False)
+    made = pbtxt.config("net", model, platform=registry.graphs().triton, spec=None, manifest=None)
+    return text_format.Parse(made, triton_config()())
+
+
+ROWS_THAT_ARE_NO_SAMPLES = {
+    "found": (
+        "(float[N,3] x) => (float[M,2] y)",
+        ("n = NonZero(x)", "i = Transpose<perm=[1,0]>(n)", "y = Cast<to=1>(i)"),
+    ),
+    "flattened": (
+        "(float[N,4] x) => (float[M,2] y)",
+        ("s = Constant<value=int64[2] {{-1, 2}}>()", "y = Reshape(x, s)"),
+    ),
+    "flattened, unnamed": (
+        "(float[?,4] x) => (float[?,2] y)",
+        ("s = Constant<value=int64[2] {{-1, 2}}>()", "y = Reshape(x, s)"),
+    ),
+    "each with each": (
+        "(float[N,3] x, float[M,3] q) => (float[N,M] y)",
+        ("t = Transpose<perm=[1,0]>(q)", "y = MatMul(x, t)"),
+    ),
+    "itself with itself": (
+        "(float[batch,3] x) => (float[batch,batch] y)",
+        ("t = Transpose<perm=[1,0]>(x)", "y = MatMul(x, t)"),
+    ),
+    "time first": ("(float[T,N,8] x) => (float[T,N,8] y)", ("y = Relu(x)",)),
+}
+
+
+@pytest.mark.parametrize("case", ROWS_THAT_ARE_NO_SAMPLES)
+def test_requests_are_put_together_only_along_the_samples(case):
+    signature, body = ROWS_THAT_ARE_NO_SAMPLES[case]
+    config = served(signature, *body)
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert config.input[0].dims[0] == config.output[0].dims[0] == -1
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "(float[?,3] x) => (float[?,3] y)",
+        "(float[unk__1,3] x) => (float[unk__2,3] y)",
+        "(float[N,3,H,W] x) => (float[N,3,H,W] y)",
+        "(uint16[N,3] x) => (uint16[N,3] y)",
+    ],
+)
+def test_a_free_batch_is_one_by_whatever_name(signature):
+    config = served(signature, "y = Identity(x)")
+    assert config.max_batch_size == 16
+    assert set(config.input[0].dims) <= {3, -1}
+
+
+def test_that_requests_are_not_put_together_is_said(tmp_path):
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]>\ng (float[T,N,8] x) => (float[T,N,8] y) {{ y = Relu(x) }}'
+    )
+    net = use_graphs.save(tmp_path / "net.onnx", text, None)
+    notes = bundle.bundle(net, tmp_path / "models", triton=True).warnings
+    assert any("puts no requests together" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("signature", "body"),
+    [
+        ("(float[N,3] x, float s) => (float[N,3] y)", "y = Mul(x, s)"),
+        ("(float[N,3] x) => (float y)", "y = ReduceMean<keepdims=0>(x)"),
+        ("(float[N,0] x) => (float[N,0] y)", "y = Relu(x)"),
+    ],
+)
+def test_what_triton_does_not_serve_is_refused(signature, body):
+    with pytest.raises(UnsupportedGraph, match="Triton serves no tensor"):
+        served(signature, body)
+
+
+@pytest.mark.parametrize("features", [{"strip_weights": True}, {"io_formats": {"x": "HWC8"}}])
+def test_an_engine_that_takes_more_than_its_file_is_not_served(tmp_path, features):
+    path = engine(tmp_path / "in", runtime="tensorrt", features=EngineFeatures(**features))
+    with pytest.raises(BadArtifact, match="Triton does not expect"):
+        bundle.bundle(path, tmp_path / "models", triton=True)
+    assert not (tmp_path / "models").exists()
+
+
+def test_how_an_unusual_engine_is_served_is_a_comment(tmp_path):
+    features = EngineFeatures(version_compatible=True, plugins={"lib.so": "0" * 64})
+    path = engine(tmp_path / "in", runtime="tensorrt", features=features)
+    bundle.bundle(path, tmp_path / "models", triton=True)
+    text = (tmp_path / "models/net/config.pbtxt").read_text()
+    assert "version-compatible=true" in text
+    assert "(LD_PRELOAD): lib.so" in text
 
 
 @pytest.mark.parametrize(("stem", "name"), [("net", "net"), ("net.int8", "net_int8"), ("é", "model")])

@@ -85,3 +85,17 @@ def test_a_list_that_was_replayed_is_the_users_and_stays(folder, capsys):
     code, said = export(capsys, "net.onnx", "-o", "o.onnx", "--replay", "o.rewrites.json")
     assert code == 0, said
     assert (folder / "o.rewrites.json").is_file()
+
+
+def test_a_frozen_batch_is_not_called_dynamic(folder, capsys):
+    proto = build(Recipe(spatial=(6, 6)))[0]
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    (folder / "four.onnx").write_bytes(proto.SerializeToString())
+    code, said = export(capsys, "four.onnx", "-o", "out.onnx", "--batch", "dynamic")
+    assert (code, said["error"]["kind"]) == (1, "BadInput")
+    assert "frozen at batch 4" in said["error"]["message"]
+    assert not (folder / "out.onnx").exists()
+    assert export(capsys, "four.onnx", "-o", "out.onnx")[0] == 0  # unasked it stays as it is
+    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    (folder / "free.onnx").write_bytes(proto.SerializeToString())
+    assert export(capsys, "free.onnx", "-o", "free.out.onnx", "--batch", "dynamic")[0] == 0

@@ -83,6 +83,59 @@ def test_a_gate_that_fails_there_is_exit_3_here(device, work):
 
 @loopback.NEEDED
 @SLOW
+def test_its_junit_names_the_files_as_given(device, work):
+    words = ("parity", "net.onnx", "o'the r.onnx", "--data", "x.npy", "--junit")
+    assert call(*words, "there.xml", *device.words)[0] == call(*words, "here.xml")[0] == 0
+    assert (work / "there.xml").read_text() == (work / "here.xml").read_text()
+    code, _, err = call(*words, "there.xml", *device.words)
+    assert (code, "'there.xml' exists already" in err) == (1, True)
+    assert call(*words, "there.xml", "--overwrite", *device.words)[0] == 0
+
+
+@loopback.NEEDED
+@SLOW
+def test_an_empty_folder_is_called_empty(device, work):
+    (work / "empty").mkdir()
+    words = ("parity", "net.onnx", "net.onnx", "--data", "empty")
+    code, _, err = call(*words, *device.words)
+    assert (code, err) == (1, call(*words)[2].replace("error: ", f"error: {loopback.HOST}: "))
+
+
+@pytest.fixture
+def login(device):
+    """The script that the device's login shell reads first, which is bash here."""
+    yield device.folder / ".bashrc"
+    (device.folder / ".bashrc").unlink()
+
+
+@loopback.NEEDED
+@SLOW
+def test_a_shell_that_greets_changes_nothing(device, work, login):
+    login.write_text("echo hello; echo '{}'; echo warning >&2\n")
+    words = ("parity", "net.onnx", "o'the r.onnx", "--data", "x.npy", "--json")
+    code, out, err = call(*words, *device.words)
+    assert (code, json.loads(out)) == (0, json.loads(call(*words)[1]) | {"remote": loopback.HOST}), err
+    assert "hello" not in err
+
+
+@loopback.NEEDED
+def test_a_shell_that_runs_nothing_is_an_error(device, work, login):
+    login.write_text("echo This account is closed.; exit 0\n")
+    code, _, err = call("profile", "net.onnx", *device.words)
+    assert (code, "its login shell runs no command: This account is closed." in err) == (1, True)
+
+
+@loopback.NEEDED
+@pytest.mark.parametrize("printed", ["[1]", "1", "oops"])
+def test_a_device_that_answers_no_object_is_an_error(own, work, printed):
+    own.install(f"#!/bin/sh\necho '{printed}'\n")
+    code, _, err = call("profile", "net.onnx", *own.words)
+    assert (code, "exit code 0 and no result" in err) == (1, True)
+    assert not own.temporary
+
+
+@loopback.NEEDED
+@SLOW
 def test_images_of_a_folder_are_predicted_there(device, work):
     words = ("predict", "net.onnx", "red photos/a b.png", "--json", "--top", "1")
     code, out, err = call(*words, *device.words)

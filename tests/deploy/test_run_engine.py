@@ -22,13 +22,13 @@ def environment(tmp_path_factory):
     return fake_device.make(tmp_path_factory.mktemp("machine") / "device")
 
 
-def bundled(folder, *, runtime="tensorrt", data=b"a plan", **fields):
+def bundled(folder, *, name="net", runtime="tensorrt", data=b"a plan", **fields):
     """Bundle an engine whose ONNX file is the colour network; give the bundle's folder."""
-    onnx = use_graphs.save(folder / "net.engine.onnx")
-    path = folder / "net.engine"
+    onnx = use_graphs.save(folder / f"{name}.engine.onnx", spec=fields.get("input", use_graphs.SPEC))
+    path = folder / f"{name}.engine"
     path.write_bytes(b"vtrt" + bytes(64) if runtime == "tensorrt-rtx" else data)
     manifests.write(use_graphs.manifest(path, onnx, runtime=runtime, **fields), manifests.path_of(path))
-    bundle.bundle(path, folder / "out")
+    bundle.bundle(path, folder / "out", overwrite=True)
     return folder / "out"
 
 
@@ -196,3 +196,33 @@ def test_shapes_outside_the_engines_range_are_refused(out, tmp_path, environment
     done = fake_device.run(out / "run_engine.py", *words, environment=environment)
     assert "outside the range" in done.stderr
     assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a"), ("net", "it's \u00e9 [0]*")])
+def test_a_folder_that_held_another_bundle_runs_the_engine_of_the_last(tmp_path, environment, names):
+    for name in names:
+        out = bundled(tmp_path, name=name)
+    assert len(list(out.glob("*.engine"))) == 2
+    done = fake_device.run(out / "run_engine.py", "--json", environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["engine"] == f"{names[-1]}.engine"
+
+
+def test_what_an_earlier_bundle_said_of_images_is_not_said_of_the_next(tmp_path, environment):
+    bundled(tmp_path)
+    (tmp_path / "out" / "notes.json").write_text("[]")  # somebody's own
+    out = bundled(tmp_path, name="other", input=None)
+    assert not {"input.json", "labels.txt", "predict.py"} & {path.name for path in out.iterdir()}
+    assert (out / "notes.json").exists()
+    readme = (out / "README.txt").read_text()
+    assert "IMAGE.jpg" not in readme
+    assert "python3 run_engine.py --arrays IN.npz OUT.npz" in readme
+    done = fake_device.run(out / "run_engine.py", images(tmp_path)[0], environment=environment)
+    assert (done.returncode, "no input.json" in done.stderr) == (1, True)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_engine_of_two_inputs_says_that_it_takes_no_image(tmp_path, environment):
+    out = bundled(tmp_path, data=b"a plan with a scalar")
+    done = fake_device.run(out / "run_engine.py", images(tmp_path)[0], environment=environment)
+    assert (done.returncode, "--arrays takes arrays" in done.stderr) == (1, True)

@@ -158,41 +158,35 @@ def test_each_method_is_compared_with_the_best_so_far(tmp_path, monkeypatch, tim
 
 
 @pytest.mark.parametrize(
-    ("times", "count", "taken"),  # doubt as it is, limited, and none: at first, and in the other folds
+    ("times", "count", "taken"),  # by mse and percentile: at first, and in the other folds
     [
-        (((30, 5, 30), (30, 5, 30)), 64, 5),
-        (((30, 31, 5), (30, 31, 5)), 64, 5),
-        (((30, 6, 5), (30, 6, 5)), 64, 6),  # the first that is surely better
-        (((5, 30, 30), (5, 30, 30)), 64, 5),
-        (((5, 5, 5), (5, 5, 5)), 64, 5),
-        (((30, 5, 5), (30, 5, 5)), 16, 30),  # too few to speak
-        (((30, 5, 31), (5, 30, 31)), 64, 30),  # the other parts of the samples say the opposite
-        (((30, 31, 5), (5, 31, 30)), 64, 30),
+        (((30, 5), (30, 5)), 64, "percentile"),
+        (((30, 5), (30, 5)), 16, "mse"),  # too few to speak
+        (((30, 5), (5, 30)), 64, "mse"),  # the other parts of the samples say the opposite
     ],
 )
-def test_sizes_are_doubted_less_where_each_sample_held_back_surely_says_so(
+def test_a_method_is_taken_where_each_sample_held_back_surely_says_so(
     tmp_path, monkeypatch, times, count, taken
 ):
-    plain, scales, at_home = qparams.choose, {}, {}
+    plain, at_home = qparams.choose, {}
 
     def choose(subject, methods):
         first = at_home.setdefault(subject.readers[0].node, subject.statistics)
-        way = ["whole", "limited", "none"].index(subject.doubt)
-        coarser = times[subject.statistics is not first][way]
-        one = plain(subject, ["mse"])["mse"]
-        channels = len(subject.statistics.low)
-        params = dataclasses.replace(
-            one.params,
-            scale=one.params.scale * coarser,
-            equalization=np.full(channels, 1 + way * 1e-6, np.float32),
+        coarser = dict(
+            zip(("mse", "percentile"), times[subject.statistics is not first], strict=True), entropy=60
         )
-        scales[params.scale] = coarser
-        return {method: dataclasses.replace(one, params=params) for method in methods}
+        one = plain(subject, ["mse"])["mse"]
+        return {
+            method: dataclasses.replace(
+                one, params=dataclasses.replace(one.params, scale=one.params.scale * coarser[method])
+            )
+            for method in methods
+        }
 
     monkeypatch.setattr(qparams, "choose", choose)
-    options = dataclasses.replace(FAST, offset_folding=False, bias_correction=False)
+    options = dataclasses.replace(FAST, method=None, offset_folding=False, bias_correction=False)
     made = quantization.quantize(network(), dataset(tmp_path, count), runtime=RUNTIME, options=options)
-    assert {scales[params.scale] for params in made.params.values()} == {taken}
+    assert made.method == taken
 
 
 def test_nothing_is_chosen_by_the_samples_that_it_was_made_on(tmp_path, monkeypatch):
@@ -200,8 +194,7 @@ def test_nothing_is_chosen_by_the_samples_that_it_was_made_on(tmp_path, monkeypa
     plain = qparams.choose
 
     def choose(subject, methods):
-        assert subject.doubt == "whole"
-        assert methods == ["mse"]
+        assert methods == ("mse",)
         return plain(subject, methods)
 
     monkeypatch.setattr(qparams, "choose", choose)

@@ -12,7 +12,7 @@ from se_deploy.backends import registry
 from se_deploy.quantization import PORTABLE, chain, quantize
 
 SIDE = 4
-HEAD = '<ir_version: 10, opset_import: ["" : 20]> net (float[N,8,4,4] x) => (float[N,8,4,4] y) {{ {} }}'
+HEAD = '<ir_version: 10, opset_import: ["" : 20]> net (float[{1}] x) => (float[{1}] y) {{ {0} }}'
 GATED = (
     "a = Conv(x, k0) r = Relu(a) p = GlobalAveragePool(r) f = Conv(p, k1) h = Relu(f) g = Conv(h, k2) "
     "s = Sigmoid(g) e = Mul(r, s) y = Conv(e, k3)"
@@ -21,8 +21,8 @@ GATED = (
 PARTS = 2 * SIDE * SIDE + 2
 
 
-def network(body):
-    found = ir.from_onnx_text(HEAD.format(body))
+def network(body, dims="N,8,4,4"):
+    found = ir.from_onnx_text(HEAD.format(body, dims))
     random = np.random.default_rng(0)
     for node in found.graph:
         for slot, value in enumerate(node.inputs):
@@ -38,12 +38,12 @@ def promising():
     return [policy for policy in registry.policies().values() if policy.float_macs]
 
 
-def quantized(body, tmp_path, policy, **changes):
+def quantized(body, tmp_path, policy, *, dims="N,8,4,4", **changes):
     samples = samples_of(tmp_path, x=np.random.default_rng(1).standard_normal((16, 8, SIDE, SIDE)))
     options = dataclasses.replace(
         FAST, policy=policy, base_precision="fp32", **{"float_macs": None, **changes}
     )
-    return quantize(network(body), samples, runtime=RUNTIME, options=options)
+    return quantize(network(body, dims), samples, runtime=RUNTIME, options=options)
 
 
 @pytest.mark.parametrize("policy", promising(), ids=lambda policy: policy.name)
@@ -88,3 +88,31 @@ def test_products_of_activations_and_computed_weights_are_no_layers(tmp_path):
     result = quantized(body, tmp_path, PORTABLE)
     assert result.macs_int8_fraction == 1
     assert sum(map(is_int8, [n for n in result.model.graph if n.op_type == "Conv"])) == 2
+
+
+@pytest.mark.parametrize("batch", ["N", "1", "4"])
+@pytest.mark.parametrize("policy", promising(), ids=lambda policy: policy.name)
+def test_free_sizes_count_as_the_samples_are_whatever_the_batch(tmp_path, policy, batch):
+    free, fixed = (
+        quantized(GATED, tmp_path, policy, dims=f"{batch},8,{sides}") for sides in ("H,W", f"{SIDE},{SIDE}")
+    )
+    assert free.macs_int8_fraction == fixed.macs_int8_fraction == pytest.approx(1 - 1 / PARTS)
+    assert [one.node for one in free.float_layers] == [one.node for one in fixed.float_layers]
+    sized, unsized = chain.lint(fixed.model), chain.lint(free.model)
+    assert sized.int8_macs_fraction == pytest.approx(fixed.macs_int8_fraction)
+    assert (unsized.int8_macs_fraction, unsized.int8_bytes_fraction) == (None, None)  # no size counts as 1
+
+
+VECTOR = (
+    "a = Conv(x, k0) r = Relu(a) p = GlobalAveragePool(r) s = Constant<value = int64[2] {2, 4}>() "
+    "f = Reshape(p, s) o = Constant<value = int64[1] {0}>() v = ReduceMean<keepdims = 0>(f, o) "
+    "h = MatMul(v, m0) y = Add(r, h)"
+)
+"""A network without a batch: a single vector, without rows, enters its matrix."""
+
+
+@pytest.mark.parametrize("policy", promising(), ids=lambda policy: policy.name)
+def test_a_vector_that_a_matrix_reads_stays_in_float(tmp_path, policy):
+    result = quantized(VECTOR, tmp_path, policy, dims="1,8,4,4")
+    assert [one.reason for one in result.float_layers] == ["its input is a single vector"]
+    assert result.quantized == ("x",)

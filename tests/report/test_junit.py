@@ -1,9 +1,13 @@
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
+import numpy as np
 import pytest
 import sample
+import use_graphs
 
 from se_deploy import report
+from se_deploy.cli import main
 
 
 def typed(fields):
@@ -126,3 +130,31 @@ def test_hostile_names_reach_junit_escaped():
         assert failures
         attributes = [*found.values(), *failures]
         assert not any("\n" in value for one in attributes for value in one.attrib.values())
+
+
+def test_a_run_that_judges_nothing_leaves_no_older_verdict(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.onnx", "b.onnx"):
+        use_graphs.save(tmp_path / name)
+    np.save("x.npy", np.zeros((2, 3, 8, 8), np.float32))
+    gates = '[parity]\nreference = "a.onnx"\ncandidates = ["b.onnx"]\ndata = "x.npy"\n'
+    Path("se-deploy.toml").write_text(gates)
+    words = ("--junit", "j.xml", "--overwrite")
+    assert main(["check", *words], standalone_mode=False) == 0
+    Path("b.onnx").write_text("<damaged> & \x07")
+    for command in (["check"], ["parity", "a.onnx", "b.onnx", "--data", "x.npy"]):
+        Path("j.xml").write_text("of an earlier run")
+        assert main([*command, *words], standalone_mode=False) == 1
+        suites = ET.parse("j.xml").getroot()  # noqa: S314 - our own document
+        assert (suites.get("tests"), suites.get("errors"), suites.get("failures")) == ("1", "1", "0")
+        (case,) = suites.iter("testcase")
+        assert (case.get("classname"), case[0].tag) == (f"se-deploy.{command[0]}", "error")
+        assert case[0].get("type") == "BadModel"
+        assert case[0].get("message") in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_to_be_replaced_keeps_its_verdicts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("j.xml").write_text("mine")
+    assert main(["check", "--junit", "j.xml"], standalone_mode=False) == 1
+    assert Path("j.xml").read_text() == "mine"

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from se_deploy.cli.options.data import seed
 from se_deploy.cli.parameters import defaulted, group, optional, repeated, switch
@@ -107,7 +108,11 @@ def _weights(given: Given) -> NetworkOptions:
 
 
 def _exported(given: Given) -> NetworkOptions:
-    return dataclasses.replace(_weights(given), opset=_opset.of(given), batch=_batch.of(given))
+    batch = _batch.of(given)
+    typed = click.get_current_context().get_parameter_source("batch") is ParameterSource.COMMANDLINE
+    return dataclasses.replace(
+        _weights(given), opset=_opset.of(given), batch=batch, free_batch=typed and batch is None
+    )
 
 
 _weight_flags = (

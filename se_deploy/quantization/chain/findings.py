@@ -41,8 +41,9 @@ class Chain:
     in_float: tuple[str, ...]
     breaks: tuple[Break, ...]
     ends: tuple[End, ...]
-    int8_macs_fraction: float  # of all layers with constant weights, in layers that TensorRT runs in INT8
-    int8_bytes_fraction: float  # of the activations that kernels read and write
+    # Both are None where sizes behind the batch are free.
+    int8_macs_fraction: float | None  # of all layers with constant weights, of those TensorRT runs in INT8
+    int8_bytes_fraction: float | None  # of the activations that kernels read and write
 
     @property
     def broken(self) -> frozenset[str]:

@@ -34,13 +34,16 @@ def lint(model: ir.Model) -> Chain | None:
     int8 = {layer.name for layer in asked if fusing.is_int8(layer, found.storage)}
     macs = {layer.name: graph.macs(layer.node) for layer in layers}
     names = {layer.name for layer in asked}
+    # A free size would count as 1: a map would weigh no more than the vectors of an SE gate.
+    is_sized = not any(None in (graph.dims(layer.node.outputs[0]) or ())[1:] for layer in layers)
+    share = sum(n for name, n in macs.items() if name in int8) / max(1, sum(macs.values()))
     return Chain(
         int8=tuple(layer.name for layer in asked),
         in_float=tuple(layer.name for layer in layers if layer.name not in names),
         breaks=breaks,
         ends=ends,
-        int8_macs_fraction=sum(n for name, n in macs.items() if name in int8) / max(1, sum(macs.values())),
-        int8_bytes_fraction=modelled.int8_bytes_fraction(modelled.planned(found)),
+        int8_macs_fraction=share if is_sized else None,
+        int8_bytes_fraction=modelled.int8_bytes_fraction(modelled.planned(found)) if is_sized else None,
     )
 
 

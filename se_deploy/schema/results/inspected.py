@@ -85,8 +85,8 @@ class Chain(Struct, frozen=True, kw_only=True):
     ends: tuple[ChainEnd, ...] = ()
     float_layers: tuple[str, ...] = ()
     unbroken_fraction: Fraction | None = None  # of the INT8 layers
-    int8_macs_fraction: Fraction | None = None  # of all layers with constant weights
-    int8_bytes_fraction: Fraction | None = None  # of the activations that kernels read and write
+    int8_macs_fraction: Fraction | None = None  # of all layers with constant weights; null with free sizes
+    int8_bytes_fraction: Fraction | None = None  # of the activations that kernels read and write; likewise
 
 
 class Inspect(Result, frozen=True, kw_only=True, tag="se-deploy/inspect/1"):
