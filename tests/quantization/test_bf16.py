@@ -180,7 +180,7 @@ def test_what_onnx_does_not_allow_in_bf16_stays_in_fp32_and_is_told(operator, op
     onnx.checker.check_model(ir.to_proto(brain.model), full_check=True)
     (node,) = [node for node in brain.model.graph if node.op_type == operator]
     assert [(one.node, operator in one.reason) for one in brain.kept] == [(node.name, True)]
-    assert any("stay in FP32" in warning and operator in warning for warning in brain.warnings)
+    assert any("stays in FP32" in warning and operator in warning for warning in brain.warnings)
     kinds = {n.op_type: n.outputs[0].dtype for n in brain.model.graph if n.op_type in {"Relu", "Neg"}}
     assert kinds == {"Relu": BF16, "Neg": BF16}, "the others are not kept with it"
     x = rng.standard_normal((2, 4)).astype(np.float32)

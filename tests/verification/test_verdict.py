@@ -195,7 +195,7 @@ def test_the_summary_says_whether_anything_differs():
     same = verified(model("y = Relu(x)"), model("y = Relu(x)"))
     assert (same.max_abs_error, same.summary) == (0.0, "no difference")
     other = verified(model("y = Relu(x)"), model(const("k", 1.5) + "z = Relu(x) y = Mul(z, k)"))
-    assert other.summary == "1 failures, largest error 5.0e-01 of the largest output"
+    assert other.summary == "1 failure, largest error 5.0e-01 of the largest output"
     assert verification.Verified().summary == "nothing more to compare"
     assert verification.skipped().summary == "not compared"
 
