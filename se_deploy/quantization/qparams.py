@@ -37,6 +37,8 @@ that few samples lack makes channels loud that were quiet. Chosen by trial, as d
 _PREMIUM = 4.0  # of the least error: the most to be paid for doubt, where samples differ as above
 _PREMIUM_SAMPLES = 32
 """With so many of them, where a Mul divides. In the weights the number of samples makes no difference."""
+_FEW_SAMPLES = 16  # below them nobody knows which channels are quiet: a text recognizer lost 2 dB to a limit
+_UNLIMITED = 1e9  # times the least error: no two differ by that
 _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
 _ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
@@ -283,8 +285,10 @@ def _premium(tails: Sequence[Tails]) -> float:
 
 
 def _premium_of_mul(tails: Sequence[Tails]) -> float:
-    """Return the same where a Mul of the tensor's own divides: the fewer samples there are, the more too."""
+    """Return `_premium` where a Mul of the tensor's own divides: more for fewer samples, any for very few."""
     known = min((one.samples for one in tails), default=_PREMIUM_SAMPLES)
+    if known < _FEW_SAMPLES:
+        return _UNLIMITED
     return 1 + (_premium(tails) - 1) * _PREMIUM_SAMPLES / known
 
 

@@ -132,8 +132,10 @@ def test_a_channels_size_is_doubted_the_more_the_fewer_samples_tell_of_it():
         (False, 15, 48, 0.2, False),
         (True, 15, 48, 10.0, True),
         (False, 15, 48, 10.0, True),
-        (True, 15, 2, 0.2, True),
-        (False, 15, 2, 0.2, False),
+        (True, 15, 16, 2.0, True),
+        (True, 15, 128, 2.0, False),
+        (True, 15, 12, 0.2, True),
+        (False, 15, 12, 0.2, False),
     ],
 )
 def test_sizes_are_doubted_only_where_that_costs_little(own, quiet, samples, dispersion, doubted):
