@@ -30,7 +30,7 @@ POSITIONS = 1 << 10
 TAIL_POSITIONS = 1 << 14
 """Enough to say what clipping costs: with `POSITIONS` squared error cuts too much (3 to 13 dB)."""
 _STRIDE = 7919  # between the first positions of two samples: a prime, so that they walk over all of a step
-_LEAST_POSITIONS = 64  # of each sample: with 21, as 1024 samples had, a text recognizer lost 0.7 dB
+_LEAST_POSITIONS = 64  # of each sample: with 21, of 1,024 samples, a text recognizer lost 0.7 dB
 # Of a histogram's half span: what is wide enough for bins that float32 tells apart, and a margin in which
 # the extremes fall into the outer bins, not onto their edges.
 _LEAST_HALF = 1e-12
