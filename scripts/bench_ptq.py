@@ -123,8 +123,11 @@ def quantize_theirs(folder: Path, method: str, samples: int, output: Path) -> Ro
     return spent(start)
 
 
-def quantize_ours(folder: Path, form: str, samples: int, seed: int, output: Path) -> Row:
-    """Run se-deploy's quantize over an FP32 base, so that no FP16 rounding is in it; give the seconds."""
+def quantize_ours(folder: Path, form: str, samples: int, seed: int, output: Path, **choices: bool) -> Row:
+    """Run se-deploy's quantize over an FP32 base, so that no FP16 rounding is in it; give the seconds.
+
+    `choices`: fields of QuantizeOptions that are not to be what they are by default.
+    """
     from se_deploy import data, graph, quantization  # noqa: PLC0415 - counted to this worker's memory
     from se_deploy.backends import registry  # noqa: PLC0415 - as above
     from se_deploy.backends.onnxruntime.session import OrtRuntime  # noqa: PLC0415 - as above
@@ -141,7 +144,7 @@ def quantize_ours(folder: Path, form: str, samples: int, seed: int, output: Path
         data.read(some, specs),
         runtime=OrtRuntime(threads=1, optimize=False),
         fast=OrtRuntime(threads=1, lean=True),
-        options=quantization.QuantizeOptions(policy=registry.policy(form)),
+        options=quantization.QuantizeOptions(policy=registry.policy(form), **choices),
     )
     graph.save(made.model, output)
     made_in = spent(start)

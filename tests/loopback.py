@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 NEEDED = pytest.mark.skipif(
@@ -78,9 +79,7 @@ def device(folder: Path, **environment: str):
     for name in ("host", "user"):
         key = folder / f"{name}_key"
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     (folder / "authorized").write_text((folder / "user_key.pub").read_text())
     host_key = " ".join((folder / "host_key.pub").read_text().split()[:2])
     (folder / "known").write_text(f"[127.0.0.1]:{port} {host_key}\n")

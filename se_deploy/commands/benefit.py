@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from se_deploy.backends.backend import Backend
     from se_deploy.commands.lowering import Destination, Worth
-    from se_deploy.plan import Plan
     from se_deploy.protocols import Arrays, Planner, Progress
 
 _NO_TARGET = "no target named"
@@ -62,7 +61,7 @@ def weighed(
     *,
     to: Destination,
     planner: Planner | None,
-    built: Plan | None = None,
+    built: lowering.Planned | None = None,
     timed: bool = False,
     progress: Progress = silent,
 ) -> Worth | Unweighed:

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from se_deploy.commands.verifying import Checker
     from se_deploy.fusion import Verdict
     from se_deploy.options import FloatType, Precision, TargetLike, TargetOptions
-    from se_deploy.plan import Plan
     from se_deploy.protocols import Progress
     from se_deploy.schema.files import ShapeRange
     from se_deploy.tables.base import Grid
@@ -102,7 +101,7 @@ def build_engine(
     image: ImageOptions | None = None,
     engine: EngineOptions | None = None,
     calibration: CalibrationOptions | None = None,
-    fp16_plan: Plan | None = None,
+    fp16: lowering.Planned | None = None,
     verify: bool = True,
     timed: bool = False,
     on: str = on_workers.LOCAL,
@@ -113,7 +112,7 @@ def build_engine(
     """Rewrite an ONNX file for the target, lower it to `precision`, build it, and read the plan back.
 
     `precision` None keeps the file's own. A file that holds Q/DQ or FP16 tensors is built as it stands.
-    `fp16_plan`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
+    `fp16`, of the same network, is what INT8 must beat where it is better than FP16 in INT8's own form.
     With `timed` a compiler that needs the device builds both precisions there once more, to time them.
     `on`: who plans rewrites and measures sensitivity, "local", "ray" or "ray://HOST:PORT".
     `start`: where another step started from with the same file and options.
@@ -188,7 +187,7 @@ def build_engine(
                 lowering.half(without_qdq(done.rewritten)),
                 to=to,
                 planner=planner,
-                built=fp16_plan,
+                built=fp16,
                 timed=timed,
                 progress=progress,
             )

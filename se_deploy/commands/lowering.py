@@ -126,7 +126,7 @@ def optimized(
         names,
         planner=planner,
         goal=search.Goal(
-            cost=_cost(model, to.targets),
+            cost=_cost(to.targets),
             lower=_half_unless(precision),
             budget_plans=options.search_plans,
             seconds=options.search_seconds,
@@ -139,21 +139,27 @@ def _saved(path: Path) -> tuple[search.Choice, ...]:
     return search.from_json(files.read_text(path), name=f"'{path}'")
 
 
-def _cost(model: ir.Model, targets: Sequence[Target]) -> Callable[[Plan], float]:
-    """Roofline milliseconds on the first device named, where its figures are known; else planned bytes."""
+def _cost(targets: Sequence[Target]) -> Callable[[ir.Model], Callable[[Plan], float]]:
+    """Roofline milliseconds on the first device named, where its figures are known; else planned bytes.
+
+    The arithmetic is that of the graph that was planned: a rewrite makes layers and takes layers away.
+    """
     device = targets[0].device if targets else None
-    if device is None or not device.has_figures:
-        return search.planned_bytes
-    known = device
-    counted: dict[tuple[object, ...], Mapping[str, int]] = {}  # by the sizes of a plan: one entry
 
-    def milliseconds(plan: Plan) -> float:
-        if plan.shapes not in counted:
-            counted[plan.shapes] = shapes.macs(model, plan)
-        time = roofline_ms(plan, counted[plan.shapes], known)
-        return search.planned_bytes(plan) if time is None else time
+    def of(model: ir.Model) -> Callable[[Plan], float]:
+        counted: dict[tuple[object, ...], Mapping[str, int]] = {}  # by the sizes of a plan: one entry
 
-    return milliseconds
+        def milliseconds(plan: Plan) -> float:
+            if device is None or not device.has_figures:
+                return search.planned_bytes(plan)
+            if plan.shapes not in counted:
+                counted[plan.shapes] = shapes.macs(model, plan)
+            time = roofline_ms(plan, counted[plan.shapes], device)
+            return search.planned_bytes(plan) if time is None else time
+
+        return milliseconds
+
+    return of
 
 
 def _same(model: ir.Model) -> ir.Model:
@@ -189,7 +195,7 @@ def lowered(
     if found is not None and found.choices and check is not None:
         found, verified = _right(found, model, check)
         if planner is not None and verified.taken_back:
-            found = _replanned(found, planner, precision, _cost(model, to.targets))
+            found = _replanned(found, planner, precision, _cost(to.targets)(found.model))
     if asked:
         progress("rewrites", 1, 1, f"{len(found.choices) if found else 0} applied")
     form = found.model if found else model
@@ -308,6 +314,21 @@ def _blocks(before: ir.Model, after: ir.Model) -> tuple[se_blocks.SEBlock, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the graph that it is of: its nodes' arithmetic is in no plan."""
+
+    plan: Plan
+    model: ir.Model
+
+    def milliseconds(self, device: Device) -> float:
+        """Return the roofline of the plan on a device whose figures are known, ms per image."""
+        time = roofline_ms(self.plan, shapes.macs(self.model, self.plan), device)
+        if time is None:
+            raise ValueError(f"the figures of {device.title} are not known")
+        return time
+
+
+@dataclass(frozen=True, slots=True)
 class Worth:
     """INT8 against FP16 on one target: bytes and kernels as planned, and a roofline or what was timed."""
 
@@ -380,7 +401,7 @@ def worth(
     *,
     planner: Planner,
     targets: Sequence[Target] = (),
-    built: Plan | None = None,
+    built: Planned | None = None,
 ) -> Worth:
     """Plan both forms; `built` is an FP16 plan of the same network at hand, and counts where it is cheaper.
 
@@ -388,22 +409,16 @@ def worth(
     either there is none, and bytes decide.
     Raises: BuildFailed.
     """
-    plan = planner.plan(int8)
-    device = quantization.roofline_device(targets) or figures(plan.target)
-    macs = shapes.macs(fp16, plan)
-    others = [planner.plan(fp16), *([built] if built is not None and plan.target in built.targets else [])]
+    ours = Planned(planner.plan(int8), int8)
+    device = quantization.roofline_device(targets) or figures(ours.plan.target)
+    others = [Planned(planner.plan(fp16), fp16)]
+    if built is not None and ours.plan.target in built.plan.targets:
+        others.append(built)
     if device is None:
-        return Worth(plan, min(others, key=lambda other: other.activation_bytes))
-    times = [_milliseconds(other, macs, device) for other in others]
+        return Worth(ours.plan, min((one.plan for one in others), key=search.planned_bytes))
+    times = [one.milliseconds(device) for one in others]
     best = min(range(len(others)), key=times.__getitem__)
-    return Worth(plan, others[best], device, _milliseconds(plan, macs, device), times[best])
-
-
-def _milliseconds(plan: Plan, macs: Mapping[str, int], device: Device) -> float:
-    time = roofline_ms(plan, macs, device)
-    if time is None:
-        raise ValueError(f"the figures of {device.title} are not known")
-    return time
+    return Worth(ours.plan, others[best].plan, device, ours.milliseconds(device), times[best])
 
 
 def quantized(

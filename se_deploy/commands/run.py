@@ -343,7 +343,7 @@ def _build(
         target=target,
         engine=asked.options.engine,
         calibration=_for_engine(calibration),
-        fp16_plan=half.built.plan if half else None,
+        fp16=lowering.Planned(half.built.plan, half.lowered.model) if half else None,
         verify=asked.options.verify,
         overwrite=True,
         start=starts.of(calibration, sampled=name == "int8" or calibration.data is not None),

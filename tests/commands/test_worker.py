@@ -19,6 +19,7 @@ from types import ModuleType
 
 import pytest
 import ray_cluster
+from ports import free_ports
 
 from se_deploy.commands import worker
 from se_deploy.commands.worker import WorkerOptions
@@ -176,11 +177,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 @contextlib.contextmanager
 def running(folder, host, **environment):
     """Run `worker` as a first node on `host`: its mark, its ports, its environment and its log."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind((host, 0))
-            ports.append(free.getsockname()[1])
+    ports = free_ports(2, host)
     mark = f"SE_DEPLOY_TEST={uuid.uuid4()}"
     words = ["--head", "--address", f"{host}:{ports[0]}", "--client-port", ports[1], "--tag", "sm86"]
     sources = [folder, Path(worker.__file__).parents[2], Path(__file__).parents[1]]
@@ -204,6 +201,7 @@ def running(folder, host, **environment):
             process.send_signal(signal.SIGINT)
             assert process.wait(_WAIT_S) == 130
         finally:
+            sys.stderr.write((folder / "log").read_text())  # shown where the test fails
             process.kill()
             process.wait()
             for left in processes(mark):

@@ -54,12 +54,16 @@ def test_int8_must_move_less_and_take_less_time(int8, fp16, worth_it, words):
 def test_the_best_fp16_plan_at_hand_is_the_one_to_beat():
     planner = Plans(plan(10, 8000), plan(10, 9000))
     assert lowering.worth(INT8, FP16, planner=planner).worth_it
-    better = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000))
+    better = lowering.worth(INT8, FP16, planner=planner, built=lowering.Planned(plan(5, 4000), FP16))
     assert not better.worth_it
     assert better.fp16.kernels == 5
-    several = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000, "sm80+sm86+sm89"))
+    several = lowering.worth(
+        INT8, FP16, planner=planner, built=lowering.Planned(plan(5, 4000, "sm80+sm86+sm89"), FP16)
+    )
     assert several.fp16.kernels == 5, "an engine for several targets was planned for each of them"
-    elsewhere = lowering.worth(INT8, FP16, planner=planner, built=plan(5, 4000, "sm120"))
+    elsewhere = lowering.worth(
+        INT8, FP16, planner=planner, built=lowering.Planned(plan(5, 4000, "sm120"), FP16)
+    )
     assert elsewhere.worth_it, "a plan for another target says nothing"
 
 
@@ -75,6 +79,31 @@ def test_the_roofline_is_that_of_the_device_named():
     fast = lowering.worth(INT8, FP16, planner=planner, targets=[resolve_target("a100")])
     assert (slow.device.name, fast.device.name) == ("orin-nano", "a100")
     assert slow.int8_ms > fast.int8_ms
+
+
+def one_layer(name, width):
+    """A graph whose only layer has this name and `width` squared multiply-accumulates, and its plan."""
+    text = (
+        f'<ir_version: 10, opset_import: ["" : 20]> {name} (float[N,{width}] x, float[{width},{width}] w) '
+        f"=> (float[N,{width}] y) {{ y = MatMul(x, w) }}"
+    )
+    model = graph.tidy(ir.from_onnx_text(text))
+    model.graph[0].name = name
+    read = PlanTensor("x", "float16", (1,))
+    return lowering.Planned(Plan("t", "1", "sm86", (Kernel(name, "gemm", (read,), (), (name,)),)), model)
+
+
+def test_each_plan_is_weighed_by_the_arithmetic_of_its_own_graph():
+    """A rewrite names layers anew, and no two of the three graphs need have the same rewrites."""
+    int8, fp16, built = (
+        one_layer(n, w) for n, w in (("int8", 20_000), ("fp16", 30_000), ("as_built", 10_000))
+    )
+    planner = Plans(int8.plan, fp16.plan)
+    found = lowering.worth(int8.model, fp16.model, planner=planner)
+    assert found.fp16_ms == pytest.approx(found.int8_ms * (30_000 / 20_000) ** 2)
+    assert found.int8_ms > 0.001, "more than a launch"
+    better = lowering.worth(int8.model, fp16.model, planner=planner, built=built)
+    assert better.fp16_ms == pytest.approx(found.int8_ms / 4)
 
 
 @pytest.mark.parametrize(("int8", "fp16", "worth_it"), [(8000, 9000, True), (9000, 9000, False)])

@@ -90,6 +90,10 @@ def planned_bytes(plan: Plan) -> float:
     return float(plan.activation_bytes)
 
 
+def _by_bytes(_model: ir.Model) -> Callable[[Plan], float]:
+    return planned_bytes
+
+
 def _as_it_is(model: ir.Model) -> ir.Model:
     return model
 
@@ -98,7 +102,7 @@ def _as_it_is(model: ir.Model) -> ir.Model:
 class Goal:
     """What a search makes small, and how long it may take."""
 
-    cost: Callable[[Plan], float] = planned_bytes
+    cost: Callable[[ir.Model], Callable[[Plan], float]] = _by_bytes  # of a graph: what its plans cost
     lower: Callable[[ir.Model], ir.Model] = _as_it_is  # what happens to the graph before it is planned (FP16)
     baseline_kernels: int | None = None  # that are allowed, where the graph to beat is another one
     budget_plans: int = SEARCH_PLANS
@@ -390,8 +394,9 @@ class _Search:
                 raise
             self.warnings.append(f"the compiler refused a rewritten graph, which was left out: {e.message}")
             return None
-        self.shares[self.applied] = self.attribution.shares(plan, self.goal.cost)
-        return Cost(plan.kernels, plan.activation_bytes, self.goal.cost(plan))
+        cost = self.goal.cost(self.replayed(state).model)
+        self.shares[self.applied] = self.attribution.shares(plan, cost)
+        return Cost(plan.kernels, plan.activation_bytes, cost(plan))
 
     @property
     def width(self) -> int:

@@ -115,7 +115,10 @@ def test_what_is_less_work_comes_first_unless_it_costs_more():
     assert chosen(found) == {("dead-hidden-units", "y")}
     assert [(step.rewrite, step.sites) for step in found.steps] == [("dead-hidden-units", ("y",))]
     dearer = run(
-        idle_unit(), CountingPlanner(), ("dead-hidden-units",), cost=lambda plan: -planned_bytes(plan)
+        idle_unit(),
+        CountingPlanner(),
+        ("dead-hidden-units",),
+        cost=lambda _: lambda plan: -planned_bytes(plan),
     )
     assert dearer.choices == ()
     assert dearer.steps == ()
@@ -126,7 +129,9 @@ def test_gates_in_weights_are_warned_of_where_they_are_taken():
         return sum(layer.kind == "Mul" and layer.outputs[0].dims[-1] > 1 for layer in plan.layers)
 
     names = ("hoist-squeeze-1x1", "gate-into-previous")
-    taken = run(bottlenecks(batch=1), CountingPlanner(), names, cost=maps_scaled, baseline_kernels=99)
+    taken = run(
+        bottlenecks(batch=1), CountingPlanner(), names, cost=lambda _: maps_scaled, baseline_kernels=99
+    )
     assert "gate-into-previous" in {choice.rewrite for choice in taken.choices}
     assert ["multiplied into weights at run time" in warning for warning in taken.warnings] == [True]
     assert run(bottlenecks(batch=1), CountingPlanner(), names[:1]).warnings == ()

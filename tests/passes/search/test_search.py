@@ -36,6 +36,26 @@ def run(model, planner=None, allowed=None, **goal):
     return search(model, blocks, planner or CountingPlanner(), allowed=allowed, goal=Goal(**goal))
 
 
+def test_a_plan_costs_what_the_graph_behind_it_computes():
+    """Layers that a rewrite makes have names that the graph as given does not know."""
+    new = set()
+
+    def cost(model):
+        names = {node.name for node in model.graph}
+
+        def of(plan):
+            planned = {name for kernel in plan.layers for name in kernel.onnx_nodes}
+            assert planned <= names
+            new.update(planned - {node.name for node in given.graph})
+            return planned_bytes(plan)
+
+        return of
+
+    given = network()
+    assert run(given, cost=cost).choices
+    assert new
+
+
 def test_it_hoists_because_the_squeeze_reads_less():
     before = network()
     found = run(before)
@@ -155,7 +175,7 @@ def test_a_bad_list_is_refused(text):
 
 
 def test_the_cost_is_an_argument():
-    found = run(network(), cost=lambda plan: float(plan.kernels))
+    found = run(network(), cost=lambda _: lambda plan: float(plan.kernels))
     assert found.best.value == found.best.kernels
 
 
