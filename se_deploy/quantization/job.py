@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -299,20 +300,42 @@ class _Work:
 
 def _work(model: ir.Model, samples: Samples) -> dict[str, _Work]:
     """Return each node's work at the samples' own size, by name."""
+    settled = calibration.frozen_batch(model) is not None and not any(
+        None in (graph.dims(value) or ()) for value in model.graph.inputs
+    )
+    sized = model if settled or _only_batch_is_free(model) else _sized(model, samples)
+    return {
+        node.name or "": _Work(graph.macs(node), graph.elements(node)) for node in sized.graph.all_nodes()
+    }
+
+
+def _only_batch_is_free(model: ir.Model) -> bool:
+    """Whether every size is known but that of the batch, always the first one, which counts as 1."""
+    batch = {value.shape[0] for value in model.graph.inputs if value.shape}
+    return all(
+        value.shape is not None
+        and all(isinstance(d, int) for d in value.shape[1:])
+        and (not value.shape or isinstance(value.shape[0], int) or value.shape[0] in batch)
+        for value in itertools.chain(
+            model.graph.inputs, (value for node in model.graph.all_nodes() for value in node.outputs)
+        )
+    )
+
+
+def _sized(model: ir.Model, samples: Samples) -> ir.Model:
+    """Return a copy with the sizes of one sample."""
     copy = model.clone()
+    first = next(samples.batches(1))
     frozen = calibration.frozen_batch(model) is not None
-    if not frozen or any(None in (graph.dims(value) or ()) for value in model.graph.inputs):
-        first = next(samples.batches(1))
-        for value in copy.graph.inputs:
-            if value.name in first:
-                shape = first[value.name].shape
-                own = (graph.dims(value) or shape) if frozen else shape  # a frozen batch may be in a Reshape
-                value.shape = ir.Shape([n if d is None else d for d, n in zip(own, shape, strict=True)])
-        for node in copy.graph:
-            for value in node.outputs:
-                value.shape = None
-        graph.tidy(copy)
-    return {node.name or "": _Work(graph.macs(node), graph.elements(node)) for node in copy.graph.all_nodes()}
+    for value in copy.graph.inputs:
+        if value.name in first:
+            shape = first[value.name].shape
+            own = (graph.dims(value) or shape) if frozen else shape  # a frozen batch may be in a Reshape
+            value.shape = ir.Shape([n if d is None else d for d, n in zip(own, shape, strict=True)])
+    for node in copy.graph:
+        for value in node.outputs:
+            value.shape = None
+    return graph.tidy(copy)
 
 
 def _last_outputs(model: ir.Model, candidates: Sequence[Layer]) -> tuple[str, ...]:

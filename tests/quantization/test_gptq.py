@@ -42,14 +42,45 @@ def test_without_correlation_it_is_rounding_to_nearest():
     np.testing.assert_array_equal(smart, np.round(weight / 0.1))
 
 
+def by_the_inverse(weight, scale, second):
+    """GPTQ as it was published: each column spreads its error over those behind it."""
+    order = np.argsort(-np.diag(second))
+    upper = np.linalg.cholesky(np.linalg.inv(second[np.ix_(order, order)])).T
+    left, q = weight[:, order].copy(), np.empty_like(weight)
+    for j, column in enumerate(order):
+        q[:, column] = np.clip(np.round(left[:, j] / scale), -127, 127)
+        error = (left[:, j] - q[:, column] * scale) / upper[j, j]
+        left[:, j + 1 :] -= np.outer(error, upper[j, j + 1 :])
+    return q
+
+
+@given(st.integers(0, 99), st.sampled_from([(1, 6, 70), (3, 1, 9), (2, 3, 33)]))
+@hypothesis_settings(deadline=None, max_examples=15)
+def test_it_rounds_as_gptq_does_without_its_inverse(seed, shape):
+    groups, _, columns = shape
+    weight = np.random.default_rng(seed).standard_normal(shape)
+    scale = np.abs(weight).max(axis=2) / 15
+    second = moments(seed, groups, columns) + 0.01 * np.eye(columns)
+    ours = gptq.round_columns(weight, scale, second)
+    for group in range(groups):
+        published = by_the_inverse(weight[group], scale[group], second[group])
+        np.testing.assert_array_equal(ours[group], published)
+
+
 def test_moments_that_rounding_made_indefinite_are_moved_above_zero():
     """An input that hardly varies leaves rounding noise of either sign when it is centred."""
     second = np.diag([1.0, 1.0, -1e-9])[None]
-    definite = gptq._definite(second)
+    factor = gptq._factor(second)
+    definite = factor @ factor.transpose(0, 2, 1)
     assert np.linalg.eigvalsh(definite).min() > 0
     np.testing.assert_allclose(definite, second, atol=1e-8)
-    well = np.eye(3)[None]
-    assert gptq._definite(well) is well
+
+
+def test_the_factor_is_upper_and_that_of_the_moments():
+    second = moments(1, 2, 12)
+    factor = gptq._factor(second)
+    np.testing.assert_array_equal(factor, np.triu(factor))
+    np.testing.assert_allclose(factor @ factor.transpose(0, 2, 1), second, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("scale", [1e-18, 1.0, 1e9])

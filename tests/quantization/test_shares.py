@@ -9,7 +9,7 @@ from ptq_graphs import FAST, RUNTIME, is_int8, samples_of
 
 from se_deploy import graph
 from se_deploy.backends import registry
-from se_deploy.quantization import PORTABLE, chain, quantize
+from se_deploy.quantization import PORTABLE, chain, job, quantize
 
 SIDE = 4
 HEAD = '<ir_version: 10, opset_import: ["" : 20]> net (float[{1}] x) => (float[{1}] y) {{ {0} }}'
@@ -19,6 +19,8 @@ GATED = (
 )
 """Gates are 2 of 34 parts of its multiply-accumulates: 5.9 %."""
 PARTS = 2 * SIDE * SIDE + 2
+ELSEWHERE = "t = Transpose <perm = [1, 0, 2, 3]> (x) u = Transpose <perm = [1, 0, 2, 3]> (t) y = Conv(u, k0)"
+"""The batch is its second axis for a while."""
 
 
 def network(body, dims="N,8,4,4"):
@@ -116,3 +118,24 @@ def test_a_vector_that_a_matrix_reads_stays_in_float(tmp_path, policy):
     result = quantized(VECTOR, tmp_path, policy, dims="1,8,4,4")
     assert [one.reason for one in result.float_layers] == ["its input is a single vector"]
     assert result.quantized == ("x",)
+
+
+@pytest.mark.parametrize("dims", ["N,8,4,4", "N,8,H,W"])
+def test_a_nodes_work_is_that_of_one_sample_whatever_is_free(tmp_path, dims):
+    samples = samples_of(tmp_path, x=np.zeros((2, 8, SIDE, SIDE)))
+    wanted = {node.name: (graph.macs(node), graph.elements(node)) for node in network(GATED, "1,8,4,4").graph}
+    found = job._work(network(GATED, dims), samples)
+    assert {name: (work.macs, work.elements) for name, work in found.items()} == wanted
+
+
+@pytest.mark.parametrize(
+    ("body", "dims", "known"),
+    [
+        (GATED, "N,8,4,4", True),
+        (GATED, "2,8,4,4", True),
+        (GATED, "N,8,H,W", False),
+        (ELSEWHERE, "N,8,4,4", False),
+    ],
+)
+def test_sizes_are_inferred_anew_unless_the_batch_alone_is_free(body, dims, known):
+    assert job._only_batch_is_free(network(body, dims)) is known
