@@ -105,7 +105,7 @@ REAL = (
         wheel="rapidocr",
         shape=(3, 48, 320),
         peer_samples=32,
-        test_images=256,
+        test_images=1024,
     ),
 )
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from se_deploy.backends.backend import Backend
     from se_deploy.commands.verifying import Checker
     from se_deploy.options import CalibrationOptions, FloatType, Precision, RewriteOptions, TargetOptions
-    from se_deploy.passes.search import SearchResult
+    from se_deploy.passes.search import GraphCost, SearchResult
     from se_deploy.plan import Plan
     from se_deploy.protocols import Planner, Progress
     from se_deploy.quantization.fp16_ranges import KeptFp32
@@ -139,23 +139,23 @@ def _saved(path: Path) -> tuple[search.Choice, ...]:
     return search.from_json(files.read_text(path), name=f"'{path}'")
 
 
-def _cost(targets: Sequence[Target]) -> Callable[[ir.Model], Callable[[Plan], float]]:
-    """Roofline milliseconds on the first device named, where its figures are known; else planned bytes.
+def _cost(targets: Sequence[Target]) -> GraphCost | None:
+    """Roofline milliseconds on the first device named; None, for planned bytes, without figures of it.
 
     The arithmetic is that of the graph that was planned: a rewrite makes layers and takes layers away.
     """
     device = targets[0].device if targets else None
+    if device is None or not device.has_figures:
+        return None
+    known = device
 
     def of(model: ir.Model) -> Callable[[Plan], float]:
         counted: dict[tuple[object, ...], Mapping[str, int]] = {}  # by the sizes of a plan: one entry
 
         def milliseconds(plan: Plan) -> float:
-            if device is None or not device.has_figures:
-                return search.planned_bytes(plan)
             if plan.shapes not in counted:
                 counted[plan.shapes] = shapes.macs(model, plan)
-            time = roofline_ms(plan, counted[plan.shapes], device)
-            return search.planned_bytes(plan) if time is None else time
+            return _milliseconds(plan, counted[plan.shapes], known)
 
         return milliseconds
 
@@ -195,7 +195,7 @@ def lowered(
     if found is not None and found.choices and check is not None:
         found, verified = _right(found, model, check)
         if planner is not None and verified.taken_back:
-            found = _replanned(found, planner, precision, _cost(to.targets)(found.model))
+            found = _replanned(found, planner, precision, _cost(to.targets))
     if asked:
         progress("rewrites", 1, 1, f"{len(found.choices) if found else 0} applied")
     form = found.model if found else model
@@ -272,11 +272,12 @@ def _right(found: SearchResult, model: ir.Model, check: Checker) -> tuple[Search
 
 
 def _replanned(
-    found: SearchResult, planner: Planner, precision: Precision, cost: Callable[[Plan], float]
+    found: SearchResult, planner: Planner, precision: Precision, cost: GraphCost | None
 ) -> SearchResult:
     """Plan what is left after choices were taken back: the last step of the search."""
     plan = planner.plan(_half_unless(precision)(found.model))
-    now = search.Cost(plan.kernels, plan.activation_bytes, cost(plan))
+    value = search.planned_bytes(plan) if cost is None else cost(found.model)(plan)
+    now = search.Cost(plan.kernels, plan.activation_bytes, value)
     before = found.best or now
     step = search.Step("without what changed the answers", (), before, now)
     return dataclasses.replace(found, best=now, steps=(*found.steps, step))
@@ -322,10 +323,14 @@ class Planned:
 
     def milliseconds(self, device: Device) -> float:
         """Return the roofline of the plan on a device whose figures are known, ms per image."""
-        time = roofline_ms(self.plan, shapes.macs(self.model, self.plan), device)
-        if time is None:
-            raise ValueError(f"the figures of {device.title} are not known")
-        return time
+        return _milliseconds(self.plan, shapes.macs(self.model, self.plan), device)
+
+
+def _milliseconds(plan: Plan, macs: Mapping[str, int], device: Device) -> float:
+    time = roofline_ms(plan, macs, device)
+    if time is None:
+        raise ValueError(f"the figures of {device.title} are not known")
+    return time
 
 
 @dataclass(frozen=True, slots=True)

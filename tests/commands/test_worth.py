@@ -106,6 +106,15 @@ def test_each_plan_is_weighed_by_the_arithmetic_of_its_own_graph():
     assert better.fp16_ms == pytest.approx(found.int8_ms / 4)
 
 
+def test_a_search_for_a_device_counts_what_a_rewritten_graph_computes():
+    made = one_layer("made_by_a_rewrite", 20_000)
+    target = resolve_target("a100")
+    found = lowering._cost([target])(made.model)(made.plan)
+    assert found == pytest.approx(made.milliseconds(target.device))
+    assert found == pytest.approx(2e3 * 20_000**2 / (target.device.fp16_tflops * 1e12))
+    assert lowering._cost([resolve_target("sm100")]) is None, "planned bytes, where no figures are known"
+
+
 @pytest.mark.parametrize(("int8", "fp16", "worth_it"), [(8000, 9000, True), (9000, 9000, False)])
 def test_without_figures_of_the_target_there_is_no_roofline(int8, fp16, worth_it):
     planner = Plans(plan(10, int8, "sm100"), plan(10, fp16, "sm100"))

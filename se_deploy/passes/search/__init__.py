@@ -6,6 +6,7 @@ from se_deploy.passes.search.choose import allowed, everywhere, optimize
 from se_deploy.passes.search.plan_search import (
     Cost,
     Goal,
+    GraphCost,
     SearchResult,
     Step,
     planned_bytes,
@@ -18,6 +19,7 @@ __all__ = [
     "Choice",
     "Cost",
     "Goal",
+    "GraphCost",
     "Replayed",
     "SearchResult",
     "Step",

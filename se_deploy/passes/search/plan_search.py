@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from se_deploy import graph
 from se_deploy.errors import BuildFailed
@@ -90,19 +90,19 @@ def planned_bytes(plan: Plan) -> float:
     return float(plan.activation_bytes)
 
 
-def _by_bytes(_model: ir.Model) -> Callable[[Plan], float]:
-    return planned_bytes
-
-
 def _as_it_is(model: ir.Model) -> ir.Model:
     return model
+
+
+GraphCost: TypeAlias = "Callable[[ir.Model], Callable[[Plan], float]]"
+"""Of a graph, what its plans cost: a plan does not hold the arithmetic of its nodes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What a search makes small, and how long it may take."""
 
-    cost: Callable[[ir.Model], Callable[[Plan], float]] = _by_bytes  # of a graph: what its plans cost
+    cost: GraphCost | None = None  # what a graph's plans cost; None: their bytes
     lower: Callable[[ir.Model], ir.Model] = _as_it_is  # what happens to the graph before it is planned (FP16)
     baseline_kernels: int | None = None  # that are allowed, where the graph to beat is another one
     budget_plans: int = SEARCH_PLANS
@@ -394,7 +394,8 @@ class _Search:
                 raise
             self.warnings.append(f"the compiler refused a rewritten graph, which was left out: {e.message}")
             return None
-        cost = self.goal.cost(self.replayed(state).model)
+        of = self.goal.cost
+        cost = planned_bytes if of is None else of(self.replayed(state).model)
         self.shares[self.applied] = self.attribution.shares(plan, cost)
         return Cost(plan.kernels, plan.activation_bytes, cost(plan))
 
