@@ -79,8 +79,8 @@ class Census:
             return ()
         what = counted(len(unread), "gated map", ("has", "have"))
         text = (
-            f"{what} no batch axis, '{unread[0]}' first: whether that is an SE block is not known, for a graph "
-            "without a batch axis is not searched. Export the network with a batch of one"
+            f"{what} no batch axis, '{unread[0]}' first: whether that is an SE block is not known, for a "
+            "graph without a batch axis is not searched. Export the network with a batch of one"
         )
         return (text,)
 
