@@ -20,11 +20,12 @@ _MOVES = 0.02
 """Of an output's largest magnitude: what rounding, in INT8 with one scale for a batch too, does not reach."""
 
 
-def run(session: Session, feeds: Arrays) -> dict[str, Array]:
+def run(session: Session, feeds: Arrays, *, apart: bool = False) -> dict[str, Array]:
     """Return the outputs for all samples in `feeds`, whose first axes count samples.
 
     Real numbers are converted to the type that the session takes. A graph with a free batch, or frozen to
-    this number, is run once.
+    this number, is run once. `apart`: each sample was seen to be answered by itself, so that no padding is
+    tried.
     Raises: BadInput where the feeds do not fit; BadData where an output's rows are not those of samples, or
     depend on what a slice is padded with (which is tried with another padding).
     """
@@ -36,7 +37,9 @@ def run(session: Session, feeds: Arrays) -> dict[str, Array]:
     for part, rows in sliced(feeds, size):
         made = session.run(part)
         slices.append({name: unpadded(name, array, size, rows) for name, array in made.items()})
-        if rows < size and (other := _padded_otherwise(feeds, part, rows)) is not None:
+        if apart or rows == size:
+            continue
+        if (other := _padded_otherwise(feeds, part, rows)) is not None:
             again = {name: unpadded(name, a, size, rows) for name, a in session.run(other).items()}
             _refuse_mixing(slices[-1], again, size, rows)
     return {name: np.concatenate([one[name] for one in slices]) for name in slices[0]}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from se_deploy.backends import keeping
-from se_deploy.cli.output import EXIT_ERROR, EXIT_INTERRUPTED
-from se_deploy.errors import SeDeployError, meant, printable
+from se_deploy.cli.output import EXIT_ERROR, EXIT_INTERRUPTED, unjudged
+from se_deploy.errors import CannotWrite, OutputExists, SeDeployError, meant, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,6 +134,7 @@ def _run(words: list[str], *, as_json: bool) -> int:
             return _interrupted_here()
         return _fail(e.kind, e.message, e.hint, EXIT_ERROR, as_json=as_json)
     except click.UsageError as e:
+        _tell_junit(e, words)
         hint = f"{e.ctx.command_path} --help" if e.ctx else "se-deploy --help"
         if as_json:
             return _fail("Usage", e.format_message(), hint, EXIT_USAGE, as_json=True)
@@ -156,6 +159,34 @@ def _run(words: list[str], *, as_json: bool) -> int:
         message = f"there is not enough memory: {e}" if str(e) else "there is not enough memory"
         return _fail("System", message, "give a smaller batch or input size", EXIT_ERROR, as_json=as_json)
     return code if isinstance(code, int) else 0
+
+
+def _tell_junit(e: click.UsageError, words: Sequence[str]) -> None:
+    """Let what --junit names say that the command was not understood: an older verdict is none of this run.
+
+    A file that the command itself would not replace stays.
+    """
+    asked = commands if e.ctx is None else e.ctx.command
+    if asked is not commands and all(parameter.name != "junit" for parameter in asked.params):
+        return
+    options = [parameter for parameter in asked.params if isinstance(parameter, click.Option)]
+    valued = {name for one in options if not one.is_flag and not one.count for name in one.opts}
+    junit, overwrite, typed = "", False, iter(words)
+    for word in typed:
+        if word == "--":
+            break
+        if word in {"--junit", *valued}:
+            value = next(typed, "")
+            junit = value if word == "--junit" else junit
+        elif word.startswith("--junit="):
+            junit = word.removeprefix("--junit=")
+        overwrite = overwrite or word == "--overwrite"
+    if not junit:
+        return
+    name = asked.name if asked is not commands and asked.name else words[0]
+    with contextlib.suppress(OutputExists, CannotWrite):
+        hint = f"{PROGRAM} {name} --help"
+        unjudged(name, Path(junit), "Usage", e.format_message(), hint, overwrite=overwrite)
 
 
 def _interrupted_here() -> int:

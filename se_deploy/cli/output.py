@@ -38,19 +38,35 @@ _PIPED_WIDTH = 120  # of a table that goes to a file or another program, where C
 def judging(command: str, junit: Path | None, *, overwrite: bool) -> Iterator[None]:
     """Claim what --junit names; where the block ends with an error, the file says that instead of a verdict.
 
-    An older file would else stand for this run in a CI that keeps it.
+    An older file would else stand for this run in a CI that keeps it: from the start it says that there is
+    no verdict yet, so that a run which is interrupted or killed leaves none.
     """
     if junit is None:
         yield
         return
-    from se_deploy import files, report
-
-    files.claim(junit, overwrite=overwrite)
+    said = "it was interrupted, killed, or ended by a fault of the machine or of se-deploy"
+    unjudged(
+        command,
+        junit,
+        "Unfinished",
+        f"{command} came to no verdict: {said}",
+        "run it again",
+        overwrite=overwrite,
+    )
     try:
         yield
     except SeDeployError as e:
-        files.write_text(junit, report.junit_error(command, e))
+        unjudged(command, junit, e.kind, e.message, e.hint, overwrite=True)
         raise
+
+
+def unjudged(command: str, junit: Path, kind: str, message: str, hint: str, *, overwrite: bool) -> None:
+    """Write into what --junit names that the command gave no verdict. Raises: OutputExists, CannotWrite."""
+    from se_deploy import files, report
+    from se_deploy.schema.results import ErrorFields
+
+    files.claim(junit, overwrite=overwrite)
+    files.write_text(junit, report.junit_error(command, ErrorFields(kind=kind, message=message, hint=hint)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,14 @@ import onnx_ir as ir
 from msgspec.structs import asdict, replace
 
 import se_deploy
-from se_deploy import files, graph, locks, onnx_files
+from se_deploy import batching, files, graph, locks, onnx_files, verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends import registry
+from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import reading
 from se_deploy.data import preprocessing
 from se_deploy.deploy import pbtxt
-from se_deploy.errors import BadArtifact, BadInput, counted
+from se_deploy.errors import BadArtifact, BadInput, MissingRuntime, UnsupportedGraph, counted
 from se_deploy.options import ImageOptions
 from se_deploy.schema import encode, input_spec, tool_version
 from se_deploy.schema.files import BundleInput
@@ -76,8 +77,8 @@ def bundle(
     folder = Path(folder)
     model, notes = None, cargo.warnings
     if triton:
-        model, parts = _repository(cargo, name)
-        notes += _not_batched(cargo)
+        model, parts, alone = _repository(cargo, name)
+        notes += alone
     else:
         parts = _plain(cargo)
     _write(folder, parts, overwrite=overwrite, sums=not triton)
@@ -186,8 +187,8 @@ def _runner(manifest: Manifest, name: str) -> dict[str, Part]:
     return {RUNNER: text.encode(), PREPROCESSING: Path(preprocessing.__file__).read_bytes()}
 
 
-def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]]:
-    """Return the model's name and the files of a model repository."""
+def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part], tuple[str, ...]]:
+    """Return the model's name, the files of a model repository, and why no requests are put together."""
     manifest = cargo.manifest
     backend = registry.graphs() if manifest is None else registry.get(manifest.runtime)
     if backend.triton is None:
@@ -219,26 +220,50 @@ def _repository(cargo: _Cargo, wanted: str | None) -> tuple[str, dict[str, Part]
             comments.append(f"Preload its plug-ins into the server (LD_PRELOAD): {', '.join(f.plugins)}.")
         if f is not None and f.version_compatible:
             comments.append("Or a later one with --backend-config=tensorrt,version-compatible=true.")
+    alone = _not_batched(cargo.model, cargo)
     text = pbtxt.config(
-        name, cargo.model, platform=backend.triton, spec=cargo.spec, manifest=manifest, comments=comments
+        name,
+        cargo.model,
+        platform=backend.triton,
+        spec=cargo.spec,
+        manifest=manifest,
+        apart=not alone,
+        comments=comments,
     )
     served: Part = cargo.path if manifest is not None else _onnx(cargo, cargo.onnx)
     parts: dict[str, Part] = {f"{name}/config.pbtxt": text.encode()}
     if cargo.spec is not None and pbtxt.labelled(cargo.model, cargo.spec) is not None:
         parts[f"{name}/{pbtxt.LABELS}"] = _labels(cargo.spec)
-    return name, {**parts, f"{name}/1/{backend.triton.file}": served}
+    return name, {**parts, f"{name}/1/{backend.triton.file}": served}, alone
 
 
-def _not_batched(cargo: _Cargo) -> tuple[str, ...]:
+def _not_batched(model: ir.Model, cargo: _Cargo) -> tuple[str, ...]:
     """Return why requests are not put together although first dimensions are free, for the user to read."""
-    model = cargo.model
-    if model is None or pbtxt.batches(model):
+    if any((graph.dims(value) or (0,))[0] is not None for value in model.graph.inputs):
         return ()
-    firsts = [(graph.dims(value) or (0,))[0] for value in model.graph.inputs]
-    if any(size is not None for size in firsts):
-        return ()
-    said = "the first dimension does not count the samples in every input and output: max_batch_size is 0"
-    return (f"{said}, so that Triton puts no requests together",)
+    if not pbtxt.batches(model):
+        why = "the first dimension does not count the samples in every input and output"
+    else:
+        why = _mixing(model, cargo)
+    said = "max_batch_size is 0, so that Triton puts no requests together"
+    return (f"{why}: {said}",) if why else ()
+
+
+def _mixing(model: ir.Model, cargo: _Cargo) -> str:
+    """Return why rows of several requests cannot be fed as one batch, "" where they can: noise shows it.
+
+    What the first dimension is called says nothing: a graph may read it as a sequence, or average over it.
+    """
+    shapes = {} if cargo.manifest is None else {n: one.opt for n, one in cargo.manifest.shapes.items()}
+    try:
+        with registry.graph_runtime(SessionOptions()).open(model) as session:
+            probes = verification.choose(model, session, image=cargo.spec, shapes=shapes)
+            asked = [(one.feeds, session.run(one.feeds)) for one in probes if one.kind == "noise"]
+            if max(batching.rows(feeds) for feeds, _ in asked) == 1:
+                return "the graph takes one sample at a time"
+            return "; ".join(verification.mixed(session.run, session.inputs, asked))
+    except (UnsupportedGraph, BadArtifact, BadInput, MissingRuntime) as e:
+        return f"whether samples of one batch are answered each by itself is not known ({e.message})"
 
 
 def _onnx(cargo: _Cargo, path: Path) -> Part:

@@ -132,7 +132,8 @@ def inspect(
         samples = CalibrationOptions(Path(calib_data), calib_samples)
         advised, said = _advised(model, samples, progress)
         notes = (*notes, *said)
-    return InspectResult(str(file), model, census, made, (*lifted.warnings, *notes), advised, _chain(model))
+    warnings = (*lifted.warnings, *census.warnings, *notes)
+    return InspectResult(str(file), model, census, made, warnings, advised, _chain(model))
 
 
 def _advised(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from se_deploy import batching, data, files
+from se_deploy import batching, data, files, verification
 from se_deploy.backends import manifest as manifests
 from se_deploy.backends.sessions import shape_text
 from se_deploy.commands import answers, artifacts, reading
@@ -23,10 +23,10 @@ from se_deploy.schema import output_kinds, tool_version
 from se_deploy.schema.results import Predict, Prediction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from se_deploy.options import HostOptions, ImageOptions
-    from se_deploy.protocols import Array, Progress
+    from se_deploy.protocols import Array, Arrays, FloatArray, Progress
     from se_deploy.schema.common import OutputKind
     from se_deploy.schema.input_spec import InputSpec
 
@@ -70,7 +70,7 @@ def predict(
         said: list[Prediction] = []
         for names, feeds in fed.batches([Path(image) for image in images]):
             progress("predict", len(said), max(len(images), len(said)))
-            said += _said(one, fed, names, feeds, shown)
+            said += _said(fed, names, feeds, shown)
         progress("predict", len(said), len(said))
         return Predict(
             tool_version=tool_version(),
@@ -92,6 +92,7 @@ class _Fed:
         self.warnings: list[str] = []
         # An engine's profile may end at any batch: one sample at a time fits them all.
         self.size = artifacts.batch_size(one.session, 1)
+        self.asked = _Asked(one)
 
     @property
     def spec(self) -> InputSpec:
@@ -132,6 +133,49 @@ class _Fed:
             yield names, {taken[0].name: batch}
 
 
+class _Asked:
+    """A session that knows whether it answers each sample by itself, from a batch whose samples differ.
+
+    What that takes, and what tries the padding of a batch, is asked once.
+    """
+
+    def __init__(self, one: artifacts.Opened) -> None:
+        self._session = one.session
+        self._known: list[tuple[Arrays, dict[str, Array]]] = []
+        self._found = frozenset[str]() if one.model is None else verification.found_by(one.model)
+        self._settled = artifacts.batch_size(one.session, 1) == 1  # one alone depends on no other
+        self.inputs, self.outputs, self.apart = one.session.inputs, one.session.outputs, False
+
+    def run(self, feeds: Arrays) -> dict[str, Array]:
+        for asked, made in self._known:
+            if all(np.array_equal(asked[name], array) for name, array in feeds.items()):
+                return made
+        made = self._session.run(feeds)
+        if not self._settled:
+            self._known.append((feeds, made))
+        return made
+
+    def time(self, feeds: Arrays, calls: int) -> FloatArray:
+        return self._session.time(feeds, calls)
+
+    def mixing(self, said: Collection[str | None]) -> tuple[str, ...]:
+        """Return a warning for each of the outputs `said` that depends on the others of the last batch."""
+        differing = [pair for pair in self._known if any(map(_differ, pair[0].values()))]
+        if self._settled or not differing:
+            self._known.clear()
+            return ()
+        unsaid = set(differing[0][1]) - set(said)
+        told = verification.mixed(self.run, self.inputs, differing[:1], apart=unsaid | self._found)
+        self._settled, self.apart = True, not told
+        self._known.clear()
+        return told
+
+
+def _differ(array: Array) -> bool:
+    """Whether the samples of one batch are not all the same."""
+    return bool(array.ndim) and not np.array_equal(array, np.repeat(array[:1], len(array), 0))
+
+
 def _pictures(path: Path) -> list[Path]:
     """Return an image, or the images in a folder. Raises: BadInput where it holds none."""
     if not path.is_dir():
@@ -142,13 +186,12 @@ def _pictures(path: Path) -> list[Path]:
     return found
 
 
-def _said(
-    one: artifacts.Opened, fed: _Fed, names: Sequence[str], feeds: dict[str, Array], shown: Shown
-) -> list[Prediction]:
+def _said(fed: _Fed, names: Sequence[str], feeds: dict[str, Array], shown: Shown) -> list[Prediction]:
     """Run one batch and put its answers into words."""
     # A graph frozen at a larger batch is filled up with the last sample, whose copies are dropped again.
-    outputs = batching.run(one.session, feeds)
+    outputs = batching.run(fed.asked, feeds, apart=fed.asked.apart)
     answer = answers.choose(outputs, feeds, len(names), shown.kinds)
+    fed.warnings += fed.asked.mixing({answer.output, answer.scores, answer.labels})
     array = outputs[answer.output]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array))[0, 0]) if len(array) == len(names) else 0

@@ -171,6 +171,7 @@ def read(
     if left:
         notes.append(f"{counted(left, 'BatchNormalization or Dropout node')} could not be folded away")
     census = se_blocks.detect(form.model)
+    notes += census.warnings
     progress("census", 1, 1, counted(len(census.se), "SE block"))
     return Source(
         spec=spec,

@@ -70,14 +70,16 @@ def config(
     platform: Triton,
     spec: InputSpec | None,
     manifest: Manifest | None,
+    apart: bool,
     comments: Sequence[str] = (),
 ) -> str:
     """Write the config.pbtxt; `manifest` says what batches an engine takes.
 
+    `apart`: whether each row along the first dimensions is answered by itself, as `batches` cannot know.
     Raises: UnsupportedGraph where an input or output has no type or shape that Triton knows.
     """
     taken, given = _tensors(model.graph.inputs), _tensors(model.graph.outputs)
-    batch = _max_batch(manifest) if batches(model) else 0
+    batch = _max_batch(manifest) if apart and batches(model) else 0
     for tensor in (*taken, *given):
         if 0 in tensor.dims or not tensor.dims:
             dims = "x".join("?" if d is None else str(d) for d in tensor.dims) or "a scalar"
@@ -126,7 +128,7 @@ def _tensors(values: Iterable[ir.Value]) -> tuple[_Tensor, ...]:
 
 
 def batches(model: ir.Model) -> bool:
-    """Whether the first dimension of every input and output is free and counts the samples.
+    """Whether the first dimension of every input and output is free and may count samples, by the shapes.
 
     It is none where inputs name it differently, where a name of it, or the batch's, stands in another place
     too, and where an output has another number of rows than there are samples.

@@ -53,9 +53,11 @@ _NORMALIZES = frozenset(
 )
 """They scale and shift by constants; a shift that became 0 is none, and their eps is an FP32 attribute."""
 
-_ROOTS = frozenset({"ReduceL2", "LpPool", "GlobalLpPool"})
+_ROOTS = frozenset({"GlobalLpPool", "LpNormalization", "LpPool", "ReduceL2"})
 _LOGARITHMS = frozenset({"ReduceLogSum", "ReduceLogSumExp"})
 """Their result is the root or the logarithm of a sum that no tensor holds, so that none was measured."""
+
+_AXES_AS_INPUT = 18  # the operator set from which ReduceL1 and ReduceL2 take them so
 
 _SIZES = frozenset({"Shape", "Size"})
 OF_SIZES = "it computes with sizes, and FP16 has no odd number above 2,048"
@@ -82,6 +84,7 @@ class Ranges:
     largest: Mapping[str, float]  # by tensor
     kinds: tuple[str, ...]  # what was fed, "noise", "extremes", "data"
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # the largest batch's, by input
+    norms: Mapping[str, float] = field(default_factory=dict)  # that a LpNormalization divides by, by output
 
 
 def measure(
@@ -94,7 +97,8 @@ def measure(
     folded = graph.rewrite(model, fold_affine).model
     inputs = [str(v.name) for v in folded.graph.inputs if v.dtype == ir.DataType.FLOAT]
     largest = dict.fromkeys(inputs, 0.0)
-    watched = _watch(folded)
+    norms: dict[str, float] = {}
+    watched, divided_by = _watch(folded)
     if not watched:
         return Ranges({}, ())
     shapes: dict[str, tuple[int, ...]] = {}
@@ -102,24 +106,33 @@ def measure(
         for feeds in batches:
             for name, array in feeds.items():
                 shapes[name] = max(shapes.get(name, ()), array.shape, key=math.prod)
+            made = session.run(feeds)
             seen = {name: feeds[name] for name in inputs if name in feeds}
-            seen |= {watched[name]: array for name, array in session.run(feeds).items()}
+            seen |= {of: made[name] for name, of in watched.items()}
             for name, array in seen.items():
                 largest[name] = max(largest.get(name, 0.0), _finite_max(array))
-    return Ranges(largest, tuple(dict.fromkeys(kinds)), shapes)
+            for name, of in divided_by.items():
+                norms[of] = max(norms.get(of, 0.0), _finite_max(made[name]))
+    return Ranges(largest, tuple(dict.fromkeys(kinds)), shapes, norms)
 
 
-def _watch(model: ir.Model) -> dict[str, str]:
-    """Make the graph's outputs max|t| of each FP32 tensor t, and return t's name by theirs.
+def _watch(model: ir.Model) -> tuple[dict[str, str], dict[str, str]]:
+    """Make the graph's outputs max|t| of each FP32 tensor t, and return t's name by theirs; so of norms.
 
     Reduced in the graph, no map is held to the end: all maps of a large network are gigabytes.
     """
     taken = {value.name for node in model.graph for value in node.outputs}
     made = [v for node in _of_known_extent(model) for v in node.outputs]
     tensors = [v for v in made if v.dtype == ir.DataType.FLOAT and is_tensor(v)]
+    normalized = [v for v in tensors if (node := v.producer()) and node.op_type == "LpNormalization"]
     model.graph.outputs.clear()
     found: dict[str, str] = {}
-    for number, value in enumerate(tensors):
+    divided_by: dict[str, str] = {}
+    watched = [
+        *((value, value) for value in tensors),
+        *((_norm(model, value), value) for value in normalized),
+    ]
+    for number, (value, of) in enumerate(watched):
         size = ir.node("Abs", [value])
         most = ir.node("ReduceMax", size.outputs, {"keepdims": 0})
         for node in (size, most):
@@ -131,8 +144,25 @@ def _watch(model: ir.Model) -> dict[str, str]:
         graph.insert_after(value, [size, most])
         most.outputs[0].shape = ir.Shape(())
         model.graph.outputs.append(most.outputs[0])
-        found[str(most.outputs[0].name)] = str(value.name)
-    return found
+        (found if value is of else divided_by)[str(most.outputs[0].name)] = str(of.name)
+    return found, divided_by
+
+
+def _norm(model: ir.Model, normalized: ir.Value) -> ir.Value:
+    """Compute what a LpNormalization divides by, which is none of its outputs."""
+    node = normalized.producer()
+    assert node is not None  # noqa: S101 - it made the value
+    p, axis = graph.attribute(node, "p", 2), graph.attribute(node, "axis", -1)
+    inputs, attributes = [graph.input_of(node, 0)], [ir.AttrInt64("keepdims", 0)]
+    if graph.opset(model) < _AXES_AS_INPUT:
+        attributes.append(ir.AttrInt64s("axes", [int(str(axis))]))
+    else:
+        inputs.append(graph.initializer(model, f"{normalized.name}_axes", np.array([axis], np.int64)))
+    norm = ir.Node("", f"ReduceL{p}", inputs, attributes)
+    norm.outputs[0].name = graph.fresh_name(f"{normalized.name}_norm", graph.value_names(model))
+    norm.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_after(normalized, [norm])
+    return norm.outputs[0]
 
 
 def _of_known_extent(model: ir.Model) -> list[ir.Node]:
@@ -223,17 +253,29 @@ def _by_range(model: ir.Model, ranges: Ranges, found: dict[ir.Node, str]) -> Non
                 found.setdefault(node, reason)
 
     for node in model.graph:
-        most = ranges.largest.get(str(node.outputs[0].name), 0.0)
-        if most <= LARGEST and _sum_within(node, most) > LARGEST:
-            reason = f"{node.op_type} '{node.outputs[0].name}' sums up to more than 65,504, where FP16 ends"
-            found.setdefault(node, reason)
+        name = str(node.outputs[0].name)
+        most = ranges.largest.get(name, 0.0)
+        inside = _sum_within(node, ranges.norms.get(name, most)) if most <= LARGEST else 0.0
+        if inside > LARGEST:
+            found.setdefault(node, f"{node.op_type} '{name}' sums up to more than 65,504, where FP16 ends")
+        elif 0 < inside < SMALLEST:
+            found.setdefault(node, f"{node.op_type} '{name}' sums up to {inside:.2g}, which is 0 in FP16")
 
 
 def _sum_within(node: ir.Node, most: float) -> float:
-    """Return how far the sum inside of an operator reaches whose result reaches `most`; 0 for others."""
-    if node.op_type in _ROOTS and graph.attribute(node, "p", 2) == 2:  # noqa: PLR2004 - a sum of squares
-        return most**2
-    return math.exp(min(most, math.log(LARGEST) + 1)) if node.op_type in _LOGARITHMS else 0.0
+    """Return how far the sum inside of an operator reaches, or somewhat beyond LARGEST; 0 for others.
+
+    `most`: how far its result reaches, or what it divides by.
+    """
+    if node.op_type == "Mean":
+        return most * len(node.inputs)
+    if node.op_type in _ROOTS and most > 0:
+        logarithm = float(str(graph.attribute(node, "p", 2))) * math.log(most)
+    elif node.op_type in _LOGARITHMS:
+        logarithm = most
+    else:
+        return 0.0
+    return math.exp(min(logarithm, math.log(LARGEST) + 1))
 
 
 def _constant(node: ir.Node, value: ir.Value | None) -> str | None:

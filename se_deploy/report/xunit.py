@@ -12,8 +12,7 @@ from se_deploy.report import facts, units
 from se_deploy.schema.results import Check, Parity
 
 if TYPE_CHECKING:
-    from se_deploy.errors import SeDeployError
-    from se_deploy.schema.results import Candidate, OutputParity, Run
+    from se_deploy.schema.results import Candidate, ErrorFields, OutputParity, Run
 
 _ILLEGAL = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
@@ -47,14 +46,14 @@ def junit(result: Parity | Check | Run) -> str:
     return _document(suites)
 
 
-def junit_error(command: str, error: SeDeployError) -> str:
+def junit_error(command: str, error: ErrorFields) -> str:
     """Write that a command judged nothing, as one case with an error: no older verdict may stand for it."""
     counts = {"tests": "1", "failures": "0", "errors": "1", "skipped": "0"}
     suites = ET.Element("testsuites", {"name": "se-deploy", **counts})
     suite = ET.SubElement(suites, "testsuite", {"name": command, **counts, "time": "0"})
     named = {"classname": f"se-deploy.{command}", "name": command}
     entry = ET.SubElement(suite, "testcase", named, time="0")
-    said = ET.SubElement(entry, "error", message=_named(error.message), type=type(error).__name__)
+    said = ET.SubElement(entry, "error", message=_named(error.message), type=error.kind)
     said.text = _text(f"{error.message}\n{error.hint}")
     return _document(suites)
 

@@ -12,8 +12,8 @@ from se_deploy import graph
 from se_deploy.errors import counted
 from se_deploy.se_blocks import einsum, functions
 from se_deploy.se_blocks.dataflow import Dataflow
-from se_deploy.se_blocks.types import Census, NotSE, SEBlock
-from se_deploy.se_blocks.values import same, value_dims
+from se_deploy.se_blocks.types import WITHOUT_BATCH, Census, NotSE, SEBlock
+from se_deploy.se_blocks.values import POOL, REDUCE, same, value_dims
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,6 +31,7 @@ _OTHERWISE = frozenset({"Div", "MatMul"})
 """What may scale by a gate too; no pass can read it there, so it is told and not found."""
 _CANDIDATES = _OTHERWISE | {"Mul", "Add"}
 _INVERSE = np.array(-1.0)
+_FAR_BACK = 64  # nodes of a gate, layers and activations as exporters write them
 _FAR = 8  # nodes to walk: GELU by tanh, the longest spelling of an activation that exporters write, has 8
 
 
@@ -123,10 +124,39 @@ def _matched(flow: Dataflow, node: ir.Node) -> _Match | str:
             reasons.append((rank, reason))
     if node.op_type == "Add":
         return reasons[0][1] if reasons else ""
+    if any(_without_batch(flow, gate, scaled) for gate, scaled in ((b, a), (a, b))):
+        return WITHOUT_BATCH
     if _of_one_vector(flow, a, b):
         return ""
     ungated = _without_pool(flow, a, b)
     return max(reasons)[1] if reasons else ungated
+
+
+def _without_batch(flow: Dataflow, gate: ir.Value, scaled: ir.Value) -> bool:
+    """Whether a gate (C, 1, ...) comes, through learned layers, from the pooled map (C, ...) that it scales.
+
+    With a batch axis in front of both that is a block; without one the first axis is read as the batch.
+    """
+    shape, factors = flow.dims(scaled) or (), flow.dims(gate) or ()
+    channels = shape[0] if len(shape) > 1 else None
+    if not isinstance(channels, int) or channels == 1 or factors != (channels, *(1 for _ in shape[1:])):
+        return False
+    waiting, layers = [gate.producer()], 0
+    seen: set[ir.Node] = set()
+    while waiting and len(seen) < _FAR_BACK:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        learned = [v for v in node.inputs if v is not None and flow.of(v).constant]
+        if node.op_type in _LINEAR and any(channels in (value_dims(v) or ()) for v in learned):
+            layers += 1
+        made, view = flow.dims(node.outputs[0]) or (), flow.of(node.outputs[0]).view
+        pooled = node.op_type in {*REDUCE, *POOL} and made == (channels, *(1 for _ in made[1:]))
+        if layers and pooled and view.root is flow.of(scaled).view.root:
+            return True
+        waiting += [v.producer() for v in node.inputs if v is not None and not flow.of(v).constant]
+    return False
 
 
 def _otherwise_scaled(flow: Dataflow, node: ir.Node) -> str:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from se_deploy.errors import counted
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SE_KINDS = frozenset({"se", "ese", "residual-se"})
+
+WITHOUT_BATCH = "its channels lie along the first axis: a graph without a batch axis is not searched"
+"""The reason against what would be a block in front of which a batch axis stood."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,19 @@ class Census:
     def se(self) -> tuple[SEBlock, ...]:
         """The blocks of SE_KINDS."""
         return tuple(block for block in self.blocks if block.kind in SE_KINDS)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the census does not answer, in words."""
+        unread = [one.output for one in self.rejected if one.reason == WITHOUT_BATCH]
+        if not unread:
+            return ()
+        what = counted(len(unread), "gated map", ("has", "have"))
+        text = (
+            f"{what} no batch axis, '{unread[0]}' first: whether that is an SE block is not known, for a "
+            "graph without a batch axis is not searched. Export the network with a batch of one"
+        )
+        return (text,)
 
 
 def formula_params(blocks: Iterable[SEBlock]) -> int:

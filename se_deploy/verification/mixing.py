@@ -14,7 +14,7 @@ from se_deploy import batching
 from se_deploy.verification import distances
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from se_deploy.protocols import Array, Arrays, TensorSpec
 
@@ -31,8 +31,9 @@ def mixed(
 ) -> tuple[str, ...]:
     """Return a warning for each output that has no row for each sample, or whose rows depend on the others.
 
-    `asked`: batches and the answers to them; one more is asked for, whose samples are all the first one of
-    the largest. `apart` are outputs of which nothing is said, such as those whose rows the network finds.
+    `asked`: batches and the answers to them; one more is asked for, whose samples are all the middle one of
+    the largest, which has others before it and behind it; of two samples each is asked for so. `apart` are
+    outputs of which nothing is said, such as those whose rows the network finds.
     Nothing is said where no batch holds two samples, or where an input's first axis does not count them.
     """
     firsts = {spec.dims[0] is None for spec in inputs if spec.dims}
@@ -44,19 +45,28 @@ def mixed(
     count = batching.rows(feeds)
     if len(firsts) != 1 or count < 2:  # noqa: PLR2004 - one alone depends on no other
         return ()
-    alike = ask({name: np.repeat(a[:1], count, 0) if a.ndim else a for name, a in feeds.items()})
+    middle = range(2) if count == 2 else (count // 2,)  # noqa: PLR2004 - the first of a sequence has none before it
+    alike = {
+        row: ask({n: np.repeat(a[row : row + 1], count, 0) if a.ndim else a for n, a in feeds.items()})
+        for row in middle
+    }
     batches = [(batching.rows(batch), made) for batch, made in asked]
     told = (
-        _told(name, array, alike[name], [(n, made[name]) for n, made in batches])
+        _told(
+            name,
+            array,
+            {row: one[name] for row, one in alike.items()},
+            [(n, made[name]) for n, made in batches],
+        )
         for name, array in answers.items()
         if name not in apart
     )
     return tuple(text for text in told if text)
 
 
-def _told(name: str, array: Array, alike: Array, asked: Sequence[tuple[int, Array]]) -> str:
-    """Return what is to be said of one output, "" for nothing."""
-    if array.shape == alike.shape and all(np.array_equal(array, one) for _, one in (*asked, (0, alike))):
+def _told(name: str, array: Array, alike: Mapping[int, Array], asked: Sequence[tuple[int, Array]]) -> str:
+    """Return what is to be said of one output, "" for nothing; `alike` by the sample that all are."""
+    if all(np.array_equal(array, one) for one in (*(one for _, one in asked), *alike.values())):
         return ""  # the same for any input: it is no answer to a sample
     rows = {len(one) / n if one.ndim else None for n, one in asked}
     each = rows.pop() if len(rows) == 1 else None
@@ -68,12 +78,21 @@ def _told(name: str, array: Array, alike: Array, asked: Sequence[tuple[int, Arra
             "which is not known where samples are fed in slices or a batch is filled up: give it the batch "
             "as its first axis, or export with --batch 1"
         )
-    want, got = (one[: int(each)] for one in (array, alike))
-    moved = distances.distance(want, got) if want.shape == got.shape else np.inf
-    if moved <= (_ROUNDINGS * distances.rounding(distances.largest(want)) if want.dtype.kind == "f" else 0.0):
+    moved = max(
+        _moved(array, one, slice(row * int(each), (row + 1) * int(each))) for row, one in alike.items()
+    )
+    if not moved:
         return ""
     return (
         f"output '{name}' answers a sample otherwise where the others in its batch are others, by "
         f"{moved:.3g}: what is measured, calibrated and predicted depends on the batch. Put layers that "
         "average over it into eval(), or export with the --batch that is deployed"
     )
+
+
+def _moved(array: Array, other: Array, rows: slice) -> float:
+    """Return by how much these rows differ in two answers; 0 where that is rounding."""
+    want, got = array[rows], other[rows]
+    moved = distances.distance(want, got) if want.shape == got.shape else np.inf
+    rounding = _ROUNDINGS * distances.rounding(distances.largest(want)) if want.dtype.kind == "f" else 0.0
+    return moved if moved > rounding else 0.0

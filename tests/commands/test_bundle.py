@@ -366,7 +366,7 @@ def test_odd_names_and_shapes_stay_valid_text():
     )
     model = use_graphs.model(text + "    m = Neg(n)\n    y = Relu(x)\n}}", None, weights=False)
     model.graph.inputs[0].name = 'x"\\\n'
-    made = pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None)
+    made = pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None, apart=True)
     config = text_format.Parse(made, triton_config()())
     assert config.input[0].name == 'x"\\\n'
     assert list(config.input[0].dims) == [-1, -1]
@@ -377,14 +377,14 @@ def test_odd_names_and_shapes_stay_valid_text():
     assert not config.output[0].label_filename
     model.graph.outputs[1].shape = None
     with pytest.raises(UnsupportedGraph, match="'y'"):
-        pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None)
+        pbtxt.config("odd", model, platform=registry.graphs().triton, spec=None, manifest=None, apart=True)
 
 
 def served(signature, *body):
     """The configuration of a graph with these inputs, outputs and nodes."""
     text = f'<ir_version: 8, opset_import: ["" : 17]>\ng {signature} {{{{ {chr(10).join(body)} }}}}'
     model = use_graphs.model(text, None, weights=False)
-    made = pbtxt.config("net", model, platform=registry.graphs().triton, spec=None, manifest=None)
+    made = pbtxt.config("net", model, platform=registry.graphs().triton, spec=None, manifest=None, apart=True)
     return text_format.Parse(made, triton_config()())
 
 
@@ -444,6 +444,62 @@ def test_that_requests_are_not_put_together_is_said(tmp_path):
     net = use_graphs.save(tmp_path / "net.onnx", text, None)
     notes = bundle.bundle(net, tmp_path / "models", triton=True).warnings
     assert any("puts no requests together" in note for note in notes)
+
+
+ROWS_THAT_HANG_TOGETHER = {
+    "a sequence": (
+        "(float[T,1,4] x, float[1,8,4] w, float[1,8,2] r) => (float[T,1,1,2] y)",
+        "y = LSTM<hidden_size = 2>(x, w, r)",
+    ),
+    "a running sum": (
+        "(float[time,4] x) => (float[time,4] y)",
+        "z = Constant<value = int64 {{0}}>() y = CumSum(x, z)",
+    ),
+    "attention": ("(float[L,4] x) => (float[L,4] y)", "y = Softmax<axis = 0>(x)"),
+    "a batch that is averaged": (
+        "(float[N,3,8,8] x) => (float[N,3,8,8] y)",
+        "m = ReduceMean<axes = [0, 2, 3]>(x) y = Sub(x, m)",
+    ),
+    "of one sample": (
+        "(float[N,4] x) => (float[N,4] y)",
+        "s = Constant<value = int64[2] {{1, 4}}>() r = Reshape(x, s) k = Shape(x) y = Reshape(r, k)",
+    ),
+    "not to be run": ("(float[N,4] x) => (float[N,4] y)", "y = com.example.Unknown(x)"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS_THAT_HANG_TOGETHER)
+def test_a_graph_whose_rows_hang_together_is_not_batched_whatever_its_first_axis_is_called(tmp_path, case):
+    """Requests would be joined along it, and each answered by what the others hold."""
+    signature, body = ROWS_THAT_HANG_TOGETHER[case]
+    text = f'<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>\ng {signature} {{{{ {body} }}}}'
+    net = use_graphs.save(tmp_path / "net.onnx", text, None)
+    notes = bundle.bundle(net, tmp_path / "models", triton=True).warnings
+    config = parsed(tmp_path / "models/net/config.pbtxt")
+    assert config.max_batch_size == 0
+    assert not config.HasField("dynamic_batching")
+    assert config.input[0].dims[0] == -1
+    assert any("puts no requests together" in note for note in notes)
+
+
+def test_where_no_graph_can_be_run_requests_are_not_put_together_and_it_is_said(net, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "se_deploy.backends.onnxruntime.session", raising=False)
+    (note,) = bundle.bundle(net, tmp_path / "models", triton=True).warnings
+    assert "answered each by itself is not known" in note
+    assert "puts no requests together" in note
+    assert parsed(tmp_path / "models/net/config.pbtxt").max_batch_size == 0
+
+
+@pytest.mark.parametrize("first", ["N", "T", "time"])
+def test_a_graph_whose_rows_are_apart_is_batched_whatever_its_first_axis_is_called(tmp_path, first):
+    text = (
+        f'<ir_version: 8, opset_import: ["" : 17]>\n'
+        f"g (float[{first},T2,4] x) => (float[{first},T2,4] y) {{{{ y = Softmax<axis = 1>(x) }}}}"
+    )
+    net = use_graphs.save(tmp_path / "net.onnx", text, None)
+    bundle.bundle(net, tmp_path / "models", triton=True)
+    assert parsed(tmp_path / "models/net/config.pbtxt").max_batch_size == 16
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from se_deploy import data
 from se_deploy.backends import manifest as manifests
+from se_deploy.backends.onnxruntime.session import OrtSession
 from se_deploy.cli.main import main
 from se_deploy.commands import predict
 from se_deploy.errors import BadArtifact, BadData, BadInput, MissingRuntime
@@ -79,6 +80,59 @@ def test_a_frozen_batch_is_filled_up_and_gives_the_same(net, images, tmp_path, b
     assert [p.image for p in got] == [str(p) for p in images]
     for a, b in zip(want, got, strict=True):
         assert [g.probability for g in a.top] == pytest.approx([g.probability for g in b.top], rel=1e-5)
+
+
+SHARED = {
+    "by a softmax over the batch": "y = Softmax<axis = 0>(z)",
+    "as steps of a sequence": "t = Constant<value = int64 {{0}}>()\n    y = CumSum(z, t)",
+    "by less than padding is refused for": (
+        "m = ReduceMean<axes = [0], keepdims = 1>(z)\n    t = Mul(m, little)\n    y = Add(z, t)"
+    ),
+}
+MIXED = {
+    how: use_graphs.ending("softmax")
+    .replace("y = Softmax(z)", ending)
+    .replace("gain = {{4.0}}", "gain = {{4.0}}, float[1] little = {{0.004}}")
+    for how, ending in SHARED.items()
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("how", MIXED)
+def test_answers_that_depend_on_the_rest_of_the_batch_are_pointed_out(capsys, images, tmp_path, how, count):
+    """They were handed over without a word: those of a whole batch, and of a filled one that hardly move."""
+    net = use_graphs.save(tmp_path / "mixed.onnx", MIXED[how], batch=2)
+    if count % 2 and "softmax" in how:
+        with pytest.raises(BadData, match="would be answered with padding"):
+            predict.predict(net, images[:count])
+        return
+    code, out, err = run(capsys, "predict", net, *images[:count], "--json")
+    (warning,) = json.loads(out)["warnings"]
+    assert code == 0
+    assert "output 'y' answers a sample otherwise where the others in its batch are others" in warning
+    assert warning in err
+
+
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_one_image_at_a_time_depends_on_no_other(images, tmp_path, batch):
+    net = use_graphs.save(tmp_path / "mixed.onnx", MIXED["by a softmax over the batch"], batch=batch)
+    assert predict.predict(net, images).warnings == ()
+
+
+def test_an_output_that_is_not_said_may_depend_on_what_it_likes(images, tmp_path):
+    text = use_graphs.MEANS.replace("[{batch},3] y)", "[{batch},3] y, float b)").replace(
+        "y = Mul(f, gain)", "y = Mul(f, gain)\n    b = ReduceMax<keepdims = 0>(y)"
+    )
+    assert predict.predict(use_graphs.save(tmp_path / "two.onnx", text, batch=2), images[:2]).warnings == ()
+
+
+@pytest.mark.parametrize(("count", "runs"), [(1, 3), (2, 3), (3, 2), (4, 3), (6, 3)])
+def test_that_samples_are_told_apart_costs_one_run(images, tmp_path, monkeypatch, count, runs):
+    """And padding is tried only where that is not known: 4 images took 3 runs before, too."""
+    net, fed, run = use_graphs.save(tmp_path / "frozen.onnx", batch=3), [], OrtSession.run
+    monkeypatch.setattr(OrtSession, "run", lambda self, feeds: fed.append(feeds) or run(self, feeds))
+    predict.predict(net, (images * 2)[:count])
+    assert len(fed) == runs
 
 
 def test_flags_stand_in_for_a_missing_input_spec(net, images, tmp_path):

@@ -235,6 +235,12 @@ def test_what_has_no_fp16_form_is_told(body, operator):
         ("n = ReduceLogSumExp(a, axes)", 2000.0, {"n"}),
         ("n = ReduceLogSum(a, axes)", 2000.0, {"n"}),
         ("n = ReduceL1(a, axes)", 40.0, set()),
+        ("n = GlobalLpPool<p = 3>(a)", 12.0, {"n"}),  # 48, and 48^3 is 110,592
+        ("n = GlobalLpPool<p = 3>(a)", 10.0, set()),  # 40, and 40^3 is 64,000
+        ("n = GlobalLpPool<p = 30>(a)", 10.0, {"n"}),
+        ("n = Mean(a, a, a)", 22000.0, {"n"}),
+        ("n = Mean(a, a, a)", 21000.0, set()),
+        ("n = Mean(a)", 40000.0, set()),
     ],
 )
 def test_a_sum_that_an_operator_keeps_to_itself_counts_too(body, value, wanted):
@@ -245,3 +251,55 @@ def test_a_sum_that_an_operator_keeps_to_itself_counts_too(body, value, wanted):
     found = kept(model, ranges_of(model, x))
     assert set(found) == wanted
     assert all("sums up to more than 65,504" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize("opset", [17, 18, 22])
+@pytest.mark.parametrize(
+    ("body", "value", "wanted"),
+    [
+        ("n = LpNormalization<axis = 1>(a)", 130.0, {"n"}),  # 4 x 130^2 is 67,600
+        ("n = LpNormalization<axis = 1>(a)", 120.0, set()),
+        ("n = LpNormalization<axis = 1, p = 2>(a)", 300.0, {"n"}),
+        ("n = LpNormalization<axis = -1, p = 1>(a)", 9000.0, {"n"}),  # 8 x 9,000
+        ("n = LpNormalization<axis = 1, p = 1>(a)", 9000.0, set()),
+        ("n = LpNormalization<p = 1>(a)", 9000.0, {"n"}),  # over the last axis
+    ],
+)
+def test_a_norm_that_is_divided_by_is_measured(body, value, wanted, opset):
+    """Its input and its result are within FP16, and TensorRT's parser makes a tensor of the sum."""
+    model = model_of(f"a = Relu(x) {body} y = Neg(n)", output="float[N,4,8,8] y", opset=opset)
+    before = ir.to_proto(model).SerializeToString()
+    x = np.full((1, 4, 8, 8), value, np.float32)
+    ranges = ranges_of(model, x / 2, x, x / 3)
+    assert ir.to_proto(model).SerializeToString() == before
+    assert set(ranges.largest) == {"x", "a", "n", "y"}
+    found = kept(model, ranges)
+    assert set(found) == wanted
+    assert all("LpNormalization 'n' sums up to more than 65,504" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize(
+    ("body", "value", "wanted"),
+    [
+        ("n = ReduceL2<keepdims = 1>(a, axes)", 2e-5, {"n"}),  # 8 x 2e-5, whose square is 2.6e-8
+        ("n = ReduceL2<keepdims = 1>(a, axes)", 1e-4, set()),
+        ("n = LpNormalization<axis = 1>(a)", 1e-4, {"n"}),  # 4 x 1e-8
+        ("n = LpNormalization<axis = 1>(a)", 3e-4, set()),
+        ("n = LpNormalization<axis = 1, p = 1>(a)", 1e-4, set()),
+    ],
+)
+def test_a_sum_of_squares_that_fp16_takes_for_0_counts_too(body, value, wanted):
+    """What is divided by it is not normalized, then: the parser divides by 1 where the norm is 0."""
+    axes = [("axes", np.array([2, 3]))] if "axes" in body else []
+    model = model_of(f"a = Relu(x) {body} y = Neg(n)", axes, output="float[N,4,h,w] y")
+    found = kept(model, ranges_of(model, np.full((1, 4, 8, 8), value, np.float32)))
+    assert set(found) == wanted
+    assert all("which is 0 in FP16" in reason for reason in found.values())
+
+
+def test_a_norm_is_measured_and_no_bound_of_it():
+    """One large number beside small ones: the largest times the axis' length would be 4 x 160^2."""
+    model = model_of("a = Relu(x) n = LpNormalization<axis = 1>(a) y = Neg(n)", output="float[N,4,8,8] y")
+    x = np.ones((1, 4, 8, 8), np.float32)
+    x[:, 0] = 160
+    assert kept(model, ranges_of(model, x)) == {}

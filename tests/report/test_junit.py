@@ -1,3 +1,5 @@
+import contextlib
+import os
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import sample
 import use_graphs
 
 from se_deploy import report
-from se_deploy.cli import main
+from se_deploy.cli.main import main
+from se_deploy.commands import check as verb
 
 
 def typed(fields):
@@ -151,6 +154,88 @@ def test_a_run_that_judges_nothing_leaves_no_older_verdict(tmp_path, monkeypatch
         assert (case.get("classname"), case[0].tag) == (f"se-deploy.{command[0]}", "error")
         assert case[0].get("type") == "BadModel"
         assert case[0].get("message") in capsys.readouterr().err
+
+
+def told(path="j.xml"):
+    """The one case of a report without a verdict: its class, and the type and text of its error."""
+    (case,) = ET.parse(path).getroot().iter("testcase")  # noqa: S314 - our own document
+    return case.get("classname"), case[0].get("type"), case[0].get("message")
+
+
+MISTYPED = {
+    "an unknown flag behind it": ("check", "--junit", "j.xml", "--overwrite", "--no-such-flag"),
+    "an unknown flag in front": ("check", "--no-such-flag", "--overwrite", "--junit=j.xml"),
+    "a value that is none": (
+        "parity",
+        "a",
+        "b",
+        "--data",
+        ".",
+        "--atol",
+        "much",
+        "--junit",
+        "j.xml",
+        "--overwrite",
+    ),
+    "a value of a switch": ("check", "--json=1", "--junit", "j.xml", "--overwrite"),
+    "what is missing": ("parity", "--junit", "j.xml", "--overwrite"),
+    "no value at all": ("parity", "--junit", "j.xml", "--overwrite", "--atol"),
+    "named twice": ("check", "--junit", "i.xml", "--junit", "j.xml", "--overwrite", "too much"),
+    "no such file": ("check", "--config", "no.toml", "--junit", "j.xml", "--overwrite"),
+    "no such command": ("chek", "--junit", "j.xml", "--overwrite"),
+}
+
+
+@pytest.mark.parametrize("how", MISTYPED)
+def test_a_command_that_is_not_understood_leaves_no_older_verdict(tmp_path, monkeypatch, capsys, how):
+    """A CI that keeps the file showed the last run's pass for it."""
+    monkeypatch.chdir(tmp_path)
+    Path("j.xml").write_text("of an earlier run")
+    assert main(MISTYPED[how], standalone_mode=False) == 2
+    assert told()[:2] == (f"se-deploy.{MISTYPED[how][0]}", "Usage")
+    assert told()[2] in capsys.readouterr().err
+    assert os.listdir() == ["j.xml"]  # noqa: PTH208 - names are wanted
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("check", "--no-such-flag", "--junit", "j.xml"),
+        ("check", "--no-such-flag", "--overwrite", "--", "--junit", "j.xml"),
+        ("check", "--no-such-flag", "--config", "--junit", "j.xml", "--overwrite"),
+        ("check", "--no-such-flag", "--config", "--overwrite", "--junit", "j.xml"),
+        ("check", "--no-such-flag", "--overwrite", "--junit"),
+        ("check", "--no-such-flag", "--overwrite", "--junit", "folder"),
+        ("inspect", "no.onnx", "--junit", "j.xml", "--overwrite"),
+    ],
+)
+def test_what_a_command_would_not_replace_stays_where_it_is_not_understood(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    Path("j.xml").write_text("mine")
+    Path("folder").mkdir()
+    assert main(words, standalone_mode=False) == 2
+    assert Path("j.xml").read_text() == "mine"
+    assert not any(Path("folder").iterdir())
+
+
+@pytest.mark.parametrize(
+    "fault", [KeyboardInterrupt(), MemoryError(), OSError(5, "broken"), ValueError("ours")]
+)
+def test_a_run_that_ends_otherwise_leaves_no_older_verdict(tmp_path, monkeypatch, fault):
+    """Interrupted, out of memory, or by a fault of ours: the file still held the last run's pass."""
+    monkeypatch.chdir(tmp_path)
+    Path("j.xml").write_text("of an earlier run")
+    Path("se-deploy.toml").write_text("")
+
+    def fail(path):
+        raise fault
+
+    monkeypatch.setattr(verb, "read", fail)
+    with contextlib.suppress(ValueError):
+        assert main(["check", "--junit", "j.xml", "--overwrite"], standalone_mode=False) in {1, 130}
+    classname, kind, message = told()
+    assert (classname, kind) == ("se-deploy.check", "Unfinished")
+    assert "came to no verdict" in message
 
 
 def test_a_file_that_is_not_to_be_replaced_keeps_its_verdicts(tmp_path, monkeypatch):

@@ -44,7 +44,8 @@ MIXED = {
         "m = ArgMax<axis = 0, keepdims = 1>(x) k = Shape(x) y = Expand(m, k)",
         "otherwise",
     ),
-    "a running sum": ("z = Squeeze(first) y = CumSum<reverse = 1>(x, z)", "otherwise"),
+    "a running sum from behind": ("z = Squeeze(first) y = CumSum<reverse = 1>(x, z)", "otherwise"),
+    "a running sum": ("z = Squeeze(first) y = CumSum(x, z)", "otherwise"),
     "a fixed first axis": ("y = Reshape(x, two)", "2 for 3 samples"),
     "the batch last": ("y = Transpose<perm = [1, 0]>(x)", "4 for 3 samples"),
     "one number": ("y = ReduceMean<keepdims = 0>(x)", "it is one number"),
@@ -69,6 +70,16 @@ def test_answers_that_hang_together_are_pointed_out_with_what_to_do(body, what, 
     assert "output 'y'" in warning
     assert what in warning
     assert "export with" in warning
+
+
+@pytest.mark.parametrize("reverse", [0, 1])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_a_sequence_is_no_batch_whichever_way_it_is_read(reverse, batch):
+    """Read from its beginning it answers its first row by that alone, and only that row was looked at."""
+    (warning,) = told(
+        f"z = Squeeze(first) y = CumSum<reverse = {reverse}>(x, z)", inputs=f"float[{batch},4] x"
+    )
+    assert "otherwise" in warning
 
 
 @pytest.mark.parametrize("width", [6, 12])
