@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 HAIR = 1e-3  # of a scale, its standard deviation
 MADE = 8  # files
+ON_A_LEVEL = 1e-4  # of a step
 
 
 @click.command()
@@ -82,10 +83,15 @@ def moved(
             before = one.params
             scale = before.scale * (1 + HAIR * random.standard_normal(1))
             params = dataclasses.replace(before, scale=float(representable(scale)[0]))
-            if before.offset is not None:  # the lowest level stays where it is: a ReLU's 0 is met exactly
+            if before.offset is not None:
                 factor = 1.0 if before.equalization is None else before.equalization
-                offset = before.offset - LOWEST_LEVEL * factor * (params.scale - before.scale)
-                params = dataclasses.replace(params, offset=offset.astype(np.float32))
+                step, change = factor * before.scale, factor * (params.scale - before.scale)
+                # A value that is taken over and over stays on its level: 0, or else the lowest one.
+                zero = np.round(before.offset / step)
+                level = np.where(np.abs(zero - before.offset / step) < ON_A_LEVEL, -zero, LOWEST_LEVEL)
+                params = dataclasses.replace(
+                    params, offset=(before.offset - level * change).astype(np.float32)
+                )
             found[method] = dataclasses.replace(one, params=params)
         return found
 

@@ -46,6 +46,7 @@ _PRIOR_SAMPLES = 4
 MOST_TOLD = 128
 """Samples that tails are known from at most: of more samples a histogram holds fewer values each, so that a
 cut looks cheap by chance as often. Without this bound doubt vanishes with them, and clipping grows."""
+_EDGE = 1e-3  # of a bin: float32, in which values are counted, may put one at an edge into either
 _WAITING = 4 * BINS  # values of each channel that are counted at once: a histogram is touched as a whole
 _COUNTED_ROWS = 32  # channels whose waiting values are worked on at once: they stay in a core's cache
 _SHAPE_BINS = 512
@@ -75,6 +76,18 @@ class Statistics:
         middles += self.histogram_low[:, None]
         np.maximum(middles, self.low[:, None], out=middles)  # quicker than np.clip by bounds that differ
         return np.minimum(middles, self.high[:, None], out=middles)
+
+    def usual(self) -> FloatArray:
+        """Return which of its ends and 0 each channel takes most often, (C,); the low end of equals."""
+        candidates = np.stack([self.low, np.zeros_like(self.low), self.high])
+        place = (candidates - self.histogram_low) / (self.histogram_high - self.histogram_low) * BINS
+        share = np.zeros_like(place)
+        for near in (place - _EDGE, place + _EDGE):
+            index = np.clip(near, 0, BINS - 1).astype(np.int64)
+            np.maximum(share, np.take_along_axis(self.histogram.T, index, axis=0), out=share)
+        share[1, (self.low > 0) | (self.high < 0)] = -1
+        found: FloatArray = np.take_along_axis(candidates, share.argmax(axis=0)[None], axis=0)[0]
+        return found
 
     def divided(self, factor: FloatArray) -> Statistics:
         """Return the statistics of the tensor with each channel divided by a positive number, (C,)."""

@@ -41,7 +41,7 @@ _FEW_SAMPLES = 16  # below them nobody knows which channels are quiet: a text re
 _UNLIMITED = 1e9  # times the least error: no two differ by that
 _RANGE_SHARES = np.linspace(0.4, 1, 9)  # of the full range, tried as the range of the whole tensor
 _GPTQ_FACTOR = 0.4  # of the error of plain rounding that GPTQ leaves, measured
-_ONE_SIDED = 0.25  # a low end within this share of the high end: the channel has a value of its own there
+_ONE_SIDED = 0.25  # a low end within this share of the high end: the channel ends there
 _STEPS = calibration.LEVELS - 1
 _CONSTANT = 2.0**-20  # of the largest value: a tensor that moves less is one that rounding in FP32 moves
 _SAME = 1e-9  # two float64 numbers that rounding alone sets apart
@@ -148,13 +148,14 @@ class _Error:
     high: FloatArray
     clipped: calibration.ClipError
     weight: FloatArray  # (C,) what an error of power 1 does
+    usual: FloatArray  # (C,) what each channel takes most often of its ends and 0
 
     @classmethod
     def of(cls, subject: Subject, method: Method, clipped: calibration.ClipError) -> _Error:
         """Return the error with ranges by a method; `clipped` is of the statistics that it looks at."""
         low, high = _range(clipped, subject.readers, method, subject.allowed)
         weight = importance(subject.statistics, subject.readers) + subject.passed_on
-        return cls(subject, low, high, clipped, weight)
+        return cls(subject, low, high, clipped, weight, subject.statistics.usual())
 
     def __call__(self, factors: FloatArray, scales: FloatArray) -> FloatArray:
         """Return the error with the channels divided by each of `factors`, (F, C), at its scales, (F, S)."""
@@ -178,7 +179,7 @@ class _Error:
     def offset(self, step: FloatArray) -> FloatArray:
         """Return where the levels lie in steps of these sizes, (..., C)."""
         folds = self.subject.allowed.offset_folding
-        return _offset(self.low, self.high, step) if folds else np.zeros_like(step)
+        return _offset(self.low, self.high, step, self.usual) if folds else np.zeros_like(step)
 
     def least(self, factors: FloatArray) -> FloatArray:
         """Return the error with the channels divided by each of `factors`, (F, C), at its best scale."""
@@ -317,15 +318,17 @@ def predicted_noise(layer: Layer, params: QuantParams, statistics: Statistics, *
     return (rounded + of_weights) / max(power, _LEAST_POWER)
 
 
-def _offset(low: FloatArray, high: FloatArray, step: FloatArray) -> FloatArray:
+def _offset(low: FloatArray, high: FloatArray, step: FloatArray, usual: FloatArray) -> FloatArray:
     """Return where the 256 levels lie: from the low end for one-sided channels, else around the middle.
 
-    A one-sided channel (behind ReLU, an image's pixels) has a value of its own at its low end, which is met
-    exactly that way.
+    Moved by up to half a step, so that one of them is `usual`: 0 behind ReLU and HardSwish, black or white of
+    an image. The rounding error of a value that comes again and again adds up.
     """
     fits = (high - low) <= _STEPS * step * (1 + _SAME)
     one_sided = (low >= 0) | (-low < _ONE_SIDED * high) | fits
-    return np.where(one_sided, low - LOWEST_LEVEL * step, (low + high) / 2 + step / 2)
+    offset = np.where(one_sided, low - LOWEST_LEVEL * step, (low + high) / 2 + step / 2)
+    moved: FloatArray = usual + np.round((offset - usual) / step) * step
+    return moved
 
 
 def _weight_noise(layer: Layer, factor: FloatArray, variance: FloatArray, *, per_channel: bool) -> float:

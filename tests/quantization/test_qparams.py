@@ -3,6 +3,9 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from layer_graphs import model_of, weights
 
 from se_deploy import calibration, quantization, se_blocks
@@ -89,6 +92,37 @@ def test_the_low_end_of_a_one_sided_channel_is_exact(low):
     params = choose(observed(x), [reader()], ["minmax"], EVERYTHING)["minmax"].params
     ends = x.min(axis=1, keepdims=True)
     np.testing.assert_allclose(dequantized(ends, params), ends, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+@pytest.mark.parametrize(
+    "usual", [0.0, -0.6, 3.0], ids=["0, as behind HardSwish", "the low end", "the high end"]
+)
+def test_a_value_that_comes_again_and_again_is_exact(usual, method):
+    """Its rounding error would be the same everywhere and add up."""
+    x = np.random.default_rng(0).uniform(-0.6, 3, (4, 4096))
+    x[:, ::5] = usual
+    x[:, 1], x[:, 2] = -0.6, 3.0
+    params = choose(observed(x), [reader()], [method], EVERYTHING)[method].params
+    assert params.offset is not None
+    value = np.float32(usual) * np.ones((4, 1))
+    np.testing.assert_allclose(dequantized(value, params), value, atol=1e-6)
+
+
+@given(st.floats(-5, 5), st.floats(0.01, 5), st.sampled_from(["low", "zero", "high"]), st.floats(0.02, 0.5))
+@hypothesis_settings(deadline=None, max_examples=40)
+def test_the_usual_value_is_an_end_or_0_and_0_only_within(low, span, kind, share):
+    x = np.random.default_rng(0).uniform(low, low + span, (1, 4096))
+    x[0, 1], x[0, 2] = low, low + span
+    inside = low <= 0 <= low + span
+    wanted = {"low": low, "zero": 0.0, "high": low + span}[kind]
+    if kind != "zero" or inside:
+        x[0, 16 : 16 + int(4000 * share)] = wanted
+    (usual,) = observed(x).usual()
+    candidates = [low, low + span, *([0.0] if inside else [])]
+    assert min(abs(usual - one) for one in candidates) <= 1e-5
+    if kind != "zero" or inside:
+        assert abs(usual - wanted) <= span / calibration.BINS * 1.1
 
 
 def test_channels_of_unequal_size_are_equalized_and_gain_by_it():
