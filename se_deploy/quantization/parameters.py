@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from se_deploy.quantization import (
 )
 from se_deploy.quantization.cache import Cache, Moments
 from se_deploy.quantization.evaluator import surely_better
+from se_deploy.quantization.layers import NoLayer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -113,9 +115,8 @@ class _Measured:
         adds: set[str] = set() if job.policy.whole_chain else shared  # else pairs are placed one by one
         # Once: dividing a tensor divides what is expected of it.
         expected = {name: statistics[name].expected() for name in tensors}
-        factors = _equalization(job, _subjects(job, statistics, expected, tied))
+        job, factors = _equalized(job, _equalization(job, _subjects(job, statistics, expected, tied)))
         if factors:
-            job = job.equalized(factors)
             statistics, expected = _divided(statistics, factors), _divided(expected, factors)
         subjects = _subjects(job, statistics, expected, tied)
         return cls(job, statistics, subjects, placed, adds, float_tensors, factors)
@@ -206,6 +207,26 @@ def _equalization(job: Job, subjects: Mapping[str, qparams.Subject]) -> dict[equ
         if factor is not None:
             found[group] = factor
     return found
+
+
+def _equalized(
+    job: Job, factors: dict[equalization.Group, FloatArray]
+) -> tuple[Job, dict[equalization.Group, FloatArray]]:
+    """Return the job with these factors in its weights, and the factors.
+
+    Without those that would make weights larger or smaller than any scale serves.
+    """
+    if not factors:
+        return job, {}
+    try:
+        return job.equalized(factors), factors
+    except NoLayer:
+        kept: dict[equalization.Group, FloatArray] = {}
+        found = job
+        for group, factor in factors.items():
+            with contextlib.suppress(NoLayer):
+                found, kept = job.equalized({**kept, group: factor}), {**kept, group: factor}
+        return found, kept
 
 
 def _divided(

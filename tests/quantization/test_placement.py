@@ -68,6 +68,19 @@ def test_the_whole_form_breaks_no_chain(samples, name):
     assert result.sqnr_db["y"] > 20
 
 
+def test_what_the_network_breaks_is_said(samples):
+    (policy,) = whole_policies()
+    edges = "edges = Constant<value_ints = [0, 0, 1, 1, 0, 0, 1, 1]>() "
+    made = network(BLOCK + edges + "e = Pad(r, edges) y = Conv(e, w1, b1)")
+    (pad,) = (node.name for node in made.graph if node.op_type == "Pad")
+    result = quantized(made, samples, policy)
+    assert {one.node for one in chain.lint(result.model).breaks} == {pad}
+    said = [one for one in result.warnings if "INT8 chain" in one]
+    assert [f"at '{pad}': Pad between" in one for one in said] == [True]
+    portable = quantized(made, samples, PORTABLE).warnings
+    assert not [one for one in portable if "INT8 chain" in one], "which breaks it for accuracy"
+
+
 def test_without_placement_the_same_networks_break(samples):
     (policy,) = whole_policies()
     loose = dataclasses.replace(policy, whole_chain=False, quantize_residual=False)

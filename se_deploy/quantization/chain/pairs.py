@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.quantization.chain import kernels as fusing
-from se_deploy.quantization.chain import rules, spelling, storage
+from se_deploy.quantization.chain import reading, rules, spelling, storage
 from se_deploy.quantization.chain.findings import Break
 
 if TYPE_CHECKING:
@@ -33,6 +33,26 @@ def misplaced(found: Kernels) -> Iterator[Break]:
                 layers = [n for k in (maker, *read) if k is not None for n in _layers_before(found, k)]
                 names = tuple(dict.fromkeys(layers))
                 yield Break(str(quantize.name), _cause(rule, value, node), rule, names)
+
+
+def joined(found: Kernels) -> Iterator[Break]:
+    """Yield the Concats of quantized tensors of different scales in front of a quantizer."""
+    for kernel in found.all:
+        node = kernel.nodes[0]
+        if node.op_type != "Concat" or node.domain:
+            continue
+        given = storage.moved(node)
+        asked = [found.storage.dequantized(v) for v in given]
+        behind = fusing.quantizers_of(node.outputs[0])
+        if None in asked or not behind or all(storage.same(asked[0], one) for one in asked):
+            continue
+        sources = [one for v in given if (one := _pair_of(v)) is not None]
+        makers = [maker for one in sources if (maker := found.maker(one)) is not None]
+        layers = dict.fromkeys(n for maker in makers for n in _layers_before(found, maker))
+        tensors = dict.fromkeys(
+            str(v.name) for v in (*sources, *(q.inputs[0] for q, _ in behind)) if v is not None
+        )
+        yield Break(str(node.name), reading.unequal([]), rules.CONCAT, tuple(layers), tuple(tensors))
 
 
 def _quantizers(value: ir.Value) -> list[ir.Node]:

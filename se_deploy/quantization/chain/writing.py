@@ -128,6 +128,8 @@ class Writing:
             return End(str(node.name), f"{node.op_type} computes sizes from it", layers)
         if kernel.layer is not None and node is kernel.layer.node:
             return End(str(node.name), "this layer is in float", layers)
+        if fusing.is_product(node):
+            return End(str(node.name), f"{node.op_type} multiplies two activations in float", layers)
         if kernel.kind == "other" and node.op_type != "Resize":
             return End(str(node.name), f"{node.op_type} has no INT8 form", layers)
         if kernel.kind in {"pad", "pool", "other"} and not self._leads_to_quantizer(kernel):
