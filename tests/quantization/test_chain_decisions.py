@@ -225,6 +225,21 @@ FINDINGS = {
         {("inside-activation", "uq_q", ("a",), (), None)},
         {END},
     ),
+    "a sum of an activation with its own input": (
+        FIRST + " e = LeakyRelu(a) r = Add(e, a) " + last("r"),
+        set(),
+        {END},
+    ),
+    "a pair inside of gelu": (
+        FIRST + pair("a", "aq") + " r = Pow(aq, s2) " + last("r"),
+        {("inside-activation", "aq_q", ("a",), (), None)},
+        {END},
+    ),
+    "sums from which nothing leads to a quantizer": (
+        FIRST + " t = Tanh(x) h = Add(t, a) p = Softmax<axis = 1>(h) u = Sub(t, a) y = Add(p, u) ",
+        set(),
+        {("h", ("a",)), ("u", ("a",))},
+    ),
     "a product with a constant is no activation": (
         FIRST + f" r = Relu(a) m = {MOST}(r) " + pair("m", "mq") + " e = Mul(mq, c_m) " + last("e"),
         set(),

@@ -14,6 +14,11 @@ from se_deploy.quantization import PORTABLE, chain, placement, quantize
 HEAD = '<ir_version: 10, opset_import: ["" : 20]> net (float[N,4,12,12] x) => (float[N,4,12,12] y) {{ {} }}'
 BLOCK = "a = Conv<pads = [1,1,1,1]>(x, w0, b0) r = Relu(a) "
 SE = "p = GlobalAveragePool({0}) f = Conv(p, k0) h = Relu(f) g = Conv(h, k1) s = Sigmoid(g) e = Mul({0}, s) "
+GELU = (
+    "three = Constant<value_float = 3.0>() part = Constant<value_float = 0.044715>() "
+    "one = Constant<value_float = 1.0>() "
+    "c3 = Pow(a, three) c1 = Mul(c3, part) i = Add(a, c1) t = Tanh(i) u = Add(t, one) g = Mul(a, u) "
+)  # fmt: skip
 NETWORKS = {
     "residual": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) t = Add(c, r) k = Relu(t) "
     "y = Conv<pads = [1,1,1,1]>(k, w2, b2)",
@@ -28,6 +33,15 @@ NETWORKS = {
     "concat and one of its inputs": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) u = Relu(c) "
     "j = Concat<axis = 2>(r, u) z = Conv<strides = [2,1], pads = [1,1,1,1]>(j, w2, b2) "
     "q = Relu(z) y = Conv<pads = [1,1,1,1]>(q, w3, b3)",
+    "an activation and its own input": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) e = LeakyRelu(a) s = Add(e, a) "
+    "y = Conv<pads = [1,1,1,1]>(s, w1, b1)",
+    "gelu by tanh": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) " + GELU + "y = Conv<pads = [1,1,1,1]>(g, w1, b1)",
+    "parts in a last sum": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) "
+    "d, e = Split<axis = 1, num_outputs = 2>(r) "
+    "f, g = Split<axis = 1, num_outputs = 2>(c) j = Concat<axis = 1>(d, g) t = Tanh(x) y = Add(t, j)",
+    "sums that nobody quantizes": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) t = Tanh(x) h = Add(t, c) "
+    "p = Softmax<axis = 1>(h) m = MaxPool<kernel_shape = [3,3], pads = [1,1,1,1]>(c) u = Add(t, m) "
+    "y = Add(p, u)",
 }  # fmt: skip
 
 
@@ -79,6 +93,15 @@ def test_what_the_network_breaks_is_said(samples):
     assert [f"at '{pad}': Pad between" in one for one in said] == [True]
     portable = quantized(made, samples, PORTABLE).warnings
     assert not [one for one in portable if "INT8 chain" in one], "which breaks it for accuracy"
+
+
+@pytest.mark.parametrize("name", ["an activation and its own input", "gelu by tanh"])
+def test_nothing_inside_of_an_activation_is_quantized(samples, name):
+    (policy,) = whole_policies()
+    model = quantized(network(NETWORKS[name]), samples, policy).model
+    asked = {node.inputs[0].name for node in model.graph if node.op_type == "QuantizeLinear"}
+    assert "a" not in asked
+    assert len(asked) == 2
 
 
 def test_without_placement_the_same_networks_break(samples):

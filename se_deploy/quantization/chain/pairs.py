@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.chain.kernels import Kernel, Kernels
 
 _BOUNDED = frozenset({"Clip", "HardSigmoid", "Sigmoid", "Tanh"})
+_OF_ACTIVATIONS = fusing.ACTIVATIONS | {"Pow"}  # that of GELU by Tanh
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})  # of which activations are spelled
 
 
@@ -71,7 +72,7 @@ def _rule(found: Kernels, maker: Kernel, value: ir.Value, node: ir.Node) -> rule
     inside = rules.INSIDE_GATE if fusing.is_pooled(value) else rules.INSIDE_ACTIVATION
     raw = last.op_type in _ARITHMETIC or (maker.layer is not None and last.op_type in spelling.LAYERS)
     read = fusing.activations(node)
-    if node.op_type in fusing.ACTIVATIONS and len(read) == 1:
+    if node.op_type in _OF_ACTIVATIONS and len(read) == 1:
         return inside if raw else None
     if node.op_type == "Mul" and len(read) == 2 and (last.op_type in _BOUNDED or fusing.is_pooled(value)):  # noqa: PLR2004
         return inside

@@ -97,7 +97,9 @@ def _is_data(node: ir.Node, value: ir.Value) -> bool:
 
 
 def moved(node: ir.Node) -> list[ir.Value]:
-    """Return the values that a commuting node moves."""
+    """Return the values that a commuting node moves; nothing for other nodes."""
+    if not commutes(node):
+        return []
     given = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     return [value for value in given if value is not None]
 
