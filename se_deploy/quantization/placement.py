@@ -161,9 +161,11 @@ def _used_by(
     for tensor, names in pairs.items():
         waiting = [values[tensor], *(output for name in names for output in nodes[name].outputs)]
         seen = set(waiting)
-        parts = _parts(values[tensor])
         used = dict.fromkeys(
-            str(u.node.name) for v in parts for u in v.uses() if _is_read_by(v, u.node, readers)
+            str(use.node.name)
+            for part in _parts(values[tensor])
+            for use in chain.uses(part)
+            if use.node is not None and _is_read_by(use.read, use.node, readers)
         )
         while waiting:
             value = waiting.pop()

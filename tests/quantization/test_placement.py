@@ -35,10 +35,15 @@ NETWORKS = {
     "q = Relu(z) y = Conv<pads = [1,1,1,1]>(q, w3, b3)",
     "an activation and its own input": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) e = LeakyRelu(a) s = Add(e, a) "
     "y = Conv<pads = [1,1,1,1]>(s, w1, b1)",
+    "a map added to itself": BLOCK + "s = Add(r, r) c = Conv<pads = [1,1,1,1]>(s, w1, b1) u = Add(c, c) "
+    "k = Relu(u) y = Conv<pads = [1,1,1,1]>(k, w2, b2)",
     "gelu by tanh": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) " + GELU + "y = Conv<pads = [1,1,1,1]>(g, w1, b1)",
     "parts in a last sum": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) "
     "d, e = Split<axis = 1, num_outputs = 2>(r) "
     "f, g = Split<axis = 1, num_outputs = 2>(c) j = Concat<axis = 1>(d, g) t = Tanh(x) y = Add(t, j)",
+    "a part of a last sum beside what a layer reads": BLOCK + "d, e = Split<axis = 1, num_outputs = 2>(r) "
+    "j = Concat<axis = 1>(e, e) c = Conv<pads = [1,1,1,1]>(j, w1, b1) "
+    "f = Concat<axis = 1>(d, d) t = Tanh(x) q = Add(t, f) y = Sub(q, c)",
     "sums that nobody quantizes": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) t = Tanh(x) h = Add(t, c) "
     "p = Softmax<axis = 1>(h) m = MaxPool<kernel_shape = [3,3], pads = [1,1,1,1]>(c) u = Add(t, m) "
     "y = Add(p, u)",

@@ -258,8 +258,8 @@ def is_clamp(node: ir.Node) -> bool:
 
 
 def is_sum(node: ir.Node) -> bool:
-    """Whether a node adds two maps of one shape."""
-    if node.op_type != "Add" or node.domain or len(activations(node)) != 2:  # noqa: PLR2004 - of two
+    """Whether a node adds two maps of one shape; one that is added to itself is doubled."""
+    if node.op_type != "Add" or node.domain or len(set(map(_behind_free, activations(node)))) != 2:  # noqa: PLR2004 - of two
         return False
     one, other = (graph.dims(v) for v in node.inputs)
     return one == other
