@@ -115,7 +115,8 @@ class _Measured:
         adds: set[str] = set() if job.policy.whole_chain else shared  # else pairs are placed one by one
         # Once: dividing a tensor divides what is expected of it.
         expected = {name: statistics[name].expected() for name in tensors}
-        job, factors = _equalized(job, _equalization(job, _subjects(job, statistics, expected, tied)))
+        beside = {pair.tensor: statistics[pair.tensor] for pair in placed.pairs if pair.used_by}
+        job, factors = _equalized(job, _equalization(job, _subjects(job, statistics, expected, tied), beside))
         if factors:
             statistics, expected = _divided(statistics, factors), _divided(expected, factors)
         subjects = _subjects(job, statistics, expected, tied)
@@ -197,14 +198,21 @@ def _subjects(
     }
 
 
-def _equalization(job: Job, subjects: Mapping[str, qparams.Subject]) -> dict[equalization.Group, FloatArray]:
-    """Return what each group's channels are divided by, where the policy has that in the weights."""
+def _equalization(
+    job: Job, subjects: Mapping[str, qparams.Subject], beside: Mapping[str, Statistics]
+) -> dict[equalization.Group, FloatArray]:
+    """Return what each group's channels are divided by, where the policy has that in the weights.
+
+    `beside`: tensors that operators other than layers read quantized.
+    """
     if not (job.policy.folded_equalization and job.options.channel_equalization):
         return {}
     found = {}
     for group in equalization.groups(job.model, subjects, pointwise=True):
-        factor = qparams.group_factor([subjects[name] for name in group.tensors if name in subjects])
-        if factor is not None:
+        own = [subjects[name] for name in group.tensors if name in subjects]
+        others = [beside[name] for name in group.tensors if name in beside and name not in subjects]
+        factor = qparams.group_factor(own)
+        if factor is not None and (not others or qparams.pays_beside(factor, own, others)):
             found[group] = factor
     return found
 

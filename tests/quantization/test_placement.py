@@ -150,6 +150,14 @@ def test_a_pair_goes_where_no_layer_in_int8_needs_it(samples):
     assert not chain.lint(result.model).breaks
 
 
+def test_channels_that_are_loud_in_front_of_a_relu_decide_too(samples):
+    (policy,) = whole_policies()
+    model = network(NETWORKS["downsampled residual"])
+    (bias,) = (v for n in model.graph for v in n.inputs if v is not None and v.name == "b1_c")
+    bias.const_value = ir.tensor(np.float32([-12, -6, 0, 0]), name="b1_c")  # the ReLU lets little of two pass
+    assert quantized(model, samples, policy).sqnr_db["y"] > 25
+
+
 def test_a_cache_keeps_the_pairs(samples, tmp_path):
     (policy,) = whole_policies()
     model = network(NETWORKS["se residual"])
