@@ -57,6 +57,12 @@ def _constant(name, random):
         return np.linspace(0.05, 0.1, c, dtype=np.float32)
     if name == "channel_zeros":
         return np.zeros(c, np.int8)
+    if name == "integers":
+        return np.arange(c, dtype=np.int32)
+    if name == "integer_zeros":
+        return np.zeros(c, np.int32)
+    if name == "block_scales":
+        return random.uniform(0.5, 2, (c, c // 4, 3, 3)).astype(np.float32)
     if name.startswith("int8_"):
         return random.integers(-127, 128, (c, c, 3, 3)).astype(np.int8)
     if name.startswith("w_"):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
 from msgspec import convert
 
 from se_deploy import graph, se_blocks
@@ -20,8 +21,6 @@ from se_deploy.tables.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import onnx_ir as ir
 
     from se_deploy import advice
     from se_deploy.commands.plans import Planned
@@ -132,7 +131,7 @@ def inspect(
         samples = CalibrationOptions(Path(calib_data), calib_samples)
         advised, said = _advised(model, samples, progress)
         notes = (*notes, *said)
-    warnings = (*lifted.warnings, *census.warnings, *notes)
+    warnings = (*lifted.warnings, *census.warnings, *notes, *_inside(model))
     return InspectResult(str(file), model, census, made, warnings, advised, _chain(model))
 
 
@@ -150,11 +149,27 @@ def _advised(
 
 def _chain(model: ir.Model) -> chains.Chain | None:
     """Return the chain of INT8 layers; None where nothing is quantized."""
-    if not reading.is_quantized(model):
+    words = ("Integer", "Quantize", "quantizeLinear", "QLinear", "QAttention", "QEmbed", "QGemm")
+    if not any(word in node.op_type for node in model.graph for word in words):
         return None
     from se_deploy.quantization import chain as chains  # noqa: PLC0415 - most files are not quantized
 
     return chains.lint(model)
+
+
+def _inside(model: ir.Model) -> tuple[str, ...]:
+    """Return what to say of Q/DQ nodes inside of other nodes' graphs, of which no chain is judged."""
+    holders = [
+        node
+        for node in model.graph
+        for one in node.attributes.values()
+        if one.type == ir.AttributeType.GRAPH
+        and any("quantize" in n.op_type.lower() for n in one.as_graph().all_nodes())
+    ]
+    if not holders:
+        return ()
+    names = ", ".join(f"'{node.name}' ({node.op_type})" for node in dict.fromkeys(holders))
+    return (f"Q/DQ nodes inside of {names} are not judged",)
 
 
 def to_schema(result: InspectResult | EngineInspection) -> results.Inspect:

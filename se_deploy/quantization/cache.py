@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from se_deploy.calibration import Statistics
+    from se_deploy.calibration import Method, Statistics
     from se_deploy.protocols import FloatArray
 
 _HINT = "delete the cache or name another one with --calib-cache; it is never used for something else"
@@ -45,7 +45,7 @@ class Moments:
 class Cache:
     """What one run measured and the next need not."""
 
-    method: str  # the one that was chosen
+    method: Method  # the one that was chosen
     params: Mapping[str, QuantParams]
     moments: Mapping[str, Moments]  # of each tensor
     noise: Mapping[str, float] = field(default_factory=dict)  # per layer alone in INT8; empty: not measured

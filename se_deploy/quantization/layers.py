@@ -109,14 +109,18 @@ class Layers:
     gates: tuple[Layer, ...] = ()  # those of `in_float` that are in SE gates, and could be quantized
 
 
+class NoLayer(ValueError):
+    """A layer that could be quantized no longer can with the weights that its graph has now."""
+
+
 def reread(model: ir.Model, known: Sequence[Layer]) -> tuple[Layer, ...]:
-    """Return the same layers with the weights that `model` has now."""
+    """Return the same layers with the weights that `model` has now. Raises: NoLayer."""
     nodes = {node.name: node for node in model.graph}
     made = []
     for layer in known:
         fresh = _layer(nodes[layer.node])
         if isinstance(fresh, str):
-            raise ValueError(f"'{layer.node}' is no longer a layer: {fresh}")  # noqa: TRY004 - a reason
+            raise NoLayer(f"'{layer.node}' is no longer a layer: {fresh}")
         made.append(dataclasses.replace(layer, matrix=fresh.matrix, bias=fresh.bias))
     return tuple(made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from se_deploy.quantization import (
 )
 from se_deploy.quantization.cache import Cache, Moments
 from se_deploy.quantization.evaluator import surely_better
+from se_deploy.quantization.layers import NoLayer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -113,9 +115,9 @@ class _Measured:
         adds: set[str] = set() if job.policy.whole_chain else shared  # else pairs are placed one by one
         # Once: dividing a tensor divides what is expected of it.
         expected = {name: statistics[name].expected() for name in tensors}
-        factors = _equalization(job, _subjects(job, statistics, expected, tied))
+        beside = {pair.tensor: statistics[pair.tensor] for pair in placed.pairs if pair.used_by}
+        job, factors = _equalized(job, _equalization(job, _subjects(job, statistics, expected, tied), beside))
         if factors:
-            job = job.equalized(factors)
             statistics, expected = _divided(statistics, factors), _divided(expected, factors)
         subjects = _subjects(job, statistics, expected, tied)
         return cls(job, statistics, subjects, placed, adds, float_tensors, factors)
@@ -196,16 +198,43 @@ def _subjects(
     }
 
 
-def _equalization(job: Job, subjects: Mapping[str, qparams.Subject]) -> dict[equalization.Group, FloatArray]:
-    """Return what each group's channels are divided by, where the policy has that in the weights."""
+def _equalization(
+    job: Job, subjects: Mapping[str, qparams.Subject], beside: Mapping[str, Statistics]
+) -> dict[equalization.Group, FloatArray]:
+    """Return what each group's channels are divided by, where the policy has that in the weights.
+
+    `beside`: tensors that operators other than layers read quantized.
+    """
     if not (job.policy.folded_equalization and job.options.channel_equalization):
         return {}
     found = {}
     for group in equalization.groups(job.model, subjects, pointwise=True):
-        factor = qparams.group_factor([subjects[name] for name in group.tensors if name in subjects])
-        if factor is not None:
+        own = [subjects[name] for name in group.tensors if name in subjects]
+        others = [beside[name] for name in group.tensors if name in beside and name not in subjects]
+        factor = qparams.group_factor(own)
+        if factor is not None and (not others or qparams.pays_beside(factor, own, others)):
             found[group] = factor
     return found
+
+
+def _equalized(
+    job: Job, factors: dict[equalization.Group, FloatArray]
+) -> tuple[Job, dict[equalization.Group, FloatArray]]:
+    """Return the job with these factors in its weights, and the factors.
+
+    Without those that would make weights larger or smaller than any scale serves.
+    """
+    if not factors:
+        return job, {}
+    try:
+        return job.equalized(factors), factors
+    except NoLayer:
+        kept: dict[equalization.Group, FloatArray] = {}
+        found = job
+        for group, factor in factors.items():
+            with contextlib.suppress(NoLayer):
+                found, kept = job.equalized({**kept, group: factor}), {**kept, group: factor}
+        return found, kept
 
 
 def _divided(

@@ -153,7 +153,7 @@ def _trial(
 def _used_by(
     model: ir.Model, layers: Sequence[Layer], pairs: Mapping[str, Iterable[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Return for each tensor with a pair the layers that read it, or what its readers make of it."""
+    """Return for each tensor with a pair the layers that read it, parts of it, or what its readers make."""
     readers = {layer.node: layer for layer in layers}
     nodes = {str(node.name): node for node in model.graph}
     values = graph.values(model)
@@ -161,11 +161,16 @@ def _used_by(
     for tensor, names in pairs.items():
         waiting = [values[tensor], *(output for name in names for output in nodes[name].outputs)]
         seen = set(waiting)
-        used: dict[str, None] = {}
+        used = dict.fromkeys(
+            str(use.node.name)
+            for part in _parts(values[tensor])
+            for use in chain.uses(part)
+            if use.node is not None and _is_read_by(use.read, use.node, readers)
+        )
         while waiting:
             value = waiting.pop()
             for node in dict.fromkeys(use.node for use in value.uses()):
-                if node.name in readers and value is node.inputs[0]:
+                if _is_read_by(value, node, readers):
                     used[str(node.name)] = None
                     continue
                 fresh = [output for output in node.outputs if output not in seen]
@@ -173,6 +178,23 @@ def _used_by(
                 waiting += fresh
         found[tensor] = tuple(used)
     return found
+
+
+def _is_read_by(value: ir.Value, node: ir.Node, layers: Collection[str]) -> bool:
+    """Whether `node` is one of the layers that are quantized, and `value` its input."""
+    return node.name in layers and value is node.inputs[0]
+
+
+def _parts(value: ir.Value) -> list[ir.Value]:
+    """Return what `value` is moved or joined together from, by operators that commute with quantizers."""
+    found: dict[ir.Value, None] = {}
+    waiting = [value]
+    while waiting:
+        node = waiting.pop().producer()
+        fresh = [v for v in chain.moved(node) if v not in found] if node is not None else []
+        found.update(dict.fromkeys(fresh))
+        waiting += fresh
+    return list(found)
 
 
 class _Groups:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from se_deploy import graph
 from se_deploy.errors import BadInput, counted
 from se_deploy.protocols import in_turn, silent
 from se_deploy.quantization import (
     cache,
+    chain,
     corrected,
     equalization,
     fp16_ranges,
@@ -26,7 +28,7 @@ from se_deploy.quantization import (
 )
 from se_deploy.quantization.fp16 import to_fp16
 from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare
-from se_deploy.quantization.layers import FloatLayer, Layer
+from se_deploy.quantization.layers import FloatLayer, Layer, NoLayer
 from se_deploy.quantization.options import QuantizationResult, QuantizeOptions
 from se_deploy.schema import tool_version
 from se_deploy.schema.files import Stamp
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
 
+_NAMED = 4  # breaks that a message names: more make it no clearer
 _NO_SIGNAL = 1e10  # noise over signal: no layer of eight bits makes 100 dB more than there is to lose
 
 
@@ -99,8 +102,9 @@ def _quantize(
     known = None if kept is None else cache.read(*kept)
     job = prepare(model, samples, runtimes, options)
     plan: Plan | None = None
-    if known is not None:
+    if kept is not None and known is not None:
         job = _equalized(job, known)
+        _check_pairs(kept[0], known, job.model)
     else:
         known, job, plan = parameters.choose(job, progress)
         if kept is not None:
@@ -147,6 +151,7 @@ def _quantize(
         plan = remaining.plan(mixed_precision.without(planned, in_float))
         planned, evaluation = plan.layers, plan.evaluation
     result = qdq.to_qdq(job.model, planned).model
+    warnings += _breaks(result) if policy.whole_chain else []
     half = run = None
     if options.base_precision == "fp16":
         half = to_fp16(result, ranges=_ranges(job, result, extremes))
@@ -222,7 +227,13 @@ def _equalized(job: Job, known: Cache) -> Job:
             f"the calibration cache: its factors of {named(unknown[0].tensors)} do not fit the graph",
             hint="delete the cache or name another one with --calib-cache",
         )
-    return job.equalized(known.factors)
+    try:
+        return job.equalized(known.factors)
+    except NoLayer as e:
+        raise BadInput(
+            f"the calibration cache: its factors do not fit the graph: {e}",
+            hint="delete the cache or name another one with --calib-cache",
+        ) from e
 
 
 def _check_complete(path: Path, known: Cache, candidates: Sequence[Layer]) -> None:
@@ -244,6 +255,29 @@ def _check_complete(path: Path, known: Cache, candidates: Sequence[Layer]) -> No
                 f"the calibration cache '{path}': noise.{layer.node} is missing",
                 hint="delete the cache or name another one with --calib-cache",
             )
+
+
+def _check_pairs(path: Path, known: Cache, model: ir.Model) -> None:
+    """Raise BadInput where a cache has pairs on tensors, or for nodes, that the graph does not have."""
+    readers = {name: {use.node.name for use in value.uses()} for name, value in graph.values(model).items()}
+    for tensor, params in known.params.items():
+        for i, one in enumerate(params.beside):
+            strange = [name for name in one.readers if name not in readers.get(one.tensor, ())]
+            if one.tensor not in readers or strange:
+                what = f"reads '{one.tensor}' in '{strange[0]}'" if strange else f"names '{one.tensor}'"
+                raise BadInput(
+                    f"the calibration cache '{path}': tensors.{tensor}.beside[{i}] {what}, which the graph "
+                    "does not",
+                    hint="delete the cache or name another one with --calib-cache",
+                )
+
+
+def _breaks(written: ir.Model) -> list[str]:
+    """Return what breaks the chain of INT8 layers although the form keeps it whole: the network does."""
+    found = chain.lint_breaks(written)
+    named_few = "; ".join(f"at '{one.node}': {one.cause}" for one in found[:_NAMED])
+    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return [f"the network itself breaks the INT8 chain {named_few}{more}"] if found else []
 
 
 def _notes(

@@ -224,6 +224,22 @@ def group_factor(subjects: Sequence[Subject]) -> FloatArray | None:
     return (wary if wary.noise <= _premium(tails) * bold.noise else bold).factor
 
 
+def pays_beside(factor: FloatArray, subjects: Sequence[Subject], beside: Sequence[Statistics]) -> bool:
+    """Whether dividing by `factor`, (C,), pays although tensors beside the layers' inputs are divided too.
+
+    Each is quantized with one scale, and its error reaches the same readers. A channel that a ReLU leaves
+    quiet may be loud in front of it, where a residual Add reads it.
+    """
+    tensors = [*(subject.statistics for subject in subjects), *beside]
+    weight = sum((importance(s.statistics, s.readers) for s in subjects), np.zeros(len(factor)))
+
+    def noise(divisor: FloatArray) -> float:
+        steps = [(np.maximum(-one.low, one.high) / divisor).max() for one in tensors]
+        return float((weight * divisor**2).sum() * np.square(steps).sum())
+
+    return noise(factor) <= noise(np.ones_like(factor))
+
+
 @dataclass(frozen=True, slots=True)
 class _Strength:
     """Factors of a group, and the error that they are predicted to leave."""

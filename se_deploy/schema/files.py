@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,11 +15,20 @@ from se_deploy.schema.input_spec import InputSpec
 LARGEST_SCALE = 65_504.0
 """The largest finite FP16 number: an FP16 graph holds its scales in FP16."""
 
+SMALLEST_SCALE = 2.0**-24
+"""The smallest FP16 number above 0."""
+
 LARGEST_FLOAT = 3.4028235e38
 """The largest finite FP32 number: bounds are what refuses NaN and infinity."""
 
+LARGEST_HELD = 4 * 128 * LARGEST_SCALE
+"""More than an INT8 tensor with an FP16 scale reaches, on either side of an offset."""
+
 Finite = Annotated[float, Meta(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)]
+Held = Annotated[float, Meta(ge=-LARGEST_HELD, le=LARGEST_HELD)]
 Scale = Annotated[float, Meta(gt=0, le=LARGEST_SCALE)]
+HeldScale = Annotated[float, Meta(ge=SMALLEST_SCALE, le=LARGEST_SCALE)]
+Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 class ShapeRange(Struct, frozen=True):
@@ -98,31 +107,35 @@ class CalibratedBeside(Struct, frozen=True, kw_only=True):
     """A tensor that operators other than layers read quantized, for the sake of a layer's input."""
 
     tensor: str
-    scale: Scale
+    scale: HeldScale
     readers: tuple[str, ...]
 
 
 class CalibratedTensor(Struct, frozen=True, kw_only=True):
     """One tensor: q = clip(round(((x - offset) / divisor) / scale), -128, 127), per channel where listed."""
 
-    scale: Scale
-    low: Finite
-    high: Finite
-    offset: tuple[Finite, ...] | None
-    divisor: tuple[Annotated[float, Meta(gt=0, le=LARGEST_FLOAT)], ...] | None
+    scale: HeldScale
+    low: Held
+    high: Held
+    offset: tuple[Held, ...] | None
+    divisor: tuple[Scale, ...] | None
     residual: bool
-    mean: tuple[Finite, ...]
-    variance: tuple[Annotated[float, Meta(ge=0, le=LARGEST_FLOAT)], ...]
+    mean: tuple[Held, ...]
+    variance: tuple[Annotated[float, Meta(ge=0, le=LARGEST_HELD**2)], ...]
     reason: str | None = None  # why the scale does not come from the data
     beside: tuple[CalibratedBeside, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the range is none reversed, and what is listed has a value for each channel.
+        """Check that the range is none reversed, and what is listed has a value for each channel and may be.
 
         Raises: ValueError.
         """
         if self.low > self.high:
             raise ValueError(f"its low, {self.low:g}, is above its high, {self.high:g}")
+        if self.residual and (self.offset is not None or self.divisor is not None):
+            raise ValueError(
+                "it is residual, and has an offset or a divisor, which an Add would not take back"
+            )
         channels = len(self.mean)
         for name in ("variance", "offset", "divisor"):
             values = getattr(self, name)
@@ -137,7 +150,7 @@ class FoldedFactors(Struct, frozen=True, kw_only=True):
 
     tensors: tuple[str, ...]
     axis: Count
-    divisor: tuple[Annotated[float, Meta(gt=0, le=LARGEST_FLOAT)], ...]
+    divisor: tuple[Scale, ...]
 
 
 class CalibrationCache(
@@ -146,7 +159,7 @@ class CalibrationCache(
     """Scales that a person can read, stamped with what they are for; `noise` per layer alone in INT8."""
 
     stamp: Stamp
-    method: str  # the one that was chosen
+    method: Method  # the one that was chosen
     noise: Mapping[str, Annotated[float, Meta(ge=0, le=LARGEST_FLOAT)]]
     tensors: Mapping[str, CalibratedTensor]
     float_tensors: Mapping[str, str] = msgspec.field(default_factory=dict)  # that no scale serves, and why

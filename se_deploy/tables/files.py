@@ -55,7 +55,10 @@ def _reconstructed(found: results.Reconstruction | None) -> dict[str, str]:
         return {}
     blocks = f"{sum(block.kept for block in found.blocks)} of {counted(len(found.blocks), 'block')} better"
     change = f"{number(found.before_db)} -> {number(found.after_db)} dB"
-    return {"reconstruction": f"{blocks}, {change}, {'kept' if found.kept else 'not kept'}"}
+    reasons = dict.fromkeys(block.reason for block in found.blocks if block.reason is not None)
+    untried = sum(block.reason is not None for block in found.blocks)
+    why = f"; {untried} not tried: {'; '.join(reasons)}" if untried else ""
+    return {"reconstruction": f"{blocks}, {change}, {'kept' if found.kept else 'not kept'}{why}"}
 
 
 def _chain(found: results.Chain | None) -> str:

@@ -170,3 +170,14 @@ def test_the_command_states_what_was_kept(tmp_path, capsys):
     assert found["seconds"] == 4
     assert {block["tensor"] for block in found["blocks"]}
     assert found["before_db"] > 0
+
+
+def test_the_table_says_why_blocks_were_not_tried(tmp_path, capsys):
+    graph.save(network(), tmp_path / "net.onnx")
+    dataset(tmp_path, 4)
+    words = ["quantize", str(tmp_path / "net.onnx"), "--calib-data", str(tmp_path / "x.npz")]
+    words += ["-o", str(tmp_path / "q.onnx"), "--reconstruct", "4", "--no-verify"]
+    assert main(words, standalone_mode=False) in {0, None}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not kept" in said
+    assert "not tried: 3 samples are too few" in said

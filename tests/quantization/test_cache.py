@@ -166,6 +166,55 @@ def test_an_impossible_value_is_refused_with_file_field_and_reason(tmp_path, fie
     assert "delete the cache" in refused.value.hint
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("scale", 1e-30), ("scale", 5e-8), ("mean", [1e30] * 8), ("variance", [1e30] * 8), ("low", -1e30),
+        ("offset", [1e30] * 8), ("divisor", [1e30] * 8), ("beside", [{"tensor": "b", "scale": 1e-30,
+        "readers": []}]),
+    ],
+)  # fmt: skip
+def test_what_no_scale_of_half_precision_holds_is_refused(tmp_path, field, value):
+    with pytest.raises(BadInput, match=rf"cache\.json', a calibration cache: 'tensors\.b\.{field}"):
+        with_cache(tmp_path, lambda content: content["tensors"]["b"].update({field: value}))
+
+
+def test_a_method_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(BadInput, match=r"'method' is \"guess\""):
+        with_cache(tmp_path, lambda content: content.update(method="guess"))
+
+
+def test_a_tensor_that_adds_read_has_no_offset(path):
+    changed(path, "conv/a.b", residual=True)
+    with pytest.raises(BadInput, match=r"'tensors\.conv/a\.b': it is residual"):
+        cache.read(path, STAMP)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reader", "said"),
+    [
+        ("nothing", None, r"tensors\.b\.beside\[0\] names 'nothing', which the graph does not"),
+        ("b", "nobody", r"tensors\.b\.beside\[0\] reads 'b' in 'nobody', which the graph does not"),
+    ],
+)
+def test_a_pair_that_does_not_fit_the_graph_is_refused(tmp_path, tensor, reader, said):
+    pair = {"tensor": tensor, "scale": 0.1, "readers": [] if reader is None else [reader]}
+    with pytest.raises(BadInput, match=said):
+        with_cache(tmp_path, lambda content: content["tensors"]["b"].update(beside=[pair]))
+
+
+def test_factors_that_leave_no_scale_for_weights_are_refused(tmp_path):
+    kept, samples = tmp_path / "cache.json", dataset(tmp_path)
+    options = dataclasses.replace(FAST, policy=registry.policy("tensorrt"))
+    quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+    content = json.loads(kept.read_text())
+    for entry in content["folded"]:
+        entry["divisor"] = [1e-30] * len(entry["divisor"])
+    kept.write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="its factors do not fit the graph: "):
+        quantization.quantize(network(), samples, runtime=RUNTIME, options=options, calib_cache=kept)
+
+
 def test_a_cache_without_a_tensor_that_a_layer_reads_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"tensors\.e is missing"):
         with_cache(tmp_path, lambda content: content["tensors"].pop("e"))

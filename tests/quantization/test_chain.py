@@ -3,17 +3,29 @@
 import json
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from chain_graphs import FIRST, conv, float_conv, last, model, pair
 
 from se_deploy import graph
 from se_deploy.cli.main import main
+from se_deploy.commands.inspect import inspect
 from se_deploy.quantization import chain
 from se_deploy.quantization.chain import RULES
 
 GATE = " p = GlobalAveragePool(r) f = Conv(p, fc_f) h = Relu(f) g = Conv(h, fc_g) t = Sigmoid(g) "
 """The gate `t` of an SE block on `r`, in float."""
 SECOND = pair("r", "rq") + conv("rq", "o")
+
+
+def weights(name, axis, more=""):
+    """`name`, an INT8 convolution of `xq` with a scale for each channel along `axis` of its weights."""
+    scales = "block_scales" if more else "channel_scales, channel_zeros"
+    return (
+        f" {name}_w = DequantizeLinear<axis = {axis}{more}>(int8_{name}, {scales}) "
+        f"{name} = Conv<pads = [1, 1, 1, 1]>(xq, {name}_w, b_{name}) "
+    )
+
 
 WHOLE = {
     "relu": FIRST + " r = Relu(a) " + last("r"),
@@ -53,6 +65,10 @@ WHOLE = {
 BROKEN = {
     "zero-point": pair("x", "xq", zero="z3") + conv("xq", "a") + " y = Relu(a) ",
     "integer-type": pair("x", "xq", zero="u0") + conv("xq", "a") + " y = Relu(a) ",
+    "integer-operator": pair("x", "xq")
+    + " x_i = QuantizeLinear(x, s, z) o_i = QLinearConv<pads = [1, 1, 1, 1]>(x_i, s, z, int8_o, s, z, s, z)"
+    + " y = DequantizeLinear(o_i, s, z) ",
+    "weight-scales": pair("x", "xq") + weights("a", 1) + " y = Relu(a) ",
     "per-channel-activation": FIRST
     + " r = Relu(a) rq_q = QuantizeLinear<axis = 1>(r, channel_scales, channel_zeros)"
     + " rq = DequantizeLinear<axis = 1>(rq_q, channel_scales, channel_zeros) "
@@ -184,6 +200,152 @@ def test_weights_are_read_in_every_spelling(name):
     found = chain.lint(model(pair("x", "xq") + SPELLINGS[name] + " r = Relu(a) " + last("r")))
     assert len(found.int8) == 2
     assert not found.breaks
+
+
+TURNED = "w_t = Transpose<perm = [1, 0, 2, 3]>(w_q) y = Conv<pads = [1, 1, 1, 1]>(xq, w_t, b_y) "
+ALONG_0 = " w_q = DequantizeLinear<axis = 0>(int8_w, channel_scales, channel_zeros) "
+ALONG_1 = " w_q = DequantizeLinear<axis = 1>(int8_w, channel_scales, channel_zeros) "
+AXES = {
+    "of a convolution's outputs": (weights("y", 0), True),
+    "of a convolution's inputs": (weights("y", 1), False),
+    "counted from behind": (weights("y", -4), True),
+    "of inputs, turned round in the graph": (ALONG_1 + TURNED, True),
+    "of outputs, turned round in the graph": (ALONG_0 + TURNED, False),
+    "of a transposed convolution, inputs": (ALONG_0 + " y = ConvTranspose(xq, w_q, b_y) ", True),
+    "of a transposed convolution, outputs": (ALONG_1 + " y = ConvTranspose(xq, w_q, b_y) ", True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_the_scales_of_weights_lie_along_the_outputs(name):
+    body, along = AXES[name]
+    found = chain.lint(model(pair("x", "xq") + body, 1))
+    assert [one.rule.name for one in found.breaks] == ([] if along else ["weight-scales"])
+    assert found.int8_macs_fraction == (1 if along else 0)
+
+
+MATRICES = {
+    "the columns of a matrix": ("MatMul(xq, w)", 1, (8, 8), True),
+    "the rows of a matrix": ("MatMul(xq, w)", 0, (8, 8), False),
+    "the columns of Gemm's": ("Gemm(xq, w)", 1, (8, 8), True),
+    "the rows of Gemm's": ("Gemm(xq, w)", 0, (8, 8), False),
+    "the rows of Gemm's, turned round": ("Gemm<transB = 1>(xq, w)", 0, (8, 8), True),
+    "the columns of Gemm's, turned round": ("Gemm<transB = 1>(xq, w)", 1, (8, 8), False),
+    "the rows of a matrix in front": ("MatMul(w, xq)", 0, (8, 8), True),
+    "the columns of a matrix in front": ("MatMul(w, xq)", 1, (8, 8), False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_scales_of_matrices_lie_along_the_outputs(name):
+    call, axis, shape, along = MATRICES[name]
+    made = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[8,8] x) => (float[8,8] y) <float s = {{0.05}}, int8 z = {{0}}> {{
+          x_q = QuantizeLinear(x, s, z) xq = DequantizeLinear(x_q, s, z)
+          w = DequantizeLinear<axis = {axis}>(stored, scales, zeros)
+          y = {call}
+        }}""")
+    random = np.random.default_rng(0)
+    arrays = {
+        "stored": random.integers(-127, 128, shape).astype(np.int8),
+        "scales": np.linspace(0.05, 0.1, 8, dtype=np.float32),
+        "zeros": np.zeros(8, np.int8),
+    }
+    (node,) = (n for n in made.graph if n.outputs[0].name == "w")
+    for slot, (known, array) in enumerate(arrays.items()):
+        node.replace_input_with(slot, graph.initializer(made, f"{known}_c", array))
+    found = chain.lint(graph.tidy(graph.inline(made)))
+    assert [one.rule.name for one in found.breaks] == ([] if along else ["weight-scales"])
+
+
+def test_blocks_of_weights_are_named():
+    found = chain.lint(model(pair("x", "xq") + weights("y", 1, ", block_size = 4"), 1))
+    assert [(one.rule.name, "blocks of 4 along axis 1" in one.cause) for one in found.breaks] == [
+        ("weight-scales", True)
+    ]
+
+
+INTEGER_BIAS = (
+    " b = DequantizeLinear<axis = 0>(integers, channel_scales, integer_zeros) "
+    " w = DequantizeLinear(int8_a, s, z) a = Conv<pads = [1, 1, 1, 1]>(xq, w, b) "
+)
+
+
+def test_a_bias_of_integers_is_no_int8():
+    found = chain.lint(model(pair("x", "xq") + INTEGER_BIAS + " r = Relu(a) " + last("r"), 1))
+    assert [(one.rule.name, "its bias: the integers are INT32" in one.cause) for one in found.breaks] == [
+        ("integer-type", True)
+    ]
+    assert (len(found.int8), found.unbroken, found.int8_macs_fraction) == (2, 1, 0.5)
+
+
+OPERATORS = {
+    "a convolution": ("QLinearConv<pads = [1, 1, 1, 1]>(x_i, s, z, int8_o, s, z, s, z)", 1),
+    "a matrix": ("QLinearMatMul(x_i, s, z, x_i, s, z, s, z)", 1),
+    "what ONNX Runtime adds": ("com.microsoft.QLinearAdd(x_i, s, z, x_i, s, z, s, z)", 0),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_that_compute_with_integers_are_breaks(name):
+    call, layers = OPERATORS[name]
+    body = f" x_i = QuantizeLinear(x, s, z) o = {call} y = DequantizeLinear(o, s, z) "
+    found = chain.lint(model(body))
+    (one,) = found.breaks
+    assert (one.rule.name, len(found.int8), found.unbroken) == ("integer-operator", layers, 0)
+
+
+def test_integers_without_any_quantizer_are_seen(tmp_path, capsys):
+    made = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[2,8] x) => (int32[2,8] y) <int8 w> {
+          x_i, x_s, x_z = DynamicQuantizeLinear(x)
+          y = MatMulInteger(x_i, w, x_z)
+        }""")
+    random = np.random.default_rng(0)
+    stored = graph.initializer(made, "w_c", random.integers(-127, 128, (8, 8)).astype(np.int8))
+    made.graph.node(1).replace_input_with(1, stored)
+    graph.save(graph.tidy(graph.inline(made)), tmp_path / "net.onnx")
+    with pytest.raises(SystemExit, match="3"):
+        main(["inspect", str(tmp_path / "net.onnx"), "--gate", "chain"])
+    assert "MatMulInteger" in capsys.readouterr().err
+
+
+def test_a_concat_of_different_scales_in_front_of_a_quantizer_is_a_break():
+    body = (
+        FIRST + conv("xq", "o") + " r = Relu(a) t = Relu(o) " + pair("r", "rq") + pair("t", "tq", "s2")
+        + " j = Concat<axis = 2>(rq, tq) "
+    )  # fmt: skip
+    found = chain.lint(model(body + last("j")))
+    names = {n.outputs[0].name: n.name for n in model(body + last("j")).graph}
+    (one,) = found.breaks
+    assert (one.rule.name, one.node, one.tensors) == ("concat", names["j"], ("r", "t", "j"))
+    assert set(one.layers) == {names["a"], names["o"]}
+
+
+def test_products_of_quantized_activations_are_read_as_int8():
+    shared = " t = Transpose<perm = [0, 1, 3, 2]>(r) "
+    whole = FIRST + " r = Relu(a) " + pair("r", "rq") + shared.replace("(r)", "(rq)") + " m = MatMul(rq, t) "
+    floats = FIRST + " r = Relu(a) " + shared + " m = MatMul(r, t) "
+    one, other = (chain.lint(model(body + last("m"), 1)) for body in (whole, floats))
+    assert not one.breaks
+    assert one.int8_bytes_fraction > other.int8_bytes_fraction
+    assert "MatMul multiplies two activations in float" in {end.cause for end in other.ends}
+    assert not any("MatMul" in end.cause for end in one.ends)
+
+
+def test_what_is_inside_of_a_branch_is_said_not_to_be_judged(tmp_path):
+    inner = " xq_q = QuantizeLinear(x, s, z) w = DequantizeLinear(xq_q, s, z) "
+    made = ir.from_onnx_text(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        net (float[2,8] x, bool c) => (float[2,8] y) <float s = {{0.05}}, int8 z = {{0}}> {{
+          y = If(c) <then_branch = yes () => (float[2,8] w) {{ {inner} }},
+                     else_branch = no () => (float[2,8] v) {{ v = Relu(x) }}>
+        }}""")
+    graph.save(made, tmp_path / "net.onnx")
+    said = inspect(tmp_path / "net.onnx").warnings
+    assert [("(If)" in one, "not judged" in one) for one in said] == [(True, True)]
 
 
 def test_onnx_runtime_s_own_files_are_read(tmp_path):

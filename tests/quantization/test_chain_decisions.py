@@ -225,6 +225,21 @@ FINDINGS = {
         {("inside-activation", "uq_q", ("a",), (), None)},
         {END},
     ),
+    "a sum of an activation with its own input": (
+        FIRST + " e = LeakyRelu(a) r = Add(e, a) " + last("r"),
+        set(),
+        {END},
+    ),
+    "a pair inside of gelu": (
+        FIRST + pair("a", "aq") + " r = Pow(aq, s2) " + last("r"),
+        {("inside-activation", "aq_q", ("a",), (), None)},
+        {END},
+    ),
+    "sums from which nothing leads to a quantizer": (
+        FIRST + " t = Tanh(x) h = Add(t, a) p = Softmax<axis = 1>(h) u = Sub(t, a) y = Add(p, u) ",
+        set(),
+        {("h", ("a",)), ("u", ("a",))},
+    ),
     "a product with a constant is no activation": (
         FIRST + f" r = Relu(a) m = {MOST}(r) " + pair("m", "mq") + " e = Mul(mq, c_m) " + last("e"),
         set(),
@@ -468,3 +483,16 @@ def test_a_squeeze_has_one_number_for_each_channel():
     made = model(FIRST + " r = Relu(a) " + GATE + " e = Mul(r, t) " + last("e"), 1)
     values = {value.name: value for node in made.graph for value in node.outputs}
     assert [name for name in ("r", "p", "f", "t", "e") if kernels.is_pooled(values[name])] == ["p", "f", "t"]
+
+
+def test_ways_that_part_and_meet_again_are_walked_once():
+    turned = "".join(
+        f" c{i}, d{i} = Split<axis = 1, num_outputs = 2>(r{i}) r{i + 1} = Concat<axis = 1>(d{i}, c{i}) "
+        for i in range(40)
+    )
+    body = FIRST + " r0 = Relu(a) " + turned
+    assert said(body + last("r40")) == (set(), {END})
+    other = pair("x", "xo") + " j = Concat<axis = 1>(r40, xo) k = Slice(j, b_s, b_e, b_s) "
+    kept = body + other.replace(" k = Slice(j, b_s, b_e, b_s) ", " j2 = MaxPool<kernel_shape = [1, 1]>(j) ")
+    assert "concat" not in {rule for rule, *_ in said(kept + pair("j2", "y", "s"))[0]}
+    assert "concat" in {rule for rule, *_ in said(kept + pair("j2", "y", "s2"))[0]}

@@ -1,11 +1,14 @@
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 from layer_graphs import RUNTIME, image, model_of, run, weights
+from ptq_graphs import FAST, samples_of
 
 from se_deploy import calibration, graph
-from se_deploy.quantization import equalization
+from se_deploy.backends import registry
+from se_deploy.quantization import equalization, quantize
 
 REORDERED = {"rtol": 2e-4, "atol": 2e-5}  # FP32 sums of weights that were multiplied and divided by up to e^2
 
@@ -265,3 +268,22 @@ def test_what_a_branch_reads_keeps_its_scale():
 def test_an_offset_goes_where_no_convolution_writes_int8_itself(body, expected):
     model = network(FRONT + body + BACK)
     assert equalization.in_pointwise_kernel(graph.values(model)["t"]) is expected
+
+
+def test_factors_that_leave_weights_without_a_scale_are_left_out(tmp_path):
+    random = np.random.default_rng(1)
+    shapes = {"w": (4, 4, 3, 3), "v": (4, 1, 3, 3), "u": (4, 4, 1, 1)}
+    arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["w"] *= np.geomspace(1, 1 / 64, 4, dtype=np.float32).reshape(4, 1, 1, 1)
+    arrays["v"] *= 8e-6 / np.abs(arrays["v"]).max()  # the least that an INT8 tensor resolves is 7.6e-6
+    body = "a = Conv<pads = [1,1,1,1]>(x, w) r = Relu(a) c = Conv<pads = [1,1,1,1], group = 4>(r, v) "
+    made = model_of(
+        body + "t = Relu(c) y = Conv(t, u)",
+        arrays.items(),
+        inputs="float[N,4,12,12] x",
+        output="float[N,4,12,12] y",
+    )
+    x = np.random.default_rng(0).standard_normal((16, 4, 12, 12))
+    options = dataclasses.replace(FAST, policy=registry.policy("tensorrt"), base_precision="fp32")
+    done = quantize(made, samples_of(tmp_path, x=x), runtime=RUNTIME, options=options)
+    assert done.macs_int8_fraction == 1

@@ -14,6 +14,11 @@ from se_deploy.quantization import PORTABLE, chain, placement, quantize
 HEAD = '<ir_version: 10, opset_import: ["" : 20]> net (float[N,4,12,12] x) => (float[N,4,12,12] y) {{ {} }}'
 BLOCK = "a = Conv<pads = [1,1,1,1]>(x, w0, b0) r = Relu(a) "
 SE = "p = GlobalAveragePool({0}) f = Conv(p, k0) h = Relu(f) g = Conv(h, k1) s = Sigmoid(g) e = Mul({0}, s) "
+GELU = (
+    "three = Constant<value_float = 3.0>() part = Constant<value_float = 0.044715>() "
+    "one = Constant<value_float = 1.0>() "
+    "c3 = Pow(a, three) c1 = Mul(c3, part) i = Add(a, c1) t = Tanh(i) u = Add(t, one) g = Mul(a, u) "
+)  # fmt: skip
 NETWORKS = {
     "residual": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) t = Add(c, r) k = Relu(t) "
     "y = Conv<pads = [1,1,1,1]>(k, w2, b2)",
@@ -28,6 +33,20 @@ NETWORKS = {
     "concat and one of its inputs": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) u = Relu(c) "
     "j = Concat<axis = 2>(r, u) z = Conv<strides = [2,1], pads = [1,1,1,1]>(j, w2, b2) "
     "q = Relu(z) y = Conv<pads = [1,1,1,1]>(q, w3, b3)",
+    "an activation and its own input": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) e = LeakyRelu(a) s = Add(e, a) "
+    "y = Conv<pads = [1,1,1,1]>(s, w1, b1)",
+    "a map added to itself": BLOCK + "s = Add(r, r) c = Conv<pads = [1,1,1,1]>(s, w1, b1) u = Add(c, c) "
+    "k = Relu(u) y = Conv<pads = [1,1,1,1]>(k, w2, b2)",
+    "gelu by tanh": "a = Conv<pads = [1,1,1,1]>(x, w0, b0) " + GELU + "y = Conv<pads = [1,1,1,1]>(g, w1, b1)",
+    "parts in a last sum": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) "
+    "d, e = Split<axis = 1, num_outputs = 2>(r) "
+    "f, g = Split<axis = 1, num_outputs = 2>(c) j = Concat<axis = 1>(d, g) t = Tanh(x) y = Add(t, j)",
+    "a part of a last sum beside what a layer reads": BLOCK + "d, e = Split<axis = 1, num_outputs = 2>(r) "
+    "j = Concat<axis = 1>(e, e) c = Conv<pads = [1,1,1,1]>(j, w1, b1) "
+    "f = Concat<axis = 1>(d, d) t = Tanh(x) q = Add(t, f) y = Sub(q, c)",
+    "sums that nobody quantizes": BLOCK + "c = Conv<pads = [1,1,1,1]>(r, w1, b1) t = Tanh(x) h = Add(t, c) "
+    "p = Softmax<axis = 1>(h) m = MaxPool<kernel_shape = [3,3], pads = [1,1,1,1]>(c) u = Add(t, m) "
+    "y = Add(p, u)",
 }  # fmt: skip
 
 
@@ -66,6 +85,28 @@ def test_the_whole_form_breaks_no_chain(samples, name):
     assert found.unbroken == len(found.int8) >= 2
     assert zero_points(result.model) == {0}
     assert result.sqnr_db["y"] > 20
+
+
+def test_what_the_network_breaks_is_said(samples):
+    (policy,) = whole_policies()
+    edges = "edges = Constant<value_ints = [0, 0, 1, 1, 0, 0, 1, 1]>() "
+    made = network(BLOCK + edges + "e = Pad(r, edges) y = Conv(e, w1, b1)")
+    (pad,) = (node.name for node in made.graph if node.op_type == "Pad")
+    result = quantized(made, samples, policy)
+    assert {one.node for one in chain.lint(result.model).breaks} == {pad}
+    said = [one for one in result.warnings if "INT8 chain" in one]
+    assert [f"at '{pad}': Pad between" in one for one in said] == [True]
+    portable = quantized(made, samples, PORTABLE).warnings
+    assert not [one for one in portable if "INT8 chain" in one], "which breaks it for accuracy"
+
+
+@pytest.mark.parametrize("name", ["an activation and its own input", "gelu by tanh"])
+def test_nothing_inside_of_an_activation_is_quantized(samples, name):
+    (policy,) = whole_policies()
+    model = quantized(network(NETWORKS[name]), samples, policy).model
+    asked = {node.inputs[0].name for node in model.graph if node.op_type == "QuantizeLinear"}
+    assert "a" not in asked
+    assert len(asked) == 2
 
 
 def test_without_placement_the_same_networks_break(samples):
@@ -107,6 +148,14 @@ def test_a_pair_goes_where_no_layer_in_int8_needs_it(samples):
     makers = {v.producer().op_type for node in adds for v in node.inputs}
     assert "DequantizeLinear" not in makers
     assert not chain.lint(result.model).breaks
+
+
+def test_channels_that_are_loud_in_front_of_a_relu_decide_too(samples):
+    (policy,) = whole_policies()
+    model = network(NETWORKS["downsampled residual"])
+    (bias,) = (v for n in model.graph for v in n.inputs if v is not None and v.name == "b1_c")
+    bias.const_value = ir.tensor(np.float32([-12, -6, 0, 0]), name="b1_c")  # the ReLU lets little of two pass
+    assert quantized(model, samples, policy).sqnr_db["y"] > 25
 
 
 def test_a_cache_keeps_the_pairs(samples, tmp_path):

@@ -4,5 +4,17 @@ from se_deploy.quantization.chain.findings import Break, Chain, End
 from se_deploy.quantization.chain.linting import lint, lint_breaks
 from se_deploy.quantization.chain.modelled import ModelledPlanner
 from se_deploy.quantization.chain.rules import RULES, Rule
+from se_deploy.quantization.chain.storage import moved, uses
 
-__all__ = ["RULES", "Break", "Chain", "End", "ModelledPlanner", "Rule", "lint", "lint_breaks"]
+__all__ = [
+    "RULES",
+    "Break",
+    "Chain",
+    "End",
+    "ModelledPlanner",
+    "Rule",
+    "lint",
+    "lint_breaks",
+    "moved",
+    "uses",
+]

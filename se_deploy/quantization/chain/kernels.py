@@ -94,17 +94,31 @@ class Kernels:
             return kernel.residual is None or stored.dequantized(kernel.residual) is not None
         if kernel.kind in {"pool", "move"}:
             return all(stored.of(v) is not None for v in self.inputs(kernel))
-        return kernel.kind == "pointwise"
+        return kernel.kind == "pointwise" or self._multiplies_int8(kernel)
+
+    def _multiplies_int8(self, kernel: Kernel) -> bool:
+        """Whether a kernel is a product of two activations that are both quantized."""
+        if kernel.kind != "other" or not is_product(kernel.nodes[0]):
+            return False
+        read = [self.storage.dequantized(v) for v in activations(kernel.nodes[0])]
+        return all(one is not None and one.symmetric_int8 and one.per_tensor for one in read)
 
     def reads_int8(self, kernel: Kernel) -> bool:
         """Whether dequantizers in front of the kernel fuse: a layer in INT8, or what emits INT8."""
         if kernel.kind == "layer":
             return kernel.layer is not None and is_int8(kernel.layer, self.storage)
+        if self._multiplies_int8(kernel):
+            return True
         written = self.outputs(kernel)
         return bool(written) and all(
             self.emits_int8(kernel, v) or (kernel.kind == "move" and self.storage.of(v) is not None)
             for v in written
         )
+
+
+def is_product(node: ir.Node) -> bool:
+    """Whether a node multiplies two matrices of activations, as attention does."""
+    return node.op_type == "MatMul" and not node.domain and len(activations(node)) == 2  # noqa: PLR2004 - of two
 
 
 def is_int8(layer: Weighted, stored: Storage) -> bool:
@@ -116,6 +130,8 @@ def is_int8(layer: Weighted, stored: Storage) -> bool:
         and given.per_tensor
         and layer.stored is not None
         and layer.stored.symmetric_int8
+        and layer.along_outputs
+        and (layer.bias is None or layer.bias.dtype == spelling.INT8)
     )
 
 
@@ -242,8 +258,8 @@ def is_clamp(node: ir.Node) -> bool:
 
 
 def is_sum(node: ir.Node) -> bool:
-    """Whether a node adds two maps of one shape."""
-    if node.op_type != "Add" or node.domain or len(activations(node)) != 2:  # noqa: PLR2004 - of two
+    """Whether a node adds two maps of one shape; one that is added to itself is doubled."""
+    if node.op_type != "Add" or node.domain or len(set(map(_behind_free, activations(node)))) != 2:  # noqa: PLR2004 - of two
         return False
     one, other = (graph.dims(v) for v in node.inputs)
     return one == other

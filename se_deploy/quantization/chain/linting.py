@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from se_deploy import graph
 from se_deploy.quantization.chain import kernels as fusing
-from se_deploy.quantization.chain import modelled, pairs, spelling
+from se_deploy.quantization.chain import modelled, pairs, rules, spelling
 from se_deploy.quantization.chain.findings import Break, Chain, End, merged_breaks, merged_ends
 from se_deploy.quantization.chain.reading import reading_breaks
 from se_deploy.quantization.chain.writing import Writing
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def lint_breaks(model: ir.Model) -> tuple[Break, ...]:
     """Return only what breaks the chain of a graph."""
-    return _judged(fusing.of(model))[0]
+    return _judged(model, fusing.of(model))[0]
 
 
 def lint(model: ir.Model) -> Chain | None:
@@ -25,10 +25,11 @@ def lint(model: ir.Model) -> Chain | None:
 
     Any tool's Q/DQ is read. What is said is what NVIDIA documents of TensorRT; nothing is built.
     """
-    if not any(spelling.is_quantize(node) or spelling.is_dequantize(node) for node in model.graph):
+    if not any(map(_is_quantized, model.graph)):
         return None
     found = fusing.of(model)
-    breaks, ends = _judged(found)
+    breaks, ends = _judged(model, found)
+    integer = [str(node.name) for node in model.graph if _is_integer_layer(node)]
     layers = [kernel.layer for kernel in found.all if kernel.layer is not None]
     asked = [layer for layer in layers if fusing.is_asked(layer, found.storage)]
     int8 = {layer.name for layer in asked if fusing.is_int8(layer, found.storage)}
@@ -38,7 +39,7 @@ def lint(model: ir.Model) -> Chain | None:
     is_sized = not any(None in (graph.dims(layer.node.outputs[0]) or ())[1:] for layer in layers)
     share = sum(n for name, n in macs.items() if name in int8) / max(1, sum(macs.values()))
     return Chain(
-        int8=tuple(layer.name for layer in asked),
+        int8=(*(layer.name for layer in asked), *integer),
         in_float=tuple(layer.name for layer in layers if layer.name not in names),
         breaks=breaks,
         ends=ends,
@@ -47,7 +48,19 @@ def lint(model: ir.Model) -> Chain | None:
     )
 
 
-def _judged(found: fusing.Kernels) -> tuple[tuple[Break, ...], tuple[End, ...]]:
+def _is_quantized(node: ir.Node) -> bool:
+    """Whether a node says that something is to be integers."""
+    return spelling.is_quantize(node) or spelling.is_dequantize(node) or spelling.is_integer_operator(node)
+
+
+def _is_integer_layer(node: ir.Node) -> bool:
+    """Whether a node is a layer that computes with integers by itself."""
+    return spelling.is_integer_operator(node) and any(
+        one in node.op_type for one in ("Conv", "MatMul", "Gemm")
+    )
+
+
+def _judged(model: ir.Model, found: fusing.Kernels) -> tuple[tuple[Break, ...], tuple[End, ...]]:
     layers = [kernel.layer for kernel in found.all if kernel.layer is not None]
     writing = Writing(found)
     for layer in layers:
@@ -55,7 +68,14 @@ def _judged(found: fusing.Kernels) -> tuple[tuple[Break, ...], tuple[End, ...]]:
             writing.follow(layer)
     writing.pads()
     breaks = [b for layer in layers for b in reading_breaks(layer, found.storage)]
+    breaks += [
+        Break(
+            str(node.name), f"{node.op_type} is no float operator", rules.INTEGER_OPERATOR, (str(node.name),)
+        )
+        for node in model.graph
+        if spelling.is_integer_operator(node)
+    ]
     return (
-        merged_breaks([*breaks, *writing.breaks, *pairs.misplaced(found)]),
+        merged_breaks([*breaks, *writing.breaks, *pairs.misplaced(found), *pairs.joined(found)]),
         merged_ends(writing.ends),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from se_deploy.quantization.chain import kernels as fusing
-from se_deploy.quantization.chain import rules, spelling, storage
+from se_deploy.quantization.chain import reading, rules, spelling, storage
 from se_deploy.quantization.chain.findings import Break
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from se_deploy.quantization.chain.kernels import Kernel, Kernels
 
 _BOUNDED = frozenset({"Clip", "HardSigmoid", "Sigmoid", "Tanh"})
+_OF_ACTIVATIONS = fusing.ACTIVATIONS | {"Pow"}  # that of GELU by Tanh
 _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})  # of which activations are spelled
 
 
@@ -35,6 +36,26 @@ def misplaced(found: Kernels) -> Iterator[Break]:
                 yield Break(str(quantize.name), _cause(rule, value, node), rule, names)
 
 
+def joined(found: Kernels) -> Iterator[Break]:
+    """Yield the Concats of quantized tensors of different scales in front of a quantizer."""
+    for kernel in found.all:
+        node = kernel.nodes[0]
+        if node.op_type != "Concat" or node.domain:
+            continue
+        given = storage.moved(node)
+        asked = [found.storage.dequantized(v) for v in given]
+        behind = fusing.quantizers_of(node.outputs[0])
+        if None in asked or not behind or all(storage.same(asked[0], one) for one in asked):
+            continue
+        sources = [one for v in given if (one := _pair_of(v)) is not None]
+        makers = [maker for one in sources if (maker := found.maker(one)) is not None]
+        layers = dict.fromkeys(n for maker in makers for n in _layers_before(found, maker))
+        tensors = dict.fromkeys(
+            str(v.name) for v in (*sources, *(q.inputs[0] for q, _ in behind)) if v is not None
+        )
+        yield Break(str(node.name), reading.unequal([]), rules.CONCAT, tuple(layers), tuple(tensors))
+
+
 def _quantizers(value: ir.Value) -> list[ir.Node]:
     return [node for node in fusing.readers(value) if spelling.is_quantize(node)]
 
@@ -51,7 +72,7 @@ def _rule(found: Kernels, maker: Kernel, value: ir.Value, node: ir.Node) -> rule
     inside = rules.INSIDE_GATE if fusing.is_pooled(value) else rules.INSIDE_ACTIVATION
     raw = last.op_type in _ARITHMETIC or (maker.layer is not None and last.op_type in spelling.LAYERS)
     read = fusing.activations(node)
-    if node.op_type in fusing.ACTIVATIONS and len(read) == 1:
+    if node.op_type in _OF_ACTIVATIONS and len(read) == 1:
         return inside if raw else None
     if node.op_type == "Mul" and len(read) == 2 and (last.op_type in _BOUNDED or fusing.is_pooled(value)):  # noqa: PLR2004
         return inside

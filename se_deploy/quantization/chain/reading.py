@@ -38,6 +38,15 @@ def reading_breaks(layer: Weighted, stored: Storage) -> Iterator[Break]:
     for what, one in ((f"its input '{layer.data.name}'", given), ("its weights", layer.stored)):
         for cause, rule in faults(one):
             yield Break(layer.name, f"{what}: {cause}", rule, names)
+    if layer.bias is not None and layer.bias.dtype != spelling.INT8:
+        cause = f"its bias: the integers are {layer.bias.dtype}, not INT8; as floats it costs nothing"
+        yield Break(layer.name, cause, rules.INTEGER_TYPE, names)
+    if not layer.along_outputs:
+        blocks = f"for blocks of {layer.stored.block} " if layer.stored.block else ""
+        cause = (
+            f"its weights have scales {blocks}along axis {layer.stored.axis}, not one for each output channel"
+        )
+        yield Break(layer.name, cause, rules.WEIGHT_SCALES, names)
     if not given.per_tensor and given.scale is not None:
         cause = f"its input '{layer.data.name}' has {counted(len(given.scale), 'scale')}"
         yield Break(layer.name, cause, rules.PER_CHANNEL, names)

@@ -8,6 +8,9 @@ _DOCS = "https://docs.nvidia.com/deeplearning/tensorrt/latest"
 _EXPLICIT = f"{_DOCS}/inference-library/quantized-types-explicit-quantization.html"
 _FUSIONS = f"{_DOCS}/performance/fusion-catalog.html"
 _TYPES = f"{_DOCS}/inference-library/work-quantized-types.html"
+_QUANTIZE_LAYER = (
+    "https://docs.nvidia.com/deeplearning/tensorrt/api/c_api/classnvinfer1_1_1_i_quantize_layer.html"
+)
 
 DOCUMENTED = "documented, not measured"
 MEASURED = "measured on TensorRT-RTX 1.7"
@@ -33,6 +36,13 @@ INTEGER_TYPE = Rule(
     "integer-type",
     "INT8 is signed; of unsigned or wider integers TensorRT makes no INT8 layer",
     f"{_TYPES} (Supported Data Types)",
+    f"{DOCUMENTED}; INT32 biases are refused ({MEASURED})",
+)
+INTEGER_OPERATOR = Rule(
+    "integer-operator",
+    "Q/DQ around float operators ask for integers; operators that compute with integers are not read",
+    f"{_EXPLICIT} (ONNX Support)",
+    f"{MEASURED}: the file is refused",
 )
 SCALE = Rule(
     "scale",
@@ -44,6 +54,12 @@ PER_CHANNEL = Rule(
     "per-channel-activation",
     "activations are quantized per tensor, only weights per channel",
     f"{_EXPLICIT} (Q/DQ Layer-Placement Recommendations)",
+)
+WEIGHT_SCALES = Rule(
+    "weight-scales",
+    "weights have one scale, or one for each output channel",
+    f"{_QUANTIZE_LAYER} (Detailed Description)",
+    f"{MEASURED}: such a layer runs in float, one with blocks is refused",
 )
 HALF_QUANTIZED = Rule(
     "half-quantized",
@@ -97,6 +113,6 @@ INSIDE_GATE = Rule(
 )
 
 RULES = (
-    ZERO_POINT, INTEGER_TYPE, SCALE, PER_CHANNEL, HALF_QUANTIZED, BETWEEN, NOT_FUSED, RESIDUAL, EXTRA_PAIR,
-    TWO_SCALES, CONCAT, INSIDE_ACTIVATION, INSIDE_GATE,
+    ZERO_POINT, INTEGER_TYPE, INTEGER_OPERATOR, SCALE, PER_CHANNEL, WEIGHT_SCALES, HALF_QUANTIZED, BETWEEN,
+    NOT_FUSED, RESIDUAL, EXTRA_PAIR, TWO_SCALES, CONCAT, INSIDE_ACTIVATION, INSIDE_GATE,
 )  # fmt: skip

@@ -14,6 +14,8 @@ import numpy as np
 from se_deploy import graph
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import onnx_ir as ir
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -26,6 +28,10 @@ _MADE_OF_CONSTANTS = frozenset({
 _SAME_VALUES = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 INT8 = "INT8"
 """As ONNX names the type of signed 8-bit integers."""
+_INTEGER_OPERATORS = frozenset({
+    "ConvInteger", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "QAttention", "QEmbedLayerNormalization", "QGemm",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Quantizer:
     scale: tuple[float, ...] | None  # None: computed
     zero: tuple[int, ...] | None  # all that occur; None: computed
     dtype: str  # of the integers, as ONNX names it
+    axis: int = 1  # along which several scales lie
+    block: int = 0  # numbers that share a scale along it; 0: all
 
     @property
     def per_tensor(self) -> bool:
@@ -57,6 +65,8 @@ class Weighted:
     data: ir.Value
     weight: ir.Value
     stored: Quantizer | None  # None: float
+    bias: Quantizer | None = None  # None: float, or there is none
+    along_outputs: bool = True  # whether several scales of the weights are those of the output channels
 
     @property
     def name(self) -> str:
@@ -72,6 +82,12 @@ def is_quantize(node: ir.Node | None) -> bool:
 def is_dequantize(node: ir.Node | None) -> bool:
     """Whether `node` turns integers into numbers."""
     return node is not None and node.op_type == DEQUANTIZE and node.domain in _DOMAINS
+
+
+def is_integer_operator(node: ir.Node) -> bool:
+    """Whether `node` computes with integers by itself: what ONNX has beside Q/DQ around float operators."""
+    known = node.op_type in _INTEGER_OPERATORS or node.op_type.startswith("QLinear")
+    return known and node.domain in _DOMAINS
 
 
 def is_fixed(value: ir.Value | None) -> bool:
@@ -106,7 +122,8 @@ def quantizer(node: ir.Node) -> Quantizer:
     scales = None if scale is None else tuple(float(s) for s in scale.astype(np.float64))
     if scales is not None and len(set(scales)) == 1:
         scales = scales[:1]
-    return Quantizer(str(node.name), scales, zero, _integers(node, given))
+    axis, block = (int(graph.attribute(node, *known)) for known in (("axis", 1), ("block_size", 0)))  # type: ignore[call-overload]  # ONNX makes them ints
+    return Quantizer(str(node.name), scales, zero, _integers(node, given), axis, block)
 
 
 def _integers(node: ir.Node, zero: ir.Value | None) -> str:
@@ -130,11 +147,45 @@ def weighted(node: ir.Node) -> Weighted | None:
     data, weight = (first, second) if is_fixed(second) else (second, first)
     if data is None or weight is None:
         return None
-    maker = weight.producer()
+    stored, passed = _dequantized(weight)
+    given = node.inputs[2] if node.op_type != "MatMul" and len(node.inputs) > 2 else None  # noqa: PLR2004 - the bias
+    bias = None if given is None else _dequantized(given)[0]
+    along = stored is None or _is_along_outputs(node, weight, stored, passed)
+    return Weighted(node, data, weight, stored, bias, along)
+
+
+def _dequantized(value: ir.Value) -> tuple[Quantizer | None, list[ir.Node]]:
+    """Return how a constant is dequantized, if at all, and the nodes that pass it on, last first."""
+    maker, passed = value.producer(), []
     while maker is not None and maker.op_type in _SAME_VALUES and maker.inputs[0] is not None:
+        passed.append(maker)
         maker = maker.inputs[0].producer()
-    stored = quantizer(maker) if maker is not None and is_dequantize(maker) else None
-    return Weighted(node, data, weight, stored)
+    return (quantizer(maker) if maker is not None and is_dequantize(maker) else None), passed
+
+
+def _is_along_outputs(node: ir.Node, weight: ir.Value, stored: Quantizer, passed: Sequence[ir.Node]) -> bool:
+    """Whether the scales of weights lie along the layer's output channels; taken for so where nobody can say.
+
+    What is said of ConvTranspose contradicts itself: either axis is taken.
+    """
+    rank = len(graph.dims(weight) or ())
+    if stored.per_tensor or not rank or node.op_type == "ConvTranspose":
+        return True
+    if stored.block:
+        return False
+    axis = stored.axis % rank
+    for moved in reversed(passed):
+        if moved.op_type == "Transpose":
+            axis = graph.ints(moved, "perm", tuple(reversed(range(rank)))).index(axis)
+        elif moved.op_type not in {"Cast", "Identity"}:
+            return True
+    is_second = node.inputs[1] is weight
+    if node.op_type == "MatMul":
+        return axis == (rank - 1 if is_second else rank - 2)
+    if node.op_type == "Gemm":
+        turned = bool(graph.attribute(node, "transB" if is_second else "transA", 0))
+        return axis == int(turned != is_second)
+    return axis == 0
 
 
 def elements(value: ir.Value) -> int:

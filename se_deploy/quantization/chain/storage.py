@@ -15,8 +15,6 @@ from se_deploy import graph
 from se_deploy.quantization.chain import spelling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import onnx_ir as ir
 
     from se_deploy.quantization.chain.spelling import Quantizer
@@ -50,22 +48,47 @@ def commutes(node: ir.Node) -> bool:
 
 
 def uses(value: ir.Value) -> list[Use]:
-    """Return what reads `value`: quantizers, layers and operators behind those that commute."""
-    return list(_uses(value, ()))
+    """Return what reads `value`: quantizers, layers and operators behind those that commute.
+
+    Each once, however many ways lead there: a chain of Slices and Concats would have twice as many for each.
+    """
+    found: dict[tuple[ir.Node | None, ir.Value], None] = {}
+    reached: dict[ir.Value, None] = {}  # the last first: what is behind a value stands before it
+    _reach(value, found, reached, set())
+    joins: dict[ir.Value, dict[tuple[ir.Node, ir.Value], None]] = {one: {} for one in reached}
+    for one in reversed(reached):
+        for node in _passing(one):
+            for output in node.outputs:
+                joins[output] |= joins[one] | ({(node, one): None} if node.op_type == "Concat" else {})
+    return [Use(node, read, tuple(joins[read])) for node, read in found]
 
 
-def _uses(value: ir.Value, joins: tuple[tuple[ir.Node, ir.Value], ...]) -> Iterator[Use]:
+def _reach(
+    value: ir.Value,
+    found: dict[tuple[ir.Node | None, ir.Value], None],
+    reached: dict[ir.Value, None],
+    begun: set[ir.Value],
+) -> None:
+    """Collect what reads `value`, and the values on the way, `value` last."""
+    if value in begun:
+        return
+    begun.add(value)
     if value.is_graph_output():
-        yield Use(None, value, joins)
+        found[None, value] = None
+    passing = _passing(value)
     for node in dict.fromkeys(use.node for use in value.uses()):
-        if node.op_type in _SHAPES:
-            continue
-        if not commutes(node) or not _is_data(node, value):
-            yield Use(node, value, joins)
-            continue
-        passed = (*joins, (node, value)) if node.op_type == "Concat" else joins
-        for output in node.outputs:
-            yield from _uses(output, passed)
+        if node in passing:
+            for output in node.outputs:
+                _reach(output, found, reached, begun)
+        elif node.op_type not in _SHAPES:
+            found[node, value] = None
+    reached[value] = None
+
+
+def _passing(value: ir.Value) -> list[ir.Node]:
+    """Return the nodes that pass `value` on as it is, or parts of it."""
+    nodes = dict.fromkeys(use.node for use in value.uses())
+    return [n for n in nodes if n.op_type not in _SHAPES and commutes(n) and _is_data(n, value)]
 
 
 def _is_data(node: ir.Node, value: ir.Value) -> bool:
@@ -74,7 +97,9 @@ def _is_data(node: ir.Node, value: ir.Value) -> bool:
 
 
 def moved(node: ir.Node) -> list[ir.Value]:
-    """Return the values that a commuting node moves."""
+    """Return the values that a commuting node moves; nothing for other nodes."""
+    if not commutes(node):
+        return []
     given = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     return [value for value in given if value is not None]
 

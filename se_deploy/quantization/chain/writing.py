@@ -29,6 +29,7 @@ class Writing:
         self._found = found
         self._stored = found.storage
         self._order = {id(kernel): i for i, kernel in enumerate(found.all)}
+        self._before_quantizers = _before_quantizers(found)
 
     def follow(self, layer: Weighted) -> None:
         """Follow the outputs of an INT8 layer to where they are quantized, or cannot be."""
@@ -128,6 +129,8 @@ class Writing:
             return End(str(node.name), f"{node.op_type} computes sizes from it", layers)
         if kernel.layer is not None and node is kernel.layer.node:
             return End(str(node.name), "this layer is in float", layers)
+        if fusing.is_product(node):
+            return End(str(node.name), f"{node.op_type} multiplies two activations in float", layers)
         if kernel.kind == "other" and node.op_type != "Resize":
             return End(str(node.name), f"{node.op_type} has no INT8 form", layers)
         if kernel.kind in {"pad", "pool", "other"} and not self._leads_to_quantizer(kernel):
@@ -138,7 +141,7 @@ class Writing:
         self, value: ir.Value, others: Sequence[Use], layers: tuple[str, ...], *, quantized: bool
     ) -> None:
         """Say what reads a tensor in float while something else reads it quantized, or in another kernel."""
-        mended = [use for use in others if self._wants_int8(use)]
+        mended = [use for use in others if self._wants_int8(use, quantized=quantized)]
         for use in others:
             if use not in mended and use.node is not None:
                 cause = f"{use.node.op_type} reads it in float and something else does too"
@@ -154,12 +157,17 @@ class Writing:
             name = str(use.node.name)
             self.breaks.append(Break(name, cause, rule, layers, (str(use.read.name),), name))
 
-    def _wants_int8(self, use: Use) -> bool:
-        """Whether a reader is one that TensorRT has in INT8 as a matter of course: a sum or a pooling."""
+    def _wants_int8(self, use: Use, *, quantized: bool) -> bool:
+        """Whether a reader is one that TensorRT has in INT8 as a matter of course: a sum or a pooling.
+
+        A sum from which no way leads to a quantizer is not, unless what it reads is quantized anyway.
+        """
         if use.node is None:
             return False
         kernel = self._found.of[use.node]
-        return fusing.is_sum(use.node) or (kernel.kind != "pointwise" and self._leads_to_quantizer(kernel))
+        if fusing.is_sum(use.node):
+            return quantized or use.node in self._before_quantizers
+        return kernel.kind != "pointwise" and self._leads_to_quantizer(kernel)
 
     def _only(
         self, maker: Kernel, kernel: Kernel, others: Sequence[Use], layers: tuple[str, ...]
@@ -177,7 +185,8 @@ class Writing:
             self._not_emitted(kernel, layers)
             return None
         sums = [use for use in others if use.node is not None and fusing.is_sum(use.node)]
-        if sums and quantized and self._is_residual(sums[0], kernel):
+        # Where other operators of the kernel read it too, the sum is a part of their function, as in GELU.
+        if len(sums) == len(others) and quantized and self._is_residual(sums[0], kernel):
             name = str(sums[0].read.name)
             cause = f"the sum reads '{name}' in float"
             self.breaks.append(Break(str(node.name), cause, rules.RESIDUAL, layers, (name,), str(node.name)))
@@ -243,3 +252,16 @@ class Writing:
         behind = [u.node for node in pairs for v in node.outputs for u in storage.uses(v)]
         kernels = [self._found.of[node] for node in behind if node is not None and node in self._found.of]
         return [kernel.layer.name for kernel in kernels if kernel.layer is not None]
+
+
+def _before_quantizers(found: Kernels) -> set[ir.Node]:
+    """Return the nodes from which a way leads to a quantizer of activations."""
+    values = [value for kernel in found.all for value in found.outputs(kernel)]
+    waiting = [node for value in values for node, _ in fusing.quantizers_of(value)]
+    seen = set(waiting)
+    while waiting:
+        makers = {v.producer() for v in waiting.pop().inputs if v is not None} - {None} - seen
+        fresh = [node for node in makers if node is not None]
+        seen.update(fresh)
+        waiting += fresh
+    return seen
