@@ -88,8 +88,13 @@ class Layer:
 
     @property
     def scales_per_channel(self) -> bool:
-        """Whether the stored weights have an axis that tells all outputs apart."""
-        return self.op != "ConvTranspose" or self.groups == 1
+        """Whether weights may have a scale for each output channel.
+
+        Not those of a ConvTranspose: TensorRT's own engineers say that its kernels take one for each input
+        channel (NVIDIA/TensorRT#2380), and of another the answers were wrong (#1694). One for all is right
+        everywhere.
+        """
+        return self.op != "ConvTranspose"
 
     def as_stored(self, matrix: Array) -> Array:
         """Return a (G, O/G, C/G, taps) array in the node's own layout."""

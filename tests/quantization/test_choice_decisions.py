@@ -81,10 +81,13 @@ def test_a_guessed_scale_reaches_what_stands_behind_a_normalization():
         (-4.0, -2.0, 1 / 255, (-3.5, -2.5)),
     ],
 )
-def test_where_the_levels_of_a_channel_lie(low, high, step, wanted):
-    offset = qparams._offset(np.array([low]), np.array([high]), np.array([step]))
+@pytest.mark.parametrize("usual", [-0.37, 0.0, 0.93])
+def test_where_the_levels_of_a_channel_lie(low, high, step, wanted, usual):
+    offset = qparams._offset(*(np.array([number]) for number in (low, high, step, usual)))
     ends = offset + np.array([qdq.LOWEST_LEVEL, qdq.HIGHEST_LEVEL]) * step
     np.testing.assert_allclose(ends, wanted, atol=step)
+    level = (usual - offset) / step
+    np.testing.assert_allclose(level, np.round(level), atol=1e-9)
 
 
 def test_the_ends_of_a_quantizer_are_those_of_its_levels():

@@ -139,3 +139,14 @@ def test_a_nodes_work_is_that_of_one_sample_whatever_is_free(tmp_path, dims):
 )
 def test_sizes_are_inferred_anew_unless_the_batch_alone_is_free(body, dims, known):
     assert job._only_batch_is_free(network(body, dims)) is known
+
+
+@pytest.mark.parametrize("policy", registry.policies().values(), ids=lambda policy: policy.name)
+def test_weights_of_a_transposed_convolution_have_one_scale(tmp_path, policy):
+    """TensorRT's kernels take none for each output channel, and gave wrong answers with some."""
+    body = "a = Conv(x, k0) r = Relu(a) t = ConvTranspose(r, k1) q = Relu(t) y = Conv(q, k2)"
+    result = quantized(body, tmp_path, policy)
+    (transposed,) = (node for node in result.model.graph if node.op_type == "ConvTranspose")
+    weights = transposed.inputs[1].producer()
+    assert weights.op_type == "DequantizeLinear"
+    assert graph.constant(weights.inputs[1]).shape == ()
