@@ -32,3 +32,11 @@ def test_such_a_number_is_a_mistake_in_use(words, tmp_path, capsys):
         path.touch()
     assert cli(["predict", str(net), str(image), *words], standalone_mode=False) == 2
     assert words[0] in capsys.readouterr().err
+
+
+def test_accuracy_cannot_drop_by_less_than_nothing(tmp_path, capsys):
+    net = tmp_path / "net.onnx"
+    net.touch()
+    words = ["quantize", str(net), "--calib-data", str(tmp_path), "-o", str(tmp_path / "q.onnx")]
+    assert cli([*words, "--max-drop", "-5"], standalone_mode=False) == 2
+    assert "--max-drop" in capsys.readouterr().err

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from se_deploy.commands.lowering import Destination, Worth
     from se_deploy.protocols import Arrays, Planner, Progress
 
-_NO_TARGET = "no target named"
+_NO_TARGET = "a target that nobody named"
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,10 @@ _allow_random = switch("--allow-random-calibration", "Without data, calibrate on
 _policy = optional("--policy", PolicyName(), "Named placement of Q/DQ nodes; default: the target's.")
 _min_sqnr = optional("--min-sqnr", Number(), "Keep layers in FP16, cheapest first, to reach this many dB.")
 _max_drop = optional(
-    "--max-drop", Number(), "Keep layers in FP16 until top-1 drops by at most this many points."
+    "--max-drop",
+    NumberRange(min=0),
+    "Keep layers in FP16 until top-1 drops by at most this many points.",
+    metavar="POINTS",
 )
 _keep = optional("--keep", Share(), "Share of the multiply-accumulates to keep in FP16, as 10%.")
 
