@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from se_deploy import calibration, graph
-from se_deploy.quantization import chain, qdq
+from se_deploy.quantization import chain, qdq, qparams
 from se_deploy.quantization.scales import UNSEEN_SCALE, representable
 
 if TYPE_CHECKING:
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from se_deploy.calibration import Method, Statistics
+    from se_deploy.protocols import FloatArray
     from se_deploy.quantization.layers import Layer
     from se_deploy.quantization.qdq import QuantParams
 
+_SHARES = np.geomspace(1 / 64, 1, 97)  # of the full range, tried as the range of a whole tensor
 _MOST_ROUNDS = 8  # a pair may ask for one scale with others, and that for another pair; networks took 3
 _APART = 2.0**-10  # relative steps between trial scales: no two that are meant to differ are equal
 
@@ -90,8 +92,13 @@ def with_pairs(
     method: Method,
 ) -> dict[str, QuantParams]:
     """Return the parameters of the layers' inputs with the pairs beside them and one scale per group."""
+    weights = _weights(placed.pairs, layers, statistics)
     own = {name: one.scale for name, one in params.items()}
-    bare = {p.tensor: _scale(statistics[p.tensor], method) for p in placed.pairs if p.tensor not in own}
+    bare = {
+        p.tensor: _scale(statistics[p.tensor], method, weights.get(p.tensor))
+        for p in placed.pairs
+        if p.tensor not in own
+    }
     scales = placed.scales({**own, **bare})
     read_by = {layer.node: layer.tensor for layer in layers}
     beside: dict[str, dict[qdq.Beside, None]] = {name: {} for name in params}
@@ -105,12 +112,48 @@ def with_pairs(
     }
 
 
-def _scale(statistics: Statistics, method: Method) -> float:
-    """Return the scale of a tensor as a whole, zero point 0, by one method."""
+def _weights(
+    pairs: Sequence[Pair], layers: Sequence[Layer], statistics: Mapping[str, Statistics]
+) -> dict[str, FloatArray]:
+    """Return what an error of power 1 in each channel of a pair's tensor does, (C,), at the layers behind.
+
+    Those that read the sum or the pooling in it: their input has the tensor's channels, and its error.
+    """
+    found = {}
+    for pair in pairs:
+        channels = len(statistics[pair.tensor].low)
+        behind = [
+            qparams.importance(statistics[layer.tensor], [layer])
+            for layer in layers
+            if layer.node in pair.used_by and len(statistics[layer.tensor].low) == channels
+        ]
+        if behind:
+            found[pair.tensor] = np.sum(behind, axis=0)
+    return found
+
+
+def _scale(statistics: Statistics, method: Method, weight: FloatArray | None = None) -> float:
+    """Return the scale of a tensor as a whole, zero point 0, by one method.
+
+    Least error is that of the outputs where an error in each channel does what `weight`, (C,), says; it is
+    the tensor's own where nothing is known of that.
+    """
+    if method == "mse" and weight is not None and weight.any():
+        return _least_error(statistics.expected(), weight)
     whole = statistics.per_tensor()
     low, high = calibration.choose_ranges(calibration.ClipError(whole), (method,))[method]
     reach = max(-float(low[0]) / -qdq.LOWEST_LEVEL, float(high[0]) / qdq.HIGHEST_LEVEL)
     return float(representable(np.array([reach]))[0]) if reach > 0 else UNSEEN_SCALE
+
+
+def _least_error(seen: Statistics, weight: FloatArray) -> float:
+    reach = max(float(-seen.low.min()) / -qdq.LOWEST_LEVEL, float(seen.high.max()) / qdq.HIGHEST_LEVEL)
+    if reach <= 0:
+        return UNSEEN_SCALE
+    steps = representable(reach * _SHARES)[:, None] * np.ones_like(weight)
+    clipped = calibration.ClipError(seen)(qdq.LOWEST_LEVEL * steps, qdq.HIGHEST_LEVEL * steps)
+    error = (weight * (steps**2 / 12 + clipped)).sum(axis=1)
+    return float(steps[int(error.argmin()), 0])
 
 
 def _mend(breaks: Iterable[chain.Break], pairs: dict[str, dict[str, None]], groups: _Groups) -> bool:

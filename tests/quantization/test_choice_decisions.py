@@ -413,3 +413,16 @@ def test_one_batch_is_enough_to_correct_biases_and_each_layer_is_told(tmp_path):
     )  # fmt: skip
     assert len(done) == 3
     assert steps == [("biases", i, 3) for i in (1, 2, 3)]
+
+
+def test_the_scale_of_a_pair_is_that_of_least_error_where_it_is_read():
+    x = np.random.default_rng(0).standard_normal((2, 8192)) * np.array([[1.0], [100.0]])
+    seen = observed(x)
+    own, quiet, loud = (
+        placement._scale(seen, "mse", None if weight is None else np.array(weight))
+        for weight in (None, [1.0, 0.0], [0.0, 1.0])
+    )
+    assert quiet < own / 20
+    assert loud == pytest.approx(own, rel=0.5)
+    assert placement._scale(seen, "mse", np.zeros(2)) == own, "nothing is known of what the error does"
+    assert placement._scale(seen, "minmax", np.array([1.0, 0.0])) == placement._scale(seen, "minmax")

@@ -158,6 +158,29 @@ def test_channels_that_are_loud_in_front_of_a_relu_decide_too(samples):
     assert quantized(model, samples, policy).sqnr_db["y"] > 25
 
 
+def test_the_scale_of_a_summand_is_the_one_of_least_error_behind_the_sum(samples):
+    """A loud channel of which the layer behind the sum reads nothing does not make the steps large."""
+    (policy,) = whole_policies()
+
+    def steps(*, is_read):
+        model = network(NETWORKS["downsampled residual"])
+        constants = {v.name: v for n in model.graph for v in n.inputs if v is not None and v.is_initializer()}
+        for name, row in (("w1_c", (3, slice(None))), ("w2_c", (slice(None), 3))):
+            array = constants[name].const_value.numpy().copy()
+            array[row] *= 30 if name == "w1_c" else float(is_read)
+            constants[name].const_value = ir.tensor(array, name=name)
+        options = dataclasses.replace(
+            FAST, policy=policy, base_precision="fp32", channel_equalization=False, bias_correction=False
+        )
+        result = quantize(model, samples, runtime=RUNTIME, options=options)
+        (add,) = (node for node in result.model.graph if node.op_type == "Add")
+        pairs = [v.producer() for v in add.inputs if v.producer().op_type == "DequantizeLinear"]
+        assert pairs
+        return max(float(graph.constant(pair.inputs[1])) for pair in pairs)
+
+    assert steps(is_read=False) < steps(is_read=True) / 3
+
+
 def test_a_cache_keeps_the_pairs(samples, tmp_path):
     (policy,) = whole_policies()
     model = network(NETWORKS["se residual"])
