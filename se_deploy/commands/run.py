@@ -15,6 +15,7 @@ from se_deploy.backends import keeping, registry
 from se_deploy.backends.backend import SessionOptions
 from se_deploy.commands import (
     artifacts,
+    benefit,
     build_engine,
     compilers,
     export,
@@ -34,8 +35,8 @@ from se_deploy.commands import (
 from se_deploy.commands.run_files import ENGINES, artifact_paths
 from se_deploy.commands.run_prepared import Prepared
 from se_deploy.commands.run_result import RunResult, drawing, machine, to_schema
-from se_deploy.errors import BadData, counted
-from se_deploy.options import ImageOptions, RunOptions, SampleOptions, TargetOptions
+from se_deploy.errors import BadData, BuildFailed, counted
+from se_deploy.options import ImageOptions, RewriteOptions, RunOptions, SampleOptions, TargetOptions
 from se_deploy.protocols import OVERALL, silent
 from se_deploy.schema import input_spec, provenance
 
@@ -207,6 +208,7 @@ def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps, starts: _S
     for name in ENGINES[asked.options.precision]:
         engines[name] = _build(asked, name, target, engines.get("fp16"), starts)
         steps.next()
+    portable = done.quantized and _weighed(asked, done.quantized, target, engines)
     inspection = _inspect(asked, taken, target)
     written += [built.engine for built in engines.values()]
     compared = _compare(asked, taken, written)
@@ -226,7 +228,7 @@ def _deploy(asked: _Asked, done: Prepared, said: Said, steps: _Steps, starts: _S
         dt.datetime.now(dt.timezone.utc).isoformat(timespec="seconds"),
         done.exported,
         inspection,
-        done.quantized,
+        portable,
         engines,
         compared,
         timed,
@@ -328,6 +330,32 @@ def _write_int8(asked: _Asked, paths: Mapping[str, Path], starts: _Starts) -> Qu
     )
     asked.progress("INT8 file", 1, 1, quantized.verified.summary)
     return quantized
+
+
+def _weighed(
+    asked: _Asked, quantized: QuantizeResult, target: TargetOptions, engines: Mapping[Precision, BuildResult]
+) -> QuantizeResult:
+    """Return the portable INT8 file with what it would cost where the INT8 engine runs, beside that one."""
+    if not isinstance(engines["int8"].worth, lowering.Worth):
+        return quantized
+    asked.progress("portable INT8 form", 0, 1)
+    half = engines["fp16"]
+    to = lowering.destination(
+        dataclasses.replace(target, rewrites=RewriteOptions(names=()), sizes=asked.sizes)
+    )
+    with lowering.planner_for(to) as planner:
+        try:
+            worth = benefit.weighed(
+                quantized.lowered.model,
+                lowering.half(quantized.lowered.rewritten),
+                to=to,
+                planner=planner,
+                built=lowering.Planned(half.built.plan, half.lowered.model),
+            )
+        except BuildFailed as e:
+            worth = benefit.Unweighed(f"the compiler takes no portable form: {e.message}")
+    asked.progress("portable INT8 form", 1, 1, "planned")
+    return dataclasses.replace(quantized, worth=worth)
 
 
 def _build(

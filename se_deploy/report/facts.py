@@ -297,6 +297,31 @@ def worth(report: Run) -> Worth | None:
     return next((entry for entry in found if entry), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One form of INT8: what it costs by the plan, and how near it comes to the network."""
+
+    path: str
+    name: str
+    int8_kernels: int
+    int8_bytes: int
+    int8_ms: float | None  # by the roofline of the device that is weighed on
+    sqnr_db: float | None  # the least of its outputs, on the data of `parity`
+
+
+def forms(report: Run) -> tuple[Form, ...]:
+    """Return INT8's two forms, what is deployed first; () where not both were planned."""
+    engine, portable = engines(report).get("int8"), report.quantize
+    if engine is None or engine.worth is None or portable is None or portable.worth is None:
+        return ()
+    near = {row.name: row.sqnr_db for row in artifacts(report)}
+    pairs = ((engine.engine, "deployed", engine.worth), (portable.onnx, "portable", portable.worth))
+    return tuple(
+        Form(path, name, cost.int8_kernels, cost.int8_bytes, cost.int8_ms, near.get(path))
+        for path, name, cost in pairs
+    )
+
+
 def ranges(report: Run) -> tuple[Range, ...]:
     """Return the calibrated ranges in graph order."""
     return report.quantize.ranges if report.quantize else ()

@@ -50,6 +50,7 @@ def html(report: Run, network_drawing: str | None = None) -> str:
             "quantize": report.quantize,
             "candidates": facts.candidates(report),
             "worth": facts.worth(report),
+            "forms": facts.forms(report),
             "sqnr": facts.sqnr_text(report),
             "input": facts.input_text(report),
             "ranges": facts.ranges(report),

@@ -82,6 +82,18 @@ def test_run_leaves_artifacts_and_a_report(made):
 
 
 @needs.RTX
+def test_both_forms_of_int8_are_planned_by_the_compiler_of_the_engine(made):
+    files, result = made
+    deployed, portable = result["build-engines"]["int8"]["worth"], result["quantize"]["worth"]
+    assert deployed["int8_kernels"] == result["build-engines"]["int8"]["plan"]["kernels"]
+    assert portable["int8_bytes"] > 0
+    assert portable["int8_kernels"] != deployed["int8_kernels"], "offsets and factors cost kernels"
+    assert "tensorrt-rtx" in portable["reason"]
+    assert result["quantize"]["worth_unknown"] is None
+    assert "Bytes per image</th>" in (files / "out" / "report.html").read_text()
+
+
+@needs.RTX
 def test_an_engine_is_inspected_without_a_gpu(made, capsys):
     files, _ = made
     code, out, _ = call(capsys, "inspect", files / "out" / "model.fp16.engine", "--json")

@@ -186,6 +186,30 @@ def test_whether_int8_is_worth_it_is_said_wherever_it_was_found(monkeypatch, whe
     )
 
 
+def test_both_forms_of_int8_stand_beside_each_other_where_both_were_planned(monkeypatch):
+    draw_nothing(monkeypatch)
+    given = sample.report()
+    alone = facts.forms(sample.typed(given))
+    given["build-engines"]["int8"]["worth"] = {
+        **given["quantize"]["worth"],
+        "int8_kernels": 66,
+        "int8_bytes": 1_390_000,
+        "int8_ms": 0.067,
+    }
+    typed = sample.typed(given)
+    near = {row.name: row.sqnr_db for row in facts.artifacts(typed)}
+    deployed, portable = facts.forms(typed)
+    assert alone == (), "the deployed form was not weighed"
+    assert (deployed.name, deployed.path) == ("deployed", given["build-engines"]["int8"]["engine"])
+    assert (deployed.int8_kernels, deployed.int8_bytes, deployed.int8_ms) == (66, 1_390_000, 0.067)
+    assert (portable.name, portable.path) == ("portable", given["quantize"]["onnx"])
+    assert (portable.int8_kernels, portable.int8_ms) == (78, None)
+    assert [form.sqnr_db for form in (deployed, portable)] == [near.get(f.path) for f in (deployed, portable)]
+    words = Page(report.html(typed)).words
+    assert "Form File SQNR Kernels Bytes per image Roofline" in words
+    assert f"portable {portable.path}" in words
+
+
 @needs.PLOTS
 def test_energy_has_a_column_where_one_artifact_has_it(monkeypatch, page):
     draw_nothing(monkeypatch)
