@@ -59,7 +59,12 @@ class Device:
         return len(found)
 
     def stop(self) -> None:
-        """Take the device off the net."""
+        """Take the device off the net, where it still is."""
+        if self.process.poll() is not None:
+            return
+        # It may be about to open a line, which would outlive it unseen: first it stands still.
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
         lines = _children(self.process.pid)  # which outlive it
         self.process.kill()
         self.process.wait()
