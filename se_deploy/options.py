@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from se_deploy import files
 from se_deploy.errors import BadInput, counted
 from se_deploy.schema import decode, input_spec
-from se_deploy.schema.common import OutputKind
+from se_deploy.schema.common import Method, OutputKind
 from se_deploy.schema.input_spec import Interpolation, Layout, Resize
 from se_deploy.signature import DeclaredInput, Feeding
 from se_deploy.targets import Target, resolve_target
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 FloatType = Literal["fp32", "fp16"]
 DeviceChoice = Literal["cpu", "cuda"]
-Method = Literal["minmax", "percentile", "entropy", "mse"]
 HardwareCompatibility = Literal["ampere-plus", "same-compute-capability"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
     from se_deploy.calibration.statistics import Statistics
     from se_deploy.protocols import FloatArray
+    from se_deploy.schema.common import Method
 
     _Cost = Callable[[FloatArray, FloatArray], FloatArray]
 
-Method = Literal["minmax", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = ("mse", "percentile", "entropy", "minmax")
 
 LEVELS = 256  # of INT8

@@ -267,11 +267,16 @@ def _nothing_to_quantize(float_layers: Sequence[FloatLayer]) -> UnsupportedGraph
             "the graph has no convolution or fully connected layer to quantize",
             hint="give the FP32 graph that `se-deploy export` wrote",
         )
-    reasons = "; ".join(f"'{layer.node}': {layer.reason}" for layer in float_layers[:_NAMED])
-    more = f"; and {len(float_layers) - _NAMED} more" if len(float_layers) > _NAMED else ""
+    reasons = told([f"'{layer.node}': {layer.reason}" for layer in float_layers])
     return UnsupportedGraph(
-        f"no layer of the graph can be quantized: {reasons}{more}", hint="leave the network in FP16 or FP32"
+        f"no layer of the graph can be quantized: {reasons}", hint="leave the network in FP16 or FP32"
     )
+
+
+def told(texts: Sequence[str]) -> str:
+    """Return the first few texts and how many there are beside them."""
+    listed = "; ".join(texts[:_NAMED])
+    return listed if len(texts) <= _NAMED else f"{listed}; and {len(texts) - _NAMED} more"
 
 
 def named(names: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from se_deploy.quantization import (
     sensitivity,
 )
 from se_deploy.quantization.fp16 import to_fp16
-from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare
+from se_deploy.quantization.job import GPTQ, Job, Plan, evenly, named, prepare, told
 from se_deploy.quantization.layers import FloatLayer, Layer, NoLayer
 from se_deploy.quantization.options import QuantizationResult, QuantizeOptions
 from se_deploy.schema import tool_version
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from se_deploy.quantization.qdq import QuantizedLayer, QuantParams
 
 
-_NAMED = 4  # breaks that a message names: more make it no clearer
 _NO_SIGNAL = 1e10  # noise over signal: no layer of eight bits makes 100 dB more than there is to lose
 
 
@@ -275,9 +274,8 @@ def _check_pairs(path: Path, known: Cache, model: ir.Model) -> None:
 def _breaks(written: ir.Model) -> list[str]:
     """Return what breaks the chain of INT8 layers although the form keeps it whole: the network does."""
     found = chain.lint_breaks(written)
-    named_few = "; ".join(f"at '{one.node}': {one.cause}" for one in found[:_NAMED])
-    more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return [f"the network itself breaks the INT8 chain {named_few}{more}"] if found else []
+    places = told([f"at '{one.node}': {one.cause}" for one in found])
+    return [f"the network itself breaks the INT8 chain {places}"] if found else []
 
 
 def _notes(

@@ -18,6 +18,7 @@ Amount = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Dims = tuple[int, ...]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Method = Literal["minmax", "percentile", "entropy", "mse"]  # of choosing INT8 ranges
 FusionVerdict = Literal["fused", "split", "fallback"]
 OutputKind = Literal["logits", "labels", "mask", "boxes", "scores", "embedding", "values"]
 GateName = Literal["parity", "fusion", "precision", "latency", "chain", "sweep"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
 from se_deploy.errors import counted
-from se_deploy.schema.common import Block, Count, Dims, Plan, Precision
+from se_deploy.schema.common import Block, Count, Dims, Method, Plan, Precision
 from se_deploy.schema.input_spec import InputSpec
 
 LARGEST_SCALE = 65_504.0
@@ -28,7 +28,6 @@ Finite = Annotated[float, Meta(ge=-LARGEST_FLOAT, le=LARGEST_FLOAT)]
 Held = Annotated[float, Meta(ge=-LARGEST_HELD, le=LARGEST_HELD)]
 Scale = Annotated[float, Meta(gt=0, le=LARGEST_SCALE)]
 HeldScale = Annotated[float, Meta(ge=SMALLEST_SCALE, le=LARGEST_SCALE)]
-Method = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 class ShapeRange(Struct, frozen=True):
